@@ -1,0 +1,83 @@
+"""Which quantization should I ship, for this model, on this hardware, and is the loss real?
+
+Public names are imported when they are first used, so that ``import llmquant`` loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmquant import errors as errors
+    from llmquant import executors as executors
+    from llmquant.call import Call as Call
+    from llmquant.compare import Comparison as Comparison
+    from llmquant.compare import compare as compare
+    from llmquant.compare import load as load
+    from llmquant.compare import plugins as plugins
+    from llmquant.compare import quantize as quantize
+    from llmquant.compare import register as register
+    from llmquant.compare import run as run
+    from llmquant.compare import run_study as run_study
+    from llmquant.experiment import Experiment as Experiment
+    from llmquant.experiment import InputFile as InputFile
+    from llmquant.experiment import ModelRequest as ModelRequest
+    from llmquant.experiment import Study as Study
+    from llmquant.models import ModelInfo as ModelInfo
+    from llmquant.plugins.spec import PluginSpec as PluginSpec
+    from llmquant.plugins.spec import RunEvent as RunEvent
+    from llmquant.plugins.spec import hookimpl as hookimpl
+    from llmquant.protocols import AppliedQuantization as AppliedQuantization
+    from llmquant.protocols import Context as Context
+    from llmquant.protocols import Cost as Cost
+    from llmquant.protocols import Evaluator as Evaluator
+    from llmquant.protocols import Executor as Executor
+    from llmquant.protocols import LoadedModel as LoadedModel
+    from llmquant.protocols import Quantizer as Quantizer
+    from llmquant.run import Measurement as Measurement
+    from llmquant.run import Result as Result
+    from llmquant.run import Run as Run
+    from llmquant.run import Sample as Sample
+    from llmquant.store import Store as Store
+    from llmquant.study_file import read_study as read_study
+    from llmquant.study_file import write_study as write_study
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "llmquant.call": ("Call",),
+    "llmquant.compare": ("Comparison", "compare", "load", "plugins", "quantize", "register", "run", "run_study"),
+    "llmquant.experiment": ("Experiment", "InputFile", "ModelRequest", "Study"),
+    "llmquant.models": ("ModelInfo",),
+    "llmquant.plugins.spec": ("PluginSpec", "RunEvent", "hookimpl"),
+    "llmquant.protocols": (
+        "AppliedQuantization",
+        "Context",
+        "Cost",
+        "Evaluator",
+        "Executor",
+        "LoadedModel",
+        "Quantizer",
+    ),
+    "llmquant.run": ("Measurement", "Result", "Run", "Sample"),
+    "llmquant.store": ("Store",),
+    "llmquant.study_file": ("read_study", "write_study"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME, "errors", "executors"]  # noqa: PLE0604 - the names are strings, one table says where they live
+
+
+def __getattr__(name: str) -> Any:  # Any: public names are of every kind
+    if name in ("errors", "executors"):
+        return importlib.import_module(f"llmquant.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'llmquant' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # over the submodule of the same name, which importing it has bound
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

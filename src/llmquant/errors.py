@@ -1,0 +1,116 @@
+"""Every deliberate error, in one tree.
+
+::
+
+    LlmquantError
+    ├── RequestError               the request is wrong, nothing was started (exit code 2)
+    │   ├── UnknownNameError       no such plugin, preset, task or option
+    │   ├── AmbiguousNameError     two packages offer the name
+    │   ├── OptionError            an option has the wrong type or value
+    │   ├── UnsupportedError       this model or device cannot do what was asked
+    │   ├── ModelError             a model is missing, gated, damaged or unsafe to open
+    │   ├── MissingDependencyError a package is not installed; the message has the line that installs it
+    │   ├── StoreError             not a store, an empty store, or one of a newer version
+    │   └── RequestErrors          several of these, found together
+    ├── PluginError                a plugin broke its contract or raised while it was loaded
+    └── RunError                   an experiment failed; it is stored as a failed run (exit code 1)
+        ├── NotHonouredError       what was loaded is not what was asked for
+        └── SanityError            the loaded model does not produce text
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class LlmquantError(Exception):
+    """The root of the tree.
+
+    Args:
+        message: what was wrong and what was found.
+        hint: what to do about it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class RequestError(LlmquantError):
+    """The request is wrong; nothing was started."""
+
+
+class UnknownNameError(RequestError):
+    """No plugin, preset, task or option has this name."""
+
+
+class AmbiguousNameError(RequestError):
+    """Two packages offer the same short name."""
+
+
+class OptionError(RequestError):
+    """An option has the wrong type or value."""
+
+
+class UnsupportedError(RequestError):
+    """This model or device cannot do what was asked."""
+
+
+class ModelError(RequestError):
+    """A model is missing, gated, damaged or unsafe to open."""
+
+
+class MissingDependencyError(RequestError):
+    """A package is not installed."""
+
+
+class StoreError(RequestError):
+    """A folder is not a store, is empty, or was written by a newer version."""
+
+
+class RequestErrors(RequestError):
+    """All mistakes of one request, found together.
+
+    Attributes:
+        errors: the single mistakes, in the order of the request.
+    """
+
+    def __init__(self, errors: Sequence[RequestError]) -> None:
+        super().__init__("\n".join(f"- {str(error).replace(chr(10), chr(10) + '  ')}" for error in errors))
+        self.errors = tuple(errors)
+
+
+class PluginError(LlmquantError):
+    """A plugin broke its contract or raised while it was loaded."""
+
+
+class RunError(LlmquantError):
+    """An experiment failed; it is stored as a failed run."""
+
+
+class NotHonouredError(RunError):
+    """What was loaded is not what was asked for."""
+
+
+class SanityError(RunError):
+    """The loaded model does not produce text."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names a mistyped one is close to.
+
+    Returns:
+        A hint: the nearest names when some are close, else all of them (or their number when they are many).
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(repr(match) for match in close)}?"
+    if not names:
+        return "None is installed."
+    return f"Known: {', '.join(names)}." if len(names) <= 40 else f"{len(names)} names are known; none is close."

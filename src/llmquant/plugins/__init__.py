@@ -1,0 +1,1 @@
+"""Plugins: what one is (`spec`), its options (`options`), and how they are found (`registry`)."""

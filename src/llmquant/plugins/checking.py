@@ -1,0 +1,58 @@
+"""Look at installed plugins for people: what there is, and whether one of them could run here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llmquant.call import Call
+from llmquant.errors import UnknownNameError, nearest
+from llmquant.experiment import PluginKind
+from llmquant.plugins.registry import Registry, registry
+
+_KINDS: tuple[PluginKind, ...] = ("quantizer", "evaluator", "embedder", "executor")
+
+
+def plugin_rows(known: Registry) -> list[dict[str, Any]]:  # Any: JSON objects
+    """List plugins by kind, each with its presets and what it still needs."""
+    rows: list[dict[str, Any]] = []
+    for kind in _KINDS:
+        for plugin in known.plugins:
+            if plugin.spec.kind == kind:
+                missing = known.missing(plugin)
+                rows.append(
+                    {
+                        "kind": kind,
+                        "name": plugin.spec.name,
+                        "package": plugin.package,
+                        "version": plugin.version,
+                        "summary": plugin.spec.summary,
+                        "presets": list(plugin.spec.presets),
+                        "missing": f"{missing.message}. {missing.hint}" if missing else "",
+                    }
+                )
+    return rows
+
+
+def check_plugin(name: str) -> Iterator[str]:
+    """Look a plugin up, build its options, import its heavy half; yield a line a step.
+
+    Raises:
+        RequestError: if there is none of this name, or what it needs is not installed.
+        PluginError: if its own code fails.
+    """
+    known = registry()
+    kinds = [kind for kind in _KINDS if name.rpartition("/")[2] in known.names(kind)]
+    if not kinds:
+        everything = [n for kind in _KINDS for n in known.names(kind)]
+        raise UnknownNameError(f"no plugin is called {name!r}", hint=nearest(name, everything))
+    for kind in kinds:
+        plugin, preset = known.find(kind, name)
+        yield f"{kind} {plugin.full_name} {plugin.version}: {plugin.spec.summary}"
+        if preset:
+            yield f"  preset {name}: {Call(plugin.spec.name, (), preset)}"
+        yield f"  options {plugin.spec.options}: {known.options_class(plugin).__name__} imports"
+        missing = known.missing(plugin)
+        if missing:
+            raise missing
+        yield f"  target {plugin.spec.target}: {known.target(plugin).__name__} imports"

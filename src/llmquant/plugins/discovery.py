@@ -1,0 +1,177 @@
+"""Take plugins in through entry points, each by itself: what fails becomes a visible `Broken` row.
+
+Pluggy's own entry-point loading drops the second of two packages with one entry name, stops at the first broken
+package, and says nothing of a mistyped hook.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from llmquant.errors import LlmquantError, OptionError, PluginError, nearest
+from llmquant.plugins.field_types import coerce, field_types
+from llmquant.plugins.spec import Hooks, PluginSpec
+
+GROUP = "llmquant"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A spec and the package it came from.
+
+    Attributes:
+        package: the distribution's normalized name; ``registered`` for a plugin of a notebook or script.
+        version: the distribution's.
+    """
+
+    spec: PluginSpec
+    package: str
+    version: str
+
+    @property
+    def full_name(self) -> str:
+        """Name it unambiguously: ``package/name``."""
+        return f"{self.package}/{self.spec.name}"
+
+    @property
+    def names(self) -> list[str]:
+        """List its own name and its presets."""
+        return list(dict.fromkeys([self.spec.name, *self.spec.presets]))
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An entry point whose plugins could not be taken, and why.
+
+    Attributes:
+        package: ``distribution:entry``.
+    """
+
+    package: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """What the entry points gave.
+
+    Attributes:
+        hooks: the packages that were taken, for their observers.
+    """
+
+    plugins: tuple[Plugin, ...]
+    broken: tuple[Broken, ...]
+    hooks: pluggy.PluginManager
+
+
+def load_entry_points(entry_points: Iterable[importlib.metadata.EntryPoint], disabled: Sequence[str]) -> Discovered:
+    """Load every entry point whose package is not disabled; llmquant's own come first."""
+    hooks = pluggy.PluginManager(GROUP)
+    hooks.add_hookspecs(Hooks)
+    plugins: list[Plugin] = []
+    broken: list[Broken] = []
+    off = {canonicalize_name(name.strip()) for name in disabled}
+    for entry in sorted(
+        entry_points, key=lambda entry: (package_of(entry) != "llmquant", package_of(entry), entry.name)
+    ):
+        package = package_of(entry)
+        if package in off:
+            continue
+        name = f"{package}:{entry.name}"
+        try:
+            found = _load(entry, name, hooks)
+        except (Exception, SystemExit) as error:  # a third party's module may raise anything
+            if hooks.has_plugin(name):
+                hooks.unregister(name=name)
+            broken.append(Broken(name, _reason(error)))
+            continue
+        for spec in found:
+            try:
+                plugin = Plugin(checked_spec(spec), package, entry.dist.version if entry.dist else "0")
+                _check_names_are_new(plugin, plugins)
+            except PluginError as error:
+                broken.append(Broken(name, _reason(error)))
+            else:
+                plugins.append(plugin)
+    return Discovered(tuple(plugins), tuple(broken), hooks)
+
+
+def package_of(entry: importlib.metadata.EntryPoint) -> str:
+    """Name the distribution an entry point belongs to, normalized."""
+    return canonicalize_name(entry.dist.name) if entry.dist and entry.dist.name else "unknown"
+
+
+def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned
+    """Check a spec's every field.
+
+    Returns:
+        The spec, lists turned into tuples.
+
+    Raises:
+        PluginError: if it is no spec, or a field is wrong.
+    """
+    if not isinstance(spec, PluginSpec):
+        raise PluginError(f"llmquant_register returned {type(spec).__name__}, not PluginSpec")
+    values: dict[str, Any] = {}  # Any: the fields of PluginSpec
+    for field, hint in field_types(PluginSpec).items():
+        try:
+            values[field] = coerce(getattr(spec, field), hint, f"{spec.name!r}: {field}")
+        except OptionError as error:
+            raise PluginError(error.message, hint=error.hint) from error
+    checked: PluginSpec = dataclasses.replace(spec, **values)
+    for name in (checked.name, *checked.presets):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise PluginError(f"{name!r} is no plugin name", hint="Use letters, digits, '_', '-' and '.'.")
+    for field in ("options", "target"):
+        if not re.fullmatch(r"[\w.]+:\w+", values[field]):
+            raise PluginError(f"{checked.name!r}: {field} is {values[field]!r}, not 'module:Class'")
+    for text in checked.requires:
+        try:
+            Requirement(text)
+        except InvalidRequirement as error:
+            raise PluginError(f"{checked.name!r}: requires has {text!r}, which is no requirement") from error
+    return checked
+
+
+def _load(entry: importlib.metadata.EntryPoint, name: str, hooks: pluggy.PluginManager) -> list[Any]:
+    """Import an entry point's module, register its hooks, and ask it for its specs."""
+    module = entry.load()
+    known = [hook for hook, _ in inspect.getmembers(Hooks, inspect.isfunction) if hook.startswith("llmquant_")]
+    for hook, value in list(vars(module).items()):
+        if hook not in known and hasattr(value, f"{GROUP}_impl"):
+            raise PluginError(f"unknown hook {hook!r}", hint=nearest(hook, known))
+    hooks.register(module, name)
+    own = hooks.get_hookcallers(module) or []
+    if not own:
+        raise PluginError(
+            f"{entry.value} implements no llmquant hook", hint="Decorate llmquant_register with @hookimpl."
+        )
+    specs: list[Any] = []  # Any: what a third party returned
+    for implementation in hooks.hook.llmquant_register.get_hookimpls():
+        if implementation.plugin_name == name:
+            returned = implementation.function()
+            if not isinstance(returned, Iterable):
+                raise PluginError(f"llmquant_register returned {returned!r}", hint="Return a list of PluginSpec.")
+            specs += returned
+    return specs
+
+
+def _check_names_are_new(plugin: Plugin, plugins: Iterable[Plugin]) -> None:
+    for other in plugins:
+        if (other.package, other.spec.kind) == (plugin.package, plugin.spec.kind):
+            for name in set(plugin.names) & set(other.names):
+                raise PluginError(f"{plugin.spec.kind} {name!r} is offered twice by {plugin.package}")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).replace("\n", ". ") if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,169 @@
+"""Which types options may have, and how a value becomes one of them.
+
+They are ``bool``, ``int``, ``float``, ``str``, ``Literal[...]``, ``InputFile``, ``tuple[T, ...]``, ``Mapping[str, T]``,
+``Json``, and unions of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from llmquant.errors import OptionError, PluginError, nearest
+from llmquant.experiment import Digest, InputFile, canonical_json
+
+Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
+
+# `Json` is recursive, so hints are resolved with it as `Any`; the other two names occur in its definition.
+_NAMES = {"Json": Any, "Sequence": Sequence, "Mapping": Mapping}
+
+_SCALARS: dict[type, tuple[str, Callable[[Any], bool]]] = {  # Any: option values
+    bool: ("true or false", lambda v: isinstance(v, bool)),
+    int: ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    float: ("a finite number", lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf),
+    str: ("a text", lambda v: isinstance(v, str)),
+}
+
+
+def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own dataclass
+    """Return the types of a dataclass's options, in order.
+
+    Raises:
+        PluginError: if it is no dataclass, or a field has a type that options cannot have.
+    """
+    where = f"{cls.__module__}:{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        raise PluginError(f"{where} is no dataclass; options are frozen dataclasses")
+    try:
+        hints = typing.get_type_hints(cls, localns=_NAMES)
+    except (NameError, TypeError) as error:
+        raise PluginError(f"the types of {where} cannot be resolved: {error}") from error
+    found = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    for name, hint in found.items():
+        if not _supported(hint):
+            raise PluginError(
+                f"{where}: {name} has type {hint}",
+                hint="Options may be bool, int, float, str, Literal, InputFile, tuple[T, ...], Mapping[str, T], "
+                "Json, and unions of these.",
+            )
+    return found
+
+
+def takes_many(hint: Type) -> bool:
+    """Tell whether several positional values can go to a field of this type."""
+    return _origin(hint) is tuple or (_is_union(hint) and any(takes_many(arm) for arm in get_args(hint)))
+
+
+def coerce(value: Any, hint: Type, where: str) -> Any:  # Any: option values
+    """Check a value as it was written and turn it into a field's type.
+
+    Args:
+        where: plugin and option, to begin an error's message with.
+
+    Raises:
+        OptionError: if the value does not fit.
+    """
+    args = get_args(hint)
+    if _is_union(hint):
+        return _union(value, args, where)
+    if _origin(hint) is Literal:
+        return _literal(value, args, where)
+    if _origin(hint) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(coerce(item, args[0], where) for item in items)
+    if hint is InputFile:
+        return _input_file(value, where)
+    if _is_mapping(hint):
+        if not isinstance(value, Mapping):
+            raise OptionError(f"{where} must be a table, found {value!r}", hint='Write it as JSON: {"key": value}.')
+        return {str(key): coerce(item, args[1], f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return _json(value, where)
+    name, accepts = _SCALARS[hint]
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # a bare word of digits
+    if not accepts(value):
+        hint_text = f'Write "{value}" in double quotes.' if hint is str and isinstance(value, float) else ""
+        raise OptionError(f"{where} must be {name}, found {value!r}", hint=hint_text)
+    return float(value) if hint is float else value
+
+
+def _origin(hint: Type) -> Any:  # Any: a type; the stubs promise too little for `tuple` and `Literal`
+    return get_origin(hint)
+
+
+def _supported(hint: Type) -> bool:
+    args = get_args(hint)
+    if _is_union(hint):
+        return all(arm is type(None) or _supported(arm) for arm in args)
+    if _origin(hint) is tuple:
+        return len(args) == 2 and args[1] is Ellipsis and _supported(args[0])
+    if _is_mapping(hint):
+        return len(args) == 2 and args[0] is str and _supported(args[1])
+    return _origin(hint) is Literal or hint is InputFile or hint is Any or hint in _SCALARS
+
+
+def _is_union(hint: Type) -> bool:
+    return _origin(hint) in (Union, types.UnionType)
+
+
+def _is_mapping(hint: Type) -> bool:
+    origin = _origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _union(value: Any, arms: tuple[Type, ...], where: str) -> Any:  # Any: option values
+    if value is None and type(None) in arms:
+        return None
+    errors = []
+    for arm in arms:
+        if arm is not type(None):
+            try:
+                return coerce(value, arm, where)
+            except OptionError as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    raise OptionError(f"{where} is {value!r}", hint="It must be " + " or ".join(_name(arm) for arm in arms) + ".")
+
+
+def _literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:  # Any: option values
+    for choice in choices:
+        # 8 and 8.0, or 1 and True, are equal but not the same choice; 8 may stand for the text "8".
+        if (type(value) is type(choice) and value == choice) or (type(value) is int and choice == str(value)):
+            return choice
+    raise OptionError(f"{where} is {value!r}", hint=nearest(str(value), map(str, choices)))
+
+
+def _input_file(value: Any, where: str) -> InputFile:  # Any: option values
+    if isinstance(value, InputFile):
+        return value
+    if isinstance(value, Mapping) and set(value) == {"digest", "name"}:
+        return InputFile(Digest(value["digest"]), value["name"])
+    if not isinstance(value, str | Path):
+        raise OptionError(f"{where} must be a file's path, found {value!r}")
+    try:
+        return InputFile.read(Path(value).expanduser())
+    except OptionError as error:
+        raise OptionError(f"{where}: {error.message}") from error
+
+
+def _json(value: Any, where: str) -> Any:  # Any: option values
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{where} must be JSON, found {value!r}") from error
+    return value
+
+
+def _name(hint: Type) -> str:
+    if hint is type(None):
+        return "null"
+    if _origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(hint))
+    return _SCALARS[hint][0] if hint in _SCALARS else getattr(hint, "__name__", str(hint))

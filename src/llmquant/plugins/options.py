@@ -1,0 +1,114 @@
+"""From what somebody wrote to a checked options object, and back to JSON.
+
+Positional values go to the first field; `llmquant.plugins.field_types` says which types fields may have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from llmquant.call import Call, Json
+from llmquant.errors import (
+    LlmquantError,
+    OptionError,
+    PluginError,
+    RequestError,
+    RequestErrors,
+    UnknownNameError,
+    nearest,
+)
+from llmquant.experiment import Digest, InputFile
+from llmquant.plugins.field_types import coerce, field_types, takes_many
+
+Options = Any  # Any: plugins bring their own dataclasses
+
+
+def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None) -> Options:  # Any: see Options
+    """Construct options from a call, over a preset's `defaults`.
+
+    Raises:
+        UnknownNameError: for an option that does not exist.
+        OptionError: for a wrong type, a wrong value, or a value missing; also for a `ValueError` of the class itself.
+        RequestErrors: for several of these.
+        PluginError: if the class is no dataclass of the types that options may have, or raises anything else.
+    """
+    types = field_types(cls)
+    given: dict[str, Json] = {**(defaults or {}), **call.options, **_positional(call, types)}
+    errors: list[RequestError] = []
+    values: dict[str, Any] = {}  # Any: option values
+    for name, value in given.items():
+        if name not in types:
+            hint = nearest(name, types) if types else "It has no options."
+            errors.append(UnknownNameError(f"{call.name} has no option {name!r}", hint=hint))
+            continue
+        try:
+            values[name] = coerce(value, types[name], f"{call.name}: {name}")
+        except RequestError as error:
+            errors.append(error)
+    errors += [
+        OptionError(f"{call.name} needs a value for {f.name!r}")
+        for f in dataclasses.fields(cls)
+        if f.init and f.name not in given and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    if len(errors) > 1:
+        raise RequestErrors(errors)
+    if errors:
+        raise errors[0]
+    try:
+        return cls(**values)
+    except LlmquantError:
+        raise
+    except ValueError as error:
+        raise OptionError(f"{call.name}: {error}") from error
+    except Exception as error:  # the plugin author's own checks may raise anything
+        raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {error!r}") from error
+
+
+def dump(options: Options) -> dict[str, Json]:
+    """Return every option as JSON, defaults included."""
+    return {f.name: _dump(getattr(options, f.name)) for f in dataclasses.fields(options) if f.init}
+
+
+def restore(cls: type[Any], data: Mapping[str, Json]) -> Options:  # Any: see Options
+    """Construct options from what `dump` returned; files come back without a path."""
+    return build(cls, Call(cls.__name__, (), data))
+
+
+def input_files(options: Options) -> dict[Digest, Path]:
+    """Return where the files that options name are on this machine."""
+    found: dict[Digest, Path] = {}
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, InputFile) and item.path is not None:
+                found[item.digest] = item.path
+    return found
+
+
+def _positional(call: Call, types: Mapping[str, Any]) -> dict[str, Json]:  # Any: types
+    """Give the positional values to the first option."""
+    if not call.args:
+        return {}
+    if not types:
+        raise OptionError(f"{call.name} takes no value, found {call.args[0]!r}")
+    first = next(iter(types))
+    if first in call.options:
+        raise OptionError(f"{call.name}: {first} is given twice, by position and by name")
+    if len(call.args) == 1:
+        return {first: call.args[0]}
+    if not takes_many(types[first]):
+        raise OptionError(f"{call.name} takes one positional value ({first}), found {len(call.args)}")
+    return {first: list(call.args)}
+
+
+def _dump(value: Any) -> Json:  # Any: option values
+    if isinstance(value, InputFile):
+        return {"digest": value.digest, "name": value.name}
+    if isinstance(value, tuple | list):
+        return [_dump(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _dump(item) for key, item in value.items()}
+    return cast("Json", value)

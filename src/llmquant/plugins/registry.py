@@ -1,0 +1,255 @@
+"""Look plugins up by name, choose their options, and construct them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pluggy
+from packaging.requirements import Requirement
+
+from llmquant.call import Call, Json
+from llmquant.errors import (
+    AmbiguousNameError,
+    LlmquantError,
+    MissingDependencyError,
+    PluginError,
+    UnknownNameError,
+    nearest,
+)
+from llmquant.experiment import PluginKind, PluginUse
+from llmquant.plugins import options as option_types
+from llmquant.plugins.discovery import GROUP, Broken, Plugin, checked_spec, load_entry_points
+from llmquant.plugins.sources import find_source, plugin_version
+from llmquant.plugins.spec import PluginSpec, RunEvent
+
+DISABLE = "LLMQUANT_DISABLE_PLUGINS"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A plugin with its options: what a name in a study stands for.
+
+    Attributes:
+        options: the plugin's light half.
+        use: the same as pure data, for an experiment.
+    """
+
+    plugin: Plugin
+    options: Any  # Any: plugins bring their own dataclasses
+    use: PluginUse
+
+
+class Registry:
+    """All plugins that can be found.
+
+    Attributes:
+        plugins: in the order they were found.
+        broken: packages that could not be taken; they harm nobody else.
+    """
+
+    def __init__(self, plugins: Sequence[Plugin], broken: Sequence[Broken], hooks: pluggy.PluginManager) -> None:
+        self.plugins = list(plugins)
+        self.broken = list(broken)
+        self._hooks = hooks
+
+    def names(self, kind: PluginKind) -> list[str]:
+        """List what can be asked for: plugins and presets, short names."""
+        return [name for plugin in self.plugins if plugin.spec.kind == kind for name in plugin.names]
+
+    def find(self, kind: PluginKind, name: str) -> tuple[Plugin, dict[str, Json]]:
+        """Find a plugin by short or full name or by preset.
+
+        Returns:
+            The plugin, and the preset's options (empty for a plugin's own name).
+
+        Raises:
+            UnknownNameError: if there is none; the nearest names and the broken packages are in the hint.
+            AmbiguousNameError: if several packages offer the short name.
+        """
+        package, slash, short = name.rpartition("/")
+        found = [
+            plugin
+            for plugin in self.plugins
+            if plugin.spec.kind == kind and short in plugin.names and (not slash or plugin.package == package)
+        ]
+        if not found:
+            raise UnknownNameError(f"no {kind} is called {name!r}", hint=self._hint(kind, name))
+        if len(found) > 1:
+            raise AmbiguousNameError(
+                f"{kind} {name!r} is offered by {' and '.join(p.package for p in found)}",
+                hint=f"Write {' or '.join(f'{p.package}/{short}' for p in found)}, or set {DISABLE}.",
+            )
+        return found[0], dict(found[0].spec.presets.get(short, {}))
+
+    def choose(self, kind: PluginKind, call: Call) -> Chosen:
+        """Look a call up and build its options.
+
+        Raises:
+            RequestError: for an unknown name or option, or a wrong value.
+        """
+        plugin, preset = self.find(kind, call.name)
+        options = option_types.build(self.options_class(plugin), call, preset)
+        return self.chosen(plugin, options, label=str(call))
+
+    def chosen(self, plugin: Plugin, options: Any, *, label: str) -> Chosen:  # Any: see Chosen
+        """Pair a plugin with options that exist already."""
+        dumped = option_types.dump(options)
+        return Chosen(plugin, options, PluginUse(plugin.full_name, plugin_version(plugin), dumped, label))
+
+    def restore(self, kind: PluginKind, use: PluginUse) -> Chosen:
+        """Rebuild on a worker what `choose` gave elsewhere.
+
+        Raises:
+            RequestError: if the plugin is not installed here.
+            PluginError: if it has another version here.
+        """
+        plugin, _ = self.find(kind, use.plugin)
+        version = plugin_version(plugin)
+        if version != use.version:
+            raise PluginError(
+                f"{use.plugin} has version {version} here, and the experiment was planned with {use.version}",
+                hint="Give the command again to plan it with the version that is installed.",
+            )
+        return Chosen(plugin, option_types.restore(self.options_class(plugin), use.options), use)
+
+    def options_class(self, plugin: Plugin) -> type[Any]:  # Any: plugins bring their own dataclasses
+        """Import a plugin's light half.
+
+        Raises:
+            PluginError: if it cannot be imported.
+        """
+        cls: type[Any] = _import(plugin, plugin.spec.options)  # Any: see above
+        return cls
+
+    def target(self, plugin: Plugin) -> Any:  # Any: a class of a third party
+        """Import a plugin's heavy half.
+
+        Raises:
+            PluginError: if it cannot be imported.
+        """
+        return _import(plugin, plugin.spec.target)
+
+    def construct(self, chosen: Chosen) -> Any:  # Any: a Quantizer, Evaluator, Embedder or Executor
+        """Import a plugin's heavy half and construct it with its options.
+
+        Raises:
+            MissingDependencyError: if a package it needs is not installed.
+            PluginError: if its own code fails.
+        """
+        missing = self.missing(chosen.plugin)
+        if missing:
+            raise missing
+        try:
+            return self.target(chosen.plugin)(chosen.options)
+        except LlmquantError:
+            raise
+        except Exception as error:  # the plugin author's constructor may raise anything
+            raise PluginError(f"{chosen.plugin.full_name} failed while it was constructed: {error!r}") from error
+
+    def missing(self, plugin: Plugin) -> MissingDependencyError | None:
+        """Say what has to be installed before this plugin can run; ``None`` if nothing."""
+        for text in plugin.spec.requires:
+            requirement = Requirement(text)
+            if requirement.marker is not None and not requirement.marker.evaluate():
+                continue
+            cause = None
+            try:
+                version = importlib.metadata.version(requirement.name)
+                if requirement.specifier.contains(version, prereleases=True):
+                    continue
+                found = f"has version {version}"
+            except importlib.metadata.PackageNotFoundError as error:
+                cause, found = error, "is not installed"
+            line = plugin.spec.install or f'pip install "{requirement}"'
+            missing = MissingDependencyError(
+                f"{plugin.spec.kind} {plugin.spec.name!r} needs {requirement}, which {found}", hint=f"Run: {line}"
+            )
+            missing.__cause__ = cause
+            return missing
+        return None
+
+    def register(self, spec: PluginSpec) -> None:
+        """Add a plugin from a notebook or script; one of the same name that was registered before is replaced.
+
+        Raises:
+            PluginError: if its classes live in ``__main__``, where no worker can import them, or do not import.
+        """
+        plugin = Plugin(checked_spec(spec), "registered", spec.version)
+        for text in (spec.options, spec.target):
+            module = text.split(":")[0]
+            if module == "__main__":
+                raise PluginError(
+                    f"{text} lives in __main__, which a worker process cannot import",
+                    hint="Move the class into a module (a .py file beside the notebook will do).",
+                )
+            find_source(module)
+        self.options_class(plugin)
+        others = [p for p in self.plugins if p.full_name != plugin.full_name or p.spec.kind != spec.kind]
+        self.plugins = [*others, plugin]
+
+    def notify(self, event: RunEvent) -> None:
+        """Tell every observer; one that raises is logged and fails nothing."""
+        hooks = self._hooks.hook
+        hook = hooks.llmquant_run_started if event.status == "started" else hooks.llmquant_run_finished
+        for implementation in hook.get_hookimpls():
+            try:
+                implementation.function(**({"event": event} if "event" in implementation.argnames else {}))
+            except Exception:  # an observer is somebody else's code and must not fail a run
+                _log.exception("observer %s failed", implementation.plugin_name)
+
+    def _hint(self, kind: PluginKind, name: str) -> str:
+        """Say what an unknown name may have meant."""
+        known = [plugin for plugin in self.plugins if plugin.spec.kind == kind]
+        full = [f"{plugin.package}/{short}" for plugin in known for short in plugin.names]
+        others = [other for other in get_args(PluginKind) if name in self.names(other)]
+        if name in _REPLACED:
+            hint = _REPLACED[name]
+        elif others:
+            hint = f"It is an {others[0]}." if others[0][0] in "aeiou" else f"It is a {others[0]}."
+        else:
+            hint = nearest(name, full if "/" in name else self.names(kind))
+        if self.broken:
+            hint += f" These could not be loaded: {', '.join(b.package for b in self.broken)} (see: llmquant plugins)."
+        return hint
+
+
+@functools.cache
+def registry() -> Registry:
+    """Discover all plugins, once a process."""
+    disabled = [name for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
+    return discover(importlib.metadata.entry_points(group=GROUP), disabled=disabled)
+
+
+def discover(entry_points: Iterable[importlib.metadata.EntryPoint], *, disabled: Sequence[str] = ()) -> Registry:
+    """Load each entry point by itself; what fails becomes a `Broken` row."""
+    found = load_entry_points(entry_points, disabled)
+    return Registry(found.plugins, found.broken, found.hooks)
+
+
+def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party
+    module, _, name = text.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except LlmquantError:
+        raise
+    except Exception as error:  # a third party's module may raise anything
+        raise PluginError(f"{plugin.full_name}: {text} cannot be imported: {error!r}") from error
+
+
+# Names people bring along from packages that no longer work.
+_REPLACED = {
+    "auto-gptq": "auto-gptq is archived and does not import today; use gptq_4bit_g128, which GPTQModel runs.",
+    "autoawq": "autoawq is archived; use awq_4bit_g128, which GPTQModel runs.",
+}
+
+
+__all__ = ["DISABLE", "Broken", "Chosen", "Plugin", "Registry", "discover", "registry"]

@@ -1,0 +1,223 @@
+"""What plugins implement, and what they get: the contracts between llmquant and everybody else's code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from llmquant.call import Json
+from llmquant.experiment import Digest, Documents
+from llmquant.run import Result
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmquant.cache import Cache
+    from llmquant.models import ModelInfo
+
+Device = Literal["cpu", "cuda", "mps"]
+JobState = Literal["queued", "running", "ended", "lost"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a quantizer or an evaluator gets from us.
+
+    Attributes:
+        device: where the model is: ``cpu``, ``cuda`` or ``mps``.
+        seed: for every random choice.
+        documents: which documents to use.
+        cache: for what can be made again.
+        inputs: local files that options name, by content.
+        reference: the baseline's file; ``None``: this is the baseline, leave one in `files`.
+        files: a folder; what is written here is kept with the run.
+        progress: call with (done, total) as the work goes on.
+    """
+
+    device: Device
+    seed: int
+    documents: Documents
+    cache: Cache
+    inputs: Mapping[Digest, Path]
+    reference: Path | None
+    files: Path
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class AppliedQuantization:
+    """What is really in the weights, read back from the loaded modules.
+
+    Attributes:
+        method: ``none``, ``bitsandbytes``, ``gptq`` and so on.
+        code: how a weight is coded: ``bfloat16``, ``int8``, ``nf4``, ``fp4``.
+        bits: bits a weight, scales not counted.
+        block_size: weights that share a scale; ``None`` where a row does or nothing is shared.
+        double_quantization: whether the scales are quantized too.
+        compute_dtype: in which the quantized layers multiply.
+        dtypes: parameters by dtype, in elements.
+        layers_quantized: how many layers hold quantized weights.
+        layers_left: names of linear layers left as they were.
+        note: anything a reader of the table must know.
+    """
+
+    method: str
+    code: str
+    bits: float
+    block_size: int | None
+    double_quantization: bool
+    compute_dtype: str
+    dtypes: Mapping[str, int]
+    layers_quantized: int
+    layers_left: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LoadStats:
+    """What loading cost; only the loader can know it.
+
+    Attributes:
+        seconds: wall time from the files to a model on its device.
+        peak_bytes: the most memory that loading took on the device, above what the process had before;
+            ``None`` where the system does not tell.
+    """
+
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model on its device, ready to be measured.
+
+    Attributes:
+        module: in evaluation mode.
+        path: the folder its weights came from.
+        load: what loading cost.
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    info: ModelInfo
+    applied: AppliedQuantization
+    path: Path
+    device: Device
+    load: LoadStats
+
+
+class Quantizer(Protocol):
+    """How the weights are represented. Constructed with its options, on the worker.
+
+    The options (the light half) may define ``check(model, device)``, which raises `RequestError`;
+    ``weight_bytes(model) -> int``; and ``requests() -> Mapping[str, Json]``: the fields of
+    `AppliedQuantization` that must come out as asked.
+    """
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Write a quantized checkpoint to `out` and return it; methods that quantize on loading return `model`."""
+        ...
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return keywords for ``from_pretrained``: ``dtype``, ``quantization_config``."""
+        ...
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what is really in the weights."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Measures a loaded variant. Constructed with its options, on the worker.
+
+    The options (the light half) may define ``check(model, device)``, ``parts()`` (one experiment each)
+    and ``cost(model) -> Cost``.
+    """
+
+    def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
+        """Yield a result a task."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """About how much work an experiment is, to say before starting how long it will take.
+
+    Attributes:
+        prefill_tokens: tokens read.
+        decode_tokens: tokens generated, one forward pass each (a batch counts once).
+    """
+
+    prefill_tokens: int
+    decode_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Experiments of one (model, quantizer): one process, one load of the weights.
+
+    Attributes:
+        study: id of the study; its folder in the store holds the job's record, journal and log.
+        number: counts from 1 inside the study.
+        model: the model's ``source``, ``digest`` and ``flags``, as in `Experiment`.
+        experiments: ``(experiment as JSON, attempt)``, hardware experiments first.
+        inputs: local files that options name: path by digest.
+        device: where to put the model.
+        threads: CPU threads; ``None`` leaves torch's default.
+        plugins: plugins added with `register`, as import strings of their specs.
+    """
+
+    study: str
+    number: int
+    model: Mapping[str, Any]  # Any: a JSON object
+    experiments: tuple[tuple[Mapping[str, Any], int], ...]  # Any: a JSON object
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    device: Device = "cpu"
+    threads: int | None = None
+    plugins: tuple[Mapping[str, Json], ...] = ()
+
+
+class Executor(Protocol):
+    """Where jobs run. The folder is the contract: a worker leaves runs in its store, `collect` brings them here.
+
+    Attributes:
+        hardware: such as ``cpu AMD EPYC 9654`` or ``L40S``: part of the identity of hardware experiments only.
+        device: what the workers compute on.
+        slots: how many jobs run at a time.
+        threads: CPU threads a worker; ``None`` leaves torch's default.
+        notices: what a person should know before starting, such as a GPU that is busy.
+    """
+
+    @property
+    def hardware(self) -> str: ...  # noqa: D102 - in Attributes
+    @property
+    def device(self) -> Device: ...  # noqa: D102
+    @property
+    def slots(self) -> int: ...  # noqa: D102
+    @property
+    def threads(self) -> int | None: ...  # noqa: D102
+    @property
+    def notices(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def submit(self, job: Path, store: Path) -> str:
+        """Start the job whose record is at `job`; return an id that any later process can use."""
+        ...
+
+    def collect(self, job_id: str, store: Path) -> JobState:
+        """Copy what is new into `store`, whole or partial, and say how the job stands."""
+        ...
+
+    def why_lost(self, job_id: str) -> str:
+        """Say, in a clause, how a lost job ended."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """End the job; return when it has ended."""
+        ...
+
+    def close(self) -> None:
+        """Release what the executor holds; running jobs are cancelled."""
+        ...

@@ -1,0 +1,206 @@
+"""What an experiment gave: measurements, samples, provenance, or its failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llmquant.call import Json
+from llmquant.errors import StoreError
+from llmquant.experiment import Experiment, RunId
+
+SCHEMA_VERSION = 1
+
+FailureKind = Literal["error", "out_of_memory", "timeout", "cancelled", "lost", "reference_failed"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number.
+
+    Attributes:
+        metric: the field's name for it: ``f1``, ``acc_norm``, ``perplexity``, ``prefill_ms``.
+        unit: ``""`` for a ratio, else such as ``ms``, ``bytes``, ``tokens/s``.
+        higher_is_better: ``None`` when neither direction is better.
+        stderr: standard error of the value over `n`; ``None`` where it has none.
+        n: samples or repeats behind the value; ``None`` for a single reading.
+        at: the conditions, like compared with like: ``{"prompt_tokens": 512, "batch": 4}``.
+    """
+
+    task: str
+    metric: str
+    value: float
+    unit: str = ""
+    higher_is_better: bool | None = None
+    stderr: float | None = None
+    n: int | None = None
+    at: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return a JSON object; a value that is not finite becomes a string, since JSON has no NaN."""
+        stderr = None if self.stderr is None else _number_out(self.stderr)
+        return {**vars(self), "value": _number_out(self.value), "stderr": stderr, "at": dict(self.at)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:  # Any: a JSON object
+        """Read what `to_json` wrote."""
+        stderr = None if data["stderr"] is None else _number_in(data["stderr"])
+        return cls(**{**data, "value": _number_in(data["value"]), "stderr": stderr})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scored document.
+
+    Attributes:
+        document: hash of the document; with `occurrence` it is unique in the task.
+        occurrence: 0 for the first document of this hash, 1 for its duplicate, and so on.
+        prompt: hash of the prompt; two samples pair only when their prompts are equal.
+        scores: value by metric.
+        answer: what the model said, where it said something.
+        target: what was expected, where that is a text.
+        group: subtask or cluster, such as a story with several questions; ``""`` for none.
+    """
+
+    document: str
+    prompt: str
+    scores: Mapping[str, float]
+    answer: str | None = None
+    target: str | None = None
+    group: str = ""
+    occurrence: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluator yields for one task.
+
+    Attributes:
+        details: what else is worth keeping: task versions, token counts, the batch size that fitted.
+    """
+
+    task: str
+    measurements: Sequence[Measurement]
+    samples: Sequence[Sample] = ()
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed.
+
+    Attributes:
+        message: one line or a few, for people.
+        log_tail: the last lines the worker wrote.
+    """
+
+    kind: FailureKind
+    message: str
+    log_tail: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one experiment gave.
+
+    Attributes:
+        applied: what the quantizer really put into the weights; ``None`` if they were never loaded.
+        details: by task, what `Result.details` held; numbers that are not finite are stored as strings.
+        provenance: versions, device, dtype, threads, executor; never a token.
+        started_at: ISO 8601, UTC.
+        attempt: 1 for the first; a repeat stands beside it.
+    """
+
+    experiment: Experiment
+    status: Literal["completed", "failed"]
+    measurements: tuple[Measurement, ...]
+    applied: Mapping[str, Json] | None
+    provenance: Mapping[str, Json]
+    started_at: str
+    finished_at: str
+    details: Mapping[str, Json] = field(default_factory=dict)
+    failure: Failure | None = None
+    attempt: int = 1
+
+    @property
+    def run_id(self) -> RunId:
+        """Name the run by what was asked."""
+        return self.experiment.run_id
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return the content of ``run.json``."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "status": self.status,
+            "experiment": self.experiment.to_json(),
+            "measurements": [measurement.to_json() for measurement in self.measurements],
+            "applied": None if self.applied is None else dict(self.applied),
+            "details": _finite(self.details),
+            "provenance": dict(self.provenance),
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "failure": None if self.failure is None else dict(vars(self.failure)),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Run:  # Any: a JSON object
+        """Read the content of ``run.json``.
+
+        Raises:
+            StoreError: if it was written by a newer version, or is not a run.
+        """
+        check_schema(data, "a run")
+        try:
+            return cls(
+                Experiment.from_json(data["experiment"]),
+                data["status"],
+                tuple(Measurement.from_json(item) for item in data["measurements"]),
+                data["applied"],
+                data["provenance"],
+                data["started_at"],
+                data["finished_at"],
+                data["details"],
+                None if data["failure"] is None else Failure(**data["failure"]),
+                data["attempt"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"a run cannot be read: {error!r}") from error
+
+
+def check_schema(data: Mapping[str, Any], what: str) -> None:  # Any: a JSON object
+    """Refuse what a newer version wrote.
+
+    Raises:
+        StoreError: if the schema version is newer than this program's, or missing.
+    """
+    version = data.get("schema_version") if isinstance(data, Mapping) else None
+    if not isinstance(version, int):
+        raise StoreError(f"{what} has no schema_version", hint="Is this a file that llmquant wrote?")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{what} has schema version {version}; this llmquant reads up to {SCHEMA_VERSION}",
+            hint="Run: pip install --upgrade llmquant",
+        )
+
+
+def _number_out(value: float) -> float | str:
+    # float() because evaluators hand out numpy scalars, which json does not write.
+    value = value if isinstance(value, int) else float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _number_in(value: float | str) -> float:
+    return float(value) if isinstance(value, str) else value
+
+
+def _finite(value: Json) -> Json:
+    """Write numbers that are not finite as strings, since JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return _number_out(value) if isinstance(value, float) else value
