@@ -1,0 +1,19 @@
+"""Where jobs run: one file an executor, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmquant.executors.local import LocalExecutor
+
+_MODULES = {"LocalExecutor": "llmquant.executors.local"}
+
+__all__ = ["LocalExecutor"]
+
+
+def __getattr__(name: str) -> Any:  # Any: a class
+    if name not in _MODULES:
+        raise AttributeError(f"module 'llmquant.executors' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

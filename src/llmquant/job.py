@@ -1,0 +1,116 @@
+"""A job's record and journal: how the scheduler and a worker process talk, through files alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llmquant.protocols import Job
+from llmquant.run import SCHEMA_VERSION, check_schema
+
+JournalEvent = Literal["loading", "loaded", "started", "progress", "finished", "end"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a journal.
+
+    Attributes:
+        at: seconds since the epoch.
+        run_id: of the experiment; empty for events of the whole job.
+        done: with `total`, how far it is; 0 where that means nothing.
+    """
+
+    event: JournalEvent
+    at: float
+    run_id: str = ""
+    done: int = 0
+    total: int = 0
+
+
+def read_job(path: Path) -> Job:
+    """Read a job's record.
+
+    Raises:
+        StoreError: if a newer version wrote it.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    check_schema(data, "a job")
+    fields = {key: value for key, value in data.items() if key in Job.__dataclass_fields__}
+    return Job(
+        **{
+            **fields,
+            "experiments": tuple((e, a) for e, a in fields["experiments"]),
+            "plugins": tuple(fields["plugins"]),
+        }
+    )
+
+
+def job_json(job: Job, job_id: str | None) -> dict[str, Any]:  # Any: a JSON object
+    """Return a job's record; `job_id` is ``None`` until it is submitted."""
+    return {"schema_version": SCHEMA_VERSION, "job_id": job_id, **asdict(job)}
+
+
+def journal_path(record: Path) -> Path:
+    """Return where the journal of the job at `record` is."""
+    return record.with_suffix(".journal")
+
+
+def log_path(record: Path) -> Path:
+    """Return where the log of the job at `record` is."""
+    return record.with_suffix(".log")
+
+
+class Journal:
+    """Written by the worker, a line an event; a line cut by a crash is ignored by readers."""
+
+    def __init__(self, record: Path) -> None:
+        self._path = journal_path(record)
+        self._progress_at = 0.0
+
+    def write(self, event: JournalEvent, run_id: str = "", *, done: int = 0, total: int = 0) -> None:
+        """Append an event; progress at most five times a second."""
+        now = time.time()
+        if event == "progress":
+            if now - self._progress_at < 0.2 and done < total:
+                return
+            self._progress_at = now
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(Entry(event, now, run_id, done, total))) + "\n")
+
+
+def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
+    """Read the whole lines behind `offset`.
+
+    Returns:
+        The entries, and the offset to go on from.
+    """
+    try:
+        with journal_path(record).open("rb") as stream:
+            stream.seek(offset)
+            data = stream.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return [Entry(**_fields(line)) for line in whole.splitlines()], offset + len(whole)
+
+
+def log_tail(text: str, lines: int = 30) -> str:
+    """Return the last lines of a log, without progress bars and with tokens blanked."""
+    shown = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
+    return blank_tokens("\n".join([line for line in shown if line][-lines:]))
+
+
+def blank_tokens(text: str) -> str:
+    """Blank what looks like an access token."""
+    return re.sub(r"\b(hf_|ak-|as-|sk-|ghp_)[A-Za-z0-9_-]{12,}", r"\1***", text)
+
+
+def _fields(line: bytes) -> Mapping[str, Any]:  # Any: the fields of Entry
+    fields: Mapping[str, Any] = json.loads(line)
+    return fields

@@ -1,0 +1,250 @@
+"""The worker: one job, from its record to runs in the store. ``python -m llmquant.pipeline RECORD STORE``.
+
+Prepare, load once, check that the model speaks, evaluate each experiment, write its run. What fails is stored as a
+failed run; the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmquant.cache import Cache
+from llmquant.call import Json
+from llmquant.errors import LlmquantError, ModelError
+from llmquant.experiment import Digest, Documents, Experiment, ModelRequest
+from llmquant.job import Journal, blank_tokens, log_path, log_tail, read_job
+from llmquant.models import inspect_model
+from llmquant.plugins.registry import registry
+from llmquant.plugins.spec import spec_from_json
+from llmquant.protocols import Context, Job, LoadedModel
+from llmquant.provenance import provenance
+from llmquant.run import Failure, Run
+from llmquant.store import Store
+
+if TYPE_CHECKING:
+    from llmquant.protocols import Evaluator
+
+_log = logging.getLogger(__name__)
+
+
+def work(record: Path, store: Store) -> None:
+    """Run the job at `record` and leave its runs in `store`."""
+    job, journal = read_job(record), Journal(record)
+    experiments = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
+    cache = Cache.default()
+    for spec in job.plugins:
+        registry().register(spec_from_json(spec))
+    journal.write("loading")
+    with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch:
+        context = _context(job, cache, Path(scratch))
+        started = _now()
+        try:
+            subject = _load(job, experiments[0][0], context)
+        except Exception as error:  # models, quantizers and their backends may raise anything
+            _log.exception("the model could not be loaded")
+            for experiment, attempt in experiments:
+                run = _failed(experiment, attempt, error, started, record, 0)
+                _commit(store, journal, run, {}, record, 0)
+        else:
+            journal.write("loaded")
+            for experiment, attempt in experiments:
+                with _host_lock(cache, exclusive=experiment.hardware is not None):
+                    _evaluate(experiment, attempt, subject, context, store, journal, record)
+    journal.write("end")
+
+
+def _load(job: Job, experiment: Experiment, context: Context) -> LoadedModel:
+    """Fetch, prepare and load the model, and check that it produces text."""
+    import torch
+
+    from llmquant.loading import load_causal_lm, materialize, sanity_check
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    torch.manual_seed(context.seed)
+    flags = set(job.model["flags"])
+    request = ModelRequest(job.model["source"], "trust_remote_code" in flags, "allow_pickle" in flags)
+    info = inspect_model(request, context.cache)
+    if info.digest != job.model["digest"]:
+        raise ModelError(
+            f"{info.source} has changed since the study was planned: {info.digest}, not {job.model['digest']}",
+            hint="Give the command again to evaluate the model as it is now.",
+        )
+    chosen = registry().restore("quantizer", experiment.variant.quantizer)
+    quantizer = registry().construct(chosen)
+    path = quantizer.prepare(materialize(info, context.cache), context.files / "checkpoint", context)
+    subject = load_causal_lm(path, info, quantizer, chosen.options, context)
+    _log.info("loaded %s as %s in %.1f s", info.source, experiment.variant.quantizer.label, subject.load.seconds)
+    _log.info("it says: %s", sanity_check(subject))
+    return subject
+
+
+def _evaluate(
+    experiment: Experiment,
+    attempt: int,
+    subject: LoadedModel,
+    context: Context,
+    store: Store,
+    journal: Journal,
+    record: Path,
+) -> None:
+    """Run one experiment and store what it gave or how it failed."""
+    import torch
+
+    if attempt in store.attempts(experiment.run_id):  # another process on this store was first
+        journal.write("finished", experiment.run_id)
+        return
+    log_from = _log_size(record)
+    partial = store.begin(experiment.run_id)
+    started = _now()
+    journal.write("started", experiment.run_id)
+    _log.info("%s started", experiment.evaluator.label)
+    torch.manual_seed(experiment.seed)
+    samples = {}
+    try:
+        evaluator: Evaluator = registry().construct(registry().restore("evaluator", experiment.evaluator))
+        results = list(
+            evaluator.evaluate(
+                subject,
+                replace(
+                    context,
+                    seed=experiment.seed,
+                    documents=experiment.documents or Documents(),
+                    files=partial / "files",
+                    progress=lambda done, total: journal.write("progress", experiment.run_id, done=done, total=total),
+                ),
+            )
+        )
+        run = Run(
+            experiment,
+            "completed",
+            tuple(measurement for result in results for measurement in result.measurements),
+            _applied(subject),
+            provenance(subject),
+            started,
+            _now(),
+            {result.task: dict(result.details) for result in results},
+            attempt=attempt,
+        )
+        samples = {result.task: result.samples for result in results}
+    except Exception as error:  # evaluators and their backends may raise anything
+        _log.exception("%s failed", experiment.evaluator.label)
+        run = _failed(experiment, attempt, error, started, record, log_from)
+        run = replace(run, applied=_applied(subject), provenance=provenance(subject))
+    _commit(store, journal, run, samples, record, log_from, partial)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _failed(experiment: Experiment, attempt: int, error: Exception, started: str, record: Path, log_from: int) -> Run:
+    kind = "out_of_memory" if is_out_of_memory(error) else "error"
+    message = str(error) if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
+    failure = Failure(kind, blank_tokens(message), log_tail(_log_since(record, log_from)))
+    return Run(experiment, "failed", (), None, provenance(None), started, _now(), failure=failure, attempt=attempt)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error, or what caused it, is memory that could not be had."""
+    import torch
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _commit(
+    store: Store,
+    journal: Journal,
+    run: Run,
+    samples: Mapping[str, Any],  # Any: Sequence[Sample]
+    record: Path,
+    log_from: int,
+    partial: Path | None = None,
+) -> None:
+    partial = partial or store.begin(run.run_id)
+    (partial / "log.txt").write_text(blank_tokens(_log_since(record, log_from)), encoding="utf-8")
+    store.commit(run, partial, samples)
+    journal.write("finished", run.run_id)
+
+
+def _context(job: Job, cache: Cache, scratch: Path) -> Context:
+    inputs = {Digest(digest): Path(path) for digest, path in job.inputs.items()}
+    seed = job.experiments[0][0]["seed"]
+    return Context(job.device, seed, Documents(), cache, inputs, None, scratch, lambda done, total: None)
+
+
+def _applied(subject: LoadedModel) -> dict[str, Json]:
+    return {**asdict(subject.applied), "layers_left": list(subject.applied.layers_left)}
+
+
+@contextlib.contextmanager
+def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
+    """Keep the host quiet for hardware experiments: they run alone, all others may share it."""
+    from filelock import ReadWriteLock
+
+    cache.root.mkdir(parents=True, exist_ok=True)
+    lock = ReadWriteLock(str(cache.root / "host.lock"))
+    with lock.write_lock() if exclusive else lock.read_lock():
+        yield
+
+
+def _log_size(record: Path) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path = log_path(record)
+    return path.stat().st_size if path.exists() else 0
+
+
+def _log_since(record: Path, offset: int) -> str:
+    if _log_size(record) <= offset:
+        return ""
+    with log_path(record).open("rb") as stream:
+        stream.seek(offset)
+        return stream.read().decode(errors="replace")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: its end of our standard input closes."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def main() -> None:
+    """Run the job that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m llmquant.pipeline", description=__doc__)
+    parser.add_argument("record", type=Path, help="the job's record")
+    parser.add_argument("store", type=Path, help="where its runs go")
+    parser.add_argument("--attached", action="store_true", help="end when standard input closes")
+    arguments = parser.parse_args()
+    if arguments.attached:
+        _end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    work(arguments.record, Store(arguments.store))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""From a study to experiments: look everything up, refuse all mistakes at once, and say what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmquant.cache import Cache
+from llmquant.call import Call
+from llmquant.comparison import StudyRecord
+from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.experiment import Digest, Documents, Experiment, PluginKind, RunId, Study, Variant, digest_of
+from llmquant.models import ModelInfo, inspect_model
+from llmquant.plugins.options import dump, input_files
+from llmquant.plugins.registry import Chosen, Registry
+from llmquant.protocols import Executor
+from llmquant.run import Run
+
+DEFAULT_QUANTIZERS = tuple(map(Call.parse, ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4")))
+DEFAULT_EVALUATORS = tuple(map(Call.parse, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
+DEFAULT_BASELINE = "bf16_baseline"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A study with everything looked up: nothing is loaded, but every name, option and width has been checked.
+
+    Attributes:
+        record: what is kept in the store.
+        models: by digest.
+        quantizers: the baseline first where it had to be added.
+        evaluators: one a part.
+        inputs: where the files that options name are, by content.
+    """
+
+    record: StudyRecord
+    models: Mapping[str, ModelInfo]
+    quantizers: tuple[Chosen, ...]
+    evaluators: tuple[Chosen, ...]
+    inputs: Mapping[Digest, Path]
+
+
+def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) -> Planned:
+    """Look up everything a study names.
+
+    Raises:
+        RequestError: for one mistake.
+        RequestErrors: for several, all of the study's at once.
+    """
+    errors: list[RequestError] = _wrong_numbers(study)
+    notes: list[str] = []
+    infos = [_try(errors, inspect_model, request, cache) for request in dict.fromkeys(study.models)]
+    quantizers = _choose(registry, "quantizer", study.quantizers or DEFAULT_QUANTIZERS, errors)
+    evaluators = _choose(registry, "evaluator", study.evaluators or DEFAULT_EVALUATORS, errors)
+    if all(call.name in registry.names("quantizer") for call in study.quantizers):
+        baseline = _try(errors, _baseline, study, registry, quantizers)
+        if baseline is not None and baseline not in quantizers:
+            quantizers.insert(0, baseline)
+            notes.append(f"{baseline.use.label} was added as the baseline")
+    parts = [part for chosen in evaluators for part in _try(errors, _parts, registry, chosen) or ()]
+    for chosen in [*quantizers, *parts]:
+        for info in infos:
+            if info is not None:
+                _try(errors, _check, registry, chosen, info, executor)
+    _raise_if_any(errors)
+    known = [info for info in infos if info is not None]
+    experiments = {
+        experiment.run_id: experiment
+        for info in known
+        for quantizer in quantizers
+        for part in sorted(parts, key=_order)
+        for experiment in [_experiment(study, info, quantizer, part, executor.hardware)]
+    }
+    notes += [f"{info.source}: {info.note}" for info in known if info.note]
+    record = StudyRecord(
+        study_id=digest_of(list(experiments)).removeprefix("sha256:")[:12],
+        title=", ".join(info.source for info in known),
+        experiments=tuple(experiments.values()),
+        baselines={info.digest: baseline.use.label for info in known if baseline is not None},
+        notes=(*notes, *executor.notices),
+        limit=study.limit,
+        seed=study.seed,
+    )
+    inputs = {digest: path for chosen in [*quantizers, *parts] for digest, path in input_files(chosen.options).items()}
+    return Planned(record, {info.digest: info for info in known}, tuple(quantizers), tuple(parts), inputs)
+
+
+def plan(record: StudyRecord, runs: Mapping[RunId, Run]) -> tuple[Experiment, ...]:
+    """Return the experiments that are missing from `runs` and can start now."""
+    return tuple(experiment for experiment in record.experiments if experiment.run_id not in runs)
+
+
+def _wrong_numbers(study: Study) -> list[RequestError]:
+    errors: list[RequestError] = []
+    if not study.models:
+        errors.append(OptionError("the study names no model", hint="Give a Hub id, a folder (./...) or a .gguf file."))
+    if study.limit is not None and (not isinstance(study.limit, int) or study.limit < 1):
+        errors.append(
+            OptionError(
+                f"limit must be at least 1, found {study.limit}",
+                hint='Leave it out of a study file for all documents: limit = "all".',
+            )
+        )
+    if not isinstance(study.seed, int) or study.seed < 0:
+        errors.append(OptionError(f"seed must be a whole number from 0, found {study.seed!r}"))
+    return errors
+
+
+def _choose(registry: Registry, kind: PluginKind, calls: Sequence[Call], errors: list[RequestError]) -> list[Chosen]:
+    """Look calls up; a call named twice counts once."""
+    found: list[Chosen] = []
+    for call in calls:
+        chosen = _try(errors, registry.choose, kind, call)
+        if chosen is not None and all(_same(chosen, other) is False for other in found):
+            found.append(chosen)
+    return found
+
+
+def _same(one: Chosen, other: Chosen) -> bool:
+    return one.use.identity() == other.use.identity()
+
+
+def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) -> Chosen:
+    """Find the quantizer that the others are held against, or make it."""
+    if study.baseline is None:
+        named = [chosen for chosen in quantizers if chosen.plugin.spec.name == "baseline"]
+        return named[0] if named else registry.choose("quantizer", Call(DEFAULT_BASELINE))
+    wanted = registry.choose("quantizer", Call.parse(study.baseline))
+    return next((chosen for chosen in quantizers if _same(chosen, wanted)), wanted)
+
+
+def _parts(registry: Registry, chosen: Chosen) -> list[Chosen]:
+    """Split an evaluator into one experiment each: a task of several, say."""
+    parts = getattr(chosen.options, "parts", None)
+    options = parts() if parts is not None else [chosen.options]
+    if len(options) < 2:
+        return [chosen]
+    return [registry.chosen(chosen.plugin, part, label=_part_label(chosen, part)) for part in options]
+
+
+def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their own options
+    """Write a part as one would have written it by hand: its first option, then what was given by name."""
+    written = Call.parse(chosen.use.label)
+    first = fields(part)[0].name
+    value = dump(part)[first]
+    args = tuple(value) if isinstance(value, list) else (value,)
+    return str(Call(written.name, args, {k: v for k, v in written.options.items() if k != first}))
+
+
+def _check(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:
+    """Refuse early what cannot work: missing packages, models of the wrong kind, widths, devices, task names."""
+    spec = chosen.plugin.spec
+    missing = registry.missing(chosen.plugin)
+    if missing is not None:
+        raise missing
+    if "causal_lm" not in spec.accepts:
+        raise UnsupportedError(
+            f"{spec.kind} {spec.name!r} takes {' or '.join(spec.accepts)}, and {info.source} is a causal LM"
+        )
+    check = getattr(chosen.options, "check", None)
+    if check is not None:
+        check(info, executor.device)
+
+
+def _order(chosen: Chosen) -> tuple[bool, bool]:
+    """Hardware first, and of it memory first: later readings would see what earlier experiments left allocated."""
+    return (not chosen.plugin.spec.hardware, chosen.plugin.full_name != "llmquant/memory")
+
+
+def _experiment(study: Study, info: ModelInfo, quantizer: Chosen, evaluator: Chosen, hardware: str) -> Experiment:
+    spec = evaluator.plugin.spec
+    return Experiment(
+        Variant(info.use(), quantizer.use),
+        evaluator.use,
+        Documents(study.limit) if spec.documents else None,
+        study.seed,
+        hardware if spec.hardware else None,
+    )
+
+
+def _try(errors: list[RequestError], step: Callable[..., _T], *args: Any) -> _T | None:  # Any: the step's arguments
+    """Do a step; a mistake of the request is kept so that all are told at once."""
+    try:
+        return step(*args)
+    except RequestErrors as error:
+        errors += error.errors
+    except RequestError as error:
+        errors.append(error)
+    return None
+
+
+def _raise_if_any(errors: Sequence[RequestError]) -> None:
+    unique = list({str(error): error for error in errors}.values())
+    if len(unique) == 1:
+        raise unique[0]
+    if unique:
+        raise RequestErrors(unique)
+
+
+__all__ = ["DEFAULT_BASELINE", "DEFAULT_EVALUATORS", "DEFAULT_QUANTIZERS", "Planned", "plan", "resolve"]

@@ -1,0 +1,260 @@
+"""Runs on disk: a plain folder, written atomically, by as many processes as like to.
+
+::
+
+    STORE/runs/<run_id>/{run.json, samples/<task>.parquet, files/, log.txt}      <run_id>-2 is its second attempt
+    STORE/studies/<study_id>/{study.json, jobs/<n>.json, jobs/<n>.journal, jobs/<n>.log}
+
+A run is written beside its place and renamed. A second writer's rename loses and its run is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import psutil
+
+from llmquant.errors import StoreError
+from llmquant.experiment import RunId
+from llmquant.run import Run, Sample, check_schema
+
+_SCORE = "score:"
+_ABANDONED_S = 7 * 86400.0
+
+
+class Store:
+    """A folder of runs and studies.
+
+    Args:
+        root: the folder; it is made when something is put in it.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    @classmethod
+    def existing(cls, root: Path | str) -> Store:
+        """Open a store to read from.
+
+        Raises:
+            StoreError: if there is no store, or it holds no study.
+        """
+        store = cls(root)
+        if not store.root.is_dir():
+            raise StoreError(f"there is no store at {store.root}", hint="Give the folder that `--store` named.")
+        if not store.studies():
+            raise StoreError(f"{store.root} holds no study", hint="Run: llmquant compare MODEL --store " + str(root))
+        return store
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    def attempts(self, run_id: RunId) -> list[int]:
+        """List the attempts that are stored, in order."""
+        found = [1] if (self._runs / run_id).is_dir() else []
+        for path in self._runs.glob(f"{run_id}-*"):
+            number = path.name.removeprefix(f"{run_id}-")
+            if number.isdigit():
+                found.append(int(number))
+        return sorted(found)
+
+    def run(self, run_id: RunId) -> Run | None:
+        """Read the newest completed attempt of a run, else the newest failed one, else ``None``.
+
+        Raises:
+            StoreError: if it cannot be read or was written by a newer version.
+        """
+        newest: Run | None = None
+        for attempt in reversed(self.attempts(run_id)):
+            run = self.attempt(run_id, attempt)
+            if run.status == "completed":
+                return run
+            newest = newest or run
+        return newest
+
+    def attempt(self, run_id: RunId, attempt: int) -> Run:
+        """Read one attempt.
+
+        Raises:
+            StoreError: if it cannot be read or was written by a newer version.
+        """
+        return Run.from_json(_read_json(self.folder(run_id, attempt) / "run.json"))
+
+    def runs(self) -> dict[RunId, Run]:
+        """Read every run of the store, one attempt each, as `run` chooses it."""
+        ids = {RunId(path.name.partition("-")[0]) for path in self._runs.glob("[!.]*")}
+        found = {run_id: self.run(run_id) for run_id in sorted(ids)}
+        return {run_id: run for run_id, run in found.items() if run is not None}
+
+    def folder(self, run_id: RunId, attempt: int = 1) -> Path:
+        """Return where an attempt is or would be."""
+        return self._runs / (run_id if attempt == 1 else f"{run_id}-{attempt}")
+
+    def begin(self, run_id: RunId) -> Path:
+        """Make a folder to write a run into; `commit` puts it in its place."""
+        partial = self._runs / f".partial-{run_id}-{os.getpid()}@{platform.node()}-{uuid.uuid4().hex[:8]}"
+        (partial / "files").mkdir(parents=True)
+        return partial
+
+    def commit(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> bool:
+        """Write a run into its partial folder and put that in its place.
+
+        Args:
+            samples: by task.
+
+        Returns:
+            Whether it was put there; ``False`` if another process was first, whose run stays.
+
+        Raises:
+            StoreError: if the disk is full or cannot be written.
+        """
+        try:
+            for task, scored in samples.items():
+                if scored:
+                    _write_samples(partial / "samples" / f"{quote(task, safe='')}.parquet", scored)
+            write_json(partial / "run.json", run.to_json())
+            if not any((partial / "files").iterdir()):
+                (partial / "files").rmdir()
+            partial.rename(self.folder(run.run_id, run.attempt))
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise StoreError(
+                f"run {run.run_id} could not be stored in {self.root}: {error.strerror or error}",
+                hint="Free some space and give the same command again; what is stored is reused.",
+            ) from error
+        return True
+
+    def samples(self, run: Run) -> dict[str, list[Sample]]:
+        """Read a run's samples by task."""
+        folder = self.folder(run.run_id, run.attempt) / "samples"
+        return {unquote(path.stem): _read_samples(path) for path in sorted(folder.glob("*.parquet"))}
+
+    def log(self, run: Run) -> Path:
+        """Return where a run's log is."""
+        return self.folder(run.run_id, run.attempt) / "log.txt"
+
+    def sweep(self) -> None:
+        """Delete what writers left when they died: those of this host at once, others after a week."""
+        for left in self._runs.glob(".partial-*"):
+            pid, _, host = left.name.split("-", 2)[2].rpartition("-")[0].partition("@")
+            dead = host == platform.node() and not psutil.pid_exists(int(pid))
+            if dead or time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+    # -- studies ------------------------------------------------------------------------------------------------------
+
+    def studies(self) -> list[str]:
+        """List the ids of the studies, the newest last."""
+        files = sorted((self.root / "studies").glob("*/study.json"), key=lambda file: file.stat().st_mtime)
+        return [file.parent.name for file in files]
+
+    def write_study(self, study_id: str, data: Mapping[str, Any]) -> None:  # Any: a JSON object
+        """Write a study's record."""
+        folder = self.root / "studies" / study_id
+        try:
+            (folder / "jobs").mkdir(parents=True, exist_ok=True)
+            write_json(folder / "study.json", data)
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.root}: {error.strerror or error}") from error
+
+    def read_study(self, study_id: str) -> dict[str, Any]:  # Any: a JSON object
+        """Read a study's record.
+
+        Raises:
+            StoreError: if it cannot be read or was written by a newer version.
+        """
+        data = _read_json(self.root / "studies" / study_id / "study.json")
+        check_schema(data, f"study {study_id}")
+        return data
+
+    def new_job(self, study_id: str) -> tuple[int, Path]:
+        """Reserve the next job of a study.
+
+        Returns:
+            Its number, and where its record belongs.
+        """
+        folder = self.root / "studies" / study_id / "jobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()), default=0)
+        while True:
+            try:
+                (folder / f"{number}.json").touch(exist_ok=False)
+            except FileExistsError:
+                number += 1
+            else:
+                return number, folder / f"{number}.json"
+
+    @property
+    def _runs(self) -> Path:
+        return self.root / "runs"
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:  # Any: a JSON object
+    """Write a JSON file atomically."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            json.dump(data, stream, indent=1, ensure_ascii=False, allow_nan=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON: {error}", hint="Delete its folder; the run is made again.") from error
+    return data
+
+
+def _write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metrics = list(dict.fromkeys(metric for sample in samples for metric in sample.scores))
+    columns: dict[str, pa.Array] = {
+        "document": pa.array([s.document for s in samples], pa.string()),
+        "occurrence": pa.array([s.occurrence for s in samples], pa.int32()),
+        "prompt": pa.array([s.prompt for s in samples], pa.string()),
+        "group": pa.array([s.group for s in samples], pa.string()),
+        "answer": pa.array([s.answer for s in samples], pa.string()),
+        "target": pa.array([s.target for s in samples], pa.string()),
+        **{f"{_SCORE}{m}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _read_samples(path: Path) -> list[Sample]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.ParquetFile(path).read().to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError(
+            f"{path} cannot be read: {error}", hint="Delete its run's folder; the run is made again."
+        ) from error
+    return [
+        Sample(
+            **{key: value for key, value in row.items() if not key.startswith(_SCORE)},
+            scores={k.removeprefix(_SCORE): v for k, v in row.items() if k.startswith(_SCORE) and v is not None},
+        )
+        for row in rows
+    ]
