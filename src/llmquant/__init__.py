@@ -14,17 +14,16 @@ if TYPE_CHECKING:
     from llmquant.call import Call as Call
     from llmquant.compare import Comparison as Comparison
     from llmquant.compare import compare as compare
-    from llmquant.compare import load as load
     from llmquant.compare import plugins as plugins
-    from llmquant.compare import quantize as quantize
     from llmquant.compare import register as register
     from llmquant.compare import run as run
     from llmquant.compare import run_study as run_study
     from llmquant.experiment import Experiment as Experiment
     from llmquant.experiment import InputFile as InputFile
     from llmquant.experiment import ModelRequest as ModelRequest
-    from llmquant.experiment import Study as Study
     from llmquant.models import ModelInfo as ModelInfo
+    from llmquant.one_model import load as load
+    from llmquant.one_model import quantize as quantize
     from llmquant.plugins.spec import PluginSpec as PluginSpec
     from llmquant.plugins.spec import RunEvent as RunEvent
     from llmquant.plugins.spec import hookimpl as hookimpl
@@ -40,16 +39,16 @@ if TYPE_CHECKING:
     from llmquant.run import Run as Run
     from llmquant.run import Sample as Sample
     from llmquant.store import Store as Store
-    from llmquant.study_file import read_study as read_study
-    from llmquant.study_file import write_study as write_study
+    from llmquant.study import Study as Study
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "llmquant.call": ("Call",),
-    "llmquant.compare": ("Comparison", "compare", "load", "plugins", "quantize", "register", "run", "run_study"),
-    "llmquant.experiment": ("Experiment", "InputFile", "ModelRequest", "Study"),
+    "llmquant.compare": ("Comparison", "compare", "plugins", "register", "run", "run_study"),
+    "llmquant.experiment": ("Experiment", "InputFile", "ModelRequest"),
     "llmquant.models": ("ModelInfo",),
+    "llmquant.one_model": ("load", "quantize"),
     "llmquant.plugins.spec": ("PluginSpec", "RunEvent", "hookimpl"),
     "llmquant.protocols": (
         "AppliedQuantization",
@@ -62,7 +61,7 @@ _HOMES = {
     ),
     "llmquant.run": ("Measurement", "Result", "Run", "Sample"),
     "llmquant.store": ("Store",),
-    "llmquant.study_file": ("read_study", "write_study"),
+    "llmquant.study": ("Study",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Variants, experiments and studies: pure data, and the digests that name them."""
+"""Variants and experiments: pure data, and the digests that name them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NewType
 
-from llmquant.call import Call, Json
+from llmquant.call import Json
 from llmquant.errors import OptionError, StoreError
 
 RunId = NewType("RunId", str)
@@ -207,27 +207,6 @@ class ModelRequest:
     def flags(self) -> tuple[str, ...]:
         """Name the settings that are on."""
         return tuple(name for name in ("trust_remote_code", "allow_pickle") if getattr(self, name))
-
-
-@dataclass(frozen=True)
-class Study:
-    """What ``compare`` runs: models, quantizers, evaluators, and the baseline they are held against.
-
-    Where it runs is no part of it. See `llmquant.study_file` for files.
-
-    Attributes:
-        quantizers: empty for the defaults.
-        evaluators: empty for the defaults.
-        baseline: label of one of the quantizers; ``None``: the first ``*_baseline``, added when there is none.
-        limit: documents a task, at least 1; ``None`` is all.
-    """
-
-    models: tuple[ModelRequest, ...]
-    quantizers: tuple[Call, ...] = ()
-    evaluators: tuple[Call, ...] = ()
-    baseline: str | None = None
-    limit: int | None = 100
-    seed: int = 0
 
 
 def _by_content(value: Json) -> Json:

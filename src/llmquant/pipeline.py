@@ -30,7 +30,7 @@ from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.protocols import Context, Job, LoadedModel
 from llmquant.provenance import provenance
-from llmquant.run import Failure, Run
+from llmquant.run import Failure, FailureKind, Run
 from llmquant.store import Store
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _load(job: Job, experiment: Experiment, context: Context) -> LoadedModel:
     chosen = registry().restore("quantizer", experiment.variant.quantizer)
     quantizer = registry().construct(chosen)
     path = quantizer.prepare(materialize(info, context.cache), context.files / "checkpoint", context)
-    subject = load_causal_lm(path, info, quantizer, chosen.options, context)
+    subject: LoadedModel = load_causal_lm(path, info, quantizer, chosen.options, context)
     _log.info("loaded %s as %s in %.1f s", info.source, experiment.variant.quantizer.label, subject.load.seconds)
     _log.info("it says: %s", sanity_check(subject))
     return subject
@@ -150,22 +150,12 @@ def _evaluate(
 
 
 def _failed(experiment: Experiment, attempt: int, error: Exception, started: str, record: Path, log_from: int) -> Run:
-    kind = "out_of_memory" if is_out_of_memory(error) else "error"
+    from llmquant.memory import is_out_of_memory
+
+    kind: FailureKind = "out_of_memory" if is_out_of_memory(error) else "error"
     message = str(error) if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
     failure = Failure(kind, blank_tokens(message), log_tail(_log_since(record, log_from)))
     return Run(experiment, "failed", (), None, provenance(None), started, _now(), failure=failure, attempt=attempt)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error, or what caused it, is memory that could not be had."""
-    import torch
-
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _commit(

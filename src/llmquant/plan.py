@@ -11,12 +11,13 @@ from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.comparison import StudyRecord
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
-from llmquant.experiment import Digest, Documents, Experiment, PluginKind, RunId, Study, Variant, digest_of
+from llmquant.experiment import Digest, Documents, Experiment, PluginKind, RunId, Variant, digest_of
 from llmquant.models import ModelInfo, inspect_model
 from llmquant.plugins.options import dump, input_files
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.protocols import Executor
 from llmquant.run import Run
+from llmquant.study import Study
 
 DEFAULT_QUANTIZERS = tuple(map(Call.parse, ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4")))
 DEFAULT_EVALUATORS = tuple(map(Call.parse, ("lm_eval(coqa)", "perplexity", "memory", "latency")))

@@ -76,8 +76,8 @@ def coerce(value: Any, hint: Type, where: str) -> Any:  # Any: option values
     if _origin(hint) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(coerce(item, args[0], where) for item in items)
-    if hint is InputFile:
-        return _input_file(value, where)
+    if _is_file(hint):
+        return _input_file(value, hint, where)
     if _is_mapping(hint):
         if not isinstance(value, Mapping):
             raise OptionError(f"{where} must be a table, found {value!r}", hint='Write it as JSON: {"key": value}.')
@@ -105,7 +105,7 @@ def _supported(hint: Type) -> bool:
         return len(args) == 2 and args[1] is Ellipsis and _supported(args[0])
     if _is_mapping(hint):
         return len(args) == 2 and args[0] is str and _supported(args[1])
-    return _origin(hint) is Literal or hint is InputFile or hint is Any or hint in _SCALARS
+    return _origin(hint) is Literal or _is_file(hint) or hint is Any or hint in _SCALARS
 
 
 def _is_union(hint: Type) -> bool:
@@ -115,6 +115,10 @@ def _is_union(hint: Type) -> bool:
 def _is_mapping(hint: Type) -> bool:
     origin = _origin(hint)
     return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _is_file(hint: Type) -> bool:
+    return isinstance(hint, type) and issubclass(hint, InputFile)  # a subclass says which files it takes
 
 
 def _union(value: Any, arms: tuple[Type, ...], where: str) -> Any:  # Any: option values
@@ -140,15 +144,15 @@ def _literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:  # Any: o
     raise OptionError(f"{where} is {value!r}", hint=nearest(str(value), map(str, choices)))
 
 
-def _input_file(value: Any, where: str) -> InputFile:  # Any: option values
+def _input_file(value: Any, cls: type[InputFile], where: str) -> InputFile:  # Any: option values
     if isinstance(value, InputFile):
         return value
     if isinstance(value, Mapping) and set(value) == {"digest", "name"}:
-        return InputFile(Digest(value["digest"]), value["name"])
+        return cls(Digest(value["digest"]), value["name"])
     if not isinstance(value, str | Path):
         raise OptionError(f"{where} must be a file's path, found {value!r}")
     try:
-        return InputFile.read(Path(value).expanduser())
+        return cls.read(Path(value).expanduser())
     except OptionError as error:
         raise OptionError(f"{where}: {error.message}") from error
 

@@ -8,8 +8,8 @@ import pytest
 
 from llmquant.call import Call
 from llmquant.errors import OptionError, RequestErrors, UnknownNameError
-from llmquant.experiment import ModelRequest, Study
-from llmquant.study_file import read_study, study_from_json, write_study
+from llmquant.experiment import ModelRequest
+from llmquant.study import Study
 
 STUDY = Study(
     (ModelRequest("./smollm2"), ModelRequest("org/name@main", trust_remote_code=True)),
@@ -24,21 +24,21 @@ STUDY = Study(
 @pytest.mark.parametrize("ending", ["toml", "yaml", "json"])
 def test_a_study_survives_being_written_and_read(tmp_path: Path, ending: str):
     """Every field comes back, in every format."""
-    write_study(STUDY, tmp_path / f"study.{ending}")
-    assert read_study(tmp_path / f"study.{ending}") == STUDY
+    STUDY.to_file(tmp_path / f"study.{ending}")
+    assert Study.from_file(tmp_path / f"study.{ending}") == STUDY
 
 
 def test_tables_with_a_name_are_calls(tmp_path: Path):
     """A quantizer may be a table with its options."""
     file = tmp_path / "study.toml"
     file.write_text('models = ["./m"]\nquantizers = [{ name = "gptq_4bit_g128", calibration = "calib.txt" }]\n')
-    assert read_study(file).quantizers == (Call("gptq_4bit_g128", (), {"calibration": "calib.txt"}),)
+    assert Study.from_file(file).quantizers == (Call("gptq_4bit_g128", (), {"calibration": "calib.txt"}),)
 
 
 def test_every_mistake_is_told_at_once():
     """A misspelt key, a wrong limit and a nameless quantizer come in one error."""
     with pytest.raises(RequestErrors) as caught:
-        study_from_json({"model": ["x"], "limit": "ten", "quantizers": [{"bits": 4}]})
+        Study.from_json({"model": ["x"], "limit": "ten", "quantizers": [{"bits": 4}]})
     text = str(caught.value)
     assert "'models'" in text
     assert "limit" in text
@@ -48,7 +48,7 @@ def test_every_mistake_is_told_at_once():
 def test_a_misspelt_key_gets_its_nearest_name():
     """One mistake is raised by itself."""
     with pytest.raises(UnknownNameError, match="evaluatrs") as caught:
-        study_from_json({"models": ["x"], "evaluatrs": []})
+        Study.from_json({"models": ["x"], "evaluatrs": []})
     assert "evaluators" in caught.value.hint
 
 
@@ -57,7 +57,7 @@ def test_yaml_tags_construct_nothing(tmp_path: Path):
     file = tmp_path / "study.yaml"
     file.write_text("models: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(OptionError, match="cannot be parsed"):
-        read_study(file)
+        Study.from_file(file)
 
 
 def test_an_unknown_ending_names_the_known_ones(tmp_path: Path):
@@ -65,5 +65,5 @@ def test_an_unknown_ending_names_the_known_ones(tmp_path: Path):
     file = tmp_path / "study.ini"
     file.write_text("")
     with pytest.raises(OptionError) as caught:
-        read_study(file)
+        Study.from_file(file)
     assert ".toml" in caught.value.hint

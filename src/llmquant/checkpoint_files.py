@@ -1,0 +1,194 @@
+"""A checkpoint folder: which of its files are loaded, what they hold, and a digest of their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmquant.errors import ModelError
+from llmquant.experiment import digest_of
+from llmquant.weight_headers import TensorInfo, read_pickle_header, read_safetensors_header
+
+INDEX = ".index.json"
+_SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
+_SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm"})
+_FOR_PEOPLE = ("readme", "license", "notice", "requirements")
+# Files above this size are hashed once and remembered; below, looking up is no faster than hashing.
+_REMEMBERED_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder, here or on the Hub, holds.
+
+    Attributes:
+        config: ``config.json``.
+        weight_files: names of the files that are loaded.
+        disk_bytes: their size.
+    """
+
+    config: Mapping[str, Any]  # Any: a JSON object
+    tensors: tuple[TensorInfo, ...]
+    weight_files: tuple[str, ...]
+    disk_bytes: int
+
+
+def read_checkpoint(folder: Path, source: str, *, allow_pickle: bool) -> Checkpoint:
+    """Read the configuration and the headers of a local folder.
+
+    Args:
+        source: how the user calls the model, for messages.
+
+    Raises:
+        ModelError: if a file is missing, damaged or unsafe to open.
+    """
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    if "config.json" not in names:
+        raise _no_config(folder, names, source)
+    files = choose_weights(names, lambda name: read_json(folder / name), source, allow_pickle=allow_pickle)
+    tensors: list[TensorInfo] = []
+    for name in files:
+        if name.endswith(".safetensors"):
+            tensors += read_safetensors_header(folder / name)
+        else:
+            with (folder / name).open("rb") as stream:
+                tensors += read_pickle_header(stream, str(folder / name))
+    return Checkpoint(
+        config=read_json(folder / "config.json"),
+        tensors=tuple(tensors),
+        weight_files=files,
+        disk_bytes=sum((folder / name).stat().st_size for name in files),
+    )
+
+
+def choose_weights(
+    names: Collection[str],
+    read_index: Callable[[str], Mapping[str, Any]],  # Any: a JSON object
+    source: str,
+    *,
+    allow_pickle: bool,
+) -> tuple[str, ...]:
+    """Choose the weight files as ``from_pretrained`` does: one file before shards, safetensors before pickle.
+
+    Args:
+        names: the files at the top of the checkpoint.
+        read_index: reads one of them as JSON.
+
+    Raises:
+        ModelError: if there are none, a shard is missing, or they are pickles and that is not allowed.
+    """
+    for stem in (_SAFETENSORS, _PICKLE) if allow_pickle else (_SAFETENSORS,):
+        if stem in names:
+            return (stem,)
+        if stem + INDEX in names:
+            return _shards(names, read_index(stem + INDEX), stem + INDEX, source)
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    others = sorted(name for name in names if name.endswith((".safetensors", ".gguf")))
+    if "adapter_config.json" in names:
+        message, hint = "holds an adapter, not a model", "Merge it into its base model first (merge_and_unload)."
+    elif pickles and not allow_pickle:
+        message = f"has no safetensors, only pickled weights ({pickles[0]}), which can run code when they are opened"
+        hint = "If you trust where they come from, allow them: --allow-pickle, or allow_pickle=True."
+    elif others or pickles:
+        message = f"has no {_SAFETENSORS} nor {_SAFETENSORS}{INDEX}; found {', '.join((others or pickles)[:3])}"
+        hint = "Give the path of the .gguf file itself." if any(n.endswith(".gguf") for n in others) else ""
+    else:
+        message = f"has no weights: neither {_SAFETENSORS} nor {_SAFETENSORS}{INDEX} is there"
+        hint = "Was the download interrupted?"
+    raise ModelError(f"{source} {message}", hint=hint)
+
+
+def _shards(names: Collection[str], index: Mapping[str, Any], index_name: str, source: str) -> tuple[str, ...]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise ModelError(f"{source}: {index_name} has no weight_map", hint="Fetch the file again.")
+    shards = sorted({str(name) for name in weight_map.values()})
+    missing = [name for name in shards if name not in names]
+    if missing:
+        raise ModelError(
+            f"{source}: {index_name} names {len(missing)} of {len(shards)} files that are not there: {missing[0]}",
+            hint="The download was interrupted; fetch the missing files.",
+        )
+    return tuple(shards)
+
+
+def _no_config(folder: Path, names: Collection[str], source: str) -> ModelError:
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    if "adapter_config.json" in names:
+        return ModelError(f"{source} holds an adapter, not a model", hint="Merge it into its base model first.")
+    return ModelError(
+        f"{source} has no config.json" + (f"; found {', '.join(sorted(names)[:5])}" if names else " and no other file"),
+        hint=f"Give the file itself: {folder / ggufs[0]}"
+        if ggufs
+        else "A checkpoint folder is what save_pretrained writes.",
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:  # Any: a JSON object
+    """Read a JSON object.
+
+    Raises:
+        ModelError: if the file is not one.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", hint="Fetch the file again.") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return data
+
+
+def folder_digest(folder: Path, weight_files: Collection[str], remembered: Path) -> str:
+    """Digest every file that can change what the model computes: weights, configuration, tokenizer, code.
+
+    Args:
+        remembered: where digests of large files are kept, so that they are not read again.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits.
+    """
+    names = [
+        path.relative_to(folder).as_posix()
+        for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*"))
+        if path.is_file()
+        and (path.name in weight_files or (path.suffix in _SUFFIXES and not path.name.lower().startswith(_FOR_PEOPLE)))
+    ]
+    return digest_of({name: file_digest(folder / name, remembered) for name in sorted(names)})
+
+
+def file_digest(path: Path, remembered: Path) -> str:
+    """Digest a file's content; a large one only if its path, size, time of change or inode are new.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits.
+    """
+    path = path.resolve()
+    stat = path.stat()
+    if stat.st_size <= _REMEMBERED_BYTES:
+        return _sha256(path)
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    record = remembered / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whatever is wrong with it, hash again
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known["state"] == state:
+            return str(known["digest"])
+    digest = _sha256(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+        remembered.mkdir(parents=True, exist_ok=True)
+        partial = record.with_suffix(f".{uuid.uuid4().hex[:8]}")
+        partial.write_text(json.dumps({"path": str(path), "state": state, "digest": digest}), encoding="utf-8")
+        partial.replace(record)
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

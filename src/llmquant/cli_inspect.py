@@ -1,0 +1,172 @@
+"""The commands that look around: stored studies, plugins, tasks, the cache, this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llmquant.report.table import Table
+
+inspect_app = typer.Typer(rich_markup_mode=None)
+plugins_app = typer.Typer(help="Show what can be used here.", no_args_is_help=False, rich_markup_mode=None)
+cache_app = typer.Typer(help="Show or prune what can be made again.", no_args_is_help=True, rich_markup_mode=None)
+inspect_app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
+inspect_app.add_typer(cache_app, name="cache")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@inspect_app.command()
+def report(
+    store: Annotated[str, typer.Argument(help="A store, or one file that --json wrote.")] = "results",
+    study: Annotated[str | None, typer.Option(help="A study's id or the start of it (default: the newest).")] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv or json.")] = "table",
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Write to a file instead of standard output.")] = None,
+) -> None:
+    """Show a stored study.
+
+    As a table, Markdown, CSV, or one portable JSON file.
+    """
+    import json
+    from pathlib import Path
+
+    from llmquant.compare import Comparison
+    from llmquant.errors import OptionError, nearest
+    from llmquant.report.tables import summary
+
+    found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
+    writers: dict[str, Callable[[], str]] = {
+        "markdown": found.to_markdown,
+        "csv": found.to_csv,
+        "json": lambda: json.dumps(found.to_json(), indent=1, ensure_ascii=False),
+        "table": found.to_text,
+    }
+    if form not in writers:
+        raise OptionError(f"format is {form!r}", hint=nearest(form, writers))
+    if out is not None:
+        Path(out).write_text(writers[form](), encoding="utf-8")
+        typer.echo(f"written to {out}")
+    elif form == "table":
+        print_tables(summary(found.rows(), found.record))
+    else:
+        typer.echo(writers[form]())
+
+
+@inspect_app.command()
+def tasks(
+    pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List lm-eval's tasks."""
+    from llmquant.cache import Cache
+    from llmquant.evaluators.lm_eval_tasks import installed_tasks
+
+    names = [name for name in sorted(installed_tasks(Cache.default()).entries) if pattern.lower() in name.lower()]
+    if as_json:
+        print_json({"tasks": names})
+    else:
+        typer.echo("\n".join(names) or f"no task has {pattern!r} in its name")
+
+
+@cache_app.command("list")
+def cache_list(as_json: AsJson = False) -> None:
+    """List what the cache holds."""
+    from llmquant.cache import Cache
+
+    cache = Cache.default()
+    entries = cache.entries()
+    if as_json:
+        print_json(
+            {"root": str(cache.root), "entries": [{**vars(entry), "path": str(entry.path)} for entry in entries]}
+        )
+        return
+    for entry in entries:
+        typer.echo(f"{entry.bytes / 2**20:10.1f} MiB  {entry.kind:12}  {entry.path}")
+    typer.echo(f"{sum(entry.bytes for entry in entries) / 2**20:10.1f} MiB in {cache.root}")
+
+
+@cache_app.command("prune")
+def cache_prune(unused_days: Annotated[float, typer.Option(help="Delete what was not used for so long.")] = 30) -> None:
+    """Delete what was not used lately."""
+    from llmquant.cache import Cache
+
+    deleted = Cache.default().prune(unused_days=unused_days)
+    typer.echo(f"deleted {len(deleted)} entries, {sum(entry.bytes for entry in deleted) / 2**20:.1f} MiB")
+
+
+@inspect_app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks."""
+    from llmquant.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json({"findings": [vars(finding) for finding in findings]})
+        return
+    for finding in findings:
+        typer.echo(f"{finding.mark} {finding.subject:22} {finding.text}")
+        if finding.cure:
+            typer.echo(f"  {'':22} {finding.cure}")
+
+
+@plugins_app.callback()
+def plugins(context: typer.Context, as_json: AsJson = False) -> None:
+    """List every plugin and preset, and what could not be loaded."""
+    if context.invoked_subcommand is None:
+        _list_plugins(as_json=as_json)
+
+
+@plugins_app.command("list")
+def plugins_list(as_json: AsJson = False) -> None:
+    """List every plugin and preset, and what could not be loaded."""
+    _list_plugins(as_json=as_json)
+
+
+@plugins_app.command("check")
+def plugins_check(name: Annotated[str, typer.Argument(help="A plugin or preset.")]) -> None:
+    """Import a plugin's light and heavy halves and say what is missing."""
+    from llmquant.plugins.checking import check_plugin
+
+    for line in check_plugin(name):
+        typer.echo(line)
+
+
+def _list_plugins(*, as_json: bool) -> None:
+    from llmquant.plugins.checking import plugin_rows
+    from llmquant.plugins.registry import registry
+
+    rows, broken = plugin_rows(registry()), registry().broken
+    if as_json:
+        print_json({"plugins": rows, "broken": [vars(item) for item in broken]})
+        return
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        typer.secho(f"{kind}s", bold=True)
+        for row in rows:
+            if row["kind"] == kind:
+                typer.echo(
+                    f"  {row['name']:24} {row['summary']}" + (f"\n{'':27}{row['missing']}" if row["missing"] else "")
+                )
+                if row["presets"]:
+                    typer.echo(f"{'':27}presets: {', '.join(row['presets'])}")
+    for item in broken:
+        typer.secho(f"broken: {item.package}: {item.reason}", fg="red")
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Print tables as wide as the terminal is."""
+    from rich.console import Console
+
+    from llmquant.report.terminal import print_tables as show
+
+    show(tables, Console())
+
+
+def print_json(data: Any) -> None:  # Any: a JSON value
+    """Print a value as JSON."""
+    import json
+
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))

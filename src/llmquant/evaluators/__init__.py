@@ -1,0 +1,1 @@
+"""Evaluators: each measures a loaded variant; the light options apart from the heavy class."""

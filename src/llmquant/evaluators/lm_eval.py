@@ -1,0 +1,170 @@
+"""The lm_eval evaluator: lm-eval's tasks, scored by lm-eval, on a model that is loaded already."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval.api.task
+import lm_eval.evaluator
+import yaml
+from lm_eval.tasks import TaskManager
+
+from llmquant.call import Json
+from llmquant.errors import RunError
+from llmquant.evaluators.lm_eval_compat import provide_squad_metrics
+from llmquant.evaluators.lm_eval_model import FittingLM
+from llmquant.evaluators.lm_eval_options import LmEvalOptions
+from llmquant.evaluators.lm_eval_results import results
+from llmquant.evaluators.lm_eval_rows import rows_in_place
+from llmquant.evaluators.lm_eval_tasks import installed_tasks
+from llmquant.evaluators.lm_eval_yaml import read_task
+from llmquant.experiment import InputFile
+from llmquant.protocols import Context, LoadedModel
+from llmquant.run import Result
+
+# Where `auto` begins. On a CPU a batch only adds padding and waits for its longest row.
+_FIRST_BATCH = {"cuda": 16, "mps": 4, "cpu": 1}
+# For metrics that have no formula for their error (a perplexity, BLEU): 2% of the error itself, and lm-eval's 100,000
+# take minutes. Errors of means are exact.
+_BOOTSTRAPS = 1000
+_FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
+
+
+class LmEval:
+    """Run lm-eval's tasks.
+
+    Args:
+        options: which tasks, on which rows, prompted how.
+    """
+
+    def __init__(self, options: LmEvalOptions) -> None:
+        self.options = options
+
+    def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
+        """Yield a result for each task, and for each group that has scores of its own.
+
+        Raises:
+            RunError: if a task's rows cannot be had, or the model has no chat template and one is asked for.
+        """
+        provide_squad_metrics()
+        if self.options.apply_chat_template and not subject.tokenizer.chat_template:
+            raise RunError(
+                f"{subject.info.source} has no chat template",
+                hint="Leave out apply_chat_template, or take a chat model.",
+            )
+        for part in self.options.parts():
+            with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch, _quiet():
+                found = list(_evaluate(part, subject, ctx, Path(scratch)))
+            yield from found
+
+
+def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratch: Path) -> Iterator[Result]:
+    loaded = _load_tasks(options, ctx, scratch)
+    everything = {**loaded["tasks"], **loaded["groups"]}
+    inside = {name for group in loaded["groups"].values() for name in group.child_names}
+    first = _FIRST_BATCH[ctx.device] if options.batch_size == "auto" else options.batch_size
+    model = FittingLM(
+        subject,
+        batch_size=first,
+        shrink=options.batch_size == "auto",
+        max_length=options.max_length,
+        progress=ctx.progress,
+    )
+    output = lm_eval.evaluator.simple_evaluate(
+        model=model,
+        tasks=[item for name, item in everything.items() if name not in inside],
+        task_manager=TaskManager(include_defaults=False),
+        num_fewshot=options.num_fewshot,
+        limit=ctx.documents.limit,
+        bootstrap_iters=_BOOTSTRAPS,
+        log_samples=True,
+        system_instruction=options.system_instruction,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        gen_kwargs=dict(options.gen_kwargs) if options.gen_kwargs else None,
+        random_seed=ctx.seed,
+        numpy_random_seed=ctx.seed,
+        torch_random_seed=ctx.seed,
+        fewshot_random_seed=ctx.seed,
+    )
+    details: dict[str, Json] = {
+        "batch_size": model.batch_size,
+        "max_length": model.max_length,
+        "seed": ctx.seed,
+        "bootstraps": _BOOTSTRAPS,
+        "chat_template": options.apply_chat_template,
+    }
+    return results(output, loaded["tasks"], details)
+
+
+def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[str, Any]:  # Any: lm-eval's TaskDict
+    """Build the one task or group that `options` names, from the YAMLs it needs and no others.
+
+    Each YAML is reached through one of ours that includes it: in place, so that its functions are found beside it.
+    """
+    (task,) = options.tasks
+    index = installed_tasks(ctx.cache)
+    files = [_local(task, ctx)] if isinstance(task, InputFile) else index.files(task)
+    name = read_task(files[0])["task"] if isinstance(task, InputFile) else task
+    stubs = scratch / "tasks"
+    stubs.mkdir()
+    for number, file in enumerate(files):
+        stub: dict[str, Any] = {"include": str(file)}  # Any: YAML values
+        if options.data is not None:
+            stub |= rows_in_place(read_task(file), _local(options.data, ctx), scratch / "datasets")
+        (stubs / f"{number:05}.yaml").write_text(yaml.safe_dump(stub), encoding="utf-8")
+    manager = TaskManager(include_path=str(stubs), include_defaults=False)
+    try:
+        loaded: Mapping[str, Any] = manager.load([name])  # Any: see above
+    except Exception as error:  # a task's own code, and what fetches its rows, may raise anything
+        raise _not_loaded(name, options, error) from error
+    return loaded
+
+
+def _not_loaded(name: str, options: LmEvalOptions, error: Exception) -> RunError:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    if isinstance(error, ImportError):
+        return RunError(f"task {name!r} needs a package: {reason}", hint="Install it where the model runs.")
+    if options.data is not None:
+        return RunError(f"task {name!r} cannot read {options.data.name}: {type(error).__name__}: {reason}")
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
+        return RunError(
+            f"the rows of task {name!r} could not be fetched: {reason}",
+            hint=f"Give HF_TOKEN if the data set is gated, or the rows as a file: lm_eval({name}, data=FILE.jsonl).",
+        )
+    return RunError(f"task {name!r} could not be built: {type(error).__name__}: {reason}")
+
+
+def _local(file: InputFile, ctx: Context) -> Path:
+    path = ctx.inputs.get(file.digest) or file.path
+    if path is None:
+        raise RunError(f"{file.name} was not brought to this worker", hint=f"Its content is {file.digest}.")
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars out of the worker's log, and bootstraps from forking a process that holds a model."""
+    bars, forks = lm_eval.api.task.tqdm, os.environ.get("DISABLE_MULTIPROC")
+    disabled = datasets.utils.are_progress_bars_disabled()
+    lm_eval.api.task.tqdm = functools.partial(bars, disable=True)
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm = bars
+        if forks is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        if not disabled:
+            datasets.utils.enable_progress_bars()
+
+
+__all__ = ["LmEval"]

@@ -1,0 +1,153 @@
+"""The loaded model as lm-eval sees it: in batches that fit into memory, counted for the progress line."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from llmquant.memory import is_out_of_memory
+from llmquant.protocols import LoadedModel
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
+    """lm-eval's Hugging Face model over a module that is loaded already.
+
+    Batches hold the same requests in the same order as lm-eval's own: a size that fits gives its results bit for bit.
+
+    Args:
+        batch_size: requests at a time; with `shrink` halved for good whenever memory runs out.
+        max_length: tokens of prompt and answer; ``None``: as many as the model has positions.
+        progress: called with (done, total) requests.
+    """
+
+    def __init__(
+        self,
+        subject: LoadedModel,
+        *,
+        batch_size: int,
+        shrink: bool,
+        max_length: int | None,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        # A copy: lm-eval gives the tokenizer a padding token, which other evaluators must not find there.
+        tokenizer = copy.deepcopy(subject.tokenizer)
+        super().__init__(
+            subject.module, backend="causal", tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
+        )
+        self._shrink = shrink
+        self._progress = progress
+        self._done = self._total = 0
+
+    def get_model_info(self) -> dict[str, Any]:  # Any: lm-eval's own type
+        """Return nothing: lm-eval would ask the Hub, and provenance is kept elsewhere."""
+        return {}
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # Any: Instance
+        """Answer prompts greedily, as lm-eval does."""
+        self._expect(len(requests))
+        answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        return answers
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:  # Any: Instance
+        """Score continuations, as lm-eval does."""
+        self._expect(len(requests))
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # Any: Instance
+        """Score whole texts, as lm-eval does; progress counts windows."""
+        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
+        self._expect(sum(-(-length // self.max_length) for length in lengths))
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return scores
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        **generation_kwargs: Any,  # Any: lm-eval passes on what a task says
+    ) -> torch.Tensor:
+        mask = generation_kwargs.pop("attention_mask")
+        generate = super()._model_generate
+
+        def rows(start: int, end: int) -> torch.Tensor:
+            part = {**generation_kwargs, "attention_mask": mask[start:end]}
+            answers: torch.Tensor = generate(context[start:end], max_length, stop, **part)
+            return answers
+
+        parts = list(self._fitting(len(context), rows, lambda start, end: end - start))
+        width = max(part.shape[1] for part in parts)
+        # Rows that ended early are filled up as `generate` itself fills them inside a batch.
+        fill = self.tokenizer.pad_token_id
+        padded = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
+        return torch.cat(padded)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],  # Any: strings, or None for windows
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        # lm-eval computes continuations that differ in the last token only once: they must stay in one batch.
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_, context, continuation) in enumerate(requests):
+            groups[*context, *continuation[:-1]].append(index)
+
+        def lm_eval_order(group: list[int]) -> tuple[int, tuple[int, ...]]:
+            _, context, continuation = requests[max(group, key=lambda index: len(requests[index][2]))]
+            return -len(context) - len(continuation), (*context, *continuation)
+
+        ordered = sorted(groups.values(), key=lm_eval_order)
+        score = super()._loglikelihood_tokens
+
+        def scored(start: int, end: int) -> list[tuple[int, tuple[float, bool]]]:
+            indices = [index for group in ordered[start:end] for index in group]
+            found = score([requests[index] for index in indices], disable_tqdm=True, override_bs=end - start)
+            return list(zip(indices, found, strict=True))
+
+        def count(start: int, end: int) -> int:
+            return sum(map(len, ordered[start:end]))
+
+        answers = dict(pair for part in self._fitting(len(ordered), scored, count) for pair in part)
+        return [answers[index] for index in range(len(requests))]
+
+    def _fitting(self, total: int, work: Callable[[int, int], _T], requests: Callable[[int, int], int]) -> Iterator[_T]:
+        """Yield ``work(start, end)`` over ``range(total)``, no more at a time than fits."""
+        start = 0
+        while start < total:
+            end = min(total, start + self.batch_size)
+            try:
+                part = work(start, end)
+            except Exception as error:  # torch, and whatever computes quantized layers
+                if not self._shrink or end - start == 1 or not is_out_of_memory(error):
+                    raise
+                self.batch_size_per_gpu = max(1, (end - start) // 2)
+                _log.warning("a batch of %d does not fit; going on with %d", end - start, self.batch_size)
+            else:
+                yield part
+                self._done += requests(start, end)
+                self._progress(self._done, self._total)
+                start = end
+                continue
+            gc.collect()  # outside the except clause, whose traceback holds on to the tensors
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _expect(self, requests: int) -> None:
+        self._total += requests
+
+
+__all__ = ["FittingLM"]

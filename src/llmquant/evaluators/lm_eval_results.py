@@ -1,0 +1,142 @@
+"""From what lm-eval returns to measurements and samples."""
+
+from __future__ import annotations
+
+import json
+import numbers
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llmquant.call import Json
+from llmquant.experiment import digest_of
+from llmquant.run import Measurement, Result, Sample
+
+# What of a task's configuration is kept; functions are in it as their source.
+_KEPT = ("output_type", "num_fewshot", "generation_kwargs", "repeats", "filter_list", "dataset_path", "dataset_name")
+_PROMPT = (
+    "doc_to_text",
+    "doc_to_target",
+    "doc_to_choice",
+    "description",
+    "target_delimiter",
+    "fewshot_delimiter",
+    "gen_prefix",
+)
+# Metrics that lm-eval computes over all documents at once, from values that are no scores. Of these the same
+# computation over one document is a score: a document's own perplexity, Brier score or BLEU.
+_ALONE = frozenset(
+    {"perplexity", "weighted_perplexity", "bits_per_byte", "brier_score", "bleu", "chrf", "chrfpp", "ter"}
+)
+
+
+def results(
+    output: Mapping[str, Any],  # Any: lm-eval's results
+    tasks: Mapping[str, Any],  # Any: lm-eval's Task, by name
+    details: Mapping[str, Json],
+) -> Iterator[Result]:
+    """Yield a result for each task and for each group that has scores of its own.
+
+    Args:
+        output: what ``simple_evaluate`` returned, samples included.
+        details: to keep with every result.
+    """
+    for name, values in output["results"].items():
+        measurements = tuple(_measurements(name, values, output["higher_is_better"].get(name) or {}))
+        if not measurements:
+            continue  # a group without an aggregate
+        own = {
+            **details,
+            "task_version": _json(output["versions"].get(name)),
+            "num_fewshot": output["n-shot"].get(name),
+        }
+        if name not in tasks:
+            own["members"] = list(output["group_subtasks"].get(name, ()))
+            yield Result(name, measurements, (), own)
+            continue
+        configuration = output["configs"][name]
+        own["config"] = {key: _json(configuration[key]) for key in _KEPT if key in configuration}
+        own["prompt_template"] = digest_of({key: _json(configuration.get(key)) for key in _PROMPT})
+        yield Result(name, measurements, tuple(_samples(output["samples"][name], tasks[name])), own)
+
+
+def _measurements(
+    task: str, values: Mapping[str, Any], higher: Mapping[str, bool]
+) -> Iterator[Measurement]:  # Any: numbers
+    counts = values.get("sample_count") or {}
+    for key, value in values.items():
+        metric, comma, filter_name = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not _is_number(value):
+            continue
+        stderr: Any = values.get(f"{metric}_stderr,{filter_name}")  # Any: a number, or "N/A"
+        yield Measurement(
+            task,
+            _named(metric, filter_name),
+            float(value),
+            higher_is_better=higher.get(metric),
+            stderr=float(stderr) if _is_number(stderr) else None,
+            n=counts.get(key, values.get("sample_len")),
+        )
+
+
+def _samples(logged: Sequence[Mapping[str, Any]], task: Any) -> Iterator[Sample]:  # Any: lm-eval's samples and Task
+    """Yield a sample a document; a document that several filters read is logged once for each."""
+    documents: dict[int, list[Mapping[str, Any]]] = {}  # Any: lm-eval's samples
+    for entry in logged:
+        documents.setdefault(entry["doc_id"], []).append(entry)
+    seen: Counter[str] = Counter()
+    for entries in documents.values():
+        first = entries[0]
+        scores = {
+            _named(metric, entry["filter"]): score
+            for entry in entries
+            for metric in entry["metrics"]
+            if (score := _score(entry[metric], task.aggregation().get(metric))) is not None
+        }
+        answer, target = _answer_and_target(first, str(task.OUTPUT_TYPE))
+        document = first["doc_hash"]
+        yield Sample(document, first["prompt_hash"], scores, answer, target, occurrence=seen[document])
+        seen[document] += 1
+
+
+def _score(value: Any, aggregation: Any) -> float | None:  # Any: a metric's value for a document, and its aggregation
+    """Reduce one document's value to a number; ``None`` for values that mean something only together, as for an MCC."""
+    if getattr(aggregation, "__name__", "") in _ALONE:
+        return float(aggregation([value]))
+    return float(value) if _is_number(value) else None
+
+
+def _answer_and_target(entry: Mapping[str, Any], output_type: str) -> tuple[str | None, str | None]:  # Any: see above
+    """Say what the model answered, as the metrics saw it, and what was right; choices by their text."""
+    target = entry["target"]
+    if output_type == "generate_until":
+        return _text(entry["filtered_resps"][0]), _text(target)
+    if output_type == "multiple_choice":
+        continuations = [arguments[1].strip() for arguments in entry["arguments"]]
+        likelihoods = [response[0] for response in entry["filtered_resps"]]
+        # Where the contexts differ and the continuation does not, the texts say nothing: give the choice's number.
+        texts = continuations if len(set(continuations)) > 1 else list(map(str, range(len(continuations))))
+        best = texts[likelihoods.index(max(likelihoods))]
+        right = texts[target] if isinstance(target, int) and 0 <= target < len(texts) else _text(target)
+        return best, right
+    return None, _text(target) if output_type == "loglikelihood" else None  # a rolling target is the whole text
+
+
+def _text(value: Any) -> str:  # Any: a task's answers: a text, a number, or several of these
+    return " | ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _named(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real)  # numpy's numbers and bool are, too
+
+
+def _json(value: Any) -> Json:  # Any: what a YAML or Python configuration holds
+    text: Json = json.loads(json.dumps(value, default=str))
+    return text
+
+
+__all__ = ["results"]

@@ -1,0 +1,72 @@
+"""The YAML of a task, its includes merged in and its functions left as names: nothing of lm-eval is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Function:
+    """``!function module.name`` in a task's YAML, not imported.
+
+    Attributes:
+        module: relative to the YAML's folder where a file is there, else an installed module.
+        folder: of the YAML that says so; ``None`` for a text without a place.
+    """
+
+    module: str
+    name: str
+    folder: Path | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The source beside the YAML, where there is one."""
+        file = None if self.folder is None else self.folder / f"{self.module.replace('.', '/')}.py"
+        return file if file is not None and file.is_file() else None
+
+
+def read_yaml(text: str, folder: Path | None = None) -> dict[str, Any]:  # Any: YAML values
+    """Parse a task's YAML; functions stay names.
+
+    Raises:
+        ValueError: if it is not a table.
+        yaml.YAMLError: if it is not YAML.
+    """
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        pass
+
+    def function(loader: Any, node: Any) -> Function:  # Any: yaml's loader and node
+        module, _, name = str(loader.construct_scalar(node)).rpartition(".")
+        return Function(module, name, folder)
+
+    Loader.add_constructor("!function", function)
+    value = yaml.load(text, Loader=Loader)
+    if not isinstance(value, dict):
+        raise ValueError("a task's YAML is a table of keys and values")
+    return value
+
+
+def read_task(file: Path) -> dict[str, Any]:  # Any: YAML values
+    """Read a task's YAML with its includes merged in, functions still names.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: if it or an include cannot be read.
+    """
+    own = read_yaml(file.read_text(encoding="utf-8"), file.parent)
+    merged: dict[str, Any] = {}  # Any: see above
+    for include in strings(own.pop("include", ())):
+        merged |= read_task(file.parent / include)
+    return merged | own
+
+
+def strings(value: Any) -> tuple[str, ...]:  # Any: YAML values
+    """Read a word or a list of words as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(str(item) for item in value or ())
+
+
+__all__ = ["Function", "read_task", "read_yaml", "strings"]

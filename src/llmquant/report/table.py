@@ -1,0 +1,84 @@
+"""The one form every table takes before it is rendered: text in named columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Tone = Literal["plain", "good", "bad", "quiet", "failed"]
+
+_NUMBER = re.compile(r"[+-]?[\d,.]+%?|–|")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text and how it is meant; a renderer may colour it, the text alone says all."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading.
+
+    Attributes:
+        name: lines of the heading, the unit in them.
+        group: columns of one group stay side by side when a table is split; ``""`` is no group.
+        align: of the heading and the cells.
+    """
+
+    name: tuple[str, ...]
+    group: str = ""
+    align: Literal["left", "right"] = "right"
+
+    @property
+    def title(self) -> str:
+        """Return the heading on one line."""
+        return " ".join(filter(None, self.name))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; without columns it is a titled list of its footnotes.
+
+    Attributes:
+        columns: the first one names the rows; a string is a heading of one line.
+        rows: a cell for each column; a string is a plain cell.
+        footnotes: whole sentences.
+        heading: what several tables belong to, such as a model; told once for those that follow each other.
+    """
+
+    title: str
+    columns: tuple[str | Column, ...] = ()
+    rows: tuple[tuple[str | Cell, ...], ...] = ()
+    footnotes: tuple[str, ...] = ()
+    heading: str = ""
+
+    def column(self, index: int) -> Column:
+        """Return a column; a plain heading's is aligned right if its cells are numbers."""
+        column = self.columns[index]
+        if isinstance(column, Column):
+            return column
+        numeric = index > 0 and all(_NUMBER.fullmatch(row[index].text) for row in self.cells())
+        return Column((column,), align="right" if numeric else "left")
+
+    def cells(self) -> list[list[Cell]]:
+        """Return the rows, every cell a `Cell`."""
+        return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
+
+    def groups(self) -> Iterator[list[int]]:
+        """Yield the indices of the columns after the first, group by group."""
+        group: list[int] = []
+        name = ""
+        for index in range(1, len(self.columns)):
+            this = self.column(index).group
+            if group and (not this or this != name):
+                yield group
+                group = []
+            group.append(index)
+            name = this
+        if group:
+            yield group

@@ -1,0 +1,1 @@
+"""Intervals and verdicts: pure numpy and scipy."""

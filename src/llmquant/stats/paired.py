@@ -1,0 +1,199 @@
+"""How much a variant differs from its baseline on the same documents, and whether that is more than noise.
+
+The interval is chosen by the kind of score, because no single one holds its 95% on all of them:
+
+=================================  ======================================================================
+fewer than six documents changed   exact bounds on how often one is better or worse (scores in [0, 1]);
+                                   they always include zero, as every exact test of so few would
+0/1 scores                         Tango's score interval
+other scores in [0, 1]             Student's t, its standard error widened by one unseen document that
+                                   goes all the way from 0 to 1
+anything else                      Student's t
+=================================  ======================================================================
+
+The unseen document is for quantization's typical damage: answers reworded a little in many documents and broken in a
+few. Simulated at n = 50, with 27% of documents gaining 0.1 and 3% losing 0.9, whose mean is zero, plain t finds an
+improvement in 21% of studies and the widened interval in 0.3%; where a third of the answers change at random it holds
+97% instead of 95%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+Floats: TypeAlias = NDArray[np.float64]
+Method = Literal["score", "t", "exact bounds", ""]
+Verdict = Literal["better", "worse", "differs", "equal", "undecided"]
+
+# Of five changes, all in one direction, the two-sided sign test says p = 0.06: no exact test can decide on so few.
+MIN_CHANGED = 6
+_UPPER = 0.975
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Variant minus baseline over paired documents.
+
+    Attributes:
+        value: the mean difference.
+        stderr: its standard error; ``None`` for a single document or group.
+        low: lower end of the 95% interval; ``None`` where no interval is worth its name.
+        high: upper end.
+        n: pairs.
+        higher: pairs in which the variant's score is the higher one.
+        lower: pairs in which it is the lower one; the others are tied.
+        changed: pairs, or groups where there are groups, that are not tied: what an interval rests on.
+        method: where the interval comes from; ``""`` where there is none.
+    """
+
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    n: int
+    higher: int
+    lower: int
+    changed: int
+    method: Method
+
+
+def paired_difference(
+    variant: ArrayLike, baseline: ArrayLike, *, weights: ArrayLike | None = None, groups: Sequence[str] | None = None
+) -> PairedDifference:
+    """Estimate the mean difference of paired scores and its 95% interval.
+
+    With totals ``v_i``, ``b_i`` and weights ``w_i`` of the ``n`` units, the difference is
+    ``D = sum(v_i - b_i) / sum(w_i)`` and, from the residuals ``e_i = v_i - b_i - D w_i``, its standard error is
+    ``sqrt(n / (n - 1) * sum(e_i^2)) / sum(w_i)``: for weights of 1 the familiar ``sd / sqrt(n)``.
+
+    Args:
+        variant: ``n`` finite scores.
+        baseline: ``n`` finite scores of the same documents in the same order.
+        weights: for scores that are totals: over how much, such as the tokens of a window.
+        groups: documents that share one are drawn together, such as the questions of a story, and count as one unit.
+
+    Raises:
+        ValueError: if the lengths differ, nothing is paired, or a score is not finite.
+    """
+    v, b = np.asarray(variant, np.float64), np.asarray(baseline, np.float64)
+    w = np.ones_like(v) if weights is None else np.asarray(weights, np.float64)
+    if not v.size or v.shape != b.shape or v.shape != w.shape or (groups is not None and len(groups) != v.size):
+        raise ValueError(f"scores do not pair: {v.shape} of the variant, {b.shape} of the baseline, {w.shape} weights")
+    if not (np.isfinite(v).all() and np.isfinite(b).all() and np.isfinite(w).all() and w.sum() > 0):
+        raise ValueError("a score or weight is not finite")
+    d = v - b
+    grouped = groups is not None and 1 < len(set(groups)) < d.size
+    totals, sizes = _by_group(d, w, groups) if grouped and groups is not None else (d, w)
+    value = float(totals.sum() / sizes.sum())
+    stderr = _stderr(totals, sizes, value)
+    changed = int(np.count_nonzero(totals))
+    higher, lower = int((d > 0).sum()), int((d < 0).sum())
+    kind = _kind(np.concatenate([v, b])) if weights is None else "unbounded"
+    low, high, method = _interval(totals, value, stderr, kind, grouped=grouped)
+    return PairedDifference(value, stderr, low, high, d.size, higher, lower, changed, method)
+
+
+def verdict(difference: PairedDifference, *, higher_is_better: bool | None) -> Verdict:
+    """Say what a difference shows, and no more than that.
+
+    Returns:
+        ``equal`` if no document changed; ``better``, ``worse`` (or ``differs``, where neither direction is better)
+        if the 95% interval excludes zero; else ``undecided``.
+    """
+    if not difference.higher and not difference.lower:
+        return "equal"
+    low, high = difference.low, difference.high
+    if low is None or high is None or low <= 0 <= high:
+        return "undecided"
+    if higher_is_better is None:
+        return "differs"
+    return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def score_interval(higher: int, lower: int, n: int) -> tuple[float, float]:
+    """Compute Tango's 95% score interval for a difference of paired proportions, ``(higher - lower) / n``.
+
+    It holds the differences ``x`` with ``(h - l - n x)^2 <= z^2 n (2 q + x (1 - x))``, where ``q`` is the most likely
+    share of ``lower`` pairs given ``x``: the larger root of ``2 n q^2 + B q - l x (1 - x) = 0``,
+    ``B = (2 n - h + l) x - h - l``. T. Tango, Statistics in Medicine 17:891-908 (1998).
+
+    Args:
+        higher: pairs in which only the variant scores 1.
+        lower: pairs in which only the baseline scores 1.
+        n: all pairs, at least 1.
+    """
+    z2 = float(special.ndtri(_UPPER)) ** 2
+    value = (higher - lower) / n
+
+    def excess(x: float) -> float:
+        linear = (2 * n - higher + lower) * x - higher - lower
+        root = np.sqrt(max(linear * linear + 8 * n * lower * x * (1 - x), 0.0))
+        q = (root - linear) / (4 * n)
+        return float((higher - lower - n * x) ** 2 - z2 * n * (2 * q + x * (1 - x)))
+
+    return _boundary(excess, value, -1.0), _boundary(excess, value, 1.0)
+
+
+def _boundary(excess: Callable[[float], float], inside: float, outside: float) -> float:
+    """Bisect for where the excess turns from negative to positive."""
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        if excess(middle) < 0:
+            inside = middle
+        else:
+            outside = middle
+    return outside
+
+
+def _stderr(totals: Floats, sizes: Floats, value: float) -> float | None:
+    n = totals.size
+    if n < 2:
+        return None
+    residuals = totals - value * sizes
+    return float(np.sqrt(n / (n - 1) * (residuals @ residuals)) / sizes.sum())
+
+
+def _kind(scores: Floats) -> Literal["binary", "unit", "unbounded"]:
+    if np.isin(scores, (0.0, 1.0)).all():
+        return "binary"
+    return "unit" if scores.min() >= 0 and scores.max() <= 1 else "unbounded"
+
+
+def _interval(
+    totals: Floats,
+    value: float,
+    stderr: float | None,
+    kind: Literal["binary", "unit", "unbounded"],
+    *,
+    grouped: bool,
+) -> tuple[float | None, float | None, Method]:
+    n, higher, lower = totals.size, int((totals > 0).sum()), int((totals < 0).sum())
+    if higher + lower < MIN_CHANGED:
+        if grouped or kind == "unbounded":
+            return None, None, ""
+        # A mean difference of scores in [0, 1] is at most the share of documents that got better.
+        return -_upper_bound(lower, n), _upper_bound(higher, n), "exact bounds"
+    if kind == "binary" and not grouped:
+        return *score_interval(higher, lower, n), "score"
+    if stderr is None:
+        return None, None, ""
+    # One document of difference 1 among n has the variance 1 / n of a single draw, 1 / n^2 of the mean.
+    reach = float(special.stdtrit(n - 1, _UPPER)) * (stderr if kind == "unbounded" else math.hypot(stderr, 1 / n))
+    return value - reach, value + reach, "t"
+
+
+def _upper_bound(count: int, n: int) -> float:
+    """Bound a proportion from above with 97.5% confidence (Clopper and Pearson)."""
+    return 1.0 if count == n else float(special.betaincinv(count + 1, n - count, _UPPER))
+
+
+def _by_group(totals: Floats, sizes: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    return np.bincount(index, totals).astype(np.float64), np.bincount(index, sizes).astype(np.float64)

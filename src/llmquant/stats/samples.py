@@ -1,0 +1,101 @@
+"""Pair the samples of two runs, and take the difference that their measurement calls for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llmquant.run import Measurement, Sample
+from llmquant.stats.paired import PairedDifference, paired_difference
+
+
+@dataclass(frozen=True)
+class SamplePairs:
+    """What two runs' samples say about one measurement.
+
+    Attributes:
+        difference: variant minus baseline; ``None`` where nothing pairs.
+        scale: ``log``: the difference is the logarithm of a ratio.
+        reason: why nothing pairs.
+    """
+
+    difference: PairedDifference | None
+    scale: Literal["linear", "log"] = "linear"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """How a metric comes from its documents' scores: ``worth * sum(score) / sum(weight)``, or the exponential of it.
+
+    Attributes:
+        weight: the score that says how much a document counts; ``""``: each counts one.
+    """
+
+    score: str
+    weight: str = ""
+    worth: float = 1.0
+    scale: Literal["linear", "log"] = "linear"
+
+    def weight_of(self, sample: Sample) -> float:
+        return sample.scores[self.weight] if self.weight else 1.0
+
+    def has(self, sample: Sample) -> bool:
+        return self.score in sample.scores and (not self.weight or sample.scores.get(self.weight, 0) > 0)
+
+    def gives(self, value: float, samples: Sequence[Sample]) -> bool:
+        """Tell whether the documents' scores add up to the measured value."""
+        total = self.worth * sum(sample.scores[self.score] for sample in samples)
+        mean = total / sum(self.weight_of(sample) for sample in samples)
+        if not math.isfinite(mean):
+            return False
+        if self.scale == "log":
+            value = math.log(value) if value > 0 else math.nan
+        # Evaluators may add in float32.
+        return math.isclose(mean, value, rel_tol=1e-4, abs_tol=1e-6)
+
+
+_SUMS: Mapping[str, _Sum] = {
+    "nll_per_token": _Sum("nll", "tokens"),
+    "bits_per_byte": _Sum("nll", "bytes", worth=1 / math.log(2)),
+    "perplexity": _Sum("nll", "tokens", scale="log"),
+}
+
+
+def pair_samples(
+    variant: Measurement,
+    baseline: Measurement,
+    variant_samples: Mapping[str, Sequence[Sample]],
+    baseline_samples: Mapping[str, Sequence[Sample]],
+) -> SamplePairs:
+    """Pair by document, occurrence and prompt, and estimate the difference of two measurements of one metric.
+
+    Nothing pairs where the scores of the documents do not add up to the measured values: an interval for a mean says
+    nothing about a metric that is not one. Samples come by task, as runs keep them.
+    """
+    mine, theirs = (samples.get(variant.task, ()) for samples in (variant_samples, baseline_samples))
+    metric = _SUMS.get(variant.metric, _Sum(variant.metric))
+    if not mine or not theirs or not all(map(metric.has, (*mine, *theirs))):
+        return SamplePairs(None, metric.scale, "no scores of single documents were kept")
+    if not (metric.gives(variant.value, mine) and metric.gives(baseline.value, theirs)):
+        return SamplePairs(None, metric.scale, "the value is not the mean of its documents' scores")
+    beside = {(sample.document, sample.occurrence): sample for sample in theirs}
+    pairs = [(one, beside[one.document, one.occurrence]) for one in mine if (one.document, one.occurrence) in beside]
+    if not pairs:
+        return SamplePairs(None, metric.scale, "the baseline was scored on other documents")
+    same = [
+        (one, other)
+        for one, other in pairs
+        if one.prompt == other.prompt and metric.weight_of(one) == metric.weight_of(other)
+    ]
+    if not same:
+        return SamplePairs(None, metric.scale, "the baseline was given other prompts")
+    difference = paired_difference(
+        [metric.worth * one.scores[metric.score] for one, _ in same],
+        [metric.worth * other.scores[metric.score] for _, other in same],
+        weights=[metric.weight_of(one) for one, _ in same] if metric.weight else None,
+        groups=[one.group for one, _ in same],
+    )
+    return SamplePairs(difference, metric.scale)

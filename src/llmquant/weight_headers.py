@@ -1,0 +1,163 @@
+"""What a weight file says of its tensors: names, types and shapes, read without loading or running anything."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmquant.errors import ModelError
+
+# As safetensors abbreviates them; the values are the names that PyTorch uses.
+_SAFETENSORS_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_SAFETENSORS_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# The limit of the safetensors library itself; a larger number is no header.
+_LARGEST_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor.
+
+    Attributes:
+        dtype: PyTorch's name for it (``bfloat16``), or a GGUF block type (``Q4_1``).
+        shape: outermost dimension first; of a linear layer ``(out_features, in_features)``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Count the numbers in it."""
+        return math.prod(self.shape)
+
+
+def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
+    """Read one ``.safetensors`` file's header, and check that the file holds what it promises.
+
+    Raises:
+        ModelError: if the header is damaged or the file is shorter or longer than its tensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise _damaged(path, f"its header should have {length:,} bytes and the file has {size:,}")
+        raw = stream.read(length)
+    try:
+        header: dict[str, Any] = json.loads(raw)  # Any: a JSON object
+        header.pop("__metadata__", None)
+        tensors = tuple(tensor_from_safetensors(name, h["dtype"], h["shape"]) for name, h in header.items())
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        wrong = [
+            name
+            for name, entry in header.items()
+            if (width := _SAFETENSORS_BYTES.get(entry["dtype"])) is not None
+            and entry["data_offsets"][1] - entry["data_offsets"][0] != width * math.prod(entry["shape"])
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _damaged(path, f"its header cannot be read ({error!r})") from error
+    if wrong:
+        raise _damaged(path, f"{wrong[0]!r} does not have the bytes that its shape needs")
+    if size != 8 + length + end:
+        raise _damaged(path, f"its tensors end at byte {8 + length + end:,} and the file has {size:,}")
+    return tensors
+
+
+def tensor_from_safetensors(name: str, dtype: str, shape: list[int]) -> TensorInfo:
+    """Describe a tensor of a safetensors header, whose types are abbreviated."""
+    return TensorInfo(name, _SAFETENSORS_TYPES.get(dtype, dtype.lower()), tuple(int(n) for n in shape))
+
+
+def read_pickle_header(stream: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
+    """Read which tensors a ``.bin`` file of PyTorch holds; its pickle can name nothing but tensors and dicts.
+
+    Args:
+        stream: seekable; only the index and the pickle are read, not the tensors.
+        name: the file's name, for messages.
+
+    Raises:
+        ModelError: if it is damaged, older than PyTorch 1.6, or holds anything else than tensors.
+    """
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            (member,) = (item for item in archive.namelist() if item.endswith("/data.pkl") or item == "data.pkl")
+            state = _TensorUnpickler(io.BytesIO(archive.read(member))).load()
+        return tuple(TensorInfo(key, *value) for key, value in state.items() if isinstance(value, _Stub))
+    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"{name} is no readable PyTorch checkpoint: {error}",
+            hint="It is damaged, older than PyTorch 1.6, or holds more than tensors. Convert it to safetensors.",
+        ) from error
+
+
+class _Stub(tuple[Any, ...]):  # Any: (dtype, shape)
+    """Stands for a tensor while unpickling."""
+
+    __slots__ = ()
+
+
+def _rebuild_tensor(storage: str, _offset: int, shape: tuple[int, ...], *_: object) -> _Stub:
+    return _Stub((storage, tuple(shape)))
+
+
+def _rebuild_parameter(tensor: _Stub, *_: object) -> _Stub:
+    return tensor
+
+
+_STORAGE_TYPES = {
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "DoubleStorage": "float64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_PICKLE_NAMES: Mapping[tuple[str, str], Any] = {  # Any: classes and functions
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", name): dtype for name, dtype in _STORAGE_TYPES.items()},
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Gives names of PyTorch our stand-ins, and refuses every other name: nothing of the file's choosing runs."""
+
+    def find_class(self, module: str, name: str) -> Any:  # Any: as in pickle
+        try:
+            return _PICKLE_NAMES[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> Any:  # Any: ("storage", type, key, device, elements)
+        return pid[1]
+
+
+def _damaged(path: Path, what: str) -> ModelError:
+    return ModelError(f"{path} is damaged: {what}", hint="The download or copy was cut short; fetch the file again.")

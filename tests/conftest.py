@@ -1,0 +1,114 @@
+"""What every test may ask for: a tiny real checkpoint, and a context to run plugins in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from llmquant.cache import Cache
+from llmquant.experiment import Digest, Documents
+from llmquant.protocols import Context, Device
+
+_TEXT = """
+A lighthouse keeper counted the ships that passed before dawn, and wrote each name into a ledger bound in green cloth.
+When the fog was thick she rang the bell every four minutes; nobody on the mainland ever heard it, but the sailors did.
+Water boils at a lower temperature on a mountain because the air presses on it with less weight than at the sea.
+The farmer sold nine sacks of barley on Monday, three on Tuesday, and kept the rest for the winter and for the horses.
+"Why is the river brown today?" asked the boy. "It rained upstream last night," said his aunt, "and the banks are clay."
+An engine turns heat into motion; most of the heat escapes, and the little that remains pulls the train over the pass.
+Question: What color is the ledger? Answer: green. Question: How many sacks were sold? Answer: twelve.
+"""
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a Llama checkpoint of 2 layers with a tokenizer of its own; equal bytes every time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(2)
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = _tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        # Large enough that greedy text is not one token repeated.
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        model_max_length=2048,
+    )
+    fast.chat_template = _CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Callable[..., Context]:
+    """Return a factory of contexts whose cache and files lie in the test's own folder."""
+
+    def make(
+        device: Device = "cpu",
+        *,
+        seed: int = 0,
+        limit: int | None = None,
+        inputs: Mapping[Digest, Path] | None = None,
+        reference: Path | None = None,
+        files: Path | None = None,
+    ) -> Context:
+        folder = files or tmp_path / "files"
+        folder.mkdir(parents=True, exist_ok=True)
+        return Context(
+            device=device,
+            seed=seed,
+            documents=Documents(limit),
+            cache=Cache(tmp_path / "cache"),
+            inputs=inputs or {},
+            reference=reference,
+            files=folder,
+            progress=lambda done, total: None,
+        )
+
+    return make

@@ -1,0 +1,43 @@
+"""The package is light until something is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numpy", "scipy", "pyarrow", "pandas", "modal", "ray", "lm_eval", "bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import llmquant",
+        "import sys; sys.argv = ['llmquant', '--help']; from llmquant.cli import main; main()",
+        "import sys; sys.argv = ['llmquant', 'compare', '--help']; from llmquant.cli import main; main()",
+        "import sys; sys.argv = ['llmquant', 'plugins']; from llmquant.cli import main; main()",
+    ],
+    ids=["import", "help", "compare-help", "plugins"],
+)
+def test_nothing_heavy_is_imported(code: str):
+    """Neither torch nor numpy nor any backend is loaded to import, to help or to list plugins."""
+    probe = f"""
+import sys
+try:
+    {code}
+except SystemExit as end:
+    assert not end.code, end.code
+print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_every_public_name_resolves():
+    """What `__all__` names can be imported, and nothing in it is private."""
+    import llmquant
+
+    for name in llmquant.__all__:
+        assert getattr(llmquant, name) is not None
+        assert not name.startswith("_")

@@ -1,0 +1,267 @@
+"""Paired differences: published examples, slow plain versions, properties, and what the intervals really cover."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from llmquant.stats.paired import MIN_CHANGED, paired_difference, score_interval, verdict
+
+BINARY = st.sampled_from([0.0, 1.0])
+UNIT = st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.67, 0.8, 1.0])
+ANY = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
+
+
+def pairs(scores, *, least: int = 1, most: int = 40):
+    return st.lists(st.tuples(scores, scores), min_size=least, max_size=most)
+
+
+counts = st.integers(1, 60).flatmap(
+    lambda n: st.integers(0, n).flatmap(lambda h: st.tuples(st.just(h), st.integers(0, n - h), st.just(n)))
+)
+
+
+# -- the score interval ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("higher", "lower", "n", "low", "high"),
+    [
+        # Fagerland, Lydersen, Laake: Statistical Analysis of Contingency Tables (2017), chapter 8, with the R package
+        # contingencytables: complete response before and after consolidation therapy (Cavo et al., 2012).
+        (6, 16, 161, -0.1240, -0.0054),
+        # There too: airway hyper-responsiveness before and after stem cell transplantation (Bentur et al., 2009).
+        (1, 7, 21, -0.517, -0.026),
+    ],
+)
+def test_score_interval_matches_published_examples(higher, lower, n, low, high):
+    """The limits are the printed ones to the digits that were printed."""
+    digits = len(str(low).partition(".")[2])
+    assert score_interval(higher, lower, n) == pytest.approx((low, high), abs=0.6 * 10**-digits)
+
+
+@given(counts)
+@settings(max_examples=25, deadline=None)
+def test_score_interval_ends_where_the_score_statistic_is_critical(count):
+    """At both ends the score statistic, its nuisance maximized numerically, is the normal quantile."""
+    higher, lower, n = count
+    for end in score_interval(higher, lower, n):
+        if abs(end) < 0.999:
+            assert abs(_plain_score_statistic(higher, lower, n, end)) == pytest.approx(1.959964, abs=2e-3)
+
+
+def _plain_score_statistic(higher: int, lower: int, n: int, x: float) -> float:
+    """Tango's statistic with the restricted maximum likelihood found by search instead of by formula."""
+
+    def loss(q: float) -> float:  # q: share of `lower` pairs; q + x of `higher` ones
+        total = 0.0
+        for count, share in ((lower, q), (higher, q + x), (n - higher - lower, 1 - 2 * q - x)):
+            total -= count * math.log(max(share, 1e-300)) if count else 0.0
+        return total
+
+    bounds = (max(0.0, -x), (1 - x) / 2)
+    q = float(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x)
+    candidates = [q, *bounds]  # the search does not reach the ends
+    q = min(candidates, key=loss)
+    return (higher - lower - n * x) / math.sqrt(n * (2 * q + x * (1 - x)))
+
+
+@given(counts)
+@settings(deadline=None)
+def test_score_interval_holds_the_estimate_and_mirrors(count):
+    """The estimate is inside, all of it within [-1, 1], and swapping the sides mirrors it."""
+    higher, lower, n = count
+    low, high = score_interval(higher, lower, n)
+    assert -1 <= low <= (higher - lower) / n + 1e-8
+    assert (higher - lower) / n - 1e-8 <= high <= 1
+    assert score_interval(lower, higher, n) == pytest.approx((-high, -low), abs=1e-7)
+
+
+# -- means -----------------------------------------------------------------------------------------------------------
+
+
+@given(pairs(ANY, least=2))
+@settings(deadline=None)
+def test_difference_and_standard_error_are_the_plain_ones(scores):
+    """The value is the mean of the differences, its standard error their sd over the root of n."""
+    v, b = np.array(scores).T
+    found = paired_difference(v, b)
+    assert found.value == pytest.approx(np.mean(v - b), abs=1e-9)
+    assert found.stderr == pytest.approx(np.std(v - b, ddof=1) / math.sqrt(len(v)), abs=1e-9)
+    assert (found.n, found.higher, found.lower) == (len(v), sum(v > b), sum(v < b))
+
+
+def test_interval_of_unbounded_scores_is_scipys():
+    """Scores outside [0, 1] get the t interval that scipy computes."""
+    rng = np.random.default_rng(0)
+    v, b = rng.normal(3, 1, 30), rng.normal(2.5, 1, 30)
+    found, known = paired_difference(v, b), stats.ttest_rel(v, b).confidence_interval(0.95)
+    assert found.method == "t"
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+
+
+def test_interval_of_bounded_scores_allows_for_an_unseen_document():
+    """Scores in [0, 1] get a wider interval than scipy's, by the variance of one document of difference 1."""
+    rng = np.random.default_rng(0)
+    v, b = rng.random(30), rng.random(30)
+    found, known = paired_difference(v, b), stats.ttest_rel(v, b).confidence_interval(0.95)
+    reach = stats.t.isf(0.025, 29) * math.sqrt(((known.high - known.low) / 2 / stats.t.isf(0.025, 29)) ** 2 + 1 / 900)
+    assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach))
+
+
+def test_windows_are_weighted_by_their_tokens():
+    """With weights the difference is that of the ratios of sums: the logarithm of the perplexities' ratio."""
+    tokens = np.array([512, 512, 512, 300, 512, 512, 90, 512.0])
+    rng = np.random.default_rng(1)
+    b = tokens * rng.normal(3, 0.3, 8)
+    v = b + tokens * rng.normal(0.2, 0.02, 8)
+    found = paired_difference(v, b, weights=tokens)
+    assert found.value == pytest.approx(v.sum() / tokens.sum() - b.sum() / tokens.sum())
+    # The jackknife is the slow, plain version of a ratio's standard error.
+    left_out = np.array([((v - b).sum() - (v - b)[i]) / (tokens.sum() - tokens[i]) for i in range(8)])
+    jackknife = math.sqrt(7 / 8 * ((left_out - left_out.mean()) ** 2).sum())
+    assert found.stderr == pytest.approx(jackknife, rel=0.15)
+
+
+def test_documents_of_a_group_count_as_one():
+    """Ten copies of every document in a group of their own tell no more than one copy each."""
+    rng = np.random.default_rng(2)
+    v, b = rng.normal(size=12), rng.normal(size=12)
+    once = paired_difference(v, b)
+    groups = [str(i) for i in range(12) for _ in range(10)]
+    copies = paired_difference(np.repeat(v, 10), np.repeat(b, 10), groups=groups)
+    assert (copies.low, copies.high) == pytest.approx((once.low, once.high))
+
+
+def test_one_group_for_all_is_no_grouping():
+    """A group that holds every document does not say which of them were drawn together."""
+    v, b = np.arange(9.0), np.arange(9.0)[::-1]
+    assert paired_difference(v, b, groups=["text"] * 9) == paired_difference(v, b)
+
+
+@given(st.one_of(pairs(BINARY), pairs(UNIT), pairs(ANY)))
+@settings(deadline=None)
+def test_swapping_variant_and_baseline_mirrors(scores):
+    """The baseline minus the variant has the mirrored value and interval."""
+    v, b = np.array(scores).T
+    one, other = paired_difference(v, b), paired_difference(b, v)
+    assert other.value == pytest.approx(-one.value)
+    assert (other.low is None) == (one.low is None)
+    if one.low is not None and one.high is not None:
+        assert (other.low, other.high) == pytest.approx((-one.high, -one.low), abs=1e-7)
+
+
+@pytest.mark.parametrize("scores", [([], []), ([1.0], [1.0, 2.0]), ([math.nan], [1.0])])
+def test_scores_that_do_not_pair_are_refused(scores):
+    """No pair, a missing partner or a score that is no number is an error, not a statistic."""
+    with pytest.raises(ValueError, match=r"pair|finite"):
+        paired_difference(*scores)
+
+
+# -- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@given(st.one_of(pairs(BINARY, least=6), pairs(UNIT, least=6), pairs(ANY, least=6)), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_few_changed_documents_decide_nothing(scores, higher_is_better):
+    """Whatever the scores, fewer than six changed documents are never called better or worse."""
+    v, b = np.array(scores).T
+    found = paired_difference(v, b)
+    said = verdict(found, higher_is_better=higher_is_better)
+    if found.changed < MIN_CHANGED:
+        assert said in ("undecided", "equal")
+        assert found.low is None or found.low <= 0 <= (found.high or 0)
+    if said in ("better", "worse"):
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low > 0 or found.high < 0
+        assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize(
+    ("shift", "higher_is_better", "said"),
+    [(1, True, "better"), (-1, True, "worse"), (1, False, "worse"), (-1, False, "better"), (1, None, "differs")],
+)
+def test_verdict_knows_the_direction(shift, higher_is_better, said):
+    """A clear change is better or worse as the metric's direction says, or only different."""
+    base = np.linspace(2, 3, 20)
+    assert verdict(paired_difference(base + shift, base), higher_is_better=higher_is_better) == said
+
+
+def test_equal_scores_still_have_an_interval():
+    """No change in 50 documents is called equal, and bounds how often others may change: the rule of three."""
+    scores = np.tile([0.0, 1.0], 25)
+    found = paired_difference(scores, scores)
+    assert verdict(found, higher_is_better=True) == "equal"
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 50))
+    assert found.low == -found.high
+
+
+@pytest.mark.parametrize(("up", "down"), [(8, 5), (14, 11), (5, 2), (3, 0)])
+def test_five_points_of_f1_on_fifty_documents_are_undecided(up, down):
+    """67.6 against 62.5 on 50 documents, once reported as NF4 beating FP16, stays undecided however it came about."""
+    base = np.array([1.0] * 31 + [0.25] + [0.0] * 18)
+    variant = base.copy()
+    variant[:down] = 0.0
+    variant[50 - up : 50] = 1.0
+    variant[50 - up] = 0.55  # makes the sums meet
+    assert (base.mean(), variant.mean()) == pytest.approx((0.625, 0.676))
+    assert verdict(paired_difference(variant, base), higher_is_better=True) == "undecided"
+
+
+# -- what the intervals cover ----------------------------------------------------------------------------------------
+
+
+def _qa(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Draw F1 as question answering has it: half right, a third wrong, the rest in between."""
+    draw = rng.random(n)
+    return np.where(draw < 0.5, 1.0, np.where(draw < 0.8, 0.0, rng.choice([0.25, 0.4, 0.5, 0.67, 0.8], n)))
+
+
+def _binary(rng, n, up, down):
+    draw = rng.random(n)
+    d = np.where(draw < up, 1.0, np.where(draw < up + down, -1.0, 0.0))
+    b = np.where(d > 0, 0.0, np.where(d < 0, 1.0, (rng.random(n) < 0.6).astype(float)))
+    return b + d, b
+
+
+def _reworded(rng, n, share):
+    b = _qa(rng, n)
+    return np.where(rng.random(n) < share, _qa(rng, n), b), b
+
+
+def _broken_few(rng, n):
+    draw = rng.random(n)
+    d = np.where(draw < 0.03, -0.9, np.where(draw < 0.30, 0.1, 0.0))
+    b = np.where(d < 0, 0.95, 0.4)
+    return b + d, b
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth"),
+    [
+        (lambda rng, n: _binary(rng, n, 0.05, 0.05), 0.0),
+        (lambda rng, n: _binary(rng, n, 0.15, 0.15), 0.0),
+        (lambda rng, n: _binary(rng, n, 0.0, 0.02), -0.02),
+        (lambda rng, n: _binary(rng, n, 0.05, 0.25), -0.20),
+        (lambda rng, n: _reworded(rng, n, 0.1), 0.0),
+        (lambda rng, n: _reworded(rng, n, 0.4), 0.0),
+        (_broken_few, 0.0),
+    ],
+    ids=["5% each way", "15% each way", "2% one way", "25% against 5%", "90% ties", "60% ties", "a few broken"],
+)
+def test_intervals_cover_what_they_promise(draw, truth):
+    """At n = 50 the 95% interval holds the true difference in at least 93% of studies, for every kind of score."""
+    rng = np.random.default_rng(11)
+    studies = 600
+    held = 0
+    for _ in range(studies):
+        found = paired_difference(*draw(rng, 50))
+        held += found.low is None or found.high is None or found.low - 1e-9 <= truth <= found.high + 1e-9
+    # 600 studies estimate a coverage of 95% to within 0.9 points.
+    assert held / studies >= 0.93
