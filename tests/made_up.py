@@ -65,13 +65,13 @@ def perplexity(nll: Sequence[float], tokens: Sequence[int]) -> tuple[list[Measur
         for i, (a, b) in enumerate(zip(nll, tokens, strict=True))
     ]
     values = {
-        "perplexity": math.exp(mean),
-        "nll_per_token": mean,
-        "bits_per_byte": mean / math.log(2) / 4,
+        "perplexity": (math.exp(mean), ""),
+        "nll_per_token": (mean, "nats"),
+        "bits_per_byte": (mean / math.log(2) / 4, "bits"),
     }
     return [
-        Measurement("perplexity", metric, value, higher_is_better=False, n=len(windows))
-        for metric, value in values.items()
+        Measurement("perplexity", metric, value, unit, higher_is_better=False, n=len(windows))
+        for metric, (value, unit) in values.items()
     ], windows
 
 

@@ -39,7 +39,18 @@ def test_compare_prints_a_table_and_reuses_it(cli: Callable, tiny_model: Path, t
     text = tmp_path / "text.txt"
     text.write_text("The keeper counted the ships that passed before dawn, and wrote each name into a ledger. " * 40)
     evaluators = ("-e", f"perplexity({text}, window=128, stride=64)", "-e", "memory(prompt_tokens=16, decode_tokens=2)")
-    command = ("compare", tiny_model, "-q", "fp32_baseline", "-q", "bnb_4bit_nf4", *evaluators, *LOCAL, "--store", tmp_path)
+    command = (
+        "compare",
+        tiny_model,
+        "-q",
+        "fp32_baseline",
+        "-q",
+        "bnb_4bit_nf4",
+        *evaluators,
+        *LOCAL,
+        "--store",
+        tmp_path,
+    )
     code, out, err = cli(*command)
     assert code == 0, err
     assert "bnb_4bit_nf4" in out
@@ -180,7 +191,9 @@ def test_an_empty_store_and_a_newer_one_are_refused(cli: Callable, tmp_path: Pat
 def test_a_store_that_cannot_be_written_says_so(cli: Callable, tiny_model: Path, tmp_path: Path):
     """A file where the store should be is told in one line."""
     (tmp_path / "store").write_text("")
-    code, _, err = cli("compare", tiny_model, "-q", "fp32_baseline", "-e", "memory", *LOCAL, "--store", tmp_path / "store")
+    code, _, err = cli(
+        "compare", tiny_model, "-q", "fp32_baseline", "-e", "memory", *LOCAL, "--store", tmp_path / "store"
+    )
     assert code == 2
     assert "cannot write" in err
 

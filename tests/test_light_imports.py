@@ -41,3 +41,13 @@ def test_every_public_name_resolves():
     for name in llmquant.__all__:
         assert getattr(llmquant, name) is not None
         assert not name.startswith("_")
+
+
+def test_no_module_hides_a_public_name():
+    """Importing a submodule binds its name in the package; none may be called as a public function is."""
+    import pkgutil
+
+    import llmquant
+
+    modules = {module.name for module in pkgutil.iter_modules(llmquant.__path__)}
+    assert modules & set(llmquant.__all__) == {"errors", "executors"}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from llmquant.errors import OptionError, UnsupportedError
-from llmquant.evaluators.memory import Memory, checkpoint_bytes
+from llmquant.evaluators.memory import Memory
 from llmquant.evaluators.memory_options import MemoryOptions
 from llmquant.memory import PeakMemory, is_out_of_memory, peak_memory, touch_weights, weight_bytes
 from subjects import load_subject
@@ -242,13 +241,10 @@ def test_a_peak_that_was_not_measured_is_absent_with_its_reason(subject, context
     assert result.details["not_measured"]["load_peak_bytes"]
 
 
-def test_the_checkpoints_files_are_counted_in_one_format(tiny_model, tmp_path):
-    """A second copy of the weights in another format is not what was loaded."""
-    size = (tiny_model / "model.safetensors").stat().st_size
-    assert checkpoint_bytes(tiny_model) == size
-    (tmp_path / "model.safetensors").write_bytes(b"12345")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"1234567")
-    assert checkpoint_bytes(tmp_path) == 5
+def test_the_checkpoints_files_are_what_lies_on_disk(subject, context):
+    """Quantized while loading or not, the weights came from these files."""
+    _, numbers = evaluate(subject, context())
+    assert numbers["checkpoint_disk_bytes"].value == (subject.path / "model.safetensors").stat().st_size
 
 
 def test_sequences_beyond_the_models_positions_are_refused(subject):
@@ -257,9 +253,9 @@ def test_sequences_beyond_the_models_positions_are_refused(subject):
         MemoryOptions(prompt_tokens=2040).check(subject.info, "cpu")
 
 
-def test_a_model_without_a_limit_takes_any_length():
+def test_a_model_without_a_limit_takes_any_length(subject):
     """A configuration that states no positions refuses nothing."""
-    MemoryOptions(prompt_tokens=10**6).check(SimpleNamespace(config={}, source="mamba"), "cpu")
+    MemoryOptions(prompt_tokens=10**6).check(replace(subject.info, config={}), "cpu")
 
 
 @pytest.mark.parametrize("wrong", [{"prompt_tokens": 0}, {"decode_tokens": -1}, {"batch": 0}])

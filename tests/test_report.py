@@ -164,6 +164,24 @@ def test_a_peak_that_was_not_measured_is_no_zero():
     assert texts(table_of(study, "Memory"))["nf4"]["peak MiB running"] == "–"
 
 
+def test_peaks_of_two_prompt_lengths_are_told_apart():
+    """Two memory evaluators give one column of weights, and a running peak for each prompt length."""
+    study = MadeUpStudy()
+    for tokens, peak in ((128, 50), (2048, 500)):
+        values = [
+            Measurement("memory", "weights_bytes", 1000.0 * MIB, "bytes"),
+            Measurement("memory", "decode_peak_bytes", float(peak) * MIB, "bytes", at={"prompt_tokens": tokens}),
+        ]
+        study.add(completed(experiment(BASELINE, f"memory(prompt_tokens={tokens})", hardware=HARDWARE), *values))
+    (cells,) = texts(table_of(study, "Memory")).values()
+    assert cells == {
+        "variant": BASELINE,
+        "weights MiB": "1,000.0",
+        "peak MiB running 128 tokens": "1,050.0",
+        "peak MiB running 2048 tokens": "1,500.0",
+    }
+
+
 def test_of_many_conditions_the_smallest_and_largest_are_shown():
     """A study of four prompt lengths shows two in the table; the rows have all."""
     study = MadeUpStudy()

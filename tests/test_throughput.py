@@ -11,7 +11,7 @@ from llmquant.evaluators.throughput import Throughput, _rates
 from llmquant.evaluators.throughput_options import ThroughputOptions
 from subjects import load_subject
 
-METRICS = {"tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_s"}
+METRICS = {"generated_tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_s"}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_rates_are_tokens_over_their_own_time():
     """Two sequences of 3 tokens, 10 ms of prompt and 2 + 4 + 4 ms of tokens."""
     rates = _rates(Pass(10.0, 2.0, (4.0, 4.0)), 2, ThroughputOptions(prompt_tokens=50, new_tokens=3))
     assert rates == {
-        "tokens_per_s": pytest.approx(2 * 3 / 0.020),
+        "generated_tokens_per_s": pytest.approx(2 * 3 / 0.020),
         "decode_tokens_per_s": pytest.approx(2 * 2 / 0.008),
         "prefill_tokens_per_s": pytest.approx(2 * 50 / 0.010),
     }

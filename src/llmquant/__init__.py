@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmquant import errors as errors
     from llmquant import executors as executors
+    from llmquant.api import Comparison as Comparison
+    from llmquant.api import compare as compare
+    from llmquant.api import register as register
+    from llmquant.api import run_experiment as run_experiment
+    from llmquant.api import run_study as run_study
     from llmquant.call import Call as Call
-    from llmquant.compare import Comparison as Comparison
-    from llmquant.compare import compare as compare
-    from llmquant.compare import plugins as plugins
-    from llmquant.compare import register as register
-    from llmquant.compare import run as run
-    from llmquant.compare import run_study as run_study
     from llmquant.experiment import Experiment as Experiment
     from llmquant.experiment import InputFile as InputFile
     from llmquant.experiment import ModelRequest as ModelRequest
     from llmquant.models import ModelInfo as ModelInfo
     from llmquant.one_model import load as load
     from llmquant.one_model import quantize as quantize
+    from llmquant.plugins.registry import registry as registry
     from llmquant.plugins.spec import PluginSpec as PluginSpec
     from llmquant.plugins.spec import RunEvent as RunEvent
     from llmquant.plugins.spec import hookimpl as hookimpl
@@ -45,10 +45,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "llmquant.call": ("Call",),
-    "llmquant.compare": ("Comparison", "compare", "plugins", "register", "run", "run_study"),
+    "llmquant.api": ("Comparison", "compare", "register", "run_experiment", "run_study"),
     "llmquant.experiment": ("Experiment", "InputFile", "ModelRequest"),
     "llmquant.models": ("ModelInfo",),
     "llmquant.one_model": ("load", "quantize"),
+    "llmquant.plugins.registry": ("registry",),
     "llmquant.plugins.spec": ("PluginSpec", "RunEvent", "hookimpl"),
     "llmquant.protocols": (
         "AppliedQuantization",
@@ -73,9 +74,7 @@ def __getattr__(name: str) -> Any:  # Any: public names are of every kind
         return importlib.import_module(f"llmquant.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'llmquant' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # over the submodule of the same name, which importing it has bound
-    return value
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -58,6 +58,26 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
 EVALUATORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="evaluator",
+        name="lm_eval",
+        summary="Tasks of EleutherAI's lm-evaluation-harness, on their own data or on local rows.",
+        options="llmquant.evaluators.lm_eval_options:LmEvalOptions",
+        target="llmquant.evaluators.lm_eval:LmEval",
+        # 0.4.12 is the first whose task manager builds what it is given and nothing else.
+        requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.0"),
+        install=_LOCAL,
+        documents=True,
+    ),
+    PluginSpec(
+        kind="evaluator",
+        name="perplexity",
+        summary="How well a text is predicted: perplexity, bits per byte and nats per token.",
+        options="llmquant.evaluators.perplexity_options:PerplexityOptions",
+        target="llmquant.evaluators.perplexity:Perplexity",
+        requires=("torch>=2.8", "transformers>=5.0"),
+        install=_LOCAL,
+    ),
+    PluginSpec(
+        kind="evaluator",
         name="memory",
         summary="Bytes of the weights, the checkpoint and the key-value cache; peaks of loading, prefill and decode.",
         options="llmquant.evaluators.memory_options:MemoryOptions",

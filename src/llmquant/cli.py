@@ -10,7 +10,7 @@ import typer
 from llmquant.cli_inspect import AsJson, inspect_app, print_json, print_tables
 
 if TYPE_CHECKING:
-    from llmquant.compare import Comparison
+    from llmquant.api import Comparison
     from llmquant.plan import Planned
     from llmquant.protocols import Executor
     from llmquant.study import Study
@@ -109,7 +109,7 @@ def plan(
 
     Without -q, the sizes of every preset. Nothing is loaded.
     """
-    from llmquant.compare import preview
+    from llmquant.api import preview
     from llmquant.report.plan_tables import plan_json, plan_tables, size_tables
 
     study = _study(models, quantizer, evaluator, task, limit, seed, baseline, trust_remote_code, allow_pickle)
@@ -188,7 +188,7 @@ def _study(
     allow_pickle: bool,
 ) -> Study:
     from llmquant.call import Call
-    from llmquant.compare import make_study
+    from llmquant.api import make_study
     from llmquant.experiment import ModelRequest
 
     return make_study(
@@ -215,7 +215,7 @@ def _run(
     import logging
 
     from llmquant.cache import Cache
-    from llmquant.compare import execute, open_executor
+    from llmquant.api import execute, open_executor
     from llmquant.plan import resolve
     from llmquant.plugins.registry import registry
 

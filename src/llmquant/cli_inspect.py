@@ -34,7 +34,7 @@ def report(
     import json
     from pathlib import Path
 
-    from llmquant.compare import Comparison
+    from llmquant.api import Comparison
     from llmquant.errors import OptionError, nearest
     from llmquant.report.tables import summary
 

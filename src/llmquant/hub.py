@@ -43,11 +43,12 @@ def read_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> HubCheck
         ModelError: if it does not exist, is gated, cannot be reached and was never downloaded, or cannot be used.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's, by version
         EntryNotFoundError,
         GatedRepoError,
-        HTTPError,
         HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -71,6 +72,8 @@ def read_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> HubCheck
             f"the Hub has no model {repo!r} that this machine may see",
             hint="Check the spelling; for a private one run: hf auth login (or set HF_TOKEN)",
         ) from error
+    except LocalEntryNotFoundError as error:  # the connection was lost between two files
+        return _read_cached(repo, revision, name, error, allow_pickle=allow_pickle)
     except EntryNotFoundError as error:
         raise ModelError(f"{name} has no config.json; it is no transformers checkpoint") from error
     except SafetensorsParsingError as error:
@@ -138,7 +141,7 @@ def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: boo
         ModelError: if it cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # as above
 
     patterns = [*_TEXT_FILES, *weight_files, *(["*.py"] if code else [])]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,6 +158,8 @@ def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
         ModelError: if it is missing, gated, damaged, an adapter, or needs a permission that was not given.
     """
     source = request.source.strip()
+    if not source:
+        raise ModelError("no model was named", hint="Give a Hub id, ./folder or a .gguf file.")
     if not _is_path(source):
         return _inspect_hub(source, request)
     path = Path(source).expanduser().absolute()
@@ -238,8 +240,6 @@ def _inspect_hub(source: str, request: ModelRequest) -> ModelInfo:
 
 
 def _noted(info: ModelInfo) -> ModelInfo:
-    from dataclasses import replace
-
     said = f"already quantized: {info.quantized_as}" if info.quantized_as else ""
     return replace(info, note="; ".join(part for part in (info.note, said) if part))
 
@@ -247,7 +247,7 @@ def _noted(info: ModelInfo) -> ModelInfo:
 def _is_path(source: str) -> bool:
     """Tell paths from Hub ids, which are ``name`` or ``org/name``."""
     return (
-        source in ("", ".", "..")
+        source in (".", "..")
         or source.startswith(("./", "../", "/", "~"))
         or source.endswith(("/", ".gguf"))
         or source.partition("@")[0].count("/") > 1

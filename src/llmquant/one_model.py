@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmquant.cache import Cache
 from llmquant.call import Call
-from llmquant.compare import Model, Plugin, make_study, open_executor
+from llmquant.api import Model, Plugin, make_study, open_executor
 from llmquant.experiment import Documents
 from llmquant.models import ModelInfo
 from llmquant.plan import resolve

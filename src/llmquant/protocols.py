@@ -134,7 +134,7 @@ class Evaluator(Protocol):
     """Measures a loaded variant. Constructed with its options, on the worker.
 
     The options (the light half) may define ``check(model, device)``, ``parts()`` (one experiment each)
-    and ``cost(model) -> Cost``.
+    and ``cost(model, documents) -> Cost``.
     """
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:

@@ -44,8 +44,7 @@ def require_positions(model: ModelInfo, *, prompt_tokens: int, generated_tokens:
     Raises:
         UnsupportedError: with the longest prompt that fits.
     """
-    text = model.config.get("text_config")
-    config = text if isinstance(text, dict) else model.config
+    config = model.text_config
     limit = next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None)
     if limit is None or prompt_tokens + generated_tokens <= limit:
         return

@@ -1,8 +1,8 @@
 """What lm-eval's tasks import and today's transformers no longer has.
 
-transformers 5.20 dropped ``transformers.data.metrics``, from which the tasks ``coqa``, ``record``, ``scrolls``, ``xquad``,
-``norquad`` and those of catalan_bench, galician_bench and spanish_bench import ``squad_metrics``. The functions that they
-use are here, after the official evaluation script of SQuAD 2.0 (Rajpurkar, Jia and Liang, 2018).
+transformers 5.20 dropped ``transformers.data.metrics``, whose ``squad_metrics`` the tasks ``coqa``, ``record``,
+``scrolls``, ``xquad``, ``norquad`` and those of catalan_bench, galician_bench and spanish_bench import. The functions
+that they use are here, after the official evaluation script of SQuAD 2.0 (Rajpurkar, Jia and Liang, 2018).
 """
 
 from __future__ import annotations

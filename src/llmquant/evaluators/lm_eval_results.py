@@ -23,11 +23,11 @@ _PROMPT = (
     "fewshot_delimiter",
     "gen_prefix",
 )
-# Metrics that lm-eval computes over all documents at once, from values that are no scores. Of these the same
-# computation over one document is a score: a document's own perplexity, Brier score or BLEU.
-_ALONE = frozenset(
-    {"perplexity", "weighted_perplexity", "bits_per_byte", "brier_score", "bleu", "chrf", "chrfpp", "ter"}
-)
+# What lm-eval computes over all documents at once, from values that are no scores, and what of each document is kept
+# instead: log-likelihoods in nats as "nll", with what they are divided by ...
+_LIKELIHOODS = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_per_byte": "bytes"}
+# ... or the same computation over this document alone: its own Brier score or BLEU.
+_ALONE = frozenset({"brier_score", "bleu", "chrf", "chrfpp", "ter"})
 
 
 def results(
@@ -87,23 +87,27 @@ def _samples(logged: Sequence[Mapping[str, Any]], task: Any) -> Iterator[Sample]
     seen: Counter[str] = Counter()
     for entries in documents.values():
         first = entries[0]
-        scores = {
-            _named(metric, entry["filter"]): score
-            for entry in entries
-            for metric in entry["metrics"]
-            if (score := _score(entry[metric], task.aggregation().get(metric))) is not None
-        }
+        scores: dict[str, float] = {}
+        for entry in entries:
+            for metric in entry["metrics"]:
+                scores |= _scores(metric, entry["filter"], entry[metric], task.aggregation().get(metric))
         answer, target = _answer_and_target(first, str(task.OUTPUT_TYPE))
         document = first["doc_hash"]
         yield Sample(document, first["prompt_hash"], scores, answer, target, occurrence=seen[document])
         seen[document] += 1
 
 
-def _score(value: Any, aggregation: Any) -> float | None:  # Any: a metric's value for a document, and its aggregation
-    """Reduce one document's value to a number; ``None`` for values that mean something only together, as for an MCC."""
-    if getattr(aggregation, "__name__", "") in _ALONE:
-        return float(aggregation([value]))
-    return float(value) if _is_number(value) else None
+def _scores(metric: str, filter_name: str, value: Any, aggregation: Any) -> dict[str, float]:  # Any: by metric
+    """Reduce one document's value to numbers; none for what means something only together, as labels for an MCC do."""
+    name = getattr(aggregation, "__name__", "")
+    if metric in _LIKELIHOODS and isinstance(value, tuple):
+        log_likelihood, size = value
+        return {"nll": -float(log_likelihood), _LIKELIHOODS[metric]: float(size)}
+    if name == "perplexity":
+        return {"nll": -float(value)}
+    if name in _ALONE:
+        return {_named(metric, filter_name): float(aggregation([value]))}
+    return {_named(metric, filter_name): float(value)} if _is_number(value) else {}
 
 
 def _answer_and_target(entry: Mapping[str, Any], output_type: str) -> tuple[str | None, str | None]:  # Any: see above

@@ -129,10 +129,12 @@ def scan(root: Path) -> dict[str, Entry]:
     """Read the names in all YAMLs under `root`, as lm-eval's own index does: the first file with a name has it."""
     entries: dict[str, Entry] = {}
     tagged: dict[str, list[str]] = {}
-    names: dict[Path, _Names] = {}
+    names: dict[Path, _Names | None] = {}
     files = (file for file in root.rglob("*.yaml") if "__pycache__" not in file.parts)
     for file in sorted(files, key=lambda file: file.as_posix()):
         found = _names(file, names)
+        if found is None:
+            continue
         relative = file.relative_to(root).as_posix()
         if found.group and not found.python:
             entries.setdefault(found.group, Entry("group", relative, found.members))
@@ -158,17 +160,20 @@ class _Names:
     python: bool = False
 
 
-def _names(file: Path, seen: dict[Path, _Names]) -> _Names:
+def _names(file: Path, seen: dict[Path, _Names | None]) -> _Names | None:
+    """Read one YAML; ``None`` for what lm-eval leaves out too: what it cannot read, with its includes."""
     if file in seen:
         return seen[file]
-    seen[file] = _Names()  # what an include cycle gets
+    seen[file] = None  # and a circle of includes
     try:
         own = _own_keys(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return seen[file]  # lm-eval leaves out what it cannot read, too
+        return None
     merged: dict[str, Any] = {}  # Any: YAML values
     for include in strings(own.pop("include", ())):
         base = _names(file.parent / include, seen)
+        if base is None:
+            return None
         merged |= {key: value for key, value in vars(base).items() if value}
     if "task" in own:
         task = own["task"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llmquant.call import Json
+from llmquant.checkpoint_files import read_checkpoint
 from llmquant.evaluators.generation_steps import Generation, random_prompts
 from llmquant.evaluators.memory_options import MemoryOptions
 from llmquant.memory import PeakMemory, peak_memory, tensor_bytes, weight_bytes
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from llmquant.protocols import Context, LoadedModel
 
 _TASK = "memory"
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_SUFFIXES = (".safetensors", ".gguf", ".bin")
 
 
 class Memory:
@@ -55,7 +51,7 @@ class Memory:
             ("weights_parameters_bytes", weights.parameters, {}, ""),
             ("weights_quantization_state_bytes", weights.quantization_state, {}, ""),
             ("weights_buffers_bytes", weights.buffers, {}, ""),
-            ("checkpoint_disk_bytes", checkpoint_bytes(subject.path), {}, f"{subject.path.name} has no weight files"),
+            ("checkpoint_disk_bytes", _checkpoint_bytes(subject), {}, ""),
             ("load_peak_bytes", subject.load.peak_bytes, {}, "the loader could not measure it on this system"),
             ("prefill_peak_bytes", prefill.bytes, prompt, prefill.reason),
             ("decode_peak_bytes", decode.bytes, whole, decode.reason),
@@ -76,6 +72,8 @@ class Memory:
                 "bytes_after_decode": cache.after_decode,
                 "predicted_bytes_per_token": subject.info.kv_bytes_per_token(cache.item_bytes),
             },
+            # Differs from the checkpoint's where that was made here: quantized with calibration, or converted.
+            "source_disk_bytes": subject.info.disk_bytes,
             "not_measured": {metric: reason for metric, value, _, reason in rows if value is None},
         }
         yield Result(_TASK, numbers, details=details)
@@ -89,23 +87,12 @@ class _CacheBytes:
     after_decode: int
 
 
-def checkpoint_bytes(path: Path) -> int | None:
-    """Add up the weight files at `path`, a file or a checkpoint folder; ``None`` if there is none.
-
-    Of a folder with several formats only the one that is loaded counts.
-    """
-    if path.is_file():
-        return path.stat().st_size
-    if (path / _INDEX).is_file():
-        names: set[str] = set(json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        return sum((path / name).stat().st_size for name in names)
-    if (path / _SINGLE).is_file():
-        return (path / _SINGLE).stat().st_size
-    for suffix in _SUFFIXES:
-        sizes = [file.stat().st_size for file in path.glob(f"*{suffix}")]
-        if sizes:
-            return sum(sizes)
-    return None
+def _checkpoint_bytes(subject: LoadedModel) -> int:
+    """Add up the files that the weights came from; quantizing while loading leaves those of the unquantized model."""
+    if subject.path.is_file():
+        return subject.path.stat().st_size
+    allowed = "allow_pickle" in subject.info.flags
+    return read_checkpoint(subject.path, subject.info.source, allow_pickle=allowed).disk_bytes
 
 
 def _peaks(subject: LoadedModel, prompts: torch.Tensor, steps: int) -> tuple[PeakMemory, PeakMemory, _CacheBytes]:

@@ -21,9 +21,10 @@ _TASK = "throughput"
 class Throughput:
     """Counts tokens a second in static batches: equal prompts, equal lengths, all sequences from start to end together.
 
-    ``tokens_per_s`` divides the generated tokens by the time of the whole generation, the prompts included, as is
-    usual; ``decode_tokens_per_s`` leaves the prompts' time and the first token out, ``prefill_tokens_per_s`` counts
-    prompt tokens. Values are medians over repeats and, for the reasons given in `Latency`, have no standard error.
+    ``generated_tokens_per_s`` divides the generated tokens by the time of the whole generation, the prompts included,
+    as is usual; ``decode_tokens_per_s`` leaves the prompts' time and the first token out, ``prefill_tokens_per_s``
+    counts prompt tokens. Values are medians over repeats and, for the reasons given in `Latency`, have no standard
+    error.
     """
 
     def __init__(self, options: ThroughputOptions) -> None:
@@ -82,7 +83,7 @@ class Throughput:
 def _rates(one: Pass, batch: int, options: ThroughputOptions) -> dict[str, float]:
     """Return tokens a second by metric."""
     return {
-        "tokens_per_s": 1000 * batch * options.new_tokens / one.total_ms,
+        "generated_tokens_per_s": 1000 * batch * options.new_tokens / one.total_ms,
         "decode_tokens_per_s": 1000 * batch * len(one.decode_ms) / sum(one.decode_ms),
         "prefill_tokens_per_s": 1000 * batch * options.prompt_tokens / one.prefill_ms,
     }

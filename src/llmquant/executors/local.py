@@ -110,6 +110,7 @@ class LocalExecutor:
         code = worker[0].poll()
         if code is None:
             return "running"
+        _close_input(worker[0])
         return "ended" if code == 0 else "lost"
 
     def why_lost(self, job_id: str) -> str:
@@ -140,6 +141,7 @@ class LocalExecutor:
             psutil.wait_procs(left, timeout=_KILL_AFTER_S)
         if job_id in self._workers:
             self._workers[job_id][0].wait()
+            _close_input(self._workers[job_id][0])
 
     def close(self) -> None:
         """End what still runs."""
@@ -154,6 +156,12 @@ class LocalExecutor:
 def from_options(options: LocalOptions) -> LocalExecutor:
     """Construct the executor from its options."""
     return LocalExecutor(device=options.device, threads=options.threads)
+
+
+def _close_input(process: subprocess.Popen[bytes]) -> None:
+    """Close our end of the pipe that kept the worker alive."""
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _alive(job_id: str) -> bool:

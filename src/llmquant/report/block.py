@@ -109,6 +109,11 @@ def conditions(
     return ", ".join(names.get(key, key.replace("_", " ") + " {}").format(value) for key, value in items)
 
 
+def ordered(measures: Iterable[Measure]) -> list[Measure]:
+    """Sort measures of one metric from the smallest to the largest conditions."""
+    return sorted(measures, key=lambda m: [value if isinstance(value, int | float) else 0 for _, value in m.at])
+
+
 def varying(measures: Sequence[Measure]) -> set[str]:
     """Return the conditions that differ between measures."""
     keys = {key for measure in measures for key, _ in measure.at}

@@ -33,19 +33,22 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
             "Peak: weights, cache and activations for one sequence of 2,048 tokens, and what CUDA holds itself.",
             f"GPU memory as of {GPU_TABLE_DATE}, a tenth kept free.",
         )
-        columns = ("quantizer", "weights MiB", "peak MiB", "fits on")
-        tables.append(Table(f"{source}: predicted sizes", columns, tuple(rows), footnotes))
+        columns = ("quantizer", "weights MiB", "peak MiB", "fits on, smallest first")
+        tables.append(Table("predicted sizes", columns, tuple(rows), footnotes, source))
     return tables
 
 
 def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None]) -> list[Table]:
-    """Build the table of a study's experiments and whether each is stored."""
-    rows = tuple(
-        (e.variant.model.source, e.variant.quantizer.label, e.evaluator.label, _state(runs.get(e.run_id)), e.run_id)
-        for e in record.experiments
-    )
-    footnotes = tuple(record.notes)
-    return [Table("Experiments", ("model", "quantizer", "evaluator", "state", "run"), rows, footnotes)]
+    """Build a table a model: its experiments, and whether each is stored."""
+    tables = []
+    for source in dict.fromkeys(e.variant.model.source for e in record.experiments):
+        rows = tuple(
+            (e.variant.quantizer.label, e.evaluator.label, _state(runs.get(e.run_id)), e.run_id)
+            for e in record.experiments
+            if e.variant.model.source == source
+        )
+        tables.append(Table("experiments", ("quantizer", "evaluator", "state", "run"), rows, record.notes, source))
+    return tables
 
 
 def plan_json(

@@ -21,7 +21,7 @@ _NAMES = {"f1": "F1", "em": "EM"}
 # Each says what perplexity says.
 _SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
 _RATIO_DECIMALS = 3
-_TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good", "undecided": "quiet", "equal": "quiet"}
+_TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good"}
 
 
 def is_quality(block: Block, measure: Measure) -> bool:
@@ -34,9 +34,7 @@ def quality_table(block: Block) -> Table | None:
     measures = [measure for measure in block.measures if is_quality(block, measure)]
     with_perplexity = {(m.evaluator_key, m.task) for m in measures if m.metric == "perplexity"}
     measures = [
-        m
-        for m in measures
-        if m.metric not in _SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity
+        m for m in measures if m.metric not in _SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity
     ]
     if not measures:
         return None
@@ -136,9 +134,7 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
         return notes
     paired = [row for row in rows if row.pairs is not None]
     if paired:
-        notes = [
-            " ".join([*notes, f"Differences are to {block.baseline} on the same documents, with 95% intervals."])
-        ]
+        notes = [" ".join([*notes, f"Differences are to {block.baseline} on the same documents, with 95% intervals."])]
     reaches = [text for measure in measures if (text := _reach(block, measure, measures))]
     if any(row.verdict == "undecided" for row in rows):
         reach = f" ({'; '.join(reaches)})" if reaches else ""
@@ -146,8 +142,11 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
             "undecided: these documents cannot tell the variant from the baseline"
             f"{reach}. Four times the documents halve the intervals."
         )
-    if any(row.verdict == "equal" for row in rows):
-        notes.append("equal: the same score on every document; the interval says how often others may still differ.")
+    equal = [row for row in rows if row.verdict == "equal"]
+    if equal:
+        bounded = any(row.difference_low is not None for row in equal)
+        tail = "; the interval says how often others may still differ." if bounded else "."
+        notes.append(f"equal: the same score on every document{tail}")
     if any(row.verdict in ("better", "worse", "differs") for row in rows):
         notes.append(
             "better, worse: the interval excludes no difference. Each comparison stands alone: "

@@ -91,7 +91,6 @@ def _footnotes(table: Table) -> RichTable:
     grid = RichTable.grid(padding=(0, 1))
     grid.add_column()
     grid.add_column(overflow="fold")
-    style = "dim" if table.columns else ""
     for note in table.footnotes:
-        grid.add_row(Text("·" if table.columns else "-", style=style), Text(note, style=style))
+        grid.add_row("·" if table.columns else "-", Text(note))
     return grid

@@ -43,14 +43,15 @@ class _Sum:
         return sample.scores[self.weight] if self.weight else 1.0
 
     def has(self, sample: Sample) -> bool:
-        return self.score in sample.scores and (not self.weight or sample.scores.get(self.weight, 0) > 0)
+        return self.score in sample.scores and (not self.weight or self.weight in sample.scores)
 
     def gives(self, value: float, samples: Sequence[Sample]) -> bool:
         """Tell whether the documents' scores add up to the measured value."""
         total = self.worth * sum(sample.scores[self.score] for sample in samples)
-        mean = total / sum(self.weight_of(sample) for sample in samples)
-        if not math.isfinite(mean):
+        weight = sum(self.weight_of(sample) for sample in samples)
+        if not math.isfinite(total) or not weight > 0:
             return False
+        mean = total / weight
         if self.scale == "log":
             value = math.log(value) if value > 0 else math.nan
         # Evaluators may add in float32.
@@ -90,7 +91,7 @@ def pair_samples(
         for one, other in pairs
         if one.prompt == other.prompt and metric.weight_of(one) == metric.weight_of(other)
     ]
-    if not same:
+    if not any(metric.weight_of(one) > 0 for one, _ in same):
         return SamplePairs(None, metric.scale, "the baseline was given other prompts")
     difference = paired_difference(
         [metric.worth * one.scores[metric.score] for one, _ in same],

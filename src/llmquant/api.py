@@ -19,7 +19,7 @@ from llmquant.estimate import SizeEstimate, estimate_all, estimate_size
 from llmquant.experiment import Digest, Experiment, ModelRequest, RunId
 from llmquant.models import inspect_model
 from llmquant.plan import Planned, resolve
-from llmquant.plugins.registry import Registry, registry
+from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.protocols import Executor
 from llmquant.run import SCHEMA_VERSION, Run, Sample
@@ -278,7 +278,7 @@ def execute(
     return Comparison(planned.record, runs, _reader(store, runs))
 
 
-def run(
+def run_experiment(
     experiment: Experiment,
     *,
     inputs: Mapping[Digest, Path] | None = None,
@@ -338,11 +338,6 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
         }
     runs = {experiment.run_id: store.run(experiment.run_id) for experiment in planned.record.experiments}
     return Preview(sizes, planned.record, runs)
-
-
-def plugins() -> Registry:
-    """Return the registry: every plugin that was found, and what was broken."""
-    return registry()
 
 
 def register(spec: PluginSpec) -> None:

@@ -1,0 +1,81 @@
+"""Windows that slide over a text: which tokens the model sees, and which of them are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens ``begin`` to ``end`` are seen, tokens ``first`` to ``end`` are scored; ``end`` is not included."""
+
+    begin: int
+    first: int
+    end: int
+
+    @property
+    def scored(self) -> int:
+        """How many tokens are scored."""
+        return self.end - self.first
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as tokens.
+
+    Attributes:
+        ids: without any that the tokenizer would add.
+        bytes_before: by position in `ids` up to its length, bytes of UTF-8 text before that token; ``None`` where the
+            tokenizer does not tell.
+        bos: what this model's tokenizer puts in front of a text; ``None`` if nothing.
+    """
+
+    ids: Sequence[int]
+    bytes_before: Sequence[int] | None
+    bos: int | None
+
+
+def sliding_windows(tokens: int, *, window: int, stride: int, lead: int) -> list[Window]:
+    """Cut a text so that each token is scored once, after more than ``window - stride`` others except at the start.
+
+    The last token of a window is only predicted, so a window reads at most `window` tokens: `lead`, and those from
+    ``begin`` to ``end - 1``. With ``stride == window`` what is read does not overlap.
+
+    Args:
+        tokens: in the text.
+        window: the most that the model reads at a time.
+        stride: tokens between two ends, 1 to `window`.
+        lead: tokens in front of each window that are not of the text: 1 for a BOS, with which even the first token can
+            be scored; 0: it is not, since nothing stands before it.
+    """
+    room = window - lead
+    windows, first, end = [], 1 - lead, min(room + 1, tokens)
+    while end > first:
+        windows.append(Window(max(0, end - 1 - room), first, end))
+        first, end = end, min(end + stride, tokens)
+    return windows
+
+
+def encode(tokenizer: Any, text: str) -> EncodedText:  # Any: transformers' tokenizers
+    """Turn a text into tokens, with the bytes each stands for."""
+    probe = tokenizer("a").input_ids
+    bos = tokenizer.bos_token_id if probe and probe[0] == tokenizer.bos_token_id else None
+    fast = bool(tokenizer.is_fast)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    return EncodedText(encoded.input_ids, _bytes_before(text, encoded.offset_mapping) if fast else None, bos)
+
+
+def _bytes_before(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Count bytes up to each token's end; a character that several tokens share belongs to the first."""
+    before, place, count = [0], 0, 0
+    for _, end in offsets:
+        if end > place:
+            count += len(text[place:end].encode())
+            place = end
+        before.append(count)
+    return before
+
+
+__all__ = ["EncodedText", "Window", "encode", "sliding_windows"]

@@ -1,0 +1,256 @@
+"""The one place that loads causal language models, and checks that what was loaded is what was asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from llmquant.errors import (
+    MissingDependencyError,
+    ModelError,
+    NotHonouredError,
+    PluginError,
+    RequestError,
+    SanityError,
+)
+from llmquant.hub import download
+from llmquant.memory import peak_memory
+from llmquant.protocols import AppliedQuantization, LoadedModel, LoadStats
+
+if TYPE_CHECKING:
+    from llmquant.cache import Cache
+    from llmquant.models import ModelInfo
+    from llmquant.protocols import Context, Quantizer
+
+_PROMPT = "The weather in the mountains changes quickly, so"
+_SANITY_TOKENS = 16
+
+
+def materialize(info: ModelInfo, cache: Cache) -> Path:
+    """Return a local folder that ``from_pretrained`` reads: downloaded or converted if need be, once.
+
+    Raises:
+        ModelError: if it cannot be downloaded or converted.
+        MissingDependencyError: if a GGUF file needs the ``gguf`` package.
+    """
+    if info.kind == "hub" and info.repo and info.commit:
+        return download(info.repo, info.commit, info.weight_files, code="trust_remote_code" in info.flags)
+    if info.location is None:
+        raise ModelError(f"{info.source} has neither a folder nor a Hub id")
+    if info.kind == "folder":
+        return info.location
+    gguf = info.location
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingDependencyError(f"{info.source} needs the package gguf", hint='Run: pip install "llmquant[local]"')
+    # transformers' reading of a GGUF file may change between versions.
+    key = {"digest": info.digest, "dtype": "float32", "transformers": transformers.__version__}
+    return cache.get("gguf", key, lambda out: _convert_gguf(gguf, out))
+
+
+def _convert_gguf(gguf: Path, out: Path) -> None:
+    """Write an ordinary checkpoint with the same function.
+
+    In float32: a block's scale and minimum are float16 and its codes have at most 8 bits, so that products and sums
+    need more digits than float16 or bfloat16 have.
+    """
+    options: dict[str, Any] = {}  # Any: from_pretrained's keywords
+    if hasattr(transformers, "GgufConfig"):  # versions before it always dequantize
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, **options
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"transformers cannot convert {gguf.name}: {error}") from error
+    _check_complete(report, gguf.name)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def load_causal_lm(
+    path: Path,
+    info: ModelInfo,
+    quantizer: Quantizer,
+    options: Any,  # Any: plugins bring their own dataclasses
+    ctx: Context,
+) -> LoadedModel:
+    """Load the checkpoint at `path`, quantized, onto the context's device, and check what came out.
+
+    Args:
+        path: what `materialize` or the quantizer's ``prepare`` returned.
+        options: the quantizer's; with ``requests()``, each of these must be found in the weights.
+
+    Raises:
+        ModelError: if it cannot be loaded, or lacks weights.
+        NotHonouredError: if what was loaded is not what was asked for.
+    """
+    keywords = quantizer.load_kwargs(info, ctx)
+    with peak_memory(ctx.device) as peak:
+        started = time.perf_counter()
+        module = _from_pretrained(path, info, keywords, ctx.device)
+        if ctx.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    applied = quantizer.applied(module)
+    _check_honoured(options, applied)
+    tokenizer = _tokenizer(path, info)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedModel(module, tokenizer, info, applied, path, ctx.device, LoadStats(seconds, peak.bytes))
+
+
+def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], device: str) -> Any:  # Any: transformers
+    # Left to itself, transformers attends by sdpa wherever the model can, and eagerly otherwise.
+    try:
+        module, report = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            device_map={"": device},
+            trust_remote_code="trust_remote_code" in info.flags,
+            use_safetensors=None if "allow_pickle" in info.flags else True,
+            output_loading_info=True,
+            **keywords,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
+    _check_complete(report, info.source)
+    return module.eval()
+
+
+def _tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code="trust_remote_code" in info.flags)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
+
+
+def _check_complete(report: Mapping[str, Any], source: str) -> None:  # Any: transformers' loading report
+    """Refuse a model some of whose weights were not in the files: they are random numbers.
+
+    Raises:
+        ModelError: naming the first of them.
+    """
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} of the weights its configuration asks for, first {missing[0]!r}",
+            hint="Its config.json belongs to another model, or its weights are not all there.",
+        )
+    mismatched = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
+    if mismatched:
+        raise ModelError(
+            f"{source} has {len(mismatched)} weights of another shape than its configuration says, first "
+            f"{mismatched[0]!r}",
+            hint="Its config.json belongs to another model.",
+        )
+    errors = list(report.get("error_msgs") or ())
+    if errors:
+        raise ModelError(f"{source} was not loaded whole: {errors[0]}")
+
+
+def _check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses
+    """Compare what the options ask for with what is in the weights.
+
+    Raises:
+        NotHonouredError: naming what was asked and what was found.
+        PluginError: if a request names no field of `AppliedQuantization`.
+    """
+    requests = options.requests() if hasattr(options, "requests") else {}
+    unknown = [name for name in requests if not hasattr(applied, name)]
+    if unknown:
+        raise PluginError(f"{type(options).__name__}.requests() names {unknown[0]!r}, which cannot be read back")
+    wrong = [
+        f"{name} {wanted}, found {found}"
+        for name, wanted in requests.items()
+        if (found := getattr(applied, name)) != wanted
+    ]
+    if wrong:
+        raise NotHonouredError(f"asked for {'; '.join(wrong)}", hint="No result was recorded under a wrong name.")
+    if applied.method != "none" and applied.layers_quantized == 0:
+        raise NotHonouredError(f"{applied.method} quantized none of {len(applied.layers_left)} linear layers")
+
+
+def quantize(
+    info: ModelInfo,
+    quantizer: Quantizer,
+    options: Any,  # Any: plugins bring their own dataclasses
+    out: Path,
+    ctx: Context,
+) -> AppliedQuantization:
+    """Write a quantized checkpoint with its tokenizer to `out`, which plain ``transformers`` loads.
+
+    Returns:
+        What is in its weights.
+
+    Raises:
+        RequestError: if `out` is there and not empty.
+        ModelError: if the model cannot be loaded.
+        NotHonouredError: if what was loaded is not what was asked for.
+    """
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out} is there already and not empty", hint="Name another folder, or delete it first.")
+    source = materialize(info, ctx.cache)
+    prepared = quantizer.prepare(source, ctx.files / "checkpoint", ctx)
+    loaded = load_causal_lm(prepared, info, quantizer, options, ctx)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        if prepared == source:
+            loaded.module.save_pretrained(partial)
+            _tokenizer(source, info).save_pretrained(partial)
+        else:
+            shutil.copytree(prepared, partial)
+        partial.replace(out)  # an empty folder may be there
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return loaded.applied
+
+
+def sanity_check(model: LoadedModel) -> str:
+    """Let the model continue a sentence by 16 tokens, the likeliest each time.
+
+    Returns:
+        What it said.
+
+    Raises:
+        SanityError: if logits are not finite, or the text is empty or one token repeated.
+    """
+    module, tokenizer = model.module, model.tokenizer
+    inputs = tokenizer(_PROMPT, return_tensors="pt").to(module.device)
+    prompt = inputs["input_ids"]
+    settings = transformers.GenerationConfig(
+        max_new_tokens=_SANITY_TOKENS,
+        min_new_tokens=_SANITY_TOKENS,
+        do_sample=False,
+        bos_token_id=module.generation_config.bos_token_id,
+        eos_token_id=module.generation_config.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.no_grad():
+        logits = module(input_ids=prompt, attention_mask=inputs["attention_mask"]).logits
+        finite = torch.isfinite(logits)
+        if not finite.all():
+            share = 1 - finite.float().mean().item()
+            raise SanityError(
+                f"{share:.0%} of the logits of {model.info.source} as {model.applied.code} are not finite",
+                hint="float16 overflows in some models trained in bfloat16; try bfloat16.",
+            )
+        tokens = module.generate(input_ids=prompt, attention_mask=inputs["attention_mask"], generation_config=settings)[
+            0, prompt.shape[1] :
+        ].tolist()
+    text = str(tokenizer.decode(tokens))
+    if not text.strip():
+        raise SanityError(f"{model.info.source} as {model.applied.code} says nothing: {text!r}")
+    if len(set(tokens)) == 1:
+        raise SanityError(f"{model.info.source} as {model.applied.code} repeats one token: {text!r}")
+    return text

@@ -1,0 +1,45 @@
+"""What holds for every method that starts from floating-point weights: quantized ones are refused, the rest is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from llmquant.errors import UnsupportedError
+from llmquant.models import ModelInfo
+from llmquant.weight_headers import TensorInfo
+
+_INTEGER_BYTES = {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
+def refuse_quantized(model: ModelInfo) -> None:
+    """Refuse a checkpoint that is quantized already.
+
+    Raises:
+        UnsupportedError: if it is; a second quantization, or calling it a baseline, would compare nothing real.
+    """
+    if model.quantized_as:
+        raise UnsupportedError(
+            f"{model.source} is quantized already ({model.quantized_as})",
+            hint="Give the checkpoint that it was made from.",
+        )
+
+
+def plain_bytes(model: ModelInfo, dtype_bytes: int, *, quantized: Collection[TensorInfo] = ()) -> int:
+    """Predict the bytes of everything that is not `quantized`: tied weights once, integers as stored, rotary buffers.
+
+    Args:
+        dtype_bytes: of a floating-point number once it is loaded.
+    """
+    names = {tensor.name for tensor in quantized}
+    rest = (tensor for tensor in model.weights if tensor.name not in names)
+    return _rotary_bytes(model) + sum(t.elements * _INTEGER_BYTES.get(t.dtype, dtype_bytes) for t in rest)
+
+
+def _rotary_bytes(model: ModelInfo) -> int:
+    """Predict what transformers' rotary embedding computes and keeps: two copies of the frequencies, in float32."""
+    config = model.text_config
+    if not any(key in config for key in ("rope_theta", "rope_parameters", "rope_scaling")):
+        return 0
+    heads = int(config.get("num_attention_heads") or 1)
+    head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
+    return 2 * (head_dim // 2) * 4

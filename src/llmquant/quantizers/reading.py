@@ -1,0 +1,63 @@
+"""Reading back from a loaded module what a quantizer left in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from llmquant.errors import NotHonouredError
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """Name a type as options do: ``bfloat16``; a missing one is ``unset``."""
+    return "unset" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def linear_names(module: torch.nn.Module, quantized: type[torch.nn.Module] | tuple[()] = ()) -> tuple[str, ...]:
+    """Name the linear layers that are not of the class `quantized`."""
+    return tuple(
+        name
+        for name, child in module.named_modules()
+        if not isinstance(child, quantized)
+        # Conv1D is what GPT-2 calls its linear layers.
+        and (isinstance(child, torch.nn.Linear) or type(child).__name__ == "Conv1D")
+    )
+
+
+def elements_by_dtype(module: torch.nn.Module, skip: Iterable[torch.Tensor] = ()) -> dict[str, int]:
+    """Count the elements of the parameters by type; tied parameters once."""
+    skipped = {id(tensor) for tensor in skip}
+    counts: dict[str, int] = {}
+    for parameter in module.parameters():
+        if id(parameter) not in skipped:
+            name = dtype_name(parameter.dtype)
+            counts[name] = counts.get(name, 0) + parameter.numel()
+    return counts
+
+
+def fused_experts_note(module: torch.nn.Module) -> str:
+    """Say how much of a mixture stays as it is because its experts are one tensor; empty for other models."""
+    fused = sum(p.numel() for name, p in module.named_parameters() if "expert" in name and p.dim() > 2)
+    if not fused:
+        return ""
+    share = fused / sum(_weights(parameter) for parameter in module.parameters())
+    return f"the experts ({share:.0%} of the parameters) are one fused tensor a layer and are not quantized"
+
+
+def _weights(parameter: torch.Tensor) -> int:
+    """Count the weights of a parameter; of a packed one those it had before."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
+
+
+def only(values: Iterable[object], what: str) -> object:
+    """Return the one value that all layers share.
+
+    Raises:
+        NotHonouredError: if they differ.
+    """
+    found = sorted(set(values), key=str)
+    if len(found) != 1:
+        raise NotHonouredError(f"layers differ in their {what}: {', '.join(map(str, found)) or 'there are none'}")
+    return found[0]

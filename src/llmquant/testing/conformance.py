@@ -1,0 +1,218 @@
+"""What every plugin has to keep to, as functions that raise `PluginError` where one does not.
+
+::
+
+    def test_my_quantizer_conforms(tmp_path):
+        (spec,) = llmquant_register()
+        check_spec(spec)
+        subject = check_quantizer(spec, "sinq_4bit_g64", Path("a/small/checkpoint"), tmp_path)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from llmquant.cache import Cache
+from llmquant.call import Call
+from llmquant.errors import PluginError
+from llmquant.experiment import Documents, ModelRequest
+from llmquant.models import inspect_model
+from llmquant.plugins.discovery import GROUP, Plugin, checked_spec
+from llmquant.plugins.options import dump, restore
+from llmquant.plugins.registry import Chosen, Registry
+from llmquant.plugins.spec import PluginSpec
+from llmquant.protocols import Context, LoadedModel
+from llmquant.run import Result
+
+_HEAVY = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "gptqmodel",
+    "lm_eval",
+    "modal",
+    "mteb",
+    "ray",
+    "torch",
+    "transformers",
+)
+
+
+def check_spec(spec: PluginSpec) -> None:
+    """Check a spec, its light half and its presets.
+
+    Every field has its type; the options import without a heavy package; every preset builds, and survives the way to a
+    worker as JSON.
+
+    Raises:
+        PluginError: if not.
+        RequestError: if a preset has an option that does not exist, or a wrong value.
+    """
+    checked_spec(spec)
+    heavy = _heavy_imports(spec.options.split(":")[0])
+    if heavy:
+        raise PluginError(
+            f"{spec.options} imports {', '.join(heavy)}",
+            hint="Import them in the target's module; the options are imported to list, check and plan.",
+        )
+    known = _registry(spec)
+    cls = known.options_class(known.plugins[0])
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    for name in spec.presets or (() if required else (spec.name,)):
+        _choose(spec, name)
+
+
+def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> LoadedModel:
+    """Quantize a small checkpoint on the CPU, and check that it computes.
+
+    What the options ask for must be found in the weights, the logits be finite, and the checkpoint be left as it was.
+
+    Args:
+        call: the quantizer as one would write it: ``sinq_4bit_g64`` or ``sinq(bits=3)``.
+        model: folder of the checkpoint.
+        folder: empty, for what the quantizer writes.
+
+    Returns:
+        The loaded model, to check evaluators with.
+
+    Raises:
+        PluginError: if it does not conform.
+        NotHonouredError: if what was loaded is not what was asked for.
+    """
+    import torch
+
+    from llmquant.loading import load_causal_lm
+
+    known, chosen = _choose(spec, call)
+    context = _context(folder)
+    info = inspect_model(ModelRequest(str(model)), context.cache)
+    if hasattr(chosen.options, "check"):
+        chosen.options.check(info, "cpu")
+    if hasattr(chosen.options, "weight_bytes") and not chosen.options.weight_bytes(info) > 0:
+        raise PluginError(f"{call}: weight_bytes is {chosen.options.weight_bytes(info)!r}, and must be above 0")
+    before = _contents(model)
+    quantizer = known.construct(chosen)
+    path = quantizer.prepare(model, folder / "checkpoint", context)
+    subject: LoadedModel = load_causal_lm(path, info, quantizer, chosen.options, context)
+    if _contents(model) != before:
+        raise PluginError(f"{call} changed the checkpoint it was given", hint="Write to `out` and return it.")
+    _json(dataclasses.asdict(subject.applied), f"{call}: what applied() returned")
+    ids = subject.tokenizer("The quick brown fox", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = subject.module(ids).logits
+    if not torch.isfinite(logits).all():
+        raise PluginError(f"{call} gives logits that are not finite")
+    return subject
+
+
+def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: Path) -> list[Result]:
+    """Evaluate a loaded model twice, and check what comes out.
+
+    Results can be stored, no number is given twice, samples are unique in their task; and, unless the numbers depend on
+    the machine, both times give equal numbers on equal samples.
+
+    Args:
+        call: the evaluator as one would write it.
+        subject: such as `check_quantizer` returned.
+        folder: empty, for what the evaluator writes.
+
+    Returns:
+        The results of the first time.
+
+    Raises:
+        PluginError: if it does not conform.
+    """
+    known, chosen = _choose(spec, call)
+    if hasattr(chosen.options, "check"):
+        chosen.options.check(subject.info, subject.device)
+    context = _context(folder)
+    first, second = (list(known.construct(chosen).evaluate(subject, context)) for _ in range(2))
+    if not first:
+        raise PluginError(f"{call} yields no result")
+    for result in first:
+        _check_result(result, call)
+    if not spec.hardware:
+        _check_equal(first, second, call)
+    return first
+
+
+def _heavy_imports(module: str) -> list[str]:
+    code = f"import sys, {module}; print(' '.join(name for name in {_HEAVY!r} if name in sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PluginError(f"{module} cannot be imported: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.split()
+
+
+def _registry(spec: PluginSpec) -> Registry:
+    return Registry([Plugin(spec, "checked", "0")], [], pluggy.PluginManager(GROUP))
+
+
+def _choose(spec: PluginSpec, text: str) -> tuple[Registry, Chosen]:
+    """Build options as the command line would, and send them through JSON."""
+    known = _registry(spec)
+    chosen = known.choose(spec.kind, Call.parse(text))
+    sent = _json(dump(chosen.options), f"{text}: the options")
+    if restore(type(chosen.options), sent) != chosen.options:
+        raise PluginError(f"{text}: options differ after JSON, {sent}", hint="Leave fields as they were given.")
+    return known, chosen
+
+
+def _context(folder: Path) -> Context:
+    files = folder / "files"
+    files.mkdir(parents=True, exist_ok=True)
+    return Context("cpu", 0, Documents(), Cache(folder / "cache"), {}, None, files, lambda done, total: None)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def _json(value: Any, what: str) -> Any:  # Any: a JSON value
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{what} cannot be written as JSON: {error}") from error
+
+
+def _check_result(result: Any, call: str) -> None:  # Any: what a third party yielded
+    if not isinstance(result, Result):
+        raise PluginError(f"{call} yields {type(result).__name__}, not Result")
+    where = f"{call}, task {result.task!r}"
+    _json([measurement.to_json() for measurement in result.measurements], f"{where}: measurements")
+    _json(dict(result.details), f"{where}: details")
+    numbers = Counter((m.task, m.metric, json.dumps(dict(m.at), sort_keys=True)) for m in result.measurements)
+    samples = Counter((sample.document, sample.occurrence) for sample in result.samples)
+    for counted, what in ((numbers, "number"), (samples, "sample")):
+        twice = [key for key, count in counted.items() if count > 1]
+        if twice:
+            raise PluginError(f"{where}: a {what} is given twice: {twice[0]}")
+
+
+def _check_equal(first: Sequence[Result], second: Sequence[Result], call: str) -> None:
+    if [_outline(result) for result in first] != [_outline(result) for result in second]:
+        raise PluginError(f"{call}: the second time has other results or samples", hint="Draw from ctx.seed.")
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(one.measurements, other.measurements, strict=True):
+            both_nan = math.isnan(a.value) and math.isnan(b.value)
+            if not (both_nan or math.isclose(a.value, b.value, rel_tol=1e-6)):
+                raise PluginError(
+                    f"{call}, task {one.task!r}: {a.metric} was {a.value} and then {b.value}",
+                    hint="Draw from ctx.seed, or declare hardware=True if the numbers depend on the machine.",
+                )
+
+
+def _outline(result: Result) -> tuple[str, list[str], list[str]]:
+    return result.task, [m.metric for m in result.measurements], [sample.document for sample in result.samples]

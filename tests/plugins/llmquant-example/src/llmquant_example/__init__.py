@@ -1,0 +1,1 @@
+"""A complete plugin package for llmquant: one quantizer and one evaluator."""

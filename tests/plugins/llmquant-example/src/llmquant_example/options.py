@@ -1,0 +1,41 @@
+"""The light half: options that check themselves before anything is loaded."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmquant.errors import OptionError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class RtnOptions:
+    """Bits a weight, and how many weights along a row share a scale and an offset."""
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: int = 32
+
+    def check(self, model, device):
+        """Refuse a model whose rows cannot be cut into groups."""
+        for tensor in model.linear_layers():
+            if tensor.shape[-1] % self.group_size:
+                raise UnsupportedError(
+                    f"group_size {self.group_size} does not divide the {tensor.shape[-1]} inputs of {tensor.name}",
+                    hint="Choose a group_size that divides them.",
+                )
+
+    def requests(self):
+        """Name what `Rtn.applied` must find in the weights."""
+        return {"bits": float(self.bits), "block_size": self.group_size}
+
+
+@dataclass(frozen=True)
+class LoglikelihoodOptions:
+    """The texts."""
+
+    text: tuple[str, ...] = (
+        "Water boils at a lower temperature on a mountain.",
+        "The boy asked why the river was brown.",
+    )
+
+    def __post_init__(self):
+        if not all(text.strip() for text in self.text):
+            raise OptionError("loglikelihood_of: a text is empty")

@@ -1,0 +1,86 @@
+"""A third party's installed package has our powers, and a broken one beside it does no harm."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.plugin_package,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llmquant_example") is None,
+        reason="the packages in tests/plugins are not installed; nox -s plugin installs them",
+    ),
+]
+
+
+def _llmquant(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmquant.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+def test_plugins_lists_the_good_and_names_the_broken():
+    """`llmquant plugins` shows what the package offers, and why the other one could not be loaded."""
+    shown = _llmquant("plugins")
+    assert shown.returncode == 0, shown.stderr
+    assert "rtn_4bit_g32" in shown.stdout
+    assert "loglikelihood_of" in shown.stdout
+    assert "broken: llmquant-broken:broken: ImportError: undefined symbol" in shown.stdout
+
+
+def test_plugins_check_imports_both_halves():
+    """`llmquant plugins check` goes through a third party's plugin step by step."""
+    shown = _llmquant("plugins", "check", "rtn_3bit_g32")
+    assert shown.returncode == 0, shown.stderr
+    assert "llmquant-example/rtn 0.1.0" in shown.stdout
+    assert "rtn(bits=3)" in shown.stdout
+
+
+def test_disabled_packages_are_not_listed():
+    """LLMQUANT_DISABLE_PLUGINS leaves both packages out."""
+    shown = _llmquant("plugins", "--json", LLMQUANT_DISABLE_PLUGINS="llmquant-broken,LLMquant_Example")
+    data = json.loads(shown.stdout)
+    assert data["broken"] == []
+    assert {row["package"] for row in data["plugins"]} == {"llmquant"}
+
+
+def test_a_third_partys_quantizer_and_evaluator_are_compared(tiny_model, tmp_path):
+    """One command runs them in a worker process and gives a difference with its interval, text by text."""
+    compared = _llmquant(
+        "compare",
+        str(tiny_model),
+        *(
+            "-q",
+            "bf16_baseline",
+            "-q",
+            "rtn_4bit_g32",
+            "-e",
+            "loglikelihood_of(She rang the bell., The river is brown.)",
+        ),
+        *("--store", str(tmp_path / "store"), "--on", "local(device=cpu, threads=2)", "--json", "--quiet"),
+        LLMQUANT_CACHE=str(tmp_path / "cache"),
+    )
+    assert compared.returncode == 0, compared.stderr
+    rows = {row["variant"]: row for row in json.loads(compared.stdout)["rows"]}
+    assert set(rows) == {"bf16_baseline", "rtn_4bit_g32"}
+    variant = rows["rtn_4bit_g32"]
+    assert variant["status"] == "completed"
+    assert (variant["metric"], variant["unit"], variant["pairs"]) == ("loglikelihood", "nats/token", 2)
+    assert variant["value"] != rows["bf16_baseline"]["value"]
+    assert variant["difference"] == pytest.approx(variant["value"] - rows["bf16_baseline"]["value"])
+    assert variant["applied_note"].startswith("simulated")
+    (run,) = (tmp_path / "store" / "runs" / variant["run_id"]).glob("run.json")
+    assert json.loads(run.read_text())["experiment"]["quantizer"]["plugin"] == "llmquant-example/rtn"
+
+
+def test_a_width_that_does_not_fit_is_refused_before_anything_is_loaded(tiny_model, tmp_path):
+    """A third party's own check ends the request with exit code 2 and its hint."""
+    refused = _llmquant("compare", str(tiny_model), "-q", "rtn(group_size=48)", "--store", str(tmp_path / "store"))
+    assert refused.returncode == 2
+    assert "group_size 48 does not divide the" in refused.stderr
+    assert not (tmp_path / "store").exists()
