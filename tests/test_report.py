@@ -244,9 +244,9 @@ def test_an_experiment_that_has_not_run_is_a_dash():
 def test_notes_about_a_model_stand_under_its_table():
     """A note that starts with a model's name is a footnote there; the others come last."""
     study = realistic_study(model=ModelUse("./tiny.gguf", "sha256:1"))
-    record = replace(study.record, notes=("./tiny.gguf: was dequantized from GGUF Q4_1", "something else"))
+    record = replace(study.record, notes=("tiny.gguf: was dequantized from GGUF Q4_1", "something else"))
     tables = summary(rows(record, study.runs, study.read), record)
-    assert "./tiny.gguf: was dequantized from GGUF Q4_1" in tables[0].footnotes
+    assert "tiny.gguf: was dequantized from GGUF Q4_1" in tables[0].footnotes
     assert tables[-1].title == "Notes"
     assert tables[-1].footnotes == ("something else",)
 

@@ -293,7 +293,7 @@ def run_experiment(
     """
     record = StudyRecord(
         study_id=experiment.run_id,
-        title=experiment.variant.model.source,
+        title=experiment.variant.model.name,
         experiments=(experiment,),
         baselines={},
         notes=(),
@@ -330,10 +330,10 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
     with open_executor(executor) as where:
         if not (study.quantizers or study.evaluators):
             infos = [inspect_model(request, Cache.default()) for request in study.models]
-            return Preview({info.source: estimate_all(info, registry(), where.device) for info in infos}, None, {})
+            return Preview({info.use().name: estimate_all(info, registry(), where.device) for info in infos}, None, {})
         planned = resolve(study, registry(), Cache.default(), where)
         sizes = {
-            info.source: [estimate_size(info, chosen, where.device) for chosen in planned.quantizers]
+            info.use().name: [estimate_size(info, chosen, where.device) for chosen in planned.quantizers]
             for info in planned.models.values()
         }
     runs = {experiment.run_id: store.run(experiment.run_id) for experiment in planned.record.experiments}

@@ -187,8 +187,8 @@ def _study(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> Study:
-    from llmquant.call import Call
     from llmquant.api import make_study
+    from llmquant.call import Call
     from llmquant.experiment import ModelRequest
 
     return make_study(
@@ -214,8 +214,8 @@ def _run(
     """Run a study, print its comparison, and exit with 1 if a run failed."""
     import logging
 
-    from llmquant.cache import Cache
     from llmquant.api import execute, open_executor
+    from llmquant.cache import Cache
     from llmquant.plan import resolve
     from llmquant.plugins.registry import registry
 

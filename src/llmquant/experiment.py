@@ -78,6 +78,11 @@ class ModelUse:
     digest: str
     flags: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Name it for people: of a local path the last part."""
+        return Path(self.source).name if self.digest.startswith("sha256:") else self.source
+
     def identity(self) -> Json:
         """Return what of it enters a run's identity."""
         return {"digest": self.digest, "flags": sorted(self.flags)}

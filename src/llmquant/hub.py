@@ -83,14 +83,18 @@ def read_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> HubCheck
 
 
 def _read_online(api: HfApi, repo: str, revision: str | None, name: str, *, allow_pickle: bool) -> HubCheckpoint:
+    # This request comes first because it fails at once without a network; a download tries six times in 24 s.
     found = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
-    commit = str(found.sha)
+    # Asked by name, the client remembers which commit the name stood for: that is what a later run offline finds.
+    path = Path(api.hf_hub_download(repo, "config.json", revision=revision))
+    commit, config = path.parent.name, read_json(path)
+    if commit != found.sha:  # somebody pushed in between
+        found = api.model_info(repo, revision=commit, files_metadata=True, timeout=_TIMEOUT_S)
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
 
     def read(file: str) -> Mapping[str, Any]:  # Any: a JSON object
         return read_json(Path(api.hf_hub_download(repo, file, revision=commit)))
 
-    config = read("config.json")
     files = choose_weights(sizes, read, name, allow_pickle=allow_pickle)
     with ThreadPoolExecutor(8) as pool:
         headers = list(pool.map(lambda file: _read_header(api, repo, file, commit), files))

@@ -118,6 +118,7 @@ def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], d
             trust_remote_code="trust_remote_code" in info.flags,
             use_safetensors=None if "allow_pickle" in info.flags else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them; `_check_complete` ignores none
             **keywords,
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -145,11 +146,12 @@ def _check_complete(report: Mapping[str, Any], source: str) -> None:  # Any: tra
             f"{source} lacks {len(missing)} of the weights its configuration asks for, first {missing[0]!r}",
             hint="Its config.json belongs to another model, or its weights are not all there.",
         )
-    mismatched = sorted(str(item[0]) for item in report.get("mismatched_keys") or ())
+    mismatched = sorted(report.get("mismatched_keys") or ())
     if mismatched:
+        name, stored, expected = mismatched[0]
         raise ModelError(
-            f"{source} has {len(mismatched)} weights of another shape than its configuration says, first "
-            f"{mismatched[0]!r}",
+            f"{source}: {len(mismatched)} weights have another shape than its configuration says, first {name!r}: "
+            f"{tuple(stored)}, not {tuple(expected)}",
             hint="Its config.json belongs to another model.",
         )
     errors = list(report.get("error_msgs") or ())

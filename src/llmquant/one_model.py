@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from llmquant.api import Model, Plugin, make_study, open_executor
 from llmquant.cache import Cache
 from llmquant.call import Call
-from llmquant.api import Model, Plugin, make_study, open_executor
 from llmquant.experiment import Documents
 from llmquant.models import ModelInfo
 from llmquant.plan import resolve

@@ -11,9 +11,9 @@ from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.comparison import StudyRecord
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
-from llmquant.experiment import Digest, Documents, Experiment, PluginKind, RunId, Variant, digest_of
+from llmquant.experiment import Digest, Documents, Experiment, InputFile, PluginKind, RunId, Variant, digest_of
 from llmquant.models import ModelInfo, inspect_model
-from llmquant.plugins.options import dump, input_files
+from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.protocols import Executor
 from llmquant.run import Run
@@ -76,10 +76,10 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
         for part in sorted(parts, key=_order)
         for experiment in [_experiment(study, info, quantizer, part, executor.hardware)]
     }
-    notes += [f"{info.source}: {info.note}" for info in known if info.note]
+    notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
     record = StudyRecord(
         study_id=digest_of(list(experiments)).removeprefix("sha256:")[:12],
-        title=", ".join(info.source for info in known),
+        title=", ".join(info.use().name for info in known),
         experiments=tuple(experiments.values()),
         baselines={info.digest: baseline.use.label for info in known if baseline is not None},
         notes=(*notes, *executor.notices),
@@ -147,9 +147,13 @@ def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their o
     """Write a part as one would have written it by hand: its first option, then what was given by name."""
     written = Call.parse(chosen.use.label)
     first = fields(part)[0].name
-    value = dump(part)[first]
-    args = tuple(value) if isinstance(value, list) else (value,)
-    return str(Call(written.name, args, {k: v for k, v in written.options.items() if k != first}))
+    value = getattr(part, first)
+    args = tuple(item.name if isinstance(item, InputFile) else item for item in _items(value))
+    return str(Call(written.name, args, {key: v for key, v in written.options.items() if key != first}))
+
+
+def _items(value: Any) -> tuple[Any, ...]:  # Any: option values
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _check(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:

@@ -151,19 +151,24 @@ def _local(file: InputFile, ctx: Context) -> Path:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep progress bars out of the worker's log, and bootstraps from forking a process that holds a model."""
-    bars, forks = lm_eval.api.task.tqdm, os.environ.get("DISABLE_MULTIPROC")
-    disabled = datasets.utils.are_progress_bars_disabled()
+    """Keep lm-eval to its work: no progress bars in the worker's log, and no processes of its own.
+
+    Its bootstraps would fork a process that holds a model; its report on the environment runs pip and nvidia-smi for a
+    second, for what provenance holds already.
+    """
+    bars, report = lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info
+    forks, silent = os.environ.get("DISABLE_MULTIPROC"), datasets.utils.are_progress_bars_disabled()
     lm_eval.api.task.tqdm = functools.partial(bars, disable=True)
+    lm_eval.evaluator.add_env_info = lambda results: None
     os.environ["DISABLE_MULTIPROC"] = "1"
     datasets.utils.disable_progress_bars()
     try:
         yield
     finally:
-        lm_eval.api.task.tqdm = bars
+        lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info = bars, report
         if forks is None:
             del os.environ["DISABLE_MULTIPROC"]
-        if not disabled:
+        if not silent:
             datasets.utils.enable_progress_bars()
 
 

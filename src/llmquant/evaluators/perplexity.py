@@ -62,8 +62,7 @@ class Perplexity:
             text = text[: _CHARACTERS * options.max_tokens]
         encoded = encode(subject.tokenizer, text)
         tokens = min(len(encoded.ids), options.max_tokens or len(encoded.ids))
-        window = min(options.window, _positions(subject.info) or options.window)
-        stride = min(options.stride, window)
+        window, stride = options.windows(_positions(subject.info))
         windows = sliding_windows(tokens, window=window, stride=stride, lead=0 if encoded.bos is None else 1)
         if not windows:
             raise RunError(f"the text has {tokens} tokens for this model, and perplexity needs two")

@@ -27,14 +27,14 @@ class PerplexityOptions:
             ``repository:configuration:split:column``, its rows joined by empty lines.
         window: tokens that the model reads at a time; no more than it has positions.
         stride: tokens between two windows' ends: each is scored once, after more than ``window - stride`` others.
-            Equal to `window` it cuts the text into chunks, which is faster and gives a higher perplexity.
+            ``None`` is half a window. A whole one cuts the text into chunks: faster, and a higher perplexity.
         max_tokens: only the first so many of the text; ``None``: all. Published numbers are over all of a text.
         batch_size: windows at a time.
     """
 
     text: Literal["wikitext2"] | InputFile | str = "wikitext2"
     window: int = 1024
-    stride: int = 512
+    stride: int | None = None
     max_tokens: int | None = 16_384
     batch_size: int = 1
 
@@ -43,6 +43,11 @@ class PerplexityOptions:
         wrong = list(_wrong_values(self))
         if wrong:
             raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
+
+    def windows(self, positions: int | None) -> tuple[int, int]:
+        """Return window and stride for a model that takes at most so many `positions`; ``None``: any number."""
+        window = min(self.window, positions or self.window)
+        return window, min(self.stride or max(1, window // 2), window)
 
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse a text that is not there, is no text, or does not fill a window.
@@ -79,13 +84,14 @@ class PerplexityOptions:
         if isinstance(self.text, InputFile) and self.text.path is not None:
             tokens = self.text.path.stat().st_size // _BYTES_PER_TOKEN
         tokens = min(tokens, self.max_tokens or tokens)
-        return Cost(self.window * (1 + max(0, -(-(tokens - self.window) // self.stride))))
+        window, stride = self.windows(None)
+        return Cost(window * (1 + max(0, -(-(tokens - window) // stride))))
 
 
 def _wrong_values(options: PerplexityOptions) -> Iterator[OptionError]:
     if options.window < 2:
         yield OptionError(f"perplexity: window must be at least 2, found {options.window}")
-    elif not 0 < options.stride <= options.window:
+    elif options.stride is not None and not 0 < options.stride <= options.window:
         yield OptionError(
             f"perplexity: stride must be 1 to window ({options.window}), found {options.stride}",
             hint="Tokens between two windows would not be scored." if options.stride > options.window else "",

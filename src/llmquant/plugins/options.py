@@ -77,6 +77,22 @@ def restore(cls: type[Any], data: Mapping[str, Json]) -> Options:  # Any: see Op
     return build(cls, Call(cls.__name__, (), data))
 
 
+def label(call: Call, options: Options) -> str:
+    """Write a call for people: of a file only its name."""
+    first = next((f.name for f in dataclasses.fields(options)), "")
+    args = _shown(list(call.args), getattr(options, first)) if call.args else []
+    named = {key: _shown(value, getattr(options, key)) for key, value in call.options.items()}
+    return str(Call(call.name, tuple(args if isinstance(args, list) else [args]), named))
+
+
+def _shown(written: Json, value: Any) -> Json:  # Any: option values
+    if isinstance(value, InputFile):
+        return value.name
+    if isinstance(value, tuple) and isinstance(written, list):
+        return [_shown(item, each) for item, each in zip(written, value, strict=True)]
+    return written
+
+
 def input_files(options: Options) -> dict[Digest, Path]:
     """Return where the files that options name are on this machine."""
     found: dict[Digest, Path] = {}

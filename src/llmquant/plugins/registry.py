@@ -98,7 +98,7 @@ class Registry:
         """
         plugin, preset = self.find(kind, call.name)
         options = option_types.build(self.options_class(plugin), call, preset)
-        return self.chosen(plugin, options, label=str(call))
+        return self.chosen(plugin, options, label=option_types.label(call, options))
 
     def chosen(self, plugin: Plugin, options: Any, *, label: str) -> Chosen:  # Any: see Chosen
         """Pair a plugin with options that exist already."""

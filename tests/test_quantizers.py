@@ -1,0 +1,264 @@
+"""The quantizers do what their options say, take the memory that was predicted, and can be read back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from llmquant.builtin import QUANTIZERS
+from llmquant.cache import Cache
+from llmquant.errors import NotHonouredError, OptionError, UnsupportedError
+from llmquant.experiment import ModelRequest
+from llmquant.models import ModelInfo, inspect_model
+from llmquant.quantizers.baseline_options import BaselineOptions
+from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions, Bnb8bitOptions
+from llmquant.weight_headers import TensorInfo
+
+PRESETS = {
+    "bf16_baseline": BaselineOptions("bfloat16"),
+    "fp16_baseline": BaselineOptions("float16"),
+    "fp32_baseline": BaselineOptions("float32"),
+    "bnb_4bit_nf4": Bnb4bitOptions(),
+    "bnb_4bit_fp4": Bnb4bitOptions("fp4"),
+    "bnb_4bit_nf4_no_double": Bnb4bitOptions(double_quant=False),
+    "bnb_4bit_fp4_no_double": Bnb4bitOptions("fp4", double_quant=False),
+    "bnb_4bit_nf4_bf16": Bnb4bitOptions(compute_dtype="bfloat16"),
+    "bnb_8bit": Bnb8bitOptions(),
+}
+
+
+@pytest.fixture
+def load(tiny_model, context):
+    """Return a function that loads a model, the tiny one unless told, under some options."""
+    from llmquant.loading import load_causal_lm
+
+    def run(options, folder=tiny_model):
+        ctx = context()
+        info = inspect_model(ModelRequest(str(folder)), ctx.cache)
+        return load_causal_lm(folder, info, _heavy(options), options, ctx)
+
+    return run
+
+
+def _heavy(options):
+    from llmquant.quantizers.baseline import Baseline
+    from llmquant.quantizers.bitsandbytes import Bnb4bit, Bnb8bit
+
+    return {BaselineOptions: Baseline, Bnb4bitOptions: Bnb4bit, Bnb8bitOptions: Bnb8bit}[type(options)](options)
+
+
+def _step(model):
+    import torch
+
+    with torch.no_grad():
+        return model.module(torch.arange(3, 20)[None]).logits
+
+
+def test_the_presets_are_those_of_the_table():
+    """Every preset that is declared here is tried here."""
+    ours = [spec for spec in QUANTIZERS if spec.name in ("baseline", "bnb_4bit", "bnb_8bit")]
+    assert {name for spec in ours for name in spec.presets or (spec.name,)} == set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_predicted_weight_bytes_are_those_held(load, preset):
+    """The prediction from shapes is what the loaded model keeps, before and after its first forward pass."""
+    from llmquant.memory import weight_bytes
+
+    model = load(PRESETS[preset])
+    predicted = PRESETS[preset].weight_bytes(model.info)
+    assert weight_bytes(model.module).total == pytest.approx(predicted, rel=0.01)
+    _step(model)
+    grown = 0.06 if preset.startswith("bnb_4bit") else 0.01  # repacking on a CPU with AVX512-BF16
+    assert weight_bytes(model.module).total == pytest.approx(predicted, rel=grown)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_was_applied_reads_the_same_after_a_forward_pass(load, preset):
+    """Bitsandbytes moves scales about in the first pass; nobody who reads them notices."""
+    model = load(PRESETS[preset])
+    _step(model)
+    again = _heavy(PRESETS[preset]).applied(model.module)
+    assert dataclasses.replace(again, note="") == dataclasses.replace(model.applied, note="")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_elements_by_type_add_up_to_the_parameters(load, preset):
+    """Quantized weights count as weights, not as packed bytes."""
+    model = load(PRESETS[preset])
+    assert sum(model.applied.dtypes.values()) == model.info.parameters
+
+
+def test_double_quantization_is_told_apart(load):
+    """The field that `get_memory_footprint` cannot see is read from the scales themselves."""
+    assert load(Bnb4bitOptions(double_quant=True)).applied.double_quantization
+    assert not load(Bnb4bitOptions(double_quant=False)).applied.double_quantization
+
+
+def test_codes_are_told_apart(load):
+    """NF4 and FP4 come from the quantization state."""
+    assert [load(Bnb4bitOptions(code)).applied.code for code in ("nf4", "fp4")] == ["nf4", "fp4"]
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_weights_repacked_for_a_cpu_are_read_right(load, double_quant):
+    """What bitsandbytes does in the first pass on a CPU with AVX512-BF16 hides nothing, and is said."""
+    import bitsandbytes
+
+    options = Bnb4bitOptions(double_quant=double_quant)
+    model = load(options)
+    for layer in model.module.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit) and not hasattr(layer.weight.quant_state, "original_nested"):
+            layer.weight.data, layer.weight.quant_state = bitsandbytes.functional._convert_weight_packed_for_cpu(
+                layer.weight.data, layer.weight.quant_state
+            )
+            layer.support_avx512bf16_for_cpu = True
+    applied = _heavy(options).applied(model.module)
+    assert applied.double_quantization == double_quant
+    assert applied.dtypes == model.applied.dtypes
+    assert applied.compute_dtype == "bfloat16"
+    assert "repacked" in applied.note
+
+
+def test_every_linear_layer_but_the_head_is_quantized(load):
+    """The head is named as left alone."""
+    model = load(Bnb4bitOptions())
+    assert model.applied.layers_quantized == len(model.info.linear_layers()) == 14
+    assert model.applied.layers_left == ("lm_head",)
+
+
+@pytest.fixture(scope="module")
+def odd_models(tmp_path_factory):
+    """Build models that are not plain Llamas: a mixture with a shared expert, Conv1D layers."""
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, Qwen2MoeConfig
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    experts = {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "num_experts": 4}
+    configs = {
+        "mixture": Qwen2MoeConfig(**sizes, **experts, bos_token_id=0, eos_token_id=1),
+        "conv1d": GPT2Config(
+            vocab_size=64, n_embd=64, n_layer=1, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=1
+        ),
+    }
+    folder = tmp_path_factory.mktemp("odd")
+    for name, config in configs.items():
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mixture", "conv1d"])
+def test_the_layers_that_will_be_quantized_are_known_before(odd_models, name, context):
+    """From the header alone, for architectures whose layers have other names and kinds."""
+    from transformers import AutoModelForCausalLM
+
+    from llmquant.memory import weight_bytes
+
+    options, ctx = Bnb4bitOptions(), context()
+    info = inspect_model(ModelRequest(str(odd_models / name)), ctx.cache)
+    keywords = _heavy(options).load_kwargs(info, ctx)
+    module = AutoModelForCausalLM.from_pretrained(odd_models / name, device_map={"": "cpu"}, **keywords)
+    assert _heavy(options).applied(module).layers_quantized == len(info.linear_layers())
+    assert weight_bytes(module).total == pytest.approx(options.weight_bytes(info), rel=0.01)
+
+
+def test_experts_that_stay_as_they_are_are_said(odd_models, context):
+    """A mixture in 4 bits is mostly not in 4 bits, and the note says so."""
+    from transformers import AutoModelForCausalLM
+
+    options, ctx = Bnb4bitOptions(), context()
+    keywords = _heavy(options).load_kwargs(inspect_model(ModelRequest(str(odd_models / "mixture")), ctx.cache), ctx)
+    module = AutoModelForCausalLM.from_pretrained(odd_models / "mixture", device_map={"": "cpu"}, **keywords)
+    assert "experts" in _heavy(options).applied(module).note
+
+
+def test_a_known_model_has_its_known_sizes():
+    """Llama-3.2-1B takes 2357 MiB in 16 bits, about 980 in NF4, and 1023 without double quantization."""
+    info = _llama_3_2_1b()
+    assert info.parameters == 1_235_814_400
+    presets = ("fp16_baseline", "bnb_4bit_nf4", "bnb_4bit_nf4_no_double")
+    sizes = [PRESETS[name].weight_bytes(info) / 2**20 for name in presets]
+    assert sizes == pytest.approx([2357, 980, 1023], abs=1)
+
+
+def _llama_3_2_1b():
+    shapes = {"q_proj": (2048, 2048), "k_proj": (512, 2048), "v_proj": (512, 2048), "o_proj": (2048, 2048)}
+    shapes |= {"gate_proj": (8192, 2048), "up_proj": (8192, 2048), "down_proj": (2048, 8192)}
+    tensors = [TensorInfo("model.embed_tokens.weight", "bfloat16", (128256, 2048))]
+    tensors += [
+        TensorInfo(f"model.layers.{layer}.mlp.{name}.weight", "bfloat16", shape)
+        for layer in range(16)
+        for name, shape in shapes.items()
+    ]
+    norms = [f"model.layers.{layer}.{name}.weight" for layer in range(16) for name in ("input_norm", "post_norm")]
+    tensors += [TensorInfo(name, "bfloat16", (2048,)) for name in [*norms, "model.norm.weight"]]
+    config = {"tie_word_embeddings": True, "rope_theta": 500000.0, "num_attention_heads": 32, "head_dim": 64}
+    return ModelInfo("llama", "sha256:0", (), "folder", None, None, None, config, tuple(tensors), (), 0)
+
+
+def test_a_compute_type_that_is_asked_for_is_used(load):
+    """On a CPU whose kernel computes in what it is told."""
+    from llmquant.quantizers.bitsandbytes import packs_for_cpu
+
+    if packs_for_cpu():
+        pytest.skip("on this CPU bitsandbytes computes in bfloat16 whatever is asked")
+    names = ("float32", "bfloat16", "float16")
+    assert [load(Bnb4bitOptions(compute_dtype=name)).applied.compute_dtype for name in names] == list(names)
+
+
+def test_a_compute_type_that_the_kernel_ignores_is_not_claimed(load, monkeypatch):
+    """Asked for float32 where the kernel computes in bfloat16, loading fails and says both."""
+    import bitsandbytes.nn.modules
+
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    with pytest.raises(NotHonouredError, match="compute_dtype float32, found bfloat16"):
+        load(Bnb4bitOptions(compute_dtype="float32"))
+
+
+def test_an_outlier_threshold_is_read_back(load):
+    """The threshold is in the note, and is compared with what was asked."""
+    model = load(Bnb8bitOptions(threshold=4.5))
+    assert "4.5" in model.applied.note
+    with pytest.raises(NotHonouredError, match="threshold"):
+        _heavy(Bnb8bitOptions(threshold=6.0)).applied(model.module)
+
+
+def test_a_negative_threshold_is_refused():
+    """Before anything is loaded."""
+    with pytest.raises(OptionError, match="threshold"):
+        Bnb8bitOptions(threshold=-1.0)
+
+
+def test_int8_warns_once_not_in_every_layer(load, caplog):
+    """Bitsandbytes says in each layer of each pass that inputs are rounded; its line appears once at most."""
+    model = load(Bnb8bitOptions())
+    _step(model)
+    _step(model)
+    assert sum("cast" in record.message for record in caplog.records) <= 1
+
+
+@pytest.mark.parametrize("options", [Bnb4bitOptions(), Bnb8bitOptions()])
+def test_a_device_that_bitsandbytes_is_not_run_on_is_refused(options, tiny_model, tmp_path):
+    """With the nearest preset that works there."""
+    info = inspect_model(ModelRequest(str(tiny_model)), Cache(tmp_path))
+    with pytest.raises(UnsupportedError) as caught:
+        options.check(info, "mps")
+    assert "bf16_baseline" in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_quantized_checkpoint_is_refused(preset):
+    """Neither a second quantization nor a baseline of one makes sense."""
+    info = dataclasses.replace(_llama_3_2_1b(), config={"quantization_config": {"quant_method": "awq", "bits": 4}})
+    with pytest.raises(UnsupportedError, match="awq 4-bit"):
+        PRESETS[preset].check(info, "cpu")
+
+
+def test_a_model_without_linear_layers_is_refused():
+    """Nothing to quantize is a refusal, not a result."""
+    info = ModelInfo("m", "sha256:0", (), "folder", None, None, None, {}, (TensorInfo("a", "float32", (2, 2)),), (), 0)
+    with pytest.raises(UnsupportedError, match="no linear layers"):
+        Bnb4bitOptions().check(info, "cpu")
