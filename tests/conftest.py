@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from llmquant.cache import Cache
 from llmquant.experiment import Digest, Documents
 from llmquant.protocols import Context, Device
+
+# Machines that also run models are too uneven for a deadline an example.
+settings.register_profile("llmquant", deadline=None)
+settings.load_profile("llmquant")
 
 _TEXT = """
 A lighthouse keeper counted the ships that passed before dawn, and wrote each name into a ledger bound in green cloth.

@@ -232,6 +232,19 @@ validation_split: null
         assert (sample.answer == sample.target) == bool(sample.scores["acc"])
 
 
+def test_choices_inside_the_context_are_told_by_number(subject, context, rows_file):
+    """Where all choices end alike, as in WinoGrande, the answer is a number, and right when the score says so."""
+    rows = [
+        {"sentence": f"The {a} met the {b} because _ was late.", "option1": a, "option2": b, "answer": right}
+        for a, b, right in [("cook", "king", "1"), ("fox", "owl", "2"), ("nurse", "guard", "2")]
+    ]
+    (result,) = evaluate(f"lm_eval(winogrande, data={rows_file(rows)})", subject, context())
+    assert [sample.target for sample in result.samples] == ["0", "1", "1"]
+    assert [sample.answer == sample.target for sample in result.samples] == [
+        bool(sample.scores["acc"]) for sample in result.samples
+    ]
+
+
 @pytest.mark.parametrize(("task", "rows"), [("coqa", COQA_ROWS), ("arc_easy", CHOICE_ROWS)], ids=["coqa", "arc_easy"])
 def test_a_batch_that_does_not_fit_is_halved(subject, context, rows_file, monkeypatch, task, rows):
     """Memory that runs out costs time, never a result; the smaller size is kept and told."""

@@ -58,8 +58,9 @@ def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEst
     weights = int(predict(info))
     cache = _CONTEXT_TOKENS * info.kv_bytes_per_token(2)
     # The largest activations: hidden states of one MLP, and the logits in float32.
-    hidden = int(info.config.get("intermediate_size", 4 * int(info.config.get("hidden_size", 0))))
-    activations = _CONTEXT_TOKENS * (8 * hidden + 4 * int(info.config.get("vocab_size", 0)))
+    config = info.text_config
+    hidden = int(config.get("intermediate_size", 4 * int(config.get("hidden_size", 0))))
+    activations = _CONTEXT_TOKENS * (8 * hidden + 4 * int(config.get("vocab_size", 0)))
     peak = weights + cache + activations + _CUDA_BYTES
     return SizeEstimate(label, weights, peak, tuple(fitting_gpus(peak)))
 

@@ -57,8 +57,8 @@ class InputFile:
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             size = path.stat().st_size
-        except OSError as error:
-            raise OptionError(f"cannot read {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
+            raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
         if size == 0:
             raise OptionError(f"{path} is empty")
         return cls(Digest(f"sha256:{digest}"), path.name, path.absolute())

@@ -23,7 +23,7 @@ from llmquant.errors import (
     SanityError,
 )
 from llmquant.hub import download
-from llmquant.memory import peak_memory
+from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadedModel, LoadStats
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def load_causal_lm(
         if ctx.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
+        touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
     applied = quantizer.applied(module)
     _check_honoured(options, applied)
     tokenizer = _tokenizer(path, info)

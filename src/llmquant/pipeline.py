@@ -75,7 +75,7 @@ def _load(job: Job, experiment: Experiment, context: Context) -> LoadedModel:
         torch.set_num_threads(job.threads)
     torch.manual_seed(context.seed)
     flags = set(job.model["flags"])
-    request = ModelRequest(job.model["source"], "trust_remote_code" in flags, "allow_pickle" in flags)
+    request = ModelRequest(_source(job), "trust_remote_code" in flags, "allow_pickle" in flags)
     info = inspect_model(request, context.cache)
     if info.digest != job.model["digest"]:
         raise ModelError(
@@ -89,6 +89,12 @@ def _load(job: Job, experiment: Experiment, context: Context) -> LoadedModel:
     _log.info("loaded %s as %s in %.1f s", info.source, experiment.variant.quantizer.label, subject.load.seconds)
     _log.info("it says: %s", sanity_check(subject))
     return subject
+
+
+def _source(job: Job) -> str:
+    """Name a Hub model by the commit it had when the study was planned, whatever was pushed since."""
+    source, digest = str(job.model["source"]), str(job.model["digest"])
+    return f"{source.partition('@')[0]}@{digest.removeprefix('commit:')}" if digest.startswith("commit:") else source
 
 
 def _evaluate(

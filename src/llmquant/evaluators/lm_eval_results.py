@@ -91,7 +91,7 @@ def _samples(logged: Sequence[Mapping[str, Any]], task: Any) -> Iterator[Sample]
         for entry in entries:
             for metric in entry["metrics"]:
                 scores |= _scores(metric, entry["filter"], entry[metric], task.aggregation().get(metric))
-        answer, target = _answer_and_target(first, str(task.OUTPUT_TYPE))
+        answer, target = _answer_and_target(first, task)
         document = first["doc_hash"]
         yield Sample(document, first["prompt_hash"], scores, answer, target, occurrence=seen[document])
         seen[document] += 1
@@ -110,20 +110,22 @@ def _scores(metric: str, filter_name: str, value: Any, aggregation: Any) -> dict
     return {_named(metric, filter_name): float(value)} if _is_number(value) else {}
 
 
-def _answer_and_target(entry: Mapping[str, Any], output_type: str) -> tuple[str | None, str | None]:  # Any: see above
-    """Say what the model answered, as the metrics saw it, and what was right; choices by their text."""
+def _answer_and_target(entry: Mapping[str, Any], task: Any) -> tuple[str | None, str | None]:  # Any: as above
+    """Say what the model answered, as the metrics saw it, and what was right."""
     target = entry["target"]
-    if output_type == "generate_until":
+    if task.OUTPUT_TYPE == "generate_until":
         return _text(entry["filtered_resps"][0]), _text(target)
-    if output_type == "multiple_choice":
-        continuations = [arguments[1].strip() for arguments in entry["arguments"]]
-        likelihoods = [response[0] for response in entry["filtered_resps"]]
-        # Where the contexts differ and the continuation does not, the texts say nothing: give the choice's number.
-        texts = continuations if len(set(continuations)) > 1 else list(map(str, range(len(continuations))))
-        best = texts[likelihoods.index(max(likelihoods))]
-        right = texts[target] if isinstance(target, int) and 0 <= target < len(texts) else _text(target)
-        return best, right
-    return None, _text(target) if output_type == "loglikelihood" else None  # a rolling target is the whole text
+    if task.OUTPUT_TYPE == "multiple_choice":
+        # For mutual information lm-eval asks for every choice a second time, without its context.
+        count = len(entry["arguments"]) // (2 if "acc_mutual_info" in entry["metrics"] else 1)
+        likelihoods = [response[0] for response in entry["filtered_resps"][:count]]
+        choices = [arguments[1].strip() for arguments in entry["arguments"][:count]]
+        if task.multiple_input:  # the choices are in the contexts: give their numbers
+            choices, target = list(map(str, range(count))), task.doc_to_text(entry["doc"])
+        right = choices[target] if isinstance(target, int) and 0 <= target < count else _text(target)
+        return choices[likelihoods.index(max(likelihoods))], right
+    # The target of a rolling task is the whole text.
+    return None, _text(target) if task.OUTPUT_TYPE == "loglikelihood" else None
 
 
 def _text(value: Any) -> str:  # Any: a task's answers: a text, a number, or several of these
