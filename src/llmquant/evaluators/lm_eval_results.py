@@ -120,7 +120,7 @@ def _answer_and_target(entry: Mapping[str, Any], task: Any) -> tuple[str | None,
         count = len(entry["arguments"]) // (2 if "acc_mutual_info" in entry["metrics"] else 1)
         likelihoods = [response[0] for response in entry["filtered_resps"][:count]]
         choices = [arguments[1].strip() for arguments in entry["arguments"][:count]]
-        if task.multiple_input:  # the choices are in the contexts: give their numbers
+        if getattr(task, "multiple_input", 0):  # the choices are in the contexts: give their numbers
             choices, target = list(map(str, range(count))), task.doc_to_text(entry["doc"])
         right = choices[target] if isinstance(target, int) and 0 <= target < count else _text(target)
         return choices[likelihoods.index(max(likelihoods))], right

@@ -191,7 +191,11 @@ def _check_result(result: Any, call: str) -> None:  # Any: what a third party yi
     if not isinstance(result, Result):
         raise PluginError(f"{call} yields {type(result).__name__}, not Result")
     where = f"{call}, task {result.task!r}"
-    _json([measurement.to_json() for measurement in result.measurements], f"{where}: measurements")
+    try:
+        numbers_json = [measurement.to_json() for measurement in result.measurements]
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{where}: a measurement is no number: {error}") from error
+    _json(numbers_json, f"{where}: measurements")
     _json(dict(result.details), f"{where}: details")
     numbers = Counter((m.task, m.metric, json.dumps(dict(m.at), sort_keys=True)) for m in result.measurements)
     samples = Counter((sample.document, sample.occurrence) for sample in result.samples)

@@ -1,0 +1,145 @@
+"""The checks for plugin packages find what they are for; the example package shows that they let good plugins pass."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from itertools import count
+
+import pytest
+
+from llmquant.errors import PluginError, UnknownNameError
+from llmquant.plugins.spec import PluginSpec
+from llmquant.testing import check_evaluator, check_quantizer, check_spec
+
+_NUMBERS = count()
+
+_HEAD = """
+import random
+from dataclasses import dataclass
+import torch
+from llmquant import AppliedQuantization, Measurement, Result, Sample
+
+class Heavy:
+    def __init__(self, options):
+        self.options = options
+"""
+
+_EVALUATE = """
+    def evaluate(self, subject, ctx):
+        mean = Measurement("t", "m", {value})
+        yield Result("t", [mean] * {times}, [Sample(d, d, {{}}) for d in {documents}], {details})
+"""
+
+_QUANTIZER = """
+    def prepare(self, model, out, ctx):
+        {prepare}
+        return model
+
+    def load_kwargs(self, model, ctx):
+        return {{"dtype": torch.float32}}
+
+    def applied(self, module):
+        {applied}
+        return AppliedQuantization("none", "float32", 32.0, None, False, "float32", {{}}, 1)
+"""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Return a function that writes a plugin's two halves as modules and returns its spec."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = []
+
+    def make(kind, heavy, *, options="bits: int = 4", light="", **fields):
+        name = f"conformance_{next(_NUMBERS)}"
+        light = (
+            f"{light}\nfrom dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Options:\n    {options}\n"
+        )
+        (tmp_path / f"{name}_options.py").write_text(light)
+        (tmp_path / f"{name}.py").write_text(_HEAD + heavy)
+        importlib.invalidate_caches()
+        made.extend((name, f"{name}_options"))
+        return PluginSpec(
+            kind=kind, name="mine", summary="Mine.", options=f"{name}_options:Options", target=f"{name}:Heavy", **fields
+        )
+
+    yield make
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+def _evaluator(make, *, value="1.0", times=1, documents="'ab'", details="{}", **fields):
+    heavy = _EVALUATE.format(value=value, times=times, documents=documents, details=details)
+    return make("evaluator", heavy, **fields)
+
+
+def test_a_light_half_that_is_heavy_is_found(make):
+    """Options that import torch would make listing plugins take seconds."""
+    with pytest.raises(PluginError, match="imports torch"):
+        check_spec(make("quantizer", "", light="import torch"))
+
+
+def test_a_light_half_that_does_not_import_is_found(make):
+    """The error of the import is told."""
+    with pytest.raises(PluginError, match="cannot be imported: ZeroDivisionError"):
+        check_spec(make("quantizer", "", light="1 / 0"))
+
+
+def test_a_preset_with_a_wrong_option_is_found(make):
+    """A preset is built as if somebody asked for it."""
+    with pytest.raises(UnknownNameError, match="has no option 'bitz'"):
+        check_spec(make("quantizer", "", presets={"mine_3bit": {"bitz": 3}}))
+
+
+def test_options_of_another_type_are_found(make):
+    """A field type that no string can become is the plugin's mistake."""
+    with pytest.raises(PluginError, match="bits has type"):
+        check_spec(make("quantizer", "", options="bits: complex = 4j"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"value": "random.random()"}, "m was .* and then"),
+        ({"documents": "[str(random.random())]"}, "other results or samples"),
+        ({"documents": "'aa'"}, "a sample is given twice"),
+        ({"times": 2}, "a number is given twice"),
+        ({"details": "{'module': subject}"}, "details cannot be written as JSON"),
+        ({"value": "'many'"}, "a measurement is no number"),
+    ],
+)
+def test_an_evaluator_that_does_not_conform_is_found(make, fields, complaint, tmp_path):
+    """Numbers that change, samples that do not pair, and what cannot be stored are told."""
+    with pytest.raises(PluginError, match=complaint):
+        check_evaluator(_evaluator(make, **fields), "mine", object(), tmp_path / "files")
+
+
+def test_hardware_numbers_may_change(make, tmp_path):
+    """An evaluator that says its numbers depend on the machine need not repeat them."""
+    spec = _evaluator(make, value="random.random()", hardware=True)
+    assert len(check_evaluator(spec, "mine", object(), tmp_path / "files")) == 1
+
+
+def test_an_evaluator_that_yields_nothing_is_found(make, tmp_path):
+    """No result is no measurement."""
+    spec = make("evaluator", "    def evaluate(self, subject, ctx):\n        return []\n")
+    with pytest.raises(PluginError, match="yields no result"):
+        check_evaluator(spec, "mine", object(), tmp_path / "files")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "applied", "complaint"),
+    [
+        ("(model / 'extra').touch()", "pass", "changed the checkpoint"),
+        ("pass", "module.lm_head.weight.data.fill_(float('nan'))", "not finite"),
+    ],
+)
+def test_a_quantizer_that_does_not_conform_is_found(make, tiny_model, tmp_path, prepare, applied, complaint):
+    """A quantizer that writes into the model it was given, or breaks it, is told."""
+    import shutil
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    spec = make("quantizer", _QUANTIZER.format(prepare=prepare, applied=applied))
+    with pytest.raises(PluginError, match=complaint):
+        check_quantizer(spec, "mine", model, tmp_path / "files")
