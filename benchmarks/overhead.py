@@ -89,7 +89,8 @@ def main() -> None:
         if timed[ours][1] != timed[plain][1]:
             sys.exit(f"scores differ: {timed[ours][1]} and {timed[plain][1]}")
         ratios.append(timed[ours][0] / timed[plain][0])
-        print(f"pair {pair + 1}: lm-eval {timed[plain][0]:.2f} s, llmquant {timed[ours][0]:.2f} s, ratio {ratios[-1]:.3f}")
+        both = f"lm-eval {timed[plain][0]:.2f} s, llmquant {timed[ours][0]:.2f} s"
+        print(f"pair {pair + 1}: {both}, ratio {ratios[-1]:.3f}")
     ratio = statistics.median(ratios)
     print(f"median ratio {ratio:.3f} over {arguments.limit} documents, scores equal")
     sys.exit(ratio >= 1.05)

@@ -37,7 +37,7 @@ def test_a_baseline_is_added_and_said(study: tuple[lq.Comparison, Path]):
     """No `*_baseline` was named, so bf16 is there, first, with a note."""
     found, _ = study
     assert not found.failed
-    assert [e.variant.quantizer.label for e in found.record.experiments][0] == "bf16_baseline"
+    assert found.record.experiments[0].variant.quantizer.label == "bf16_baseline"
     assert "bf16_baseline was added as the baseline" in found.record.notes
 
 

@@ -234,3 +234,15 @@ def test_a_quantized_folder_loads_in_plain_transformers(cli: Callable, tiny_mode
     code, _, err = cli("quantize", tiny_model, "-q", "bnb_4bit_nf4", "-o", tmp_path / "nf4", "--device", "cpu")
     assert code == 2
     assert "nf4" in err
+
+
+def test_all_takes_every_preset_that_can_run_here(tiny_model: Path):
+    """What was named stays first, and nothing is there twice."""
+    import llmquant as lq
+    from llmquant.api import with_all_presets
+
+    study = lq.Study((lq.ModelRequest(str(tiny_model)),), (lq.Call("bnb_8bit"),))
+    names = [call.name for call in with_all_presets(study, executor="local(device=cpu)").quantizers]
+    assert names[0] == "bnb_8bit"
+    assert {"fp32_baseline", "bnb_4bit_nf4_no_double"} < set(names)
+    assert len(names) == len(set(names))

@@ -340,6 +340,29 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
     return Preview(sizes, planned.record, runs)
 
 
+def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Study:
+    """Add every preset that is installed and can go on all models of a study, on the executor's device.
+
+    Raises:
+        RequestError: if a model is wrong.
+    """
+    with open_executor(executor) as where:
+        refused = {
+            size.quantizer
+            for request in study.models
+            for size in estimate_all(inspect_model(request, Cache.default()), registry(), where.device)
+            if size.refused
+        }
+    found = [
+        Call(name)
+        for plugin in registry().plugins
+        if plugin.spec.kind == "quantizer" and registry().missing(plugin) is None and "causal_lm" in plugin.spec.accepts
+        for name in (plugin.spec.presets or (plugin.spec.name,))
+        if name not in refused
+    ]
+    return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))
+
+
 def register(spec: PluginSpec) -> None:
     """Add a plugin from a notebook or script.
 

@@ -68,8 +68,11 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Compare quantizations of one model or several."""
-    quantizers = _all_presets(every, quantizer or [])
-    study = _study(models, quantizers, evaluator, task, limit, seed, baseline, trust_remote_code, allow_pickle)
+    study = _study(models, quantizer, evaluator, task, limit, seed, baseline, trust_remote_code, allow_pickle)
+    if every:
+        from llmquant.api import with_all_presets
+
+        study = with_all_presets(study, executor=on)
     _run(study, on, store, fresh, timeout, as_json, quiet, verbose)
 
 
@@ -247,20 +250,6 @@ def _show(found: Comparison, store: str, *, as_json: bool, quiet: bool) -> None:
     print_tables(summary(found.rows(), found.record))
     if not quiet:
         typer.echo(f"\nResults: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
-
-
-def _all_presets(every: bool, named: list[str]) -> list[str]:
-    if not every:
-        return named
-    from llmquant.plugins.registry import registry
-
-    found = [
-        name
-        for plugin in registry().plugins
-        if plugin.spec.kind == "quantizer" and registry().missing(plugin) is None and "causal_lm" in plugin.spec.accepts
-        for name in (plugin.spec.presets or (plugin.spec.name,))
-    ]
-    return list(dict.fromkeys([*named, *found]))
 
 
 def _limit(text: str) -> int | None:
