@@ -129,7 +129,7 @@ class Scheduler:
             len(self.reused),
             sum(run.status == "completed" for run in own),
             sum(run.status == "failed" for run in own),
-            tuple(_running(active) for active in self._active),
+            tuple(_running(active) for active in self._active if active.current or not active.loaded),
             self._remaining_s(),
         )
 
@@ -295,7 +295,7 @@ def seconds(run: Run) -> float:
 
 def _running(active: _Active) -> Running:
     experiment = next((e for e in active.experiments if e.run_id == active.current), None)
-    what = experiment.evaluator.label if experiment else ("next" if active.loaded else "loading")
+    what = experiment.evaluator.label if experiment else "loading"
     quantizer = active.experiments[0].variant.quantizer.label
     return Running(
         f"{quantizer} · {what}", active.done if experiment else 0, active.total if experiment else 0, active.since

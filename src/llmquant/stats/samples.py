@@ -62,6 +62,8 @@ _SUMS: Mapping[str, _Sum] = {
     "nll_per_token": _Sum("nll", "tokens"),
     "bits_per_byte": _Sum("nll", "bytes", worth=1 / math.log(2)),
     "perplexity": _Sum("nll", "tokens", scale="log"),
+    "word_perplexity": _Sum("nll", "words", scale="log"),
+    "byte_perplexity": _Sum("nll", "bytes", scale="log"),
 }
 
 
