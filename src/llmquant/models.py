@@ -209,7 +209,11 @@ def _inspect_gguf(path: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
         tensors=header.tensors,
         weight_files=(path.name,),
         disk_bytes=path.stat().st_size,
-        note=f"dequantized from GGUF {header.block_type}" if quantized else "converted from GGUF",
+        note=(
+            f"dequantized from GGUF {header.block_type}; losses shown here come on top of that first quantization"
+            if quantized
+            else "converted from GGUF"
+        ),
     )
 
 

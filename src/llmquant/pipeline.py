@@ -44,13 +44,13 @@ def work(record: Path, store: Store) -> None:
     job, journal = read_job(record), Journal(record)
     experiments = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
     cache = Cache.default()
-    for spec in job.plugins:
-        registry().register(spec_from_json(spec))
     journal.write("loading")
     with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch:
         context = _context(job, cache, Path(scratch))
         started = _now()
         try:
+            for spec in job.plugins:
+                registry().register(spec_from_json(spec))
             subject = _load(job, experiments[0][0], context)
         except Exception as error:  # models, quantizers and their backends may raise anything
             _log.exception("the model could not be loaded")
@@ -108,6 +108,7 @@ def _evaluate(
 ) -> None:
     """Run one experiment and store what it gave or how it failed."""
     import torch
+    from transformers import set_seed
 
     if attempt in store.attempts(experiment.run_id):  # another process on this store was first
         journal.write("finished", experiment.run_id)
@@ -117,7 +118,7 @@ def _evaluate(
     started = _now()
     journal.write("started", experiment.run_id)
     _log.info("%s started", experiment.evaluator.label)
-    torch.manual_seed(experiment.seed)
+    set_seed(experiment.seed)
     samples = {}
     try:
         evaluator: Evaluator = registry().construct(registry().restore("evaluator", experiment.evaluator))
@@ -223,7 +224,9 @@ def _end_with_parent() -> None:
     """End this process when the one that started it is gone: its end of our standard input closes."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not `sys.stdin`: its lock, held by this thread while Python shuts down, would abort the process.
+        while os.read(0, 1024):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -84,6 +84,8 @@ class LocalExecutor:
         """Start a worker process for the job; return its pid and start time."""
         environment = dict(os.environ, PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
         environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        # Plugins that were registered may lie beside the script or notebook, which only this process searches.
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         gpu = None
         if self.device == "cuda":
             taken = {used for process, used in self._workers.values() if process.poll() is None}

@@ -22,6 +22,10 @@ class RtnOptions:
                     hint="Choose a group_size that divides them.",
                 )
 
+    def weight_bytes(self, model):
+        """Predict the loaded weights: they are simulated, so as many bytes as in bfloat16."""
+        return 2 * sum(tensor.elements for tensor in model.weights)
+
     def requests(self):
         """Name what `Rtn.applied` must find in the weights."""
         return {"bits": float(self.bits), "block_size": self.group_size}
