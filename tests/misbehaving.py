@@ -17,7 +17,7 @@ from llmquant import Context, LoadedModel, Measurement, PluginSpec, Result
 class MisbehaveOptions:
     """How to go wrong; `marker` is a file that is written when the evaluator starts."""
 
-    how: Literal["not", "raise", "exit", "kill", "sleep", "oom"] = "not"
+    how: Literal["not", "raise", "exit", "kill", "sleep", "oom", "return_objects"] = "not"
     marker: str = ""
     tag: str = ""
 
@@ -46,7 +46,8 @@ class Misbehave:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         ctx.progress(1, 1)
         parameters = float(sum(p.numel() for p in subject.module.parameters()))
-        return [Result("misbehave", [Measurement("misbehave", "parameters", parameters)])]
+        details = {"module": subject.module} if how == "return_objects" else {}
+        return [Result("misbehave", [Measurement("misbehave", "parameters", parameters)], details=details)]
 
 
 SPEC = PluginSpec(

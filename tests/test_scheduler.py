@@ -48,8 +48,10 @@ def starts(marker: Path) -> list[str]:
 
 def test_an_exception_costs_one_experiment(tiny_model: Path, tmp_path: Path):
     """The others complete in the same process; the failure keeps its log's tail, with tokens blanked."""
-    found = compare(tiny_model, tmp_path, "misbehave(raise)", "misbehave(oom)", "misbehave")
+    returning = "misbehave(return_objects)"
+    found = compare(tiny_model, tmp_path, "misbehave(raise)", "misbehave(oom)", returning, "misbehave")
     runs = by_evaluator(found)
+    assert "JSON" in runs[returning].failure.message
     assert runs["misbehave"].status == "completed"
     failure = runs["misbehave(raise)"].failure
     assert failure.kind == "error"

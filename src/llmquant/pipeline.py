@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -119,7 +120,6 @@ def _evaluate(
     journal.write("started", experiment.run_id)
     _log.info("%s started", experiment.evaluator.label)
     set_seed(experiment.seed)
-    samples = {}
     try:
         evaluator: Evaluator = registry().construct(registry().restore("evaluator", experiment.evaluator))
         results = list(
@@ -146,11 +146,13 @@ def _evaluate(
             attempt=attempt,
         )
         samples = {result.task: result.samples for result in results}
-    except Exception as error:  # evaluators and their backends may raise anything
+        _commit(store, journal, run, samples, record, log_from, partial)
+    except Exception as error:  # evaluators and their backends may raise anything, and return what cannot be stored
         _log.exception("%s failed", experiment.evaluator.label)
         run = _failed(experiment, attempt, error, started, record, log_from)
         run = replace(run, applied=_applied(subject), provenance=provenance(subject))
-    _commit(store, journal, run, samples, record, log_from, partial)
+        shutil.rmtree(partial / "samples", ignore_errors=True)
+        _commit(store, journal, run, {}, record, log_from, partial if partial.exists() else None)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -22,9 +22,7 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
                 size.quantizer,
                 "–" if size.weight_bytes is None else f"{size.weight_bytes / 2**20:,.1f}",
                 "–" if size.peak_bytes is None else f"{size.peak_bytes / 2**20:,.0f}",
-                size.refused
-                or ", ".join(size.gpus[:4]) + (" ..." if len(size.gpus) > 4 else "")
-                or "none of the table",
+                size.refused or _fits_on(size),
             )
             for size in estimates
         ]
@@ -36,6 +34,12 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
         columns = ("quantizer", "weights MiB", "peak MiB", "fits on, smallest first")
         tables.append(Table("predicted sizes", columns, tuple(rows), footnotes, source))
     return tables
+
+
+def _fits_on(size: SizeEstimate) -> str:
+    if size.peak_bytes is None:
+        return "not predicted by this quantizer"
+    return ", ".join(size.gpus[:4]) + (" ..." if len(size.gpus) > 4 else "") or "none of the table"
 
 
 def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None]) -> list[Table]:
