@@ -246,3 +246,23 @@ def test_all_takes_every_preset_that_can_run_here(tiny_model: Path):
     assert names[0] == "bnb_8bit"
     assert {"fp32_baseline", "bnb_4bit_nf4_no_double"} < set(names)
     assert len(names) == len(set(names))
+
+
+def test_a_disk_that_is_full_is_told_with_what_to_do(
+    cli: Callable, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """No traceback, exit code 1, and the word that nothing stored is lost."""
+    import errno
+    import os
+
+    import llmquant.scheduler
+
+    def full(path: Path, data: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(llmquant.scheduler, "write_json", full)
+    code, _, err = cli("compare", tiny_model, "-q", "fp32_baseline", "-e", "memory", *LOCAL, "--store", tmp_path / "s")
+    assert code == 1
+    assert "No space left on device" in err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err

@@ -175,7 +175,9 @@ def main() -> None:
     except OSError as error:  # a disk that is full, a folder that may not be written
         if debug:
             raise
-        typer.secho(f"error: {error}", fg="red", err=True)
+        where = f" ({error.filename})" if error.filename else ""
+        typer.secho(f"error: {error.strerror or error}{where}", fg="red", err=True)
+        typer.echo("What ran is stored; mend this, and the same command goes on from there.", err=True)
         sys.exit(1)
 
 
