@@ -109,8 +109,10 @@ def test_a_model_that_does_not_load_fails_its_experiments_with_the_reason(tiny_m
     assert "layers.2" in run.failure.message
 
 
+# A shell that runs the tests in the background has them ignore Ctrl-C; a program that a person starts heeds it.
 SCRIPT = """
-import sys, llmquant as lq, misbehaving
+import signal, llmquant as lq, misbehaving
+signal.signal(signal.SIGINT, signal.default_int_handler)
 lq.register(misbehaving.SPEC)
 lq.compare({model!r}, ["fp32_baseline"], {evaluators!r}, executor="local(device=cpu, threads=1)", store={store!r})
 """
