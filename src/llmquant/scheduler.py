@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -300,16 +300,3 @@ def _running(active: _Active) -> Running:
     return Running(
         f"{quantizer} · {what}", active.done if experiment else 0, active.total if experiment else 0, active.since
     )
-
-
-def reused_from_elsewhere(runs: Mapping[RunId, Run], packages: Mapping[str, object]) -> list[str]:
-    """Say which reused runs were made with other package versions than today's."""
-    changed: dict[str, set[str]] = {}
-    for run in runs.values():
-        made_with = run.provenance.get("packages")
-        for name, version in made_with.items() if isinstance(made_with, Mapping) else ():
-            if name in packages and packages[name] != version:
-                changed.setdefault(f"{name} {version}", set()).add(str(packages[name]))
-    return [
-        f"some reused runs were made with {old}; installed is {', '.join(sorted(new))}" for old, new in changed.items()
-    ]
