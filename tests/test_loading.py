@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.errors import ModelError, NotHonouredError, PluginError, RequestError, SanityError
+from llmquant.errors import ModelError, NotHonouredError, PluginError, SanityError
 from llmquant.experiment import ModelRequest
 from llmquant.models import inspect_model
 from llmquant.quantizers.baseline_options import BaselineOptions
-from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions, Bnb8bitOptions
 
 
 @pytest.fixture
@@ -186,53 +185,6 @@ def test_gguf_keeps_its_tokenizer_and_chat_template(tiny_gguf, tiny_model, conte
     text, talk = "The lighthouse keeper said: why?", [{"role": "user", "content": "Hello"}]
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert ours.apply_chat_template(talk, tokenize=False) == theirs.apply_chat_template(talk, tokenize=False)
-
-
-@pytest.mark.parametrize("options", [BaselineOptions("float16"), Bnb4bitOptions(), Bnb8bitOptions()])
-def test_a_written_checkpoint_loads_with_plain_transformers(options, tiny_model, context, tmp_path, load):
-    """And computes what the model it was made from computes."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from llmquant.loading import quantize
-
-    heavy, ctx = _heavy(options), context()
-    info = inspect_model(ModelRequest(str(tiny_model)), ctx.cache)
-    applied = quantize(info, heavy, options, tmp_path / "out", ctx)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map={"": "cpu"})
-    assert heavy.applied(again).code == applied.code
-    assert torch.equal(_logits(again), _logits(load(tiny_model, options, quantizer=heavy).module))
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
-
-
-def _heavy(options):
-    from llmquant.quantizers.baseline import Baseline
-    from llmquant.quantizers.bitsandbytes import Bnb4bit, Bnb8bit
-
-    return {BaselineOptions: Baseline, Bnb4bitOptions: Bnb4bit, Bnb8bitOptions: Bnb8bit}[type(options)](options)
-
-
-def test_a_checkpoint_overwrites_nothing(tiny_model, context, tmp_path):
-    """A folder with anything in it is refused before loading."""
-    from llmquant.loading import quantize
-
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    options, ctx = BaselineOptions(), context()
-    info = inspect_model(ModelRequest(str(tiny_model)), ctx.cache)
-    with pytest.raises(RequestError, match="not empty"):
-        quantize(info, _heavy(options), options, tmp_path / "out", ctx)
-
-
-def test_a_checkpoint_that_fails_leaves_nothing(tiny_model, context, tmp_path):
-    """Not even a partial folder beside it."""
-    from llmquant.loading import quantize
-
-    options, ctx = BaselineOptions("bfloat16"), context()
-    info = inspect_model(ModelRequest(str(tiny_model)), ctx.cache)
-    with pytest.raises(NotHonouredError):
-        quantize(info, _Lying(), options, tmp_path / "new" / "out", ctx)
-    assert not list(tmp_path.glob("new/*"))
 
 
 def test_a_sane_model_says_something(tiny_model, load):

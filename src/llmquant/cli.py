@@ -135,8 +135,11 @@ def quantize(
     """Write a quantized checkpoint that plain transformers loads."""
     from llmquant.experiment import ModelRequest
     from llmquant.one_model import quantize as write
+    from llmquant.report.progress import show_layers
 
-    applied = write(ModelRequest(model, trust_remote_code, allow_pickle), quantizer, out, device=device)
+    request = ModelRequest(model, trust_remote_code, allow_pickle)
+    with show_layers() as progress:
+        applied = write(request, quantizer, out, device=device, progress=progress)
     typer.echo(f"{out}: {applied.layers_quantized} layers as {applied.code}, {applied.compute_dtype} compute")
 
 

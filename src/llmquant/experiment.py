@@ -87,6 +87,10 @@ class ModelUse:
         """Return what of it enters a run's identity."""
         return {"digest": self.digest, "flags": sorted(self.flags)}
 
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return it as a JSON object."""
+        return {"source": self.source, "digest": self.digest, "flags": list(self.flags)}
+
 
 @dataclass(frozen=True)
 class PluginUse:
@@ -107,6 +111,10 @@ class PluginUse:
     def identity(self) -> Json:
         """Return what of it enters a run's identity: not the label, and of files only the content."""
         return {"plugin": self.plugin, "version": self.version, "options": _by_content(self.options)}
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return it as a JSON object; the constructor takes its fields."""
+        return vars(self) | {"options": dict(self.options)}
 
 
 @dataclass(frozen=True)
@@ -161,11 +169,10 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the experiment as a JSON object that `from_json` reads."""
-        model, quantizer = self.variant.model, self.variant.quantizer
         return {
-            "model": {"source": model.source, "digest": model.digest, "flags": list(model.flags)},
-            "quantizer": vars(quantizer) | {"options": dict(quantizer.options)},
-            "evaluator": vars(self.evaluator) | {"options": dict(self.evaluator.options)},
+            "model": self.variant.model.to_json(),
+            "quantizer": self.variant.quantizer.to_json(),
+            "evaluator": self.evaluator.to_json(),
             "documents": None if self.documents is None else {"limit": self.documents.limit},
             "seed": self.seed,
             "hardware": self.hardware,

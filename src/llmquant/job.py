@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +24,7 @@ class Entry:
 
     Attributes:
         at: seconds since the epoch.
-        run_id: of the experiment; empty for events of the whole job.
+        run_id: of the experiment; empty for events of the whole job: its progress is that of a quantization.
         done: with `total`, how far it is; 0 where that means nothing.
     """
 
@@ -109,6 +111,18 @@ def log_tail(text: str, lines: int = 30) -> str:
 def blank_tokens(text: str) -> str:
     """Blank what looks like an access token."""
     return re.sub(r"\b(hf_|ak-|as-|sk-|ghp_)[A-Za-z0-9_-]{12,}", r"\1***", text)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone: its end of our standard input closes."""
+
+    def watch() -> None:
+        # Not `sys.stdin`: its lock, held by this thread while Python shuts down, would abort the process.
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 def _fields(line: bytes) -> Mapping[str, Any]:  # Any: the fields of Entry

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,6 @@ from llmquant.errors import (
     ModelError,
     NotHonouredError,
     PluginError,
-    RequestError,
     SanityError,
 )
 from llmquant.hub import download
@@ -104,7 +101,7 @@ def load_causal_lm(
         touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
     applied = quantizer.applied(module)
     _check_honoured(options, applied)
-    tokenizer = _tokenizer(path, info)
+    tokenizer = load_tokenizer(path, info)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(module, tokenizer, info, applied, path, ctx.device, LoadStats(seconds, peak.bytes))
@@ -128,7 +125,12 @@ def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], d
     return module.eval()
 
 
-def _tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
+def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
+    """Load the tokenizer as it was saved.
+
+    Raises:
+        ModelError: if there is none that transformers can load.
+    """
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code="trust_remote_code" in info.flags)
     except (OSError, ValueError, KeyError) as error:
@@ -180,43 +182,6 @@ def _check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any:
         raise NotHonouredError(f"asked for {'; '.join(wrong)}", hint="No result was recorded under a wrong name.")
     if applied.method != "none" and applied.layers_quantized == 0:
         raise NotHonouredError(f"{applied.method} quantized none of {len(applied.layers_left)} linear layers")
-
-
-def quantize(
-    info: ModelInfo,
-    quantizer: Quantizer,
-    options: Any,  # Any: plugins bring their own dataclasses
-    out: Path,
-    ctx: Context,
-) -> AppliedQuantization:
-    """Write a quantized checkpoint with its tokenizer to `out`, which plain ``transformers`` loads.
-
-    Returns:
-        What is in its weights.
-
-    Raises:
-        RequestError: if `out` is there and not empty.
-        ModelError: if the model cannot be loaded.
-        NotHonouredError: if what was loaded is not what was asked for.
-    """
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out} is there already and not empty", hint="Name another folder, or delete it first.")
-    source = materialize(info, ctx.cache)
-    prepared = quantizer.prepare(source, ctx.files / "checkpoint", ctx)
-    loaded = load_causal_lm(prepared, info, quantizer, options, ctx)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        if prepared == source:
-            loaded.module.save_pretrained(partial)
-            _tokenizer(source, info).save_pretrained(partial)
-        else:
-            shutil.copytree(prepared, partial)
-        partial.replace(out)  # an empty folder may be there
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return loaded.applied
 
 
 def sanity_check(model: LoadedModel) -> str:

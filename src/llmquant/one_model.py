@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from llmquant.api import Model, Plugin, make_study, open_executor
+from llmquant.api import Model, Plugin, open_executor
 from llmquant.cache import Cache
 from llmquant.call import Call
-from llmquant.experiment import Documents
-from llmquant.models import ModelInfo
-from llmquant.plan import resolve
+from llmquant.errors import RequestError
+from llmquant.experiment import Documents, ModelRequest
+from llmquant.models import ModelInfo, inspect_model
+from llmquant.plan import check_choice
+from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.protocols import AppliedQuantization, Context, LoadedModel
 
@@ -20,44 +27,90 @@ def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "au
 
     Raises:
         RequestError: if the model or the quantizer is wrong.
+        RunError: if the quantization fails.
         NotHonouredError: if what was loaded is not what was asked for.
     """
-    from llmquant.loading import load_causal_lm, materialize
-
-    info, chosen, context = _checked(model, quantizer, device, seed)
-    heavy = registry().construct(chosen)
-    path = heavy.prepare(materialize(info, context.cache), context.files / "checkpoint", context)
-    return load_causal_lm(path, info, heavy, chosen.options, context)
+    with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        return _load(info, chosen, context)
 
 
 def quantize(
-    model: Model, quantizer: Plugin, out: str | Path, *, device: str = "auto", seed: int = 0
+    model: Model,
+    quantizer: Plugin,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> AppliedQuantization:
-    """Write a quantized checkpoint that plain ``transformers`` loads.
+    """Write a quantized checkpoint that plain ``transformers`` loads, with its tokenizer and a model card.
 
     Args:
         out: a folder that does not exist yet, or is empty.
+        progress: called with layers done and layers in all, by quantizers that calibrate.
 
     Returns:
         What is in its weights.
 
     Raises:
         RequestError: if the model, the quantizer or the folder is wrong.
+        RunError: if the quantization fails.
+        NotHonouredError: if what was written is not what was asked for.
     """
-    from llmquant.loading import quantize as write_checkpoint
+    target = Path(out).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RequestError(f"{target} is there already and not empty", hint="Name another folder, or delete it first.")
+    with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        if hasattr(chosen.options, "check_save"):
+            chosen.options.check_save(context.device)
+        loaded = _load(info, chosen, replace(context, progress=progress))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            _write(loaded, chosen, partial)
+            partial.replace(target)  # an empty folder may be there
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return loaded.applied
 
-    info, chosen, context = _checked(model, quantizer, device, seed)
-    return write_checkpoint(info, registry().construct(chosen), chosen.options, Path(out).expanduser(), context)
+
+def _load(info: ModelInfo, chosen: Chosen, context: Context) -> LoadedModel:
+    from llmquant.checkpoints import quantized_checkpoint
+    from llmquant.loading import load_causal_lm, materialize
+
+    path = quantized_checkpoint(materialize(info, context.cache), info, chosen, context)
+    return load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
 
 
-def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> tuple[ModelInfo, Chosen, Context]:
+def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
+    """Write the checkpoint: of a quantizer that makes one, what it made; else what transformers saves."""
+    from llmquant.checkpoints import read_recipe
+    from llmquant.loading import load_tokenizer
+    from llmquant.report.model_card import model_card
+
+    if chosen.plugin.spec.checkpoint:
+        shutil.copytree(loaded.path, folder)
+    else:
+        loaded.module.save_pretrained(folder)
+        load_tokenizer(loaded.path, loaded.info).save_pretrained(folder)  # the loaded one may have got a padding token
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    card = model_card(loaded.info, loaded.applied, chosen.use.label, read_recipe(folder), size)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> Iterator[tuple[ModelInfo, Chosen, Context]]:
     """Check one model and quantizer as a study would, for work in this process."""
     cache = Cache.default()
+    info = inspect_model(model if isinstance(model, ModelRequest) else ModelRequest(str(model)), cache)
+    chosen = registry().choose("quantizer", Call.of(quantizer))
     with open_executor(f"local(device={device})") as executor:
-        study = make_study(model, [quantizer], ["memory"], baseline=str(Call.of(quantizer)), seed=seed)
-        planned = resolve(study, registry(), cache, executor)
-    (info,) = planned.models.values()
-    (chosen,) = planned.quantizers
-    files = Path(tempfile.mkdtemp(prefix="llmquant-"))
-    context = Context(executor.device, seed, Documents(), cache, planned.inputs, None, files, lambda done, total: None)
-    return info, chosen, context
+        check_choice(registry(), chosen, info, executor)
+        where = executor.device
+    with tempfile.TemporaryDirectory(prefix="llmquant-") as files:
+        inputs = input_files(chosen.options)
+        yield (
+            info,
+            chosen,
+            Context(where, seed, Documents(), cache, inputs, None, Path(files), lambda done, total: None),
+        )

@@ -10,11 +10,9 @@ import argparse
 import contextlib
 import gc
 import logging
-import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -25,7 +23,7 @@ from llmquant.cache import Cache
 from llmquant.call import Json
 from llmquant.errors import LlmquantError, ModelError
 from llmquant.experiment import Digest, Documents, Experiment, ModelRequest
-from llmquant.job import Journal, blank_tokens, log_path, log_tail, read_job
+from llmquant.job import Journal, blank_tokens, end_with_parent, log_path, log_tail, read_job
 from llmquant.models import inspect_model
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
@@ -52,7 +50,7 @@ def work(record: Path, store: Store) -> None:
         try:
             for spec in job.plugins:
                 registry().register(spec_from_json(spec))
-            subject = _load(job, experiments[0][0], context)
+            subject = _load(job, experiments[0][0], context, journal)
         except Exception as error:  # models, quantizers and their backends may raise anything
             _log.exception("the model could not be loaded")
             for experiment, attempt in experiments:
@@ -66,10 +64,11 @@ def work(record: Path, store: Store) -> None:
     journal.write("end")
 
 
-def _load(job: Job, experiment: Experiment, context: Context) -> LoadedModel:
-    """Fetch, prepare and load the model, and check that it produces text."""
+def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> LoadedModel:
+    """Fetch, quantize and load the model, and check that it produces text."""
     import torch
 
+    from llmquant.checkpoints import quantized_checkpoint
     from llmquant.loading import load_causal_lm, materialize, sanity_check
 
     if job.threads is not None:
@@ -84,8 +83,10 @@ def _load(job: Job, experiment: Experiment, context: Context) -> LoadedModel:
             hint="Give the command again to evaluate the model as it is now.",
         )
     chosen = registry().restore("quantizer", experiment.variant.quantizer)
+    told = replace(context, progress=lambda done, total: journal.write("progress", done=done, total=total))
+    path = quantized_checkpoint(materialize(info, context.cache), info, chosen, told, threads=job.threads)
+    journal.write("loading")
     quantizer = registry().construct(chosen)
-    path = quantizer.prepare(materialize(info, context.cache), context.files / "checkpoint", context)
     subject: LoadedModel = load_causal_lm(path, info, quantizer, chosen.options, context)
     _log.info("loaded %s as %s in %.1f s", info.source, experiment.variant.quantizer.label, subject.load.seconds)
     _log.info("it says: %s", sanity_check(subject))
@@ -222,18 +223,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: its end of our standard input closes."""
-
-    def watch() -> None:
-        # Not `sys.stdin`: its lock, held by this thread while Python shuts down, would abort the process.
-        while os.read(0, 1024):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
-
-
 def main() -> None:
     """Run the job that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m llmquant.pipeline", description=__doc__)
@@ -242,7 +231,7 @@ def main() -> None:
     parser.add_argument("--attached", action="store_true", help="end when standard input closes")
     arguments = parser.parse_args()
     if arguments.attached:
-        _end_with_parent()
+        end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     work(arguments.record, Store(arguments.store))
 

@@ -113,12 +113,17 @@ class Quantizer(Protocol):
     """How the weights are represented. Constructed with its options, on the worker.
 
     The options (the light half) may define ``check(model, device)``, which raises `RequestError`;
-    ``weight_bytes(model) -> int``; and ``requests() -> Mapping[str, Json]``: the fields of
-    `AppliedQuantization` that must come out as asked.
+    ``weight_bytes(model, device) -> int``: what the loaded weights will hold; ``requests() -> Mapping[str, Json]``: the
+    fields of `AppliedQuantization` that must come out as asked; ``texts() -> Iterable[str]``: the calibration text
+    that is at hand, to warn where it is evaluated on; ``cost(model, documents) -> Cost`` of making a checkpoint; and
+    ``check_save(device)``, which raises `RequestError` if what is loaded cannot be written as a checkpoint.
     """
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Write a quantized checkpoint to `out` and return it; methods that quantize on loading return `model`."""
+        """Write a quantized checkpoint to `out`, an empty folder, and return it; its spec says ``checkpoint=True``.
+
+        Methods that quantize on loading return `model`.
+        """
         ...
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
@@ -133,8 +138,8 @@ class Quantizer(Protocol):
 class Evaluator(Protocol):
     """Measures a loaded variant. Constructed with its options, on the worker.
 
-    The options (the light half) may define ``check(model, device)``, ``parts()`` (one experiment each)
-    and ``cost(model, documents) -> Cost``.
+    The options (the light half) may define ``check(model, device)``, ``parts()`` (one experiment each),
+    ``cost(model, documents) -> Cost``, and ``texts()`` as above.
     """
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:

@@ -21,6 +21,9 @@ _PACKAGES = (
     "tokenizers",
     "accelerate",
     "bitsandbytes",
+    "gptqmodel",
+    "optimum",
+    "torchao",
     "lm-eval",
     "datasets",
     "numpy",
@@ -30,6 +33,8 @@ _PACKAGES = (
 def provenance(subject: LoadedModel | None) -> dict[str, Json]:
     """Describe this process and, once it is loaded, the model in it."""
     import torch
+
+    from llmquant.checkpoints import read_recipe
 
     found: dict[str, Json] = {
         "packages": _versions(),
@@ -47,6 +52,7 @@ def provenance(subject: LoadedModel | None) -> dict[str, Json]:
             "load_seconds": subject.load.seconds,
             "load_peak_bytes": subject.load.peak_bytes,
             "model_note": subject.info.note,
+            "checkpoint": read_recipe(subject.path),
         }
     return found
 

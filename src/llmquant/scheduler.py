@@ -79,7 +79,7 @@ class Scheduler:
 
     Args:
         fresh: repeat what is stored; the new runs stand beside the old.
-        timeout_s: longest time for one experiment, and for loading a model; ``None`` is for ever.
+        timeout_s: longest time for one experiment, and for quantizing and loading a model; ``None`` is for ever.
         watch: called about ten times a second.
     """
 
@@ -152,7 +152,7 @@ class Scheduler:
         job = Job(
             self._planned.record.study_id,
             number,
-            {"source": model.source, "digest": model.digest, "flags": list(model.flags)},
+            model.to_json(),
             tuple((e.to_json(), attempts[e.run_id]) for e in experiments),
             {digest: str(path) for digest, path in self._planned.inputs.items()},
             self._executor.device,
@@ -170,7 +170,9 @@ class Scheduler:
         entries, active.offset = read_journal(active.record, active.offset)
         for entry in entries:
             run_id = RunId(entry.run_id)
-            if entry.event == "loaded":
+            if entry.event == "loading":  # once more after a quantization
+                active.done, active.total = 0, 0
+            elif entry.event == "loaded":
                 active.loaded = True
             elif entry.event == "started":
                 active.loaded, active.current, active.since, active.done, active.total = True, run_id, entry.at, 0, 0
@@ -178,7 +180,7 @@ class Scheduler:
             elif entry.event == "progress":
                 active.done, active.total = entry.done, entry.total
             elif entry.event == "finished":
-                active.current, active.since = None, entry.at
+                active.current, active.since, active.done, active.total = None, entry.at, 0, 0
                 self._finish(active, run_id, self._stored(active, run_id))
         if state in ("ended", "lost"):
             reason = self._executor.why_lost(active.job_id) if state == "lost" else "the worker ended without a result"
@@ -295,8 +297,6 @@ def seconds(run: Run) -> float:
 
 def _running(active: _Active) -> Running:
     experiment = next((e for e in active.experiments if e.run_id == active.current), None)
-    what = experiment.evaluator.label if experiment else "loading"
+    what = experiment.evaluator.label if experiment else "quantizing" if active.total else "loading"
     quantizer = active.experiments[0].variant.quantizer.label
-    return Running(
-        f"{quantizer} · {what}", active.done if experiment else 0, active.total if experiment else 0, active.since
-    )
+    return Running(f"{quantizer} · {what}", active.done, active.total, active.since)

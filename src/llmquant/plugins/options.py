@@ -48,11 +48,7 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
             values[name] = coerce(value, types[name], f"{call.name}: {name}")
         except RequestError as error:
             errors.append(error)
-    errors += [
-        OptionError(f"{call.name} needs a value for {f.name!r}")
-        for f in dataclasses.fields(cls)
-        if f.init and f.name not in given and f.default is f.default_factory is dataclasses.MISSING
-    ]
+    errors += [OptionError(f"{call.name} needs a value for {name!r}") for name in required(cls) if name not in given]
     if len(errors) > 1:
         raise RequestErrors(errors)
     if errors:
@@ -65,6 +61,11 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
         raise OptionError(f"{call.name}: {error}") from error
     except Exception as error:  # the plugin author's own checks may raise anything
         raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {error!r}") from error
+
+
+def required(cls: type[Any]) -> list[str]:  # Any: see Options
+    """Name the options that have no default."""
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING]
 
 
 def dump(options: Options) -> dict[str, Json]:

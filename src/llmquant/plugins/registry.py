@@ -65,6 +65,16 @@ class Registry:
         """List what can be asked for: plugins and presets, short names."""
         return [name for plugin in self.plugins if plugin.spec.kind == kind for name in plugin.names]
 
+    def ready(self, kind: PluginKind) -> list[tuple[Plugin, str]]:
+        """List what can be asked for as it is: presets, and plugins without any that need no option."""
+        found: list[tuple[Plugin, str]] = []
+        for plugin in self.plugins:
+            if plugin.spec.kind == kind and plugin.spec.presets:
+                found += [(plugin, name) for name in plugin.spec.presets]
+            elif plugin.spec.kind == kind and not option_types.required(self.options_class(plugin)):
+                found.append((plugin, plugin.spec.name))
+        return found
+
     def find(self, kind: PluginKind, name: str) -> tuple[Plugin, dict[str, Json]]:
         """Find a plugin by short or full name or by preset.
 
@@ -246,9 +256,11 @@ def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party
 
 
 # Names people bring along from packages that no longer work.
+_GPTQ = "auto-gptq is archived and does not import today; use gptq_4bit_g128, which GPTQModel runs."
+_AWQ = "autoawq is archived; use awq_4bit_g128, which GPTQModel runs."
 _REPLACED = {
-    "auto-gptq": "auto-gptq is archived and does not import today; use gptq_4bit_g128, which GPTQModel runs.",
-    "autoawq": "autoawq is archived; use awq_4bit_g128, which GPTQModel runs.",
+    **dict.fromkeys(("auto-gptq", "auto_gptq", "autogptq"), _GPTQ),
+    **dict.fromkeys(("autoawq", "auto-awq", "auto_awq"), _AWQ),
 }
 
 

@@ -32,6 +32,8 @@ class PluginSpec:
         hardware: the numbers depend on the machine.
         reference: needs the baseline's file.
         documents: uses a limited number of documents, so the study's ``limit`` is part of the identity.
+        checkpoint: ``prepare`` writes a quantized checkpoint. It runs in a process of its own, once, with seed 0: the
+            checkpoint is kept in the cache and serves studies of every seed.
     """
 
     kind: PluginKind
@@ -47,6 +49,7 @@ class PluginSpec:
     hardware: bool = False
     reference: bool = False
     documents: bool = False
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +30,16 @@ def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield lambda state: live.update(_panel(state))
+
+
+@contextmanager
+def show_layers(console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show on standard error how many layers are quantized while the block runs."""
+    console = console or Console(stderr=True)
+    columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def headline(state: Progress) -> str:

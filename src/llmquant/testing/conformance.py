@@ -29,7 +29,7 @@ from llmquant.errors import PluginError
 from llmquant.experiment import Documents, ModelRequest
 from llmquant.models import inspect_model
 from llmquant.plugins.discovery import GROUP, Plugin, checked_spec
-from llmquant.plugins.options import dump, restore
+from llmquant.plugins.options import dump, required, restore
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.protocols import Context, LoadedModel
@@ -68,8 +68,7 @@ def check_spec(spec: PluginSpec) -> None:
         )
     known = _registry(spec)
     cls = known.options_class(known.plugins[0])
-    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
-    for name in spec.presets or (() if required else (spec.name,)):
+    for name in spec.presets or (() if required(cls) else (spec.name,)):
         _choose(spec, name)
 
 
@@ -99,11 +98,15 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
     info = inspect_model(ModelRequest(str(model)), context.cache)
     if hasattr(chosen.options, "check"):
         chosen.options.check(info, "cpu")
-    if hasattr(chosen.options, "weight_bytes") and not chosen.options.weight_bytes(info) > 0:
-        raise PluginError(f"{call}: weight_bytes is {chosen.options.weight_bytes(info)!r}, and must be above 0")
+    if hasattr(chosen.options, "weight_bytes") and not chosen.options.weight_bytes(info, "cpu") > 0:
+        raise PluginError(f"{call}: weight_bytes is {chosen.options.weight_bytes(info, 'cpu')!r}, and must be above 0")
     before = _contents(model)
     quantizer = known.construct(chosen)
-    path = quantizer.prepare(model, folder / "checkpoint", context)
+    out = folder / "checkpoint"
+    out.mkdir()
+    path = quantizer.prepare(model, out, context)
+    if spec.checkpoint and path != out:
+        raise PluginError(f"{call} declares checkpoint=True and returned {path}", hint="Return `out`.")
     subject: LoadedModel = load_causal_lm(path, info, quantizer, chosen.options, context)
     if _contents(model) != before:
         raise PluginError(f"{call} changed the checkpoint it was given", hint="Write to `out` and return it.")
