@@ -32,7 +32,7 @@ def test_a_preset_loads_as_asked_and_as_large_as_predicted(preset, tiny_model, c
     assert sanity_check(subject)
     assert subject.module.device.type == "cuda"
     assert subject.load.peak_bytes >= weight_bytes(subject.module).total
-    assert weight_bytes(subject.module).total == pytest.approx(chosen.options.weight_bytes(info), rel=0.01)
+    assert weight_bytes(subject.module).total == pytest.approx(chosen.options.weight_bytes(info, "cuda"), rel=0.01)
     if preset in ("bnb_4bit_nf4", "bnb_4bit_fp4"):
         assert subject.applied.compute_dtype == "float16"
 

@@ -64,7 +64,8 @@ def test_example_plugins_of_commands_build(tmp_path, monkeypatch):
     for _, words in _commands():
         for flag, value in pairwise(words):
             kind = {"-q": "quantizer", "-e": "evaluator"}.get(flag)
-            if kind and Call.parse(value).name in known[kind]:
+            # The checkpoint that `prequantized` needs is the reader's own.
+            if kind and Call.parse(value).name in {*known[kind]} - {"prequantized"}:
                 seen += 1
                 for name in re.findall(r"[\w./-]+\.(?:jsonl|txt)", value):
                     (tmp_path / name).write_text("{}")

@@ -67,7 +67,7 @@ def test_predicted_weight_bytes_are_those_held(load, preset):
     from llmquant.memory import weight_bytes
 
     model = load(PRESETS[preset])
-    predicted = PRESETS[preset].weight_bytes(model.info)
+    predicted = PRESETS[preset].weight_bytes(model.info, "cpu")
     assert weight_bytes(model.module).total == pytest.approx(predicted, rel=0.01)
     _step(model)
     grown = 0.06 if preset.startswith("bnb_4bit") else 0.01  # repacking on a CPU with AVX512-BF16
@@ -162,7 +162,7 @@ def test_the_layers_that_will_be_quantized_are_known_before(odd_models, name, co
     keywords = _heavy(options).load_kwargs(info, ctx)
     module = AutoModelForCausalLM.from_pretrained(odd_models / name, device_map={"": "cpu"}, **keywords)
     assert _heavy(options).applied(module).layers_quantized == len(info.linear_layers())
-    assert weight_bytes(module).total == pytest.approx(options.weight_bytes(info), rel=0.01)
+    assert weight_bytes(module).total == pytest.approx(options.weight_bytes(info, "cpu"), rel=0.01)
 
 
 def test_experts_that_stay_as_they_are_are_said(odd_models, context):
@@ -180,7 +180,7 @@ def test_a_known_model_has_its_known_sizes():
     info = _llama_3_2_1b()
     assert info.parameters == 1_235_814_400
     presets = ("fp16_baseline", "bnb_4bit_nf4", "bnb_4bit_nf4_no_double")
-    sizes = [PRESETS[name].weight_bytes(info) / 2**20 for name in presets]
+    sizes = [PRESETS[name].weight_bytes(info, "cpu") / 2**20 for name in presets]
     assert sizes == pytest.approx([2357, 980, 1023], abs=1)
 
 

@@ -355,10 +355,8 @@ def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Stu
         }
     found = [
         Call(name)
-        for plugin in registry().plugins
-        if plugin.spec.kind == "quantizer" and registry().missing(plugin) is None and "causal_lm" in plugin.spec.accepts
-        for name in (plugin.spec.presets or (plugin.spec.name,))
-        if name not in refused
+        for plugin, name in registry().ready("quantizer")
+        if registry().missing(plugin) is None and "causal_lm" in plugin.spec.accepts and name not in refused
     ]
     return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))
 

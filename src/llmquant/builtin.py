@@ -9,6 +9,11 @@ from llmquant.plugins.spec import PluginSpec, hookimpl
 _LOCAL = 'pip install "llmquant[local]"'
 _TORCH = ("torch>=2.8", "transformers>=5.0", "accelerate>=1.10", "safetensors>=0.6")
 _BITSANDBYTES = (*_TORCH, "bitsandbytes>=0.49")
+# optimum: what transformers loads GPTQ checkpoints with.
+_GPTQMODEL = (*_TORCH, "gptqmodel>=7.6", "optimum>=2.0")
+_TORCHAO = (*_TORCH, "torchao>=0.18")
+_TORCHAO_LINE = 'pip install "llmquant[torchao]"'
+_GPTQ = 'pip install "llmquant[gptq]"'
 
 QUANTIZERS: tuple[PluginSpec, ...] = (
     PluginSpec(
@@ -51,6 +56,165 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         target="llmquant.quantizers.bitsandbytes:Bnb8bit",
         accepts=("causal_lm", "embedder"),
         requires=_BITSANDBYTES,
+        install=_LOCAL,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="gptq",
+        summary="GPTQ, calibrated, through GPTQModel.",
+        options="llmquant.quantizers.gptqmodel_options:GptqOptions",
+        target="llmquant.quantizers.gptqmodel:Gptq",
+        presets={
+            "gptq_4bit_g128": {"bits": 4, "group_size": 128},
+            "gptq_4bit_g64": {"bits": 4, "group_size": 64},
+            "gptq_4bit_g32": {"bits": 4, "group_size": 32},
+            "gptq_3bit_g128": {"bits": 3, "group_size": 128},
+            "gptq_8bit_g128": {"bits": 8, "group_size": 128},
+        },
+        requires=_GPTQMODEL,
+        install=_GPTQ,
+        checkpoint=True,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="awq",
+        summary="AWQ 4-bit in the GEMM layout, calibrated, through GPTQModel.",
+        options="llmquant.quantizers.gptqmodel_options:AwqOptions",
+        target="llmquant.quantizers.gptqmodel:Awq",
+        presets={"awq_4bit_g128": {"group_size": 128}},
+        requires=_GPTQMODEL,
+        install='pip install "llmquant[awq]"',
+        checkpoint=True,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="round_to_nearest",
+        summary="Round-to-nearest in GPTQ's layout, no calibration: what GPTQ and AWQ have to beat.",
+        options="llmquant.quantizers.gptqmodel_options:RoundToNearestOptions",
+        target="llmquant.quantizers.gptqmodel:RoundToNearest",
+        presets={
+            "rtn_4bit_g128": {"bits": 4, "group_size": 128},
+            "rtn_4bit_g128_asym": {"bits": 4, "group_size": 128, "sym": False},
+            "rtn_3bit_g128": {"bits": 3, "group_size": 128},
+        },
+        requires=_GPTQMODEL,
+        install=_GPTQ,
+        checkpoint=True,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="auto_round",
+        summary="AutoRound: rounding tuned by signed gradient descent, calibrated, through Intel's auto-round.",
+        options="llmquant.quantizers.auto_round_options:AutoRoundOptions",
+        target="llmquant.quantizers.auto_round:AutoRound",
+        presets={
+            "auto_round_4bit_g128": {"bits": 4, "group_size": 128},
+            "auto_round_3bit_g128": {"bits": 3, "group_size": 128},
+            "auto_round_2bit_g64": {"bits": 2, "group_size": 64},
+        },
+        requires=(*_TORCH, "auto-round>=0.16"),
+        install='pip install "llmquant[auto-round]"',
+        checkpoint=True,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="compressed_tensors",
+        summary="vLLM's checkpoint format: int8, int4 or float8, rounded to nearest, no calibration.",
+        options="llmquant.quantizers.compressed_tensors_options:CompressedTensorsOptions",
+        target="llmquant.quantizers.compressed_tensors:CompressedTensors",
+        presets={
+            "compressed_w8a8": {"scheme": "w8a8"},
+            "compressed_w4a16_g128": {"scheme": "w4a16", "group_size": 128},
+            "compressed_fp8": {"scheme": "fp8"},
+        },
+        requires=(*_TORCH, "compressed-tensors>=0.20"),
+        install='pip install "llmquant[compressed-tensors]"',
+        checkpoint=True,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="torchao",
+        summary="torchao int8, float8, NVFP4 and MXFP4, quantized while loading, no calibration.",
+        options="llmquant.quantizers.torchao_options:TorchaoOptions",
+        target="llmquant.quantizers.torchao:Torchao",
+        presets={
+            "torchao_int8": {"scheme": "int8"},
+            "torchao_int8_dynamic": {"scheme": "int8_dynamic"},
+            "torchao_float8": {"scheme": "float8"},
+            "torchao_float8_dynamic": {"scheme": "float8_dynamic"},
+            "torchao_nvfp4": {"scheme": "nvfp4"},
+            "torchao_nvfp4_dynamic": {"scheme": "nvfp4_dynamic"},
+            "torchao_mxfp4": {"scheme": "mxfp4"},
+        },
+        accepts=("causal_lm", "embedder"),
+        requires=_TORCHAO,
+        install=_TORCHAO_LINE,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="torchao_int4",
+        summary="torchao int4, weights only, quantized while loading, no calibration.",
+        options="llmquant.quantizers.torchao_options:TorchaoInt4Options",
+        target="llmquant.quantizers.torchao:TorchaoInt4",
+        presets={
+            "torchao_int4_g128": {"group_size": 128},
+            "torchao_int4_g64": {"group_size": 64},
+            "torchao_int4_g32": {"group_size": 32},
+        },
+        accepts=("causal_lm", "embedder"),
+        requires=_TORCHAO,
+        install=_TORCHAO_LINE,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="quanto",
+        summary="optimum-quanto int8, int4 and float8, quantized while loading, no calibration.",
+        options="llmquant.quantizers.quanto_options:QuantoOptions",
+        target="llmquant.quantizers.quanto:Quanto",
+        presets={
+            "quanto_int8": {"weights": "int8"},
+            "quanto_int4": {"weights": "int4"},
+            "quanto_float8": {"weights": "float8"},
+        },
+        accepts=("causal_lm", "embedder"),
+        requires=(*_TORCH, "optimum-quanto>=0.2.7"),
+        install='pip install "llmquant[quanto]"',
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="hqq",
+        summary="HQQ 4- and 3-bit, quantized while loading, no calibration.",
+        options="llmquant.quantizers.hqq_options:HqqOptions",
+        target="llmquant.quantizers.hqq:Hqq",
+        presets={
+            "hqq_4bit_g64": {"bits": 4, "group_size": 64},
+            "hqq_3bit_g64": {"bits": 3, "group_size": 64},
+        },
+        accepts=("causal_lm", "embedder"),
+        requires=(*_TORCH, "hqq>=0.2.8"),
+        install='pip install "llmquant[hqq]"',
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="gguf",
+        summary="llama.cpp's block quantization by ggml, run dequantized: the loss is real, size and speed are not.",
+        options="llmquant.quantizers.gguf_options:GgufOptions",
+        target="llmquant.quantizers.gguf_blocks:Gguf",
+        presets={
+            f"gguf_{kind}": {"file_type": kind}
+            for kind in ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0")
+        },
+        requires=(*_TORCH, "gguf>=0.17", "libggml-python>=0.20"),
+        install='pip install "llmquant[gguf]"',
+        checkpoint=True,
+    ),
+    PluginSpec(
+        kind="quantizer",
+        name="prequantized",
+        summary="Somebody else's quantized checkpoint (GPTQ, AWQ, bitsandbytes, compressed-tensors) of the same model.",
+        options="llmquant.quantizers.prequantized_options:PrequantizedOptions",
+        target="llmquant.quantizers.prequantized:Prequantized",
+        requires=_TORCH,
         install=_LOCAL,
     ),
 )

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from llmquant.weight_headers import TensorInfo, read_pickle_header, read_safeten
 
 INDEX = ".index.json"
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
+# What auto-gptq calls its one file, as in gptq_model-4bit-128g.safetensors; transformers does not find it.
+_AUTO_GPTQ = re.compile(r"gptq_model-\d+bit-(-1|\d+)g\.safetensors")
 _SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm"})
 _FOR_PEOPLE = ("readme", "license", "notice", "requirements")
 # Files above this size are hashed once and remembered; below, looking up is no faster than hashing.
@@ -77,6 +80,8 @@ def choose_weights(
 ) -> tuple[str, ...]:
     """Choose the weight files as ``from_pretrained`` does: one file before shards, safetensors before pickle.
 
+    Failing these, the file of auto-gptq, which only the ``prequantized`` quantizer can load.
+
     Args:
         names: the files at the top of the checkpoint.
         read_index: reads one of them as JSON.
@@ -89,6 +94,9 @@ def choose_weights(
             return (stem,)
         if stem + INDEX in names:
             return _shards(names, read_index(stem + INDEX), stem + INDEX, source)
+    auto_gptq = tuple(name for name in names if _AUTO_GPTQ.fullmatch(name))
+    if len(auto_gptq) == 1:
+        return auto_gptq
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
     others = sorted(name for name in names if name.endswith((".safetensors", ".gguf")))
     if "adapter_config.json" in names:

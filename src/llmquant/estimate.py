@@ -55,7 +55,7 @@ def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEst
     predict = getattr(quantizer.options, "weight_bytes", None)
     if predict is None:
         return SizeEstimate(label, None, None, ())
-    weights = int(predict(info))
+    weights = int(predict(info, device))
     cache = _CONTEXT_TOKENS * info.kv_bytes_per_token(2)
     # The largest activations: hidden states of one MLP, and the logits in float32.
     config = info.text_config
@@ -71,9 +71,8 @@ def estimate_all(info: ModelInfo, registry: Registry, device: Device) -> list[Si
 
     found = [
         estimate_size(info, registry.choose("quantizer", Call(name)), device)
-        for plugin in registry.plugins
-        if plugin.spec.kind == "quantizer" and "causal_lm" in plugin.spec.accepts
-        for name in (plugin.spec.presets or (plugin.spec.name,))
+        for plugin, name in registry.ready("quantizer")
+        if "causal_lm" in plugin.spec.accepts
     ]
     return sorted(found, key=lambda size: -(size.weight_bytes or 0))
 
@@ -93,7 +92,9 @@ def estimate_seconds(
     total = 0.0
     for quantizer in quantizers:
         predict = getattr(quantizer.options, "weight_bytes", None)
-        weights = int(predict(info)) if predict is not None else 2 * info.parameters
+        weights = int(predict(info, executor.device)) if predict is not None else 2 * info.parameters
+        if quantizer.plugin.spec.checkpoint and (cost := getattr(quantizer.options, "cost", None)) is not None:
+            total += _START_S + _cost_seconds(cost(info, documents), info, weights, operations, bytes_per_s)
         total += _START_S + sum(_cost_seconds(cost, info, weights, operations, bytes_per_s) for cost in costs)
     return total / executor.slots
 

@@ -162,5 +162,16 @@ def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: boo
     return Path(folder)
 
 
+def find_file(repo: str, commit: str, name: str) -> Path | None:
+    """Fetch one small file of a checkpoint; ``None`` if it has none, or offline if it was not fetched before."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=commit))
+    except EntryNotFoundError:
+        return None
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,14 +14,19 @@ from llmquant.comparison import StudyRecord
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
 from llmquant.experiment import Digest, Documents, Experiment, InputFile, PluginKind, RunId, Variant, digest_of
 from llmquant.models import ModelInfo, inspect_model
+from llmquant.overlap import shared_share
 from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.protocols import Executor
 from llmquant.run import Run
 from llmquant.study import Study
 
-DEFAULT_QUANTIZERS = tuple(map(Call.parse, ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4")))
+DEFAULT_QUANTIZERS = tuple(
+    map(Call, ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4", "gptq_4bit_g128", "awq_4bit_g128"))
+)
 DEFAULT_EVALUATORS = tuple(map(Call.parse, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
+# Shared stock phrases stay below this share of the evaluation text.
+_OVERLAP = 0.005
 DEFAULT_BASELINE = "bf16_baseline"
 
 _T = TypeVar("_T")
@@ -56,6 +62,8 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
     notes: list[str] = []
     infos = [_try(errors, inspect_model, request, cache) for request in dict.fromkeys(study.models)]
     quantizers = _choose(registry, "quantizer", study.quantizers or DEFAULT_QUANTIZERS, errors)
+    if not study.quantizers:
+        quantizers = _usable(registry, quantizers, infos, executor, notes)
     evaluators = _choose(registry, "evaluator", study.evaluators or DEFAULT_EVALUATORS, errors)
     if all(call.name in registry.names("quantizer") for call in study.quantizers):
         baseline = _try(errors, _baseline, study, registry, quantizers)
@@ -66,7 +74,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
     for chosen in [*quantizers, *parts]:
         for info in infos:
             if info is not None:
-                _try(errors, _check, registry, chosen, info, executor)
+                _try(errors, check_choice, registry, chosen, info, executor)
     _raise_if_any(errors)
     known = [info for info in infos if info is not None]
     experiments = {
@@ -77,6 +85,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
         for experiment in [_experiment(study, info, quantizer, part, executor.hardware)]
     }
     notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
+    notes += _overlaps(quantizers, parts)
     record = StudyRecord(
         study_id=digest_of(list(experiments)).removeprefix("sha256:")[:12],
         title=", ".join(info.use().name for info in known),
@@ -121,6 +130,32 @@ def _choose(registry: Registry, kind: PluginKind, calls: Sequence[Call], errors:
     return found
 
 
+def _usable(
+    registry: Registry,
+    chosen: Sequence[Chosen],
+    infos: Sequence[ModelInfo | None],
+    executor: Executor,
+    notes: list[str],
+) -> list[Chosen]:
+    """Leave out of the defaults what cannot run here or would take hours, and say so; the baseline stays."""
+    found = []
+    for quantizer in chosen:
+        errors: list[RequestError] = []
+        if quantizer.plugin.spec.checkpoint and executor.device == "cpu":
+            name = quantizer.use.label
+            errors.append(
+                UnsupportedError("it calibrates for hours on a CPU", hint=f"To have it all the same: -q {name}")
+            )
+        for info in infos:
+            if info is not None:
+                _try(errors, check_choice, registry, quantizer, info, executor)
+        if errors and quantizer.use.label != DEFAULT_BASELINE:
+            notes.append(f"{quantizer.use.label} is left out: " + str(errors[0]).replace("\n", ". "))
+        else:
+            found.append(quantizer)
+    return found
+
+
 def _same(one: Chosen, other: Chosen) -> bool:
     return one.use.identity() == other.use.identity()
 
@@ -156,8 +191,12 @@ def _items(value: Any) -> tuple[Any, ...]:  # Any: option values
     return value if isinstance(value, tuple) else (value,)
 
 
-def _check(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:
-    """Refuse early what cannot work: missing packages, models of the wrong kind, widths, devices, task names."""
+def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:
+    """Refuse early what cannot work: missing packages, models of the wrong kind, widths, devices, task names.
+
+    Raises:
+        RequestError: if so.
+    """
     spec = chosen.plugin.spec
     missing = registry.missing(chosen.plugin)
     if missing is not None:
@@ -169,6 +208,20 @@ def _check(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Execut
     check = getattr(chosen.options, "check", None)
     if check is not None:
         check(info, executor.device)
+
+
+def _overlaps(quantizers: Sequence[Chosen], evaluators: Sequence[Chosen]) -> list[str]:
+    """Say where a quantizer is calibrated on what it is then measured on, as far as the texts are files here."""
+    notes = []
+    for quantizer, evaluator in itertools.product(quantizers, evaluators):
+        if hasattr(quantizer.options, "texts") and hasattr(evaluator.options, "texts"):
+            share = shared_share(evaluator.options.texts(), quantizer.options.texts())
+            if share >= _OVERLAP:
+                notes.append(
+                    f"{quantizer.use.label} is calibrated on {share:.0%} of the text of {evaluator.use.label}: "
+                    "its loss there looks smaller than it is"
+                )
+    return notes
 
 
 def _order(chosen: Chosen) -> tuple[bool, bool]:
@@ -206,4 +259,4 @@ def _raise_if_any(errors: Sequence[RequestError]) -> None:
         raise RequestErrors(unique)
 
 
-__all__ = ["DEFAULT_BASELINE", "DEFAULT_EVALUATORS", "DEFAULT_QUANTIZERS", "Planned", "plan", "resolve"]
+__all__ = ["DEFAULT_BASELINE", "DEFAULT_EVALUATORS", "DEFAULT_QUANTIZERS", "Planned", "check_choice", "plan", "resolve"]

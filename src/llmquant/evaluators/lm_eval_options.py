@@ -99,6 +99,13 @@ class LmEvalOptions:
         """Return one evaluator a task."""
         return [replace(self, tasks=(task,)) for task in self.tasks]
 
+    def texts(self) -> Iterator[str]:
+        """Yield the evaluation text that is at hand: that of local rows."""
+        from llmquant.evaluators.lm_eval_rows import row_texts
+
+        if self.data is not None and self.data.path is not None:
+            yield from row_texts(self.data.path, self.data.name)
+
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Guess how much work this is; within a factor of three for common tasks."""
         read = generated = 0

@@ -68,6 +68,24 @@ def check_rows(file: Path, name: str, task: str, fields: Sequence[Field]) -> int
     return count
 
 
+def row_texts(rows: Path, name: str) -> Iterator[str]:
+    """Yield every text in the rows, at any depth."""
+    for line in _lines(rows, name):
+        if line.strip():
+            yield from _strings(json.loads(line))
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
 def rows_in_place(task: Mapping[str, Any], rows: Path, scratch: Path) -> dict[str, Any]:  # Any: YAML values
     """Return the keys that make a task read `rows` instead of its own data.
 

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -33,7 +34,7 @@ from llmquant.run import Measurement, Result, Sample
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
 
-_Floats: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
+_Floats: TypeAlias = npt.NDArray[np.float64]
 
 _ROWS = 256  # logits in float32 at a time: 128 MiB for a vocabulary of 128,000
 _CHARACTERS = 64  # a token, at most, on average: a file of gigabytes is not encoded whole for its first tokens

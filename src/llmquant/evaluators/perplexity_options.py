@@ -78,6 +78,11 @@ class PerplexityOptions:
                 hint="Give a longer text or a smaller window.",
             )
 
+    def texts(self) -> Iterator[str]:
+        """Yield the evaluation text that is at hand."""
+        if isinstance(self.text, InputFile) and self.text.path is not None:
+            yield self.text.path.read_text(encoding="utf-8")
+
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work: every window is read whole."""
         tokens = _TOKENS

@@ -31,7 +31,7 @@ class BaselineOptions:
         """
         refuse_quantized(model)
 
-    def weight_bytes(self, model: ModelInfo) -> int:
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the loaded weights, in bytes."""
         return plain_bytes(model, 4 if self.dtype == "float32" else 2)
 

@@ -47,7 +47,7 @@ class Bnb4bitOptions:
         """
         _check(model, device)
 
-    def weight_bytes(self, model: ModelInfo) -> int:
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the loaded weights, in bytes: codes, scales, tables and all that stays as it is.
 
         On a CPU with AVX512-BF16 bitsandbytes repacks the weights in the first forward pass and keeps the scales as
@@ -96,7 +96,7 @@ class Bnb8bitOptions:
         """
         _check(model, device)
 
-    def weight_bytes(self, model: ModelInfo) -> int:
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the loaded weights, in bytes: a byte a weight, a float32 scale a row, and all that stays as it is."""
         layers = model.linear_layers()
         rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)

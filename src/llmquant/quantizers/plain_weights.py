@@ -20,7 +20,7 @@ def refuse_quantized(model: ModelInfo) -> None:
     if model.quantized_as:
         raise UnsupportedError(
             f"{model.source} is quantized already ({model.quantized_as})",
-            hint="Give the checkpoint that it was made from.",
+            hint=f'Give the checkpoint that it was made from, and this one as -q "prequantized({model.source})".',
         )
 
 

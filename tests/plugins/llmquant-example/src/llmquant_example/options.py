@@ -22,7 +22,7 @@ class RtnOptions:
                     hint="Choose a group_size that divides them.",
                 )
 
-    def weight_bytes(self, model):
+    def weight_bytes(self, model, device):
         """Predict the loaded weights: they are simulated, so as many bytes as in bfloat16."""
         return 2 * sum(tensor.elements for tensor in model.weights)
 

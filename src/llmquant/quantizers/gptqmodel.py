@@ -1,0 +1,172 @@
+"""GPTQ, AWQ and round-to-nearest through GPTQModel, the maintained successor of auto-gptq and autoawq."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer
+
+from llmquant.errors import UnsupportedError
+from llmquant.experiment import digest_of
+from llmquant.protocols import AppliedQuantization
+from llmquant.quantizers.calibration import calibration_tokens
+from llmquant.quantizers.calibration_options import Calibrated
+from llmquant.quantizers.gptqmodel_layers import read_gptqmodel_layers
+from llmquant.quantizers.gptqmodel_options import AwqOptions, Dtype, GptqOptions, RoundToNearestOptions
+from llmquant.quantizers.gptqmodel_settings import prepare_environment
+
+if TYPE_CHECKING:
+    from llmquant.models import ModelInfo
+    from llmquant.protocols import Context
+
+# Architectures whose finished layers GPTQModel 7.6 can keep and take up again.
+_RESUMABLE = frozenset({"llama", "qwen3_moe"})
+
+
+class _PackedByGptqModel:
+    """What the three share: the checkpoint they write, how it is loaded, and how it is read back."""
+
+    def __init__(self, options: GptqOptions | AwqOptions | RoundToNearestOptions) -> None:
+        self._options = options
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the type of everything that is not quantized; the rest is in the checkpoint."""
+        prepare_environment(ctx.device)
+        return {"dtype": loaded_dtype(self._options.dtype, ctx.device)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the packed layers hold."""
+        return read_gptqmodel_layers(module)
+
+
+class Gptq(_PackedByGptqModel):
+    """GPTQ (Frantar et al., arXiv:2210.17323)."""
+
+    _options: GptqOptions
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Quantize the checkpoint at `model` and write the result to `out`.
+
+        Raises:
+            UnsupportedError: if GPTQModel does not know the architecture.
+            RunError: if the calibration text is too short or cannot be had.
+        """
+        prepare_environment(ctx.device)
+        from gptqmodel import QuantizeConfig
+
+        options = self._options
+        config = QuantizeConfig(
+            method="gptq",
+            format=options.format,
+            bits=options.bits,
+            group_size=options.group_size,
+            desc_act=options.desc_act,
+            sym=options.sym,
+            damp_percent=options.damp_percent,
+            act_group_aware=options.act_group_aware,
+        )
+        return _quantize(model, out, config, options, ctx)
+
+
+class Awq(_PackedByGptqModel):
+    """AWQ (Lin et al., arXiv:2306.00978)."""
+
+    _options: AwqOptions
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Quantize the checkpoint at `model` and write the result to `out`.
+
+        Raises:
+            UnsupportedError: if GPTQModel does not know the architecture.
+            RunError: if the calibration text is too short or cannot be had.
+        """
+        prepare_environment(ctx.device)
+        from gptqmodel import BACKEND, QuantizeConfig
+
+        options = self._options
+        config = QuantizeConfig(
+            method="awq",
+            format="gemm",
+            bits=4,
+            group_size=options.group_size,
+            sym=not options.zero_point,
+        )
+        # Left to itself, GPTQModel checks its result with a kernel that needs CUDA.
+        backend = BACKEND.AWQ_TORCH if ctx.device == "cpu" else BACKEND.AUTO
+        return _quantize(model, out, config, options, ctx, backend)
+
+
+class RoundToNearest(_PackedByGptqModel):
+    """Every weight to the nearest value its group can hold."""
+
+    _options: RoundToNearestOptions
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Quantize the checkpoint at `model` and write the result to `out`.
+
+        Raises:
+            UnsupportedError: if GPTQModel does not know the architecture.
+        """
+        prepare_environment(ctx.device)
+        from gptqmodel.quantization.config import RTNConfig
+
+        options = self._options
+        config = RTNConfig(bits=options.bits, group_size=options.group_size, sym=options.sym)
+        return _quantize(model, out, config, None, ctx)
+
+
+def loaded_dtype(name: Dtype, device: str) -> torch.dtype:
+    """Resolve ``auto``: the kernels for CUDA compute in float16; of the 16-bit types a CPU is faster in bfloat16."""
+    if name == "auto":
+        name = "float16" if device == "cuda" else "bfloat16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _quantize(
+    model: Path,
+    out: Path,
+    config: Any,  # Any: a QuantizeConfig
+    calibrated: Calibrated | None,
+    ctx: Context,
+    backend: str = "auto",
+) -> Path:
+    """Load, calibrate, quantize and write; in the type of the checkpoint, or bfloat16 where that is float32.
+
+    Of some architectures GPTQModel keeps every finished layer; what was killed goes on after the last of them.
+    """
+    from gptqmodel import GPTQModel
+    from gptqmodel.looper.checkpoint_store import CheckpointConfig
+    from gptqmodel.models.auto import MODEL_MAP
+    from transformers import AutoConfig
+
+    kind = AutoConfig.from_pretrained(model).model_type
+    if kind not in MODEL_MAP:
+        raise UnsupportedError(
+            f"GPTQModel does not know the architecture {kind!r}",
+            hint="bnb_4bit_nf4 takes any model with linear layers.",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    digest, sequences = None, None
+    if calibrated is not None:
+        tokens = calibration_tokens(calibrated, tokenizer, ctx)
+        tokens.record(out)
+        digest = tokens.digest
+        sequences = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens.ids]
+    asked = digest_of([str(model), repr(calibrated), digest]).removeprefix("sha256:")
+    unfinished = ctx.cache.root / "unfinished" / asked[:32]
+    unfinished.mkdir(parents=True, exist_ok=True)
+    config.offload_to_disk_path = str(unfinished / "offload")
+    layers = CheckpointConfig(path=unfinished / "layers") if calibrated and kind in _RESUMABLE else None
+    engine = GPTQModel.load(str(model), config, device=ctx.device)
+    count = engine.model.config.get_text_config().num_hidden_layers
+    engine.layer_callback = lambda layer_idx, submodule_finalized: ctx.progress(layer_idx + 1, count)
+    engine.quantize(sequences, batch_size=1, backend=backend, checkpoint=layers)
+    engine.save(str(out))
+    tokenizer.save_pretrained(out)  # GPTQModel writes one whose padding it changed
+    shutil.rmtree(unfinished)
+    return out

@@ -1,0 +1,65 @@
+"""What methods that quantize while loading refuse before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmquant.errors import UnsupportedError
+from llmquant.models import ModelInfo
+from llmquant.quantizers.plain_weights import refuse_quantized
+from llmquant.weight_headers import TensorInfo
+
+# Their layers are transformers' Conv1D, which torchao, quanto and HQQ leave alone.
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
+
+
+def check_on_the_fly(model: ModelInfo, device: str, method: str) -> tuple[TensorInfo, ...]:
+    """Refuse models and devices that `method` cannot work on.
+
+    Returns:
+        The layers that it will quantize.
+
+    Raises:
+        UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
+    """
+    refuse_quantized(model)
+    if device not in ("cpu", "cuda"):
+        raise UnsupportedError(
+            f"{method} presets run on CUDA and on CPUs, not on {device}",
+            hint="The nearest that works there is bf16_baseline; for this preset's quality use the CPU.",
+        )
+    kind = model.text_config.get("model_type")
+    if kind in _CONV1D_MODELS:
+        raise UnsupportedError(
+            f"the layers of {model.source} (model type {kind}) are Conv1D, which {method} does not quantize",
+            hint="Use bnb_4bit_nf4 or bnb_8bit.",
+        )
+    layers = model.linear_layers()
+    if not layers:
+        raise UnsupportedError(
+            f"{model.source} has no linear layers in its blocks that {method} could quantize",
+            hint="Use bf16_baseline.",
+        )
+    return layers
+
+
+def check_multiples(layers: Sequence[TensorInfo], rows: int, columns: int, kernel: str, hint: str) -> None:
+    """Refuse layers whose shape is not a multiple of what a kernel works on.
+
+    Args:
+        layers: weights of shape ``(out_features, in_features)``.
+        rows: what ``out_features`` must be a multiple of.
+        columns: what ``in_features`` must be a multiple of.
+        kernel: what needs that.
+        hint: what works instead.
+
+    Raises:
+        UnsupportedError: naming the first such layer.
+    """
+    wrong = [layer for layer in layers if layer.shape[0] % rows or layer.shape[1] % columns]
+    if wrong:
+        raise UnsupportedError(
+            f"{wrong[0].name} has {wrong[0].shape[0]} x {wrong[0].shape[1]} weights; "
+            f"{kernel} needs multiples of {rows} x {columns} ({len(wrong)} of {len(layers)} layers do not fit)",
+            hint=hint,
+        )

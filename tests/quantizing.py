@@ -1,0 +1,66 @@
+"""What tests of methods that quantize on loading share: loading under one, and models that are not the plainest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmquant.experiment import ModelRequest
+from llmquant.models import ModelInfo, inspect_model
+from llmquant.weight_headers import TensorInfo
+
+
+def load_as(heavy, options, folder: Path, ctx):
+    """Check and load the checkpoint in `folder`, as a job would."""
+    from llmquant.loading import load_causal_lm
+
+    info = inspect_model(ModelRequest(str(folder)), ctx.cache)
+    options.check(info, ctx.device)
+    return load_causal_lm(folder, info, heavy(options), options, ctx)
+
+
+def logits(module):
+    """Read a sentence of 17 tokens."""
+    import torch
+
+    with torch.no_grad():
+        return module(torch.arange(3, 20)[None]).logits.float()
+
+
+def write_untied(folder: Path, tokenizer_from: Path, hidden_size: int = 160) -> Path:
+    """Write a model with biases, a head of its own and widths of more than one kind."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Qwen2ForCausalLM(config)
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter)
+    module.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def made_up(rows: int, columns: int, **config) -> ModelInfo:
+    """Describe a model of one linear layer that is nowhere."""
+    layer = TensorInfo("model.layers.0.mlp.up_proj.weight", "bfloat16", (rows, columns))
+    return ModelInfo("made-up", "sha256:0", (), "folder", None, None, None, config, (layer,), (), 0)
+
+
+QUANTIZED = made_up(64, 64, quantization_config={"quant_method": "awq", "bits": 4})
+GPT2 = made_up(64, 64, model_type="gpt2")
+EMPTY = ModelInfo("m", "sha256:0", (), "folder", None, None, None, {}, (TensorInfo("a", "float32", (2, 2)),), (), 0)
