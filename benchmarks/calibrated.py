@@ -51,8 +51,12 @@ def calibration_text(folder: Path) -> Path:
 def study(given: argparse.Namespace, model: Path):
     """Return a function that compares variants of `model` with a baseline; what ran before is reused."""
     held_out = str(demo_study(100).evaluators[1].args[0])  # the stories of the demo's questions
-    sequences = {"samples": given.samples, "sequence_length": given.sequence_length}
-    calibrated = {"calibration": str(calibration_text(given.work)), **sequences}
+    text, length = str(calibration_text(given.work)), given.sequence_length
+    calibrated = {
+        "gptq": {"calibration": text, "samples": given.samples, "sequence_length": length},
+        # Its search reads the sequences twenty times and more.
+        "awq": {"calibration": text, "samples": given.samples // 2, "sequence_length": length},
+    }
     evaluators = [
         lq.Call("perplexity", (held_out,), {"window": 512, "stride": 512, "max_tokens": given.max_tokens}),
         lq.Call("memory", (), {"prompt_tokens": 128, "decode_tokens": 4}),
@@ -61,7 +65,7 @@ def study(given: argparse.Namespace, model: Path):
     def compare(names: list[str], baseline: str) -> dict[tuple[str, str], Row]:
         found = lq.compare(
             model,
-            [lq.Call(name, (), calibrated) if name.startswith(("gptq", "awq")) else name for name in names],
+            [lq.Call(name, (), calibrated.get(name.partition("_")[0], {})) for name in names],
             evaluators,
             baseline=baseline,
             executor=f"local(device=cpu, threads={given.threads})",

@@ -145,10 +145,17 @@ def _run_child(source: Path, out: Path, model: ModelUse, chosen: Chosen, ctx: Co
         read, write = os.pipe()
         with os.fdopen(read, encoding="utf-8") as events, log.open("wb") as output:
             command = [sys.executable, "-m", "llmquant.checkpoints", str(record), str(write)]
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            # Leaving the block, by Ctrl-C too, closes the child's standard input, which ends it.
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)}
+            # GPTQModel writes logs where it is started. Leaving the block, by Ctrl-C too, closes the child's standard
+            # input, which ends it.
             with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(write,), env=environment
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(write,),
             ) as child:
                 os.close(write)
                 failure = _follow(events, ctx.progress)

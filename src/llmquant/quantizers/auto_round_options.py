@@ -15,8 +15,7 @@ from llmquant.quantizers.calibration_options import (
     check_calibration,
     check_calibration_values,
 )
-from llmquant.quantizers.group_size import check_group_size
-from llmquant.quantizers.on_the_fly import check_multiples, check_on_the_fly
+from llmquant.quantizers.fitting import check_group_size, check_linear_layers, check_multiples
 from llmquant.quantizers.plain_weights import plain_bytes
 
 _WORD_BITS = 32
@@ -62,7 +61,7 @@ class AutoRoundOptions:
         Raises:
             RequestError: if so.
         """
-        layers = check_on_the_fly(model, device, "auto_round")
+        layers = check_linear_layers(model, device, "auto_round")
         if any("expert" in tensor.name for tensor in model.weights):
             raise UnsupportedError(
                 f"{model.source} is a mixture of experts; the size of one that auto-round unfused is not known here",

@@ -9,8 +9,7 @@ from typing import Literal
 from llmquant.call import Json
 from llmquant.errors import UnsupportedError
 from llmquant.models import ModelInfo
-from llmquant.quantizers.group_size import check_group_size
-from llmquant.quantizers.on_the_fly import check_on_the_fly
+from llmquant.quantizers.fitting import check_group_size, check_linear_layers
 from llmquant.quantizers.plain_weights import plain_bytes
 
 # A packed layer keeps its shape beside it: two int64.
@@ -37,7 +36,7 @@ class CompressedTensorsOptions:
             UnsupportedError: if `model` is quantized already, has experts or nothing to quantize, or widths that the
                 group size does not divide; or for the device.
         """
-        layers = check_on_the_fly(model, device, "compressed-tensors")
+        layers = check_linear_layers(model, device, "compressed-tensors")
         if any("expert" in tensor.name for tensor in model.weights):
             raise UnsupportedError(
                 f"{model.source} is a mixture of experts, which transformers fuses into tensors that this would skip",

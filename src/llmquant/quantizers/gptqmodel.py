@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer
 
-from llmquant.errors import UnsupportedError
+from llmquant.errors import RunError, UnsupportedError
 from llmquant.experiment import digest_of
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.calibration import calibration_tokens
@@ -137,10 +137,11 @@ def _quantize(
 ) -> Path:
     """Load, calibrate, quantize and write; in the type of the checkpoint, or bfloat16 where that is float32.
 
-    Of some architectures GPTQModel keeps every finished layer; what was killed goes on after the last of them.
+    With GPTQ, GPTQModel keeps every finished layer of some architectures; what was killed goes on after the last of
+    them. What it keeps of AWQ it could not take up again in 7.6.
     """
     from gptqmodel import GPTQModel
-    from gptqmodel.looper.checkpoint_store import CheckpointConfig
+    from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
     from gptqmodel.models.auto import MODEL_MAP
     from transformers import AutoConfig
 
@@ -161,11 +162,19 @@ def _quantize(
     unfinished = ctx.cache.root / "unfinished" / asked[:32]
     unfinished.mkdir(parents=True, exist_ok=True)
     config.offload_to_disk_path = str(unfinished / "offload")
-    layers = CheckpointConfig(path=unfinished / "layers") if calibrated and kind in _RESUMABLE else None
+    resumable = isinstance(calibrated, GptqOptions) and kind in _RESUMABLE
+    layers = CheckpointConfig(path=unfinished / "layers") if resumable else None
     engine = GPTQModel.load(str(model), config, device=ctx.device)
     count = engine.model.config.get_text_config().num_hidden_layers
     engine.layer_callback = lambda layer_idx, submodule_finalized: ctx.progress(layer_idx + 1, count)
-    engine.quantize(sequences, batch_size=1, backend=backend, checkpoint=layers)
+    try:
+        engine.quantize(sequences, batch_size=1, backend=backend, checkpoint=layers)
+    except CheckpointError as error:
+        shutil.rmtree(unfinished)
+        raise RunError(
+            f"GPTQModel cannot take up what an earlier attempt left: {error}",
+            hint="It is deleted; give the command again to start anew.",
+        ) from error
     engine.save(str(out))
     tokenizer.save_pretrained(out)  # GPTQModel writes one whose padding it changed
     shutil.rmtree(unfinished)

@@ -17,8 +17,8 @@ from llmquant.quantizers.calibration_options import (
     check_calibration,
     check_calibration_values,
 )
-from llmquant.quantizers.group_size import WHOLE_ROW, check_group_size
-from llmquant.quantizers.plain_weights import plain_bytes, refuse_quantized
+from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size, check_linear_layers, check_multiples
+from llmquant.quantizers.plain_weights import plain_bytes
 
 GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
@@ -132,13 +132,8 @@ class AwqOptions:
         """
         _check("awq", model, 4, self.group_size, device)
         check_calibration(self, model, "awq")
-        wrong = [layer for layer in model.linear_layers() if layer.shape[0] % _AWQ_OUTPUTS]
-        if wrong:
-            raise UnsupportedError(
-                f"awq: {wrong[0].name} has {wrong[0].shape[0]} outputs, and its search for the best clipping takes "
-                f"{_AWQ_OUTPUTS} at a time",
-                hint="Use a gptq preset.",
-            )
+        search = "AWQ's search for the best clipping"
+        check_multiples(model.linear_layers(), _AWQ_OUTPUTS, 1, search, "Use a gptq preset.")
 
     def texts(self) -> Iterator[str]:
         """Yield the calibration text that is at hand."""
@@ -191,15 +186,7 @@ class RoundToNearestOptions:
 
 
 def _check(name: str, model: ModelInfo, bits: int, group_size: int, device: str) -> None:
-    refuse_quantized(model)
-    if device not in ("cpu", "cuda"):
-        raise UnsupportedError(
-            f"{name} presets run on CUDA and on CPUs, not on {device}",
-            hint="The nearest that works there is bf16_baseline; for this preset's quality use the CPU.",
-        )
-    layers = model.linear_layers()
-    if not layers:
-        raise UnsupportedError(f"{model.source} has no linear layers in its blocks", hint="Use bf16_baseline.")
+    layers = check_linear_layers(model, device, name)
     if any("expert" in tensor.name for tensor in model.weights):
         raise UnsupportedError(
             f"{name}: {model.source} is a mixture of experts, which GPTQModel writes one by one and transformers "
@@ -212,13 +199,7 @@ def _check(name: str, model: ModelInfo, bits: int, group_size: int, device: str)
             f"{name}: GPTQModel's 4-bit kernel for CPUs takes groups of 32, 64 or 128, not {group_size}",
             hint="Use one of these, or a CUDA device.",
         )
-    for layer in layers:
-        rows, columns = layer.shape
-        if rows % _WORD_BITS or columns % _WORD_BITS:
-            raise UnsupportedError(
-                f"{name}: {layer.name} has {rows} x {columns} weights; the packed layout needs multiples of 32",
-                hint="Use bnb_4bit_nf4.",
-            )
+    check_multiples(layers, _WORD_BITS, _WORD_BITS, f"the packed layout of {name}", "Use bnb_4bit_nf4.")
 
 
 def _loaded_bytes(model: ModelInfo, device: str, bits: int, group_size: int, dtype: Dtype, *, group_index: bool) -> int:

@@ -9,8 +9,7 @@ from typing import Literal
 from llmquant.call import Json
 from llmquant.errors import UnsupportedError
 from llmquant.models import ModelInfo
-from llmquant.quantizers.group_size import check_group_size
-from llmquant.quantizers.on_the_fly import check_multiples, check_on_the_fly
+from llmquant.quantizers.fitting import check_group_size, check_linear_layers, check_multiples
 from llmquant.quantizers.plain_weights import plain_bytes
 
 # 3-bit codes go ten to an int32.
@@ -37,7 +36,7 @@ class HqqOptions:
         Raises:
             UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
         """
-        layers = check_on_the_fly(model, device, "HQQ")
+        layers = check_linear_layers(model, device, "HQQ")
         check_group_size(model, layers, self.group_size)
         if self.bits != 3:
             check_multiples(layers, 8 // self.bits, 1, f"HQQ's packing of {self.bits} bits", "Use 8 or 3 bits.")

@@ -16,8 +16,8 @@ from llmquant.errors import MissingDependencyError, ModelError, OptionError, Uns
 from llmquant.experiment import Digest, InputFile, ModelRequest
 from llmquant.hub import find_file
 from llmquant.models import ModelInfo, inspect_model
+from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size
 from llmquant.quantizers.gptqmodel_options import Dtype
-from llmquant.quantizers.group_size import WHOLE_ROW, check_group_size
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.weight_headers import TensorInfo
 

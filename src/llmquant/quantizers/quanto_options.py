@@ -9,7 +9,7 @@ from typing import Literal
 from llmquant.call import Json
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.models import ModelInfo
-from llmquant.quantizers.on_the_fly import check_multiples, check_on_the_fly
+from llmquant.quantizers.fitting import check_linear_layers, check_multiples
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.weight_headers import TensorInfo
 
@@ -48,7 +48,7 @@ class QuantoOptions:
         Raises:
             UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
         """
-        layers = check_on_the_fly(model, device, "quanto")
+        layers = check_linear_layers(model, device, "quanto")
         if self.weights == "int4":
             hint = "Use torchao_int4_g64, torchao_int4_g32 or hqq_4bit_g64."
             check_multiples(layers, 16, GROUP_SIZE, "quanto's int4 kernel", hint)

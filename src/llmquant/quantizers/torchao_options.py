@@ -9,8 +9,7 @@ from typing import Literal
 from llmquant.call import Json
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.models import ModelInfo
-from llmquant.quantizers.group_size import check_group_size
-from llmquant.quantizers.on_the_fly import check_multiples, check_on_the_fly
+from llmquant.quantizers.fitting import check_group_size, check_linear_layers, check_multiples
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.weight_headers import TensorInfo
 
@@ -83,7 +82,7 @@ class TorchaoOptions:
             UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
         """
         scheme = SCHEMES[self.scheme]
-        layers = check_on_the_fly(model, device, "torchao")
+        layers = check_linear_layers(model, device, "torchao")
         if scheme.capability and device != "cuda":
             raise UnsupportedError(
                 f"torchao's {self.scheme} needs a GPU of compute capability {_version(scheme.capability)} "
@@ -139,7 +138,7 @@ class TorchaoInt4Options:
         Raises:
             UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
         """
-        layers = check_on_the_fly(model, device, "torchao")
+        layers = check_linear_layers(model, device, "torchao")
         check_group_size(model, layers, self.group_size)
         if device == "cpu":
             check_multiples(layers, _INT4_ROWS, 1, "torchao's int4 kernel for CPUs", "Use torchao_int8.")

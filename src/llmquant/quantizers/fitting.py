@@ -1,4 +1,4 @@
-"""What methods that quantize while loading refuse before anything is loaded."""
+"""What methods for linear layers refuse before anything is loaded: devices, architectures and widths."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from llmquant.models import ModelInfo
 from llmquant.quantizers.plain_weights import refuse_quantized
 from llmquant.weight_headers import TensorInfo
 
-# Their layers are transformers' Conv1D, which torchao, quanto and HQQ leave alone.
+# Their layers are transformers' Conv1D, which all but bitsandbytes leave alone.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
+_USUAL = (32, 64, 128)
+# One scale a row: what GPTQ's and AWQ's checkpoints write for it.
+WHOLE_ROW = -1
 
 
-def check_on_the_fly(model: ModelInfo, device: str, method: str) -> tuple[TensorInfo, ...]:
+def check_linear_layers(model: ModelInfo, device: str, method: str) -> tuple[TensorInfo, ...]:
     """Refuse models and devices that `method` cannot work on.
 
     Returns:
@@ -62,4 +65,28 @@ def check_multiples(layers: Sequence[TensorInfo], rows: int, columns: int, kerne
             f"{wrong[0].name} has {wrong[0].shape[0]} x {wrong[0].shape[1]} weights; "
             f"{kernel} needs multiples of {rows} x {columns} ({len(wrong)} of {len(layers)} layers do not fit)",
             hint=hint,
+        )
+
+
+def check_group_size(model: ModelInfo, layers: Sequence[TensorInfo], group_size: int) -> None:
+    """Refuse a group size that does not divide the input width of every layer; -1 is a whole row.
+
+    Backends quantize and save such layers without complaint, and fail in the first forward pass.
+
+    Args:
+        layers: weights of shape ``(out_features, in_features)``.
+
+    Raises:
+        UnsupportedError: naming the first such layer and the usual group sizes that fit all of them.
+    """
+    if group_size == WHOLE_ROW:
+        return
+    widths = {layer.shape[1] for layer in layers}
+    wrong = [layer for layer in layers if layer.shape[1] % group_size]
+    if wrong:
+        fit = [size for size in _USUAL if all(width % size == 0 for width in widths)]
+        raise UnsupportedError(
+            f"a group size of {group_size} does not divide {wrong[0].shape[1]}, the input width of {wrong[0].name} "
+            f"({len(wrong)} of {len(layers)} layers of {model.source})",
+            hint=f"Group sizes that fit: {', '.join(map(str, fit)) or 'none of 32, 64, 128'}.",
         )
