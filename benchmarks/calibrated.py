@@ -26,12 +26,8 @@ from llmquant.demo import demo_study
 PACKAGE, BOOKS = "brotli==1.2.1", ("alice29.txt", "asyoulik.txt", "plrabn12.txt")
 BASELINE = "bf16_baseline"
 # Each beside round-to-nearest of the same symmetry and group size.
-RIVALS = {
-    "gptq_4bit_g128": "rtn_4bit_g128",
-    "awq_4bit_g128": "rtn_4bit_g128_asym",
-    "gptq_3bit_g128": "rtn_3bit_g128",
-}
-OTHERS = ("bnb_4bit_nf4", "gptq_4bit_g32")
+RIVALS = {"gptq_4bit_g128": "rtn_4bit_g128", "awq_4bit_g128": "rtn_4bit_g128_asym"}
+OTHERS = ("bnb_4bit_nf4", "gptq_4bit_g32", "gptq_3bit_g128")
 
 
 def calibration_text(folder: Path) -> Path:
