@@ -15,7 +15,9 @@
     ├── PluginError                a plugin broke its contract or raised while it was loaded
     └── RunError                   an experiment failed; it is stored as a failed run (exit code 1)
         ├── NotHonouredError       what was loaded is not what was asked for
-        └── SanityError            the loaded model does not produce text
+        ├── SanityError            the loaded model does not produce text, or vectors that can be compared
+        ├── ItemError              a text or an image cannot be encoded
+        └── ReferenceFailedError   the baseline's run, which this one is held against, left no file
 """
 
 from __future__ import annotations
@@ -98,7 +100,15 @@ class NotHonouredError(RunError):
 
 
 class SanityError(RunError):
-    """The loaded model does not produce text."""
+    """The loaded model does not produce text, or vectors that can be compared."""
+
+
+class ItemError(RunError):
+    """A text or an image cannot be encoded: it is empty, damaged or too large."""
+
+
+class ReferenceFailedError(RunError):
+    """The baseline's run, which an experiment is held against, failed or left no file."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,202 @@
+"""Items to vectors: what is in the cache is read from it, the rest is encoded and kept there as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmquant.errors import ItemError, UnsupportedError
+from llmquant.protocols import EmbedderInfo, Role
+from llmquant.retrieval.contents import Contents, contents_of, name_of, parts_of
+from llmquant.retrieval.embedding_cache import EmbeddingCache
+from llmquant.retrieval.encode_loop import Task, encode_each
+from llmquant.retrieval.items import Item
+from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.retrieval.vectors import Embeddings
+
+Progress = Callable[[int, int], None]
+
+# What a killed process loses at most.
+_FLUSH_S, _FLUSH_ITEMS = 10.0, 4096
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What of some items could be encoded.
+
+    Attributes:
+        embeddings: of the items at `kept`, in their order.
+        kept: indices, ascending.
+        skipped: why not, by index; with `kept` these are all.
+    """
+
+    embeddings: Embeddings
+    kept: NDArray[np.int64]
+    skipped: Mapping[int, str]
+
+
+def encode(
+    subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
+) -> Embeddings:
+    """Encode items, every content once.
+
+    The result is the same whether it comes from the cache or not: float32, or float16 of late interaction.
+
+    Args:
+        items: asked for one by one in the calling thread and not held, so that a sequence may read them from files.
+        progress: called with (done, total), counting different contents.
+
+    Returns:
+        In full width.
+
+    Raises:
+        ItemError: naming the first item that is empty, damaged, too large, of a kind that the embedder does not encode,
+            or that does not fit in memory on its own.
+        SanityError: naming an item whose vector is not finite.
+        PluginError: if the embedder breaks its contract.
+        UnsupportedError: if its fusion has no meaning.
+    """
+    return _encode(subject, items, role, progress, strict=True).embeddings
+
+
+def encode_some(
+    subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
+) -> Encoded:
+    """Encode the items that can be; as `encode`, but what is wrong with an item is told beside the result.
+
+    Raises:
+        ItemError: only if an item does not fit in memory on its own: were it left out, the result would depend on the
+            machine.
+    """
+    return _encode(subject, items, role, progress, strict=False)
+
+
+def _encode(subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress, *, strict: bool) -> Encoded:
+    embeds = subject.embeds
+    late = embeds.similarity == "maxsim"
+    if late and embeds.fusion != "joint":
+        raise UnsupportedError(
+            f"fusion {embeds.fusion!r} with late interaction: text and image have several vectors each, none to add",
+            hint="Use fusion 'joint'.",
+        )
+    contents = contents_of(items, role, embeds, strict=strict)
+    cache = EmbeddingCache(subject.cache, subject.fingerprint, role, width=embeds.width, late=late)
+    table = _Table(len(contents.keys), embeds.width, late=late)
+    for key, vectors in cache.read(contents.keys):
+        table.put(contents.keys[key], vectors)
+    failed = _encode_missing(subject, items, role, contents, cache, table, progress, strict=strict)
+    skipped = dict(contents.skipped)
+    kept = []
+    for index, rows in contents.items.items():
+        bad = [row for row in rows if row in failed]
+        if bad:
+            other = contents.sources[bad[0]][0] != index
+            same = f"{name_of(items[index], index, role)} has the same content: " if other else ""
+            skipped[index] = same + failed[bad[0]]
+        else:
+            kept.append(index)
+    embeddings = table.embeddings([contents.items[index] for index in kept], embeds)
+    return Encoded(embeddings, np.array(kept, np.int64), dict(sorted(skipped.items())))
+
+
+def _encode_missing(
+    subject: LoadedEmbedder,
+    items: Sequence[Item],
+    role: Role,
+    contents: Contents,
+    cache: EmbeddingCache,
+    table: _Table,
+    progress: Progress,
+    *,
+    strict: bool,
+) -> Mapping[int, str]:
+    """Fill the table, and return what is wrong with the rows that stay empty."""
+
+    def tasks() -> Iterator[Task]:
+        for row in np.flatnonzero(~table.filled).tolist():
+            index, part = contents.sources[row]
+            name = name_of(items[index], index, role)
+            found = parts_of(items[index], name, subject.embeds)[part]
+            yield Task(row, Item(found.text, found.image, name))
+
+    keys = list(contents.keys)
+    done, total = int(table.filled.sum()), len(keys)
+    progress(done, total)
+    failed: dict[int, str] = {}
+    fresh: dict[bytes, NDArray[Any]] = {}  # Any: float32 or float16
+    flushed = time.monotonic()
+    if done == total:
+        return failed
+    with closing(encode_each(subject, tasks(), role, dtype=cache.dtype)) as results:
+        try:
+            for task, result in results:
+                if isinstance(result, ItemError):
+                    if strict:
+                        raise result
+                    failed[task.row] = str(result)
+                else:
+                    fresh[keys[task.row]] = result
+                    table.put(task.row, result)
+                done += 1
+                progress(done, total)
+                if len(fresh) >= _FLUSH_ITEMS or time.monotonic() - flushed > _FLUSH_S:
+                    cache.write(fresh)
+                    fresh, flushed = {}, time.monotonic()
+        finally:
+            cache.write(fresh)
+    return failed
+
+
+class _Table:
+    """Vectors of contents as they come, by row.
+
+    Attributes:
+        filled: which rows have theirs.
+    """
+
+    def __init__(self, rows: int, width: int, *, late: bool) -> None:
+        self.filled = np.zeros(rows, bool)
+        self._late = late
+        self._one = np.empty((0 if late else rows, width), np.float32)
+        self._several: dict[int, NDArray[np.float16]] = {}
+
+    def put(self, row: int, vectors: NDArray[Any]) -> None:  # Any: float32 or float16
+        if self._late:
+            self._several[row] = vectors
+        else:
+            self._one[row] = vectors
+        self.filled[row] = True
+
+    def embeddings(self, items: Sequence[tuple[int, ...]], embeds: EmbedderInfo) -> Embeddings:
+        """Return the vectors of items by their rows, two rows fused; the table is used up."""
+        first = np.array([rows[0] for rows in items], np.int64)
+        if self._late:
+            return self._ragged(first)
+        in_place = np.array_equal(first, np.arange(len(self._one)))  # the common case: nothing is copied
+        values: NDArray[np.float32] = self._one if in_place else self._one[first]
+        both = np.flatnonzero([len(rows) > 1 for rows in items])
+        if len(both):
+            fused = values[both] + self._one[[items[place][1] for place in both]]
+            if embeds.fusion == "mean":
+                fused /= 2
+            if embeds.similarity == "cosine":
+                fused /= np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            values[both] = fused
+        return Embeddings(values)
+
+    def _ragged(self, rows: NDArray[np.int64]) -> Embeddings:
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(self._several[row]) for row in rows.tolist()], out=offsets[1:])
+        values = np.empty((int(offsets[-1]), self._one.shape[1]), np.float16)
+        last = {row: place for place, row in enumerate(rows.tolist())}
+        for place, row in enumerate(rows.tolist()):
+            values[offsets[place] : offsets[place + 1]] = self._several[row]
+            if last[row] == place:
+                del self._several[row]  # pages take gigabytes: never hold all of them twice
+        return Embeddings(values, offsets)

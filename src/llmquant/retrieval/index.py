@@ -1,0 +1,149 @@
+"""A collection of documents in one vector form, and the search for those nearest to queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmquant.errors import OptionError, PluginError, SanityError, UnsupportedError
+from llmquant.experiment import Codec, VectorForm
+from llmquant.protocols import Similarity
+from llmquant.retrieval.ann import Graph, faiss_graph, usearch_graph
+from llmquant.retrieval.codecs import Coded, Floats
+from llmquant.retrieval.pooling import pooled, unit
+from llmquant.retrieval.scoring import (
+    Hits,
+    Ids,
+    dense_rescore,
+    dense_top,
+    maxsim_rescore,
+    maxsim_top,
+    offsets_of,
+)
+from llmquant.retrieval.vectors import Embeddings
+
+Engine = Literal["exact", "faiss", "usearch"]
+_GRAPHS: dict[Engine, Callable[[Floats, Codec, Similarity], Graph]] = {"faiss": faiss_graph, "usearch": usearch_graph}
+
+
+@dataclass(frozen=True)
+class Index:
+    """Documents, ready to be searched.
+
+    Attributes:
+        held: the coded vectors, or the graph of another engine that holds them.
+        offsets: ``(documents + 1,)`` where each document's vectors begin and end.
+        originals: the cut documents before pooling and coding; ``None`` where nothing is scored again.
+    """
+
+    form: VectorForm
+    similarity: Similarity
+    held: Coded | Graph
+    offsets: Ids
+    originals: Embeddings | None
+
+    @classmethod
+    def build(
+        cls, documents: Embeddings, form: VectorForm, similarity: Similarity, *, engine: Engine = "exact"
+    ) -> Index:
+        """Cut, pool and code documents.
+
+        Args:
+            documents: in full width; at unit length unless `similarity` is ``dot``. Not copied where nothing changes.
+            engine: ``exact`` scores all documents; the others are approximate, and differ a little from run to run.
+
+        Raises:
+            OptionError: if the vectors are narrower than ``form.dim``.
+            UnsupportedError: if `engine` cannot hold this form, single vectors are to be pooled, or there is no
+                document.
+            MissingDependencyError: if `engine` is not installed.
+            SanityError: if a vector is not finite.
+            PluginError: if documents have several vectors each, and `similarity` is not ``maxsim``, or one has none.
+        """
+        if form.pool > 1 and similarity != "maxsim":
+            raise UnsupportedError(f"pool is {form.pool}, and these documents have one vector each", hint="Leave it 1.")
+        if not len(documents):
+            raise UnsupportedError("there is no document to search", hint="Give at least one.")
+        originals = _ready(documents, form.dim, similarity)
+        kept = pooled(originals, form.pool)
+        return cls(
+            form,
+            similarity,
+            Coded.encode(kept.values, form.codec)
+            if engine == "exact"
+            else _GRAPHS[engine](kept.values, form.codec, similarity),
+            offsets_of(kept),
+            originals if form.rescore else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def bytes_per_document(self) -> float:
+        """Return the mean size of what is searched: the codes, and with an approximate engine its links.
+
+        The collection's scales (two numbers a dimension) and the originals for scoring again are not in it.
+        """
+        return (self.held.nbytes if isinstance(self.held, Graph) else self.held.codes.nbytes) / len(self)
+
+    def search(self, queries: Embeddings, k: int) -> Hits:
+        """Find each query's `k` best documents; all of them where there are fewer.
+
+        Args:
+            queries: in full width.
+
+        Returns:
+            The best first; documents of equal score in their order.
+
+        Raises:
+            OptionError, SanityError, PluginError: as `build`.
+        """
+        ready = _ready(queries, self.form.dim, self.similarity)
+        k = min(k, len(self))
+        if self.originals is None:
+            return self._first(ready, k)
+        if ready.width != self.originals.width:
+            raise _widths(ready.width, self.originals.width)
+        candidates = self._first(ready, min(k * self.form.rescore, len(self))).ids
+        if self.similarity == "maxsim":
+            return maxsim_rescore(ready, self.originals, candidates, k)
+        return dense_rescore(ready.values, Coded.encode(self.originals.values, "float32"), candidates, k)
+
+    def _first(self, queries: Embeddings, k: int) -> Hits:
+        if isinstance(self.held, Graph):
+            return self.held.search(queries.values, k)
+        if queries.width != self.held.width:
+            raise _widths(queries.width, self.held.width)
+        if self.similarity == "maxsim":
+            return maxsim_top(queries, self.held, self.offsets, k)
+        return dense_top(queries.values, self.held, k)
+
+
+def _ready(items: Embeddings, dim: int | None, similarity: Similarity) -> Embeddings:
+    """Cut vectors to their leading `dim` dimensions, at unit length again unless lengths count; refuse broken ones."""
+    values = items.values
+    if similarity != "maxsim" and items.offsets is not None:
+        raise PluginError(f"items have several vectors each, and the similarity is {similarity}, which takes one")
+    if items.offsets is not None and (empty := np.flatnonzero(np.diff(items.offsets) == 0)).size:
+        raise PluginError(f"item {empty[0]} has no vector")
+    if dim is not None and dim > items.width:
+        raise OptionError(f"dim is {dim}, and the vectors have {items.width} dimensions", hint="Give a smaller one.")
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        raise SanityError("a vector holds a number that is not finite")
+    if dim is not None and dim < items.width:
+        values = values[:, :dim].astype(np.float32)
+        values = values if similarity == "dot" else unit(values)
+    elif similarity != "maxsim":  # of late interaction float16 stays: the vectors are many
+        values = values.astype(np.float32, copy=False)
+    return Embeddings(values, items.offsets)
+
+
+def _widths(queries: int, documents: int) -> PluginError:
+    return PluginError(f"queries have {queries} dimensions and documents {documents}")
+
+
+__all__ = ["Engine", "Hits", "Index"]

@@ -1,0 +1,48 @@
+"""What is encoded: a text, a page image, or both."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmquant.errors import ItemError
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text, an image, or both.
+
+    Attributes:
+        image: as it was encoded (PNG, JPEG, WebP, TIFF ...); decoded only if its vector is not known yet.
+        name: how messages call it: a file's name or a document's id; no part of its identity.
+    """
+
+    text: str | None = None
+    image: bytes | None = None
+    name: str = ""
+
+    @classmethod
+    def from_file(cls, path: Path) -> Item:
+        """Read an image file.
+
+        Raises:
+            ItemError: if it cannot be read or is empty.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ItemError(f"{path} cannot be read: {error.strerror}") from error
+        if not data:
+            raise ItemError(f"{path} is empty: 0 bytes")
+        return cls(image=data, name=path.name)
+
+    @property
+    def key(self) -> bytes:
+        """Digest the content, 16 bytes: the text and the encoded image, which takes a hundredth of decoding it."""
+        digest = hashlib.blake2b(digest_size=16)
+        for kind, part in ((b"text", self.text.encode() if self.text is not None else None), (b"image", self.image)):
+            if part is not None:
+                digest.update(kind + len(part).to_bytes(8, "little"))
+                digest.update(part)
+        return digest.digest()

@@ -1,0 +1,60 @@
+"""Vectors of many items: one each, or several each for late interaction, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of ``n`` items.
+
+    Attributes:
+        values: ``(vectors, width)`` float32; of late interaction float16 where they come from the cache.
+        offsets: ``(n + 1,)`` int64: item ``i`` has the vectors from ``offsets[i]`` to ``offsets[i + 1]``; ``None``:
+            each item has one vector, and ``vectors`` is ``n``.
+    """
+
+    values: NDArray[Any]  # Any: float32 or float16
+    offsets: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, items: Sequence[NDArray[Any]], *, width: int) -> Embeddings:  # Any: as above
+        """Put together what ``embed`` returned: arrays of ``(width,)`` or of ``(vectors, width)``.
+
+        Args:
+            width: of the vectors; needed where there are no items.
+        """
+        if not items:
+            return cls(np.zeros((0, width), np.float32))
+        if items[0].ndim == 1:
+            return cls(np.stack(items))
+        counts = [len(item) for item in items]
+        return cls(np.concatenate(items), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers a vector has."""
+        return int(self.values.shape[1])
+
+    def item(self, index: int) -> NDArray[Any]:  # Any: as above
+        """Return one item's vector ``(width,)`` or vectors ``(vectors, width)``, without copying."""
+        if self.offsets is None:
+            found: NDArray[Any] = self.values[index]  # Any: as above
+        else:
+            found = self.values[self.offsets[index] : self.offsets[index + 1]]
+        return found
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Embeddings:
+        """Return the items at `indices`, in that order."""
+        if self.offsets is None:
+            return Embeddings(self.values[np.asarray(indices, np.int64)])
+        return Embeddings.of([self.item(int(index)) for index in indices], width=self.width)
