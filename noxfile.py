@@ -11,7 +11,7 @@ nox.needs_version = ">=2025.2.9"
 # uv does not see wheels that pip is configured to find, such as a CPU build of torch.
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "layers", "types", "tests", "plugin"]
+nox.options.sessions = ["lint", "layers", "types", "tests", "colpali", "plugin"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = ("-c", "constraints.txt")
@@ -54,6 +54,16 @@ def tests(session: nox.Session) -> None:
     """Run the tests that need no plugin package."""
     _install(session, ".[all]", group="test")
     session.run("pytest", "-m", "not plugin_package", *session.posargs, env=NO_THREAD_FIGHTS)
+
+
+@nox.session
+def colpali(session: nox.Session) -> None:
+    """Run the tests that need colpali-engine, and with it torchvision.
+
+    Apart from the others: on a CPU build of torch the index's torchvision breaks transformers' language models.
+    """
+    _install(session, ".[colpali]", group="test")
+    session.run("pytest", "tests/colpali", *session.posargs, env=NO_THREAD_FIGHTS)
 
 
 @nox.session

@@ -1,0 +1,1 @@
+"""Embedders: a light module of options and a heavy one for each backend."""

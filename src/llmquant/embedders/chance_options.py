@@ -1,0 +1,34 @@
+"""Options of the embedder that knows nothing: the floor of every retrieval metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmquant.errors import OptionError
+from llmquant.models import ModelInfo
+from llmquant.protocols import EmbedderInfo
+
+
+@dataclass(frozen=True)
+class ChanceOptions:
+    """Random unit vectors: equal for equal items, independent otherwise.
+
+    Attributes:
+        checkpoint: none.
+        width: numbers in a vector.
+        seed: another seed gives other vectors.
+    """
+
+    checkpoint: str = ""
+    width: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.checkpoint:
+            raise OptionError(f"random has no checkpoint, found {self.checkpoint!r}")
+        if self.width < 2:
+            raise OptionError(f"width is {self.width}", hint="Give 2 or more; 64 is usual.")
+
+    def info(self, model: ModelInfo) -> EmbedderInfo:
+        """Return what it gives."""
+        return EmbedderInfo(self.width, (self.width,), ("text", "image"))

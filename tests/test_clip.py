@@ -1,0 +1,145 @@
+"""CLIP, SigLIP and SigLIP 2 give the vectors that transformers gives, for texts and for images."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from llmquant.cache import Cache
+from llmquant.embedders.clip import Clip
+from llmquant.embedders.clip_options import ClipOptions
+from llmquant.errors import ModelError
+from llmquant.experiment import ModelRequest
+from llmquant.models import inspect_model
+
+KINDS = ("clip", "siglip", "siglip2")
+TEXTS = ["how many sacks of barley?", "the ledger", "why is the river brown " * 20]
+_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_VISION = {**_TEXT, "patch_size": 8}
+
+
+def _images():
+    numbers = np.random.default_rng(0)
+    return [Image.fromarray(numbers.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in ((40, 60), (90, 30))]
+
+
+def _tokenizer(length):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {
+        token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=length
+    )
+
+
+def _build(kind):
+    text = {**_TEXT, "vocab_size": 300, "max_position_embeddings": 32, "eos_token_id": 1, "pad_token_id": 0}
+    if kind == "clip":
+        config = transformers.CLIPConfig(
+            text_config=text, vision_config={**_VISION, "image_size": 32}, projection_dim=24
+        )
+        image = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        return transformers.CLIPModel(config), transformers.CLIPProcessor(image, _tokenizer(32))
+    if kind == "siglip":
+        config = transformers.SiglipConfig(text_config=text, vision_config={**_VISION, "image_size": 32})
+        image = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+        return transformers.SiglipModel(config), transformers.SiglipProcessor(image, _tokenizer(32))
+    config = transformers.Siglip2Config(text_config=text, vision_config={**_VISION, "patch_size": 16})
+    image = transformers.Siglip2ImageProcessorPil()  # its processor knows no other sizes than 16 and 256
+    return transformers.Siglip2Model(config), transformers.Siglip2Processor(image, _tokenizer(32))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clip")
+    for kind in KINDS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, processor = _build(kind)
+            for parameter in model.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(root / kind)
+        processor.save_pretrained(root / kind)
+    return root
+
+
+def _open(folder, context, tmp_path):
+    options = ClipOptions(str(folder))
+    info = inspect_model(ModelRequest(str(folder)), Cache(tmp_path / "inspected"))
+    return Clip(options).open(folder, info, {"dtype": torch.float32}, context()), options.info(info)
+
+
+def _unit(vectors):
+    return (vectors / vectors.norm(dim=-1, keepdim=True)).numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_are_those_of_transformers(kind, checkpoints, context, tmp_path):
+    """Texts of all lengths and images of all shapes, mixed in one batch, equal the model's own two towers."""
+    opened, info = _open(checkpoints / kind, context, tmp_path)
+    model = transformers.AutoModel.from_pretrained(checkpoints / kind, dtype=torch.float32).eval()
+    processor = transformers.AutoProcessor.from_pretrained(checkpoints / kind)
+    items = [opened.prepare(text, None, "document") for text in TEXTS]
+    items[1:1] = [opened.prepare(None, image, "document") for image in _images()]
+    vectors = np.stack(opened.embed(items, "document"))
+    with torch.no_grad():
+        texts = model.get_text_features(
+            **processor(text=TEXTS, padding="max_length", truncation=True, max_length=32, return_tensors="pt")
+        ).pooler_output
+        images = model.get_image_features(**processor(images=_images(), return_tensors="pt")).pooler_output
+    np.testing.assert_allclose(vectors[[0, 3, 4]], _unit(texts), atol=1e-5)
+    np.testing.assert_allclose(vectors[1:3], _unit(images), atol=1e-5)
+    assert (info.width, info.modalities, info.fusion) == (vectors.shape[1], ("text", "image"), "sum")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_gives_what_single_items_give(kind, checkpoints, context, tmp_path):
+    """Items of one batch have the vectors they have alone."""
+    opened, _ = _open(checkpoints / kind, context, tmp_path)
+    items = [opened.prepare(text, None, "query") for text in TEXTS]
+    items += [opened.prepare(None, image, "query") for image in _images()]
+    single = [opened.embed([item], "query")[0] for item in items]
+    np.testing.assert_allclose(opened.embed(items, "query"), single, atol=1e-5)
+
+
+def test_items_can_be_prepared_in_threads(checkpoints, context, tmp_path):
+    """Eight threads prepare as one does."""
+    opened, _ = _open(checkpoints / "siglip", context, tmp_path)
+    work = [(text, None) for text in TEXTS] * 8 + [(None, image) for image in _images()] * 8
+    with ThreadPoolExecutor(8) as pool:
+        prepared = list(pool.map(lambda item: opened.prepare(*item, "document"), work))
+    for item, one in zip(prepared, work, strict=True):
+        alone = opened.prepare(*one, "document").inputs
+        assert all(torch.equal(value, alone[name]) for name, value in item.inputs.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_tensor_is_refused(kind, checkpoints, context, tmp_path):
+    """A checkpoint without one of its tensors is not opened with random numbers in its place."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in (checkpoints / kind).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["vision_model.encoder.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="q_proj"):
+        _open(folder, context, tmp_path)
+
+
+def test_a_model_of_another_type_is_refused(tiny_model, tmp_path):
+    """A causal language model is no model with two towers."""
+    info = inspect_model(ModelRequest(str(tiny_model)), Cache(tmp_path))
+    with pytest.raises(ModelError, match="'llama'"):
+        ClipOptions("x").info(info)

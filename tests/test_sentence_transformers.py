@@ -1,0 +1,133 @@
+"""Models of sentence-transformers give the vectors that the library gives, with the right prompts, and load whole."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sentence_transformers")
+
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from llmquant.cache import Cache
+from llmquant.embedders.sentence_transformers import SentenceTransformers
+from llmquant.embedders.sentence_transformers_options import SentenceTransformersOptions
+from llmquant.errors import ModelError, OptionError
+from llmquant.experiment import ModelRequest
+from llmquant.models import inspect_model
+from tiny_sentence_transformer import save_tiny_sentence_transformer
+
+TEXTS = ["how many sacks of barley?", "the ledger", "why is the river brown, and the total due in thirty days?"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return save_tiny_sentence_transformer(tmp_path_factory.mktemp("st") / "plain")
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory):
+    prompts = {"query": "how many ", "document": "page: "}
+    return save_tiny_sentence_transformer(
+        tmp_path_factory.mktemp("st") / "prompted", dense=12, prompts=prompts, similarity="dot"
+    )
+
+
+def _inspect(folder, tmp_path):
+    return inspect_model(ModelRequest(str(folder)), Cache(tmp_path / "inspected"))
+
+
+def _open(folder, context, tmp_path, *, dtype=torch.float32, **options):
+    plugin = SentenceTransformers(SentenceTransformersOptions(str(folder), **options))
+    return plugin.open(folder, _inspect(folder, tmp_path), {"dtype": dtype}, context())
+
+
+def _embed(opened, texts, role):
+    return np.stack(opened.embed([opened.prepare(text, None, role) for text in texts], role))
+
+
+def test_vectors_are_those_of_the_library(plain, context, tmp_path):
+    """Queries and documents equal ``encode_query`` and ``encode_document`` at unit length."""
+    opened, library = _open(plain, context, tmp_path), SentenceTransformer(str(plain), device="cpu")
+    for role, encode in (("query", library.encode_query), ("document", library.encode_document)):
+        expected = encode(TEXTS, normalize_embeddings=True)
+        np.testing.assert_allclose(_embed(opened, TEXTS, role), expected, atol=1e-5)
+
+
+def test_a_batch_gives_what_single_texts_give(plain, context, tmp_path):
+    """Texts of one batch have the vectors they have alone."""
+    opened = _open(plain, context, tmp_path)
+    single = np.concatenate([_embed(opened, [text], "document") for text in TEXTS])
+    np.testing.assert_allclose(_embed(opened, TEXTS, "document"), single, atol=1e-5)
+
+
+def test_each_role_gets_its_prompt(prompted, context, tmp_path):
+    """The prompts of the model's configuration go to queries and documents, and other prompts can be given."""
+    library = SentenceTransformer(str(prompted), device="cpu")
+    opened = _open(prompted, context, tmp_path)
+    np.testing.assert_allclose(_embed(opened, TEXTS, "query"), library.encode_query(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(_embed(opened, TEXTS, "document"), library.encode_document(TEXTS), atol=1e-5)
+    other = _open(prompted, context, tmp_path, query_prompt="", document_prompt="table: ")
+    np.testing.assert_allclose(_embed(other, TEXTS, "query"), library.encode(TEXTS, prompt=""), atol=1e-5)
+    expected = library.encode(TEXTS, prompt="table: ")
+    np.testing.assert_allclose(_embed(other, TEXTS, "document"), expected, atol=1e-5)
+
+
+def test_its_files_tell_what_it_gives(plain, prompted, tmp_path):
+    """The width comes from the last module, the similarity and the dimensions from what is known."""
+    info = SentenceTransformersOptions("x").info(_inspect(prompted, tmp_path))
+    assert (info.width, info.dims, info.modalities, info.similarity) == (12, (12,), ("text",), "dot")
+    cut = SentenceTransformersOptions("x", dim=8, dims=(16, 8)).info(_inspect(plain, tmp_path))
+    assert (cut.width, cut.dims, cut.dim, cut.similarity) == (32, (32, 16, 8), 8, "cosine")
+
+
+def test_more_dimensions_than_it_gives_are_refused(plain, tmp_path):
+    """Cutting 32 numbers to 64 is refused before anything is loaded."""
+    with pytest.raises(OptionError, match="64"):
+        SentenceTransformersOptions("x", dim=64).info(_inspect(plain, tmp_path))
+
+
+@pytest.mark.parametrize("dense", [None, 12])
+def test_it_runs_in_bfloat16(dense, context, tmp_path):
+    """The quantizer's type reaches all modules, and vectors come out as float32 of unit length."""
+    folder = save_tiny_sentence_transformer(tmp_path / "model", dense=dense)
+    opened = _open(folder, context, tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in opened.module.parameters()} == {torch.bfloat16}
+    vectors = _embed(opened, TEXTS, "query")
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_texts_can_be_prepared_in_threads(plain, context, tmp_path):
+    """Eight threads prepare as one does."""
+    opened = _open(plain, context, tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        prepared = list(pool.map(lambda text: opened.prepare(text, None, "document"), TEXTS * 20))
+    assert prepared == [opened.prepare(text, None, "document") for text in TEXTS * 20]
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_a_checkpoint_with_other_tensors_is_refused(change, context, tmp_path):
+    """A missing or an unexpected tensor is an error, though sentence-transformers itself only warns."""
+    folder = save_tiny_sentence_transformer(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del tensors["encoder.layer.1.attention.self.query.weight"]
+    else:
+        tensors["encoder.layer.2.attention.self.query.weight"] = torch.zeros(32, 32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="query"):
+        _open(folder, context, tmp_path)
+
+
+def test_a_pooler_that_is_not_used_may_be_missing(plain, context, tmp_path):
+    """Vectors are means of token states, so BERT's pooler is not needed."""
+    folder = save_tiny_sentence_transformer(tmp_path / "model")
+    tensors = {name: t for name, t in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    expected = _embed(_open(plain, context, tmp_path), TEXTS, "query")
+    np.testing.assert_allclose(_embed(_open(folder, context, tmp_path), TEXTS, "query"), expected, atol=1e-5)
