@@ -10,9 +10,11 @@ import torch
 
 from llmquant.call import Json
 from llmquant.checkpoint_files import read_checkpoint
+from llmquant.evaluators.embedder_memory import embedder_memory
 from llmquant.evaluators.generation_steps import Generation, random_prompts
 from llmquant.evaluators.memory_options import MemoryOptions
 from llmquant.memory import PeakMemory, peak_memory, tensor_bytes, weight_bytes
+from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.run import Measurement, Result
 
 if TYPE_CHECKING:
@@ -32,9 +34,12 @@ class Memory:
     def __init__(self, options: MemoryOptions) -> None:
         self._options = options
 
-    def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
+    def evaluate(self, subject: LoadedModel | LoadedEmbedder, ctx: Context) -> Iterable[Result]:
         """Yield one result; all values are in bytes."""
         options = self._options
+        if isinstance(subject, LoadedEmbedder):
+            yield embedder_memory(subject, seed=ctx.seed)
+            return
         prompts = random_prompts(subject, batch=options.batch, tokens=options.prompt_tokens, seed=ctx.seed)
         with torch.inference_mode():
             # Memory-mapped weights become resident, and bitsandbytes settles its layers, in a first pass.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class MemoryOptions:
     """What the weights hold, and the most that reading a prompt and generating take above that.
 
+    Of an embedder: the most that encoding a query and a page take; the options mean nothing there.
+
     Attributes:
         prompt_tokens: length of the prompts.
         decode_tokens: forward passes of one token each after the prompt.
@@ -33,9 +35,10 @@ class MemoryOptions:
 
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse sequences that the model cannot hold."""
-        require_positions(
-            model, prompt_tokens=self.prompt_tokens, generated_tokens=self.decode_tokens, name="decode_tokens"
-        )
+        if model.embedder is None:
+            require_positions(
+                model, prompt_tokens=self.prompt_tokens, generated_tokens=self.decode_tokens, name="decode_tokens"
+            )
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work: a warm-up and two measured prompts, and the tokens after one of them."""

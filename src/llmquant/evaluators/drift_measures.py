@@ -1,0 +1,80 @@
+"""How far one search has drifted from another: what they share of their results, and in which order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmquant.retrieval.vectors import Embeddings
+
+Ids = NDArray[np.int64]
+
+
+def overlap(baseline: Ids, variant: Ids) -> NDArray[np.float64]:
+    """Return of each query the share of the baseline's results that the variant returns too.
+
+    Args:
+        baseline: ``(queries, k)`` documents, best first.
+        variant: as `baseline`.
+
+    Returns:
+        ``(queries,)`` between 0 and 1.
+    """
+    shared = (baseline[:, :, None] == variant[:, None, :]).any(axis=2)
+    found: NDArray[np.float64] = shared.mean(axis=1)
+    return found
+
+
+def rank_flips(ranks: Ids) -> NDArray[np.float64]:
+    """Return of each query the share of pairs that the variant orders the other way round: (1 - Kendall's tau) / 2.
+
+    Args:
+        ranks: ``(queries, k)``: at which place the variant has the baseline's results, which are in the baseline's
+            order.
+
+    Returns:
+        ``(queries,)`` between 0 and 1; 0 where ``k`` is 1.
+    """
+    k = ranks.shape[1]
+    first, second = np.triu_indices(k, 1)
+    if not len(first):
+        return np.zeros(len(ranks))
+    found: NDArray[np.float64] = (ranks[:, first] > ranks[:, second]).mean(axis=1)
+    return found
+
+
+def places(ranking: Ids, documents: Ids) -> Ids:
+    """Return at which place of a ranking documents are.
+
+    Args:
+        ranking: ``(queries, n)``: every document once, best first.
+        documents: ``(queries, k)``.
+
+    Returns:
+        ``(queries, k)`` from 0.
+    """
+    where = np.empty_like(ranking)
+    np.put_along_axis(where, ranking, np.arange(ranking.shape[1])[None, :], axis=1)
+    return np.take_along_axis(where, documents, axis=1)
+
+
+def cosines(baseline: Embeddings, variant: Embeddings) -> NDArray[np.float64]:
+    """Return the cosine of each item's vectors in two variants; of late interaction the mean over its vectors.
+
+    Args:
+        baseline: ``n`` items.
+        variant: as many, with as many vectors each.
+
+    Returns:
+        ``(n,)``; not a number where the counts of an item's vectors differ.
+    """
+    found = np.full(len(baseline), np.nan)
+    for number in range(len(baseline)):
+        one, other = (np.atleast_2d(side.item(number)).astype(np.float64) for side in (baseline, variant))
+        if one.shape == other.shape:
+            lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+            found[number] = ((one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)).mean()
+    return found
+
+
+__all__ = ["cosines", "overlap", "places", "rank_flips"]

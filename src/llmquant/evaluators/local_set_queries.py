@@ -1,0 +1,139 @@
+"""The queries of a local retrieval set, from JSONL, CSV or TSV, with every mistake in them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmquant.errors import OptionError, RequestError, nearest
+from llmquant.evaluators.local_set_pages import resolve
+
+ENDINGS = (".jsonl", ".csv", ".tsv")
+_COLUMNS = ("query", "relevant", "relevance", "id")
+_HINT = (
+    'Write {"query": "...", "relevant": ["page.png", "manual.pdf#3"]} in each row; in CSV and TSV several pages are '
+    "separated by ';'."
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query.
+
+    Attributes:
+        relevant: grades by page id, at least one above 0.
+    """
+
+    id: str
+    text: str
+    relevant: Mapping[str, int]
+
+
+def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[list[Question], list[RequestError]]:
+    """Read a file of queries, and everything that is wrong with it.
+
+    Args:
+        name: the file's, which says how it is written.
+        names: a page's id by everything it may be called.
+    """
+    questions: list[Question] = []
+    errors: list[RequestError] = []
+    seen: dict[str, int] = {}
+    try:
+        rows = list(_rows(path, name))
+    except OptionError as error:
+        return [], [error]
+    for number, row in enumerate(rows, start=1):
+        where = f"{name}, row {number}"
+        found = list(_mistakes(row, where, names))
+        identity = str(row["id"]) if row.get("id") not in (None, "") else str(number)
+        if identity in seen:
+            found.append(OptionError(f"{where}: id {identity!r} is that of row {seen[identity]} already"))
+        seen.setdefault(identity, number)
+        errors += found
+        if not found:
+            grades = _grades(row)
+            relevant = {resolve(page, names) or page: grade for page, grade in grades.items()}
+            questions.append(Question(identity, str(row["query"]).strip(), relevant))
+    if not rows:
+        errors.append(OptionError(f"{name} has no queries", hint=_HINT))
+    return questions, errors
+
+
+def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Iterator[OptionError]:  # Any: a row
+    unknown = [column for column in row if column not in _COLUMNS]
+    if unknown:
+        yield OptionError(f"{where}: there is no column {unknown[0]!r}", hint=nearest(str(unknown[0]), _COLUMNS))
+    if not isinstance(row.get("query"), str) or not row["query"].strip():
+        yield OptionError(f"{where}: the query is empty", hint=_HINT if "query" not in row else "")
+    try:
+        grades = _grades(row)
+    except ValueError as error:
+        yield OptionError(f"{where}: {error}", hint=_HINT)
+        return
+    if not any(grade > 0 for grade in grades.values()):
+        yield OptionError(
+            f"{where}: no page is relevant", hint="A query without an answer cannot be scored; leave it out."
+        )
+    for page in grades:
+        if resolve(page, names) is None:
+            yield OptionError(f"{where}: there is no page {page!r}", hint=nearest(page, names))
+
+
+def _grades(row: Mapping[str, Any]) -> dict[str, int]:  # Any: a row's values
+    """Return the grade of each page a row names, 1 where it gives none.
+
+    Raises:
+        ValueError: for what is no grade, and for more or fewer of them than pages.
+    """
+    relevant, relevance = row.get("relevant"), row.get("relevance")
+    if isinstance(relevant, Mapping):
+        pages, grades = list(relevant), list(relevant.values())
+    else:
+        pages = _listed(relevant)
+        grades = [1] * len(pages) if relevance in (None, "") else _listed(relevance)
+    if len(pages) != len(grades):
+        raise ValueError(f"{len(pages)} pages are relevant, and there are {len(grades)} grades")
+    found: dict[str, int] = {}
+    for page, grade in zip(pages, grades, strict=True):
+        text = str(grade).strip()
+        if not text.isdecimal():
+            raise ValueError(f"the grade of {page!r} is {grade!r}, not a whole number from 0")
+        found[str(page).strip()] = int(text)
+    return found
+
+
+def _listed(value: Any) -> list[Any]:  # Any: a row's value
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(";") if part.strip()]
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON values
+    ending = Path(name).suffix.lower()
+    if ending not in ENDINGS:
+        raise OptionError(f"{name} has the ending {ending!r}", hint=f"Queries are {', '.join(ENDINGS)} files.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{name} is not UTF-8: {error}") from error
+    if ending != ".jsonl":
+        yield from csv.DictReader(text.splitlines(), delimiter="," if ending == ".csv" else "\t")
+        return
+    for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise OptionError(f"{name}, row {number} is not JSON: {error}", hint=_HINT) from error
+        if not isinstance(row, Mapping):
+            raise OptionError(f"{name}, row {number} is no JSON object", hint=_HINT)
+        yield row
+
+
+__all__ = ["ENDINGS", "Question", "read_questions"]
