@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from llmquant.call import Call as Call
     from llmquant.experiment import Experiment as Experiment
     from llmquant.experiment import InputFile as InputFile
+    from llmquant.experiment import InputFolder as InputFolder
     from llmquant.experiment import ModelRequest as ModelRequest
+    from llmquant.experiment import VectorForm as VectorForm
+    from llmquant.experiment import VectorGrid as VectorGrid
     from llmquant.models import ModelInfo as ModelInfo
     from llmquant.one_model import load as load
+    from llmquant.one_model import load_embedder as load_embedder
     from llmquant.one_model import quantize as quantize
     from llmquant.plugins.registry import registry as registry
     from llmquant.plugins.spec import PluginSpec as PluginSpec
@@ -30,10 +34,17 @@ if TYPE_CHECKING:
     from llmquant.protocols import AppliedQuantization as AppliedQuantization
     from llmquant.protocols import Context as Context
     from llmquant.protocols import Cost as Cost
+    from llmquant.protocols import Embedder as Embedder
+    from llmquant.protocols import EmbedderInfo as EmbedderInfo
     from llmquant.protocols import Evaluator as Evaluator
     from llmquant.protocols import Executor as Executor
     from llmquant.protocols import LoadedModel as LoadedModel
+    from llmquant.protocols import OpenEmbedder as OpenEmbedder
+    from llmquant.protocols import Prepared as Prepared
     from llmquant.protocols import Quantizer as Quantizer
+    from llmquant.retrieval.items import Item as Item
+    from llmquant.retrieval.loaded import LoadedEmbedder as LoadedEmbedder
+    from llmquant.retrieval.vectors import Embeddings as Embeddings
     from llmquant.run import Measurement as Measurement
     from llmquant.run import Result as Result
     from llmquant.run import Run as Run
@@ -46,20 +57,27 @@ __version__ = "0.1.0"
 _HOMES = {
     "llmquant.call": ("Call",),
     "llmquant.api": ("Comparison", "compare", "register", "run_experiment", "run_study"),
-    "llmquant.experiment": ("Experiment", "InputFile", "ModelRequest"),
+    "llmquant.experiment": ("Experiment", "InputFile", "InputFolder", "ModelRequest", "VectorForm", "VectorGrid"),
     "llmquant.models": ("ModelInfo",),
-    "llmquant.one_model": ("load", "quantize"),
+    "llmquant.one_model": ("load", "load_embedder", "quantize"),
     "llmquant.plugins.registry": ("registry",),
     "llmquant.plugins.spec": ("PluginSpec", "RunEvent", "hookimpl"),
     "llmquant.protocols": (
         "AppliedQuantization",
         "Context",
         "Cost",
+        "Embedder",
+        "EmbedderInfo",
         "Evaluator",
         "Executor",
         "LoadedModel",
+        "OpenEmbedder",
+        "Prepared",
         "Quantizer",
     ),
+    "llmquant.retrieval.items": ("Item",),
+    "llmquant.retrieval.loaded": ("LoadedEmbedder",),
+    "llmquant.retrieval.vectors": ("Embeddings",),
     "llmquant.run": ("Measurement", "Result", "Run", "Sample"),
     "llmquant.store": ("Store",),
     "llmquant.study": ("Study",),

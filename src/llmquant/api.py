@@ -16,8 +16,7 @@ from llmquant.call import Call, Json
 from llmquant.comparison import Row, StudyRecord
 from llmquant.errors import OptionError, StoreError
 from llmquant.estimate import SizeEstimate, estimate_all, estimate_size
-from llmquant.experiment import Digest, Experiment, ModelRequest, RunId
-from llmquant.models import inspect_model
+from llmquant.experiment import Digest, Experiment, ModelRequest, RunId, VectorGrid
 from llmquant.plan import Planned, resolve
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
@@ -26,6 +25,7 @@ from llmquant.run import SCHEMA_VERSION, Run, Sample
 from llmquant.scheduler import Progress, Scheduler
 from llmquant.store import Store
 from llmquant.study import Study
+from llmquant.subjects import inspect_subject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,10 +47,12 @@ class Comparison:
         record: StudyRecord,
         runs: Mapping[RunId, Run],
         samples: Callable[[RunId], Mapping[str, Sequence[Sample]]],
+        files: Callable[[Run], Path] = lambda run: Path(),
     ) -> None:
         self.record = record
         self.runs = dict(runs)
         self._samples = samples
+        self._files = files
 
     @classmethod
     def from_store(cls, store: Store | str | Path, study: str | None = None) -> Comparison:
@@ -69,7 +71,7 @@ class Comparison:
             raise StoreError(f"no study is called {study!r}", hint=f"Studies in {store.root}: {', '.join(known)}")
         record = StudyRecord.from_json(store.read_study(found[-1]))
         runs = {e.run_id: run for e in record.experiments if (run := store.run(e.run_id)) is not None}
-        return cls(record, runs, _reader(store, runs))
+        return cls(record, runs, _reader(store, runs), store.files)
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
@@ -156,6 +158,16 @@ class Comparison:
             "failures": failures,
         }
 
+    def to_html(self) -> str:
+        """Return the study as one self-contained page: its tables, and the queries that embedders answer worst."""
+        from llmquant.report.html_page import to_html_page
+
+        return to_html_page(self.rows(), self.record, self.runs, self._files)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write `to_html` to a file."""
+        Path(path).write_text(self.to_html(), encoding="utf-8")
+
     def save_json(self, path: str | Path) -> None:
         """Write the study to one portable file."""
         Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
@@ -175,6 +187,7 @@ def compare(
     quantizers: Sequence[Plugin] = (),
     evaluators: Sequence[Plugin] = (),
     *,
+    vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
     baseline: str | None = None,
     limit: int | None = 100,
     seed: int = 0,
@@ -187,11 +200,12 @@ def compare(
     """Compare quantizations of one model or several, each against its own baseline.
 
     Args:
-        models: Hub ids (``org/name@revision``), folders, ``.gguf`` files.
+        models: Hub ids (``org/name@revision``), folders, ``.gguf`` files, embedders (``bigemma3(dim=768)``).
         quantizers: presets or calls such as ``bnb_4bit(quant_type=fp4)``; empty for the defaults.
         evaluators: calls such as ``lm_eval(coqa)``; empty for the defaults.
+        vectors: forms of an embedder's vectors: ``{"dims": [768, 256], "codecs": ["float16", "int8"]}``.
         baseline: what the others are held against; ``None`` takes the first ``*_baseline``.
-        limit: documents a task; ``None`` for all.
+        limit: documents a task, of retrieval queries; ``None`` for all.
         executor: a name, a call such as ``local(threads=2)``, or an executor.
         store: folder of the results; what it holds already is reused.
         fresh: repeat what is stored; nothing is deleted.
@@ -204,7 +218,7 @@ def compare(
     Raises:
         RequestError: if the request is wrong; nothing was started.
     """
-    study = make_study(models, quantizers, evaluators, baseline=baseline, limit=limit, seed=seed)
+    study = make_study(models, quantizers, evaluators, vectors=vectors, baseline=baseline, limit=limit, seed=seed)
     return run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout_s, progress=progress)
 
 
@@ -213,6 +227,7 @@ def make_study(
     quantizers: Sequence[Plugin] = (),
     evaluators: Sequence[Plugin] = (),
     *,
+    vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
     baseline: str | None = None,
     limit: int | None = 100,
     seed: int = 0,
@@ -233,6 +248,7 @@ def make_study(
         baseline,
         limit,
         seed,
+        vectors if isinstance(vectors, VectorGrid) else VectorGrid.from_json(vectors or {}),
     )
 
 
@@ -275,7 +291,7 @@ def execute(
     with shown as watch:
         scheduler = Scheduler(planned, registry(), store, executor, fresh=fresh, timeout_s=timeout_s, watch=watch)
         runs = scheduler.run()
-    return Comparison(planned.record, runs, _reader(store, runs))
+    return Comparison(planned.record, runs, _reader(store, runs), store.files)
 
 
 def run_experiment(
@@ -329,7 +345,7 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
     store = store if isinstance(store, Store) else Store(store)
     with open_executor(executor) as where:
         if not (study.quantizers or study.evaluators):
-            infos = [inspect_model(request, Cache.default()) for request in study.models]
+            infos = [inspect_subject(request, registry(), Cache.default()) for request in study.models]
             return Preview({info.use().name: estimate_all(info, registry(), where.device) for info in infos}, None, {})
         planned = resolve(study, registry(), Cache.default(), where)
         sizes = {
@@ -350,13 +366,13 @@ def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Stu
         refused = {
             size.quantizer
             for request in study.models
-            for size in estimate_all(inspect_model(request, Cache.default()), registry(), where.device)
+            for size in estimate_all(inspect_subject(request, registry(), Cache.default()), registry(), where.device)
             if size.refused
         }
     found = [
         Call(name)
         for plugin, name in registry().ready("quantizer")
-        if registry().missing(plugin) is None and "causal_lm" in plugin.spec.accepts and name not in refused
+        if registry().missing(plugin) is None and name not in refused
     ]
     return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))
 

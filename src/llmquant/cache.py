@@ -82,8 +82,7 @@ class Cache:
         found = []
         for path in self.root.glob("*/*"):
             if path.is_dir() and re.fullmatch(_NAME, path.name):
-                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-                found.append(CacheEntry(path.parent.name, path, size, path.stat().st_mtime))
+                found.append(CacheEntry(path.parent.name, path, _size(path), path.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used_at)
 
     def prune(self, *, unused_days: float) -> list[CacheEntry]:
@@ -107,6 +106,14 @@ class Cache:
                 with contextlib.suppress(Timeout), _lock(final, timeout_s=0):  # held: its maker is at work
                     _sweep(final)
         return old
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # embeddings are merged while somebody looks
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _lock(final: Path, *, timeout_s: float = -1) -> BaseFileLock:

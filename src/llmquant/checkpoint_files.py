@@ -165,9 +165,13 @@ def folder_digest(folder: Path, weight_files: Collection[str], remembered: Path)
     """
     names = [
         path.relative_to(folder).as_posix()
-        for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*"))
+        for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.glob("[0-9]_*/*"))
         if path.is_file()
-        and (path.name in weight_files or (path.suffix in _SUFFIXES and not path.name.lower().startswith(_FOR_PEOPLE)))
+        and (
+            path.name in weight_files
+            or path.parent != folder  # sentence-transformers' modules have weights of their own
+            or (path.suffix in _SUFFIXES and not path.name.lower().startswith(_FOR_PEOPLE))
+        )
     ]
     return digest_of({name: file_digest(folder / name, remembered) for name in sorted(names)})
 

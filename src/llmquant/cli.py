@@ -11,6 +11,7 @@ from llmquant.cli_inspect import AsJson, inspect_app, print_json, print_tables
 
 if TYPE_CHECKING:
     from llmquant.api import Comparison
+    from llmquant.experiment import VectorGrid
     from llmquant.plan import Planned
     from llmquant.protocols import Executor
     from llmquant.study import Study
@@ -26,7 +27,7 @@ app = typer.Typer(
 app.add_typer(inspect_app)
 
 Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="Hub id (org/name@revision), folder, or .gguf file.")
+    list[str], typer.Argument(metavar="MODEL...", help="Hub id (org/name@revision), folder, .gguf file, or embedder.")
 ]
 Quantizers = Annotated[list[str] | None, typer.Option("--quantizer", "-q", help="Preset or call; repeat for several.")]
 Evaluators = Annotated[
@@ -35,6 +36,10 @@ Evaluators = Annotated[
 Tasks = Annotated[list[str] | None, typer.Option("--task", "-t", help='lm-eval task; "-t coqa" is -e "lm_eval(coqa)".')]
 All = Annotated[bool, typer.Option("--all", help="Every preset that can run here.")]
 Limit = Annotated[str, typer.Option(help='Documents a task, or "all".')]
+Dims = Annotated[str | None, typer.Option(help="Widths of an embedder's vectors: 2560,1536,768.")]
+Codecs = Annotated[str | None, typer.Option(help="How they are stored: float32,float16,int8,int4,binary.")]
+Pools = Annotated[str | None, typer.Option(help="Of late interaction, vectors that become one: 1,2,3.")]
+Rescores = Annotated[str | None, typer.Option(help="Times the results that are scored again in float32: 0,4.")]
 Seed = Annotated[int, typer.Option(help="For every random choice.")]
 Baseline = Annotated[str | None, typer.Option(help="What the others are held against (default: the first *_baseline).")]
 On = Annotated[str, typer.Option("--on", help='Executor: "local", "local(device=cpu, threads=2)".')]
@@ -54,6 +59,10 @@ def compare(
     evaluator: Evaluators = None,
     task: Tasks = None,
     every: All = False,
+    dims: Dims = None,
+    codecs: Codecs = None,
+    pools: Pools = None,
+    rescores: Rescores = None,
     limit: Limit = "100",
     seed: Seed = 0,
     baseline: Baseline = None,
@@ -68,7 +77,8 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Compare quantizations of one model or several."""
-    study = _study(models, quantizer, evaluator, task, limit, seed, baseline, trust_remote_code, allow_pickle)
+    vectors = _vectors(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
+    study = _study(models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle)
     if every:
         from llmquant.api import with_all_presets
 
@@ -99,6 +109,10 @@ def plan(
     quantizer: Quantizers = None,
     evaluator: Evaluators = None,
     task: Tasks = None,
+    dims: Dims = None,
+    codecs: Codecs = None,
+    pools: Pools = None,
+    rescores: Rescores = None,
     limit: Limit = "100",
     seed: Seed = 0,
     baseline: Baseline = None,
@@ -115,7 +129,8 @@ def plan(
     from llmquant.api import preview
     from llmquant.report.plan_tables import plan_json, plan_tables, size_tables
 
-    study = _study(models, quantizer, evaluator, task, limit, seed, baseline, trust_remote_code, allow_pickle)
+    vectors = _vectors(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
+    study = _study(models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle)
     seen = preview(study, executor=on, store=store)
     if as_json:
         print_json(plan_json(seen.sizes, seen.record, seen.runs))
@@ -189,6 +204,7 @@ def _study(
     quantizers: list[str] | None,
     evaluators: list[str] | None,
     tasks: list[str] | None,
+    vectors: VectorGrid,
     limit: str,
     seed: int,
     baseline: str | None,
@@ -203,10 +219,23 @@ def _study(
         [ModelRequest(model, trust_remote_code, allow_pickle) for model in models],
         quantizers or [],
         [*(evaluators or []), *(Call("lm_eval", (name,)) for name in tasks or [])],
+        vectors=vectors,
         baseline=baseline,
         limit=_limit(limit),
         seed=seed,
     )
+
+
+def _vectors(**axes: str | None) -> VectorGrid:
+    """Read the axes of a grid: values between commas."""
+    from llmquant.experiment import VectorGrid
+
+    given: dict[str, list[int | str]] = {}
+    for axis, text in axes.items():
+        values = [part.strip() for part in (text or "").split(",") if part.strip()]
+        if values:
+            given[axis] = [int(value) if value.isdigit() else value for value in values]
+    return VectorGrid.from_json(given)
 
 
 def _run(

@@ -24,12 +24,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 def report(
     store: Annotated[str, typer.Argument(help="A store, or one file that --json wrote.")] = "results",
     study: Annotated[str | None, typer.Option(help="A study's id or the start of it (default: the newest).")] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv or json.")] = "table",
+    form: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv, json or html.")] = "table",
     out: Annotated[str | None, typer.Option("--out", "-o", help="Write to a file instead of standard output.")] = None,
 ) -> None:
     """Show a stored study.
 
-    As a table, Markdown, CSV, or one portable JSON file.
+    As a table, Markdown, CSV, one portable JSON file, or one HTML page.
     """
     import json
     from pathlib import Path
@@ -43,6 +43,7 @@ def report(
         "markdown": found.to_markdown,
         "csv": found.to_csv,
         "json": lambda: json.dumps(found.to_json(), indent=1, ensure_ascii=False),
+        "html": found.to_html,
         "table": found.to_text,
     }
     if form not in writers:
@@ -58,18 +59,48 @@ def report(
 
 @inspect_app.command()
 def tasks(
-    pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "",
+    pattern: Annotated[str, typer.Argument(help="A benchmark of mteb, or part of a task's name.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List lm-eval's tasks."""
-    from llmquant.cache import Cache
-    from llmquant.evaluators.lm_eval_tasks import installed_tasks
+    """List tasks of lm-eval and of mteb.
 
-    names = [name for name in sorted(installed_tasks(Cache.default()).entries) if pattern.lower() in name.lower()]
+    Of a benchmark, such as "ViDoRe(v1)", its tasks with their sizes and metrics.
+    """
+    from llmquant.cache import Cache
+    from llmquant.errors import MissingDependencyError, UnknownNameError
+    from llmquant.report.task_table import task_json, task_table
+
+    names: list[str] = []
+    found: list[Any] = []  # Any: MtebTask
+    missing: list[MissingDependencyError] = []
+    try:
+        from llmquant.evaluators.lm_eval_tasks import installed_tasks
+
+        names = [name for name in sorted(installed_tasks(Cache.default()).entries) if pattern.lower() in name.lower()]
+    except MissingDependencyError as error:
+        missing.append(error)
+    unknown: UnknownNameError | None = None
+    try:
+        from llmquant.evaluators.mteb_index import list_tasks
+
+        found = list_tasks(pattern, Cache.default())
+    except UnknownNameError as error:
+        unknown = error
+    except MissingDependencyError as error:
+        missing.append(error)
+    if len(missing) == 2:
+        raise missing[0]
+    if not names and not found and unknown is not None:
+        raise unknown
     if as_json:
-        print_json({"tasks": names})
-    else:
-        typer.echo("\n".join(names) or f"no task has {pattern!r} in its name")
+        print_json({"tasks": names, "mteb": [task_json(task) for task in found]})
+        return
+    if names:
+        typer.echo("\n".join(names))
+    if found:
+        print_tables([task_table(found)])
+    for lacking in missing:
+        typer.echo(f"{lacking.message}. {lacking.hint}", err=True)
 
 
 @cache_app.command("list")

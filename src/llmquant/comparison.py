@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmquant.call import Json
 from llmquant.errors import StoreError
-from llmquant.experiment import Experiment, RunId, Variant, canonical_json, digest_of
+from llmquant.experiment import Experiment, RunId, Variant, VectorForm, digest_of
 from llmquant.run import SCHEMA_VERSION, FailureKind, Measurement, Run, Sample, check_schema
 
 if TYPE_CHECKING:
@@ -49,11 +50,20 @@ class StudyRecord:
     seed: int = 0
     started_at: str = ""
 
+    @cached_property
+    def forms(self) -> Mapping[str, tuple[VectorForm, ...]]:
+        """Return the forms of vectors by the model's digest, the baseline's first; embedders only."""
+        found: dict[str, dict[VectorForm, None]] = {}
+        for experiment in self.experiments:
+            if experiment.variant.vectors is not None:
+                found.setdefault(experiment.variant.model.digest, {})[experiment.variant.vectors] = None
+        return {digest: tuple(forms) for digest, forms in found.items()}
+
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the content of ``study.json``."""
         return {
             "schema_version": SCHEMA_VERSION,
-            **vars(self),
+            **{field.name: getattr(self, field.name) for field in fields(self)},
             "experiments": [experiment.to_json() for experiment in self.experiments],
             "baselines": dict(self.baselines),
             "notes": list(self.notes),
@@ -67,10 +77,10 @@ class StudyRecord:
             StoreError: if it was written by a newer version, or is not a study.
         """
         check_schema(data, "a study")
-        fields = {key: value for key, value in data.items() if key != "schema_version"}
+        values = {key: value for key, value in data.items() if key != "schema_version"}
         try:
-            fields["experiments"] = tuple(map(Experiment.from_json, fields["experiments"]))
-            return cls(**{**fields, "notes": tuple(fields["notes"])})
+            values["experiments"] = tuple(map(Experiment.from_json, values["experiments"]))
+            return cls(**{**values, "notes": tuple(values["notes"])})
         except (KeyError, TypeError) as error:
             raise StoreError(f"a study cannot be read: {error!r}") from error
 
@@ -82,7 +92,7 @@ class Row:
     Attributes:
         model: its name, of a local path the last part.
         model_digest: what it is: rows of one digest share a baseline.
-        variant: label of the quantizer.
+        variant: label of the quantizer, and of the form of its vectors where there are several.
         is_baseline: whether this is what the others are held against.
         evaluator: its label.
         evaluator_key: equal for like measurements: evaluator, options, documents, seed and hardware.
@@ -92,6 +102,7 @@ class Row:
         hardware: where it was measured, for evaluators whose numbers depend on it.
         task: with `metric` and `at` what was measured; ``""`` where the run gave nothing.
         at: the conditions.
+        headline: whether tables show it.
         stderr: standard error of the value.
         n: samples or repeats behind the value.
         baseline: label of the baseline; ``None`` on its own rows.
@@ -131,6 +142,7 @@ class Row:
     task: str = ""
     metric: str = ""
     at: Mapping[str, int | float | str] = field(default_factory=dict)
+    headline: bool = True
     value: float | None = None
     stderr: float | None = None
     n: int | None = None
@@ -217,20 +229,39 @@ def missing(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.status == "missing"]
 
 
+def label(record: StudyRecord, variant: Variant) -> str:
+    """Name a variant in tables, beside the model's name: the form of its vectors only where a study has several."""
+    forms = _forms(record, variant)
+    name = variant.quantizer.label
+    return name if len(forms) < 2 else f"{name} · {variant.vectors or forms[0]}"
+
+
 def variants(record: StudyRecord) -> list[Variant]:
     """List a study's variants, by model, the baseline first."""
     models = list(dict.fromkeys(experiment.variant.model.digest for experiment in record.experiments))
     firsts: dict[str, Experiment] = {}
     for experiment in record.experiments:
         variant = experiment.variant
-        firsts.setdefault(canonical_json([variant.model.digest, variant.quantizer.identity()]), experiment)
+        firsts.setdefault(f"{variant.model.digest} {label(record, variant)}", experiment)
     ordered = sorted(firsts.values(), key=lambda e: (models.index(e.variant.model.digest), not _is_baseline(record, e)))
     return [experiment.variant for experiment in ordered]
 
 
 def _is_baseline(record: StudyRecord, experiment: Experiment) -> bool:
     variant = experiment.variant
-    return record.baselines.get(variant.model.digest) == variant.quantizer.label
+    if record.baselines.get(variant.model.digest) != variant.quantizer.label:
+        return False
+    return variant.vectors is None or variant.vectors == _forms(record, variant)[0]
+
+
+def _forms(record: StudyRecord, variant: Variant) -> tuple[VectorForm, ...]:
+    """Return the forms of vectors that a study has of a variant's model, its first one first."""
+    return record.forms.get(variant.model.digest, ())
+
+
+def _baseline_label(record: StudyRecord, variant: Variant) -> str | None:
+    name, forms = record.baselines.get(variant.model.digest), _forms(record, variant)
+    return f"{name} · {forms[0]}" if name is not None and len(forms) > 1 else name
 
 
 def _evaluator_key(experiment: Experiment) -> str:
@@ -253,9 +284,9 @@ def _head(record: StudyRecord, experiment: Experiment, run: Run | None) -> dict[
         # The record's names, not the run's: a reused run may have been asked for by others.
         "model": variant.model.name,
         "model_digest": variant.model.digest,
-        "variant": variant.quantizer.label,
+        "variant": label(record, variant),
         "is_baseline": is_baseline,
-        "baseline": None if is_baseline else record.baselines.get(variant.model.digest),
+        "baseline": None if is_baseline else _baseline_label(record, variant),
         "evaluator": experiment.evaluator.label,
         "evaluator_key": _evaluator_key(experiment),
         "run_id": experiment.run_id,

@@ -69,10 +69,11 @@ def estimate_all(info: ModelInfo, registry: Registry, device: Device) -> list[Si
     """Predict every preset that is installed, the largest first."""
     from llmquant.call import Call
 
+    kind = "causal_lm" if info.embedder is None else "embedder"
     found = [
         estimate_size(info, registry.choose("quantizer", Call(name)), device)
         for plugin, name in registry.ready("quantizer")
-        if "causal_lm" in plugin.spec.accepts
+        if kind in plugin.spec.accepts
     ]
     return sorted(found, key=lambda size: -(size.weight_bytes or 0))
 

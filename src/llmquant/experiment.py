@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NewType, get_args
 
 from llmquant.call import Json
-from llmquant.errors import OptionError, StoreError
+from llmquant.errors import OptionError, StoreError, nearest
 
 RunId = NewType("RunId", str)
 Digest = NewType("Digest", str)
 PluginKind = Literal["quantizer", "evaluator", "embedder", "executor"]
+Codec = Literal["float32", "float16", "int8", "int4", "binary"]
 
 
 def canonical_json(value: Json) -> str:
@@ -65,22 +67,53 @@ class InputFile:
 
 
 @dataclass(frozen=True)
+class InputFolder(InputFile):
+    """A local folder that an option names: known by the names and contents of its files, not by its path."""
+
+    @classmethod
+    def read(cls, path: Path) -> InputFolder:
+        """Digest the files in the folder at `path`; hidden ones do not count.
+
+        Raises:
+            OptionError: if it is no folder, cannot be read or has no files.
+        """
+        if not path.is_dir():
+            raise OptionError(f"{path} is no folder" if path.exists() else f"{path} is not there")
+        try:
+            files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+            digests: dict[str, Json] = {}
+            for file in files:
+                with file.open("rb") as stream:
+                    digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise OptionError(f"cannot read {error.filename or path}: {error.strerror}") from error
+        if not files:
+            raise OptionError(f"{path} has no files")
+        return cls(digest_of(digests), path.absolute().name, path.absolute())
+
+
+@dataclass(frozen=True)
 class ModelUse:
     """A model inside an experiment.
 
     Attributes:
         source: as it was asked for, for people; no part of the identity.
-        digest: ``commit:<sha>`` of a Hub model, ``sha256:<hex>`` of local files.
+        digest: ``commit:<sha>`` of a Hub model, ``sha256:<hex>`` of local files; of an embedder, of its checkpoint and
+            its options together.
         flags: settings that change what is loaded, such as ``trust_remote_code``.
+        embedder: the plugin that opens it, ``None`` for a causal language model.
     """
 
     source: str
     digest: str
     flags: tuple[str, ...] = ()
+    embedder: PluginUse | None = None
 
     @property
     def name(self) -> str:
         """Name it for people: of a local path the last part."""
+        if self.embedder is not None:
+            return self.embedder.label
         return Path(self.source).name if self.digest.startswith("sha256:") else self.source
 
     def identity(self) -> Json:
@@ -89,7 +122,14 @@ class ModelUse:
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return it as a JSON object."""
-        return {"source": self.source, "digest": self.digest, "flags": list(self.flags)}
+        embedder = None if self.embedder is None else self.embedder.to_json()
+        return {"source": self.source, "digest": self.digest, "flags": list(self.flags), "embedder": embedder}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelUse:  # Any: a JSON object
+        """Read what `to_json` wrote."""
+        source, digest, flags, embedder = data["source"], data["digest"], data["flags"], data["embedder"]
+        return cls(source, digest, tuple(flags), None if embedder is None else PluginUse(**embedder))
 
 
 @dataclass(frozen=True)
@@ -118,11 +158,86 @@ class PluginUse:
 
 
 @dataclass(frozen=True)
+class VectorForm:
+    """How an embedder's vectors are kept and searched: what a vector store would hold.
+
+    Attributes:
+        dim: leading dimensions that are kept, at unit length again (Matryoshka); ``None`` keeps all.
+        codec: of the documents; queries stay float32.
+        pool: of late interaction, how many of a document's vectors become one, on average; 1 keeps them all.
+        rescore: this many times the results asked for are scored again with the float32 documents; 0 is never.
+    """
+
+    dim: int | None = None
+    codec: Codec = "float32"
+    pool: int = 1
+    rescore: int = 0
+
+    def __str__(self) -> str:
+        parts = (
+            f"{self.dim}d" if self.dim is not None else "",
+            self.codec,
+            f"pool {self.pool}" if self.pool > 1 else "",
+            f"rescore {self.rescore}" if self.rescore else "",
+        )
+        return " ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class VectorGrid:
+    """The forms of vectors that a study compares: every combination.
+
+    Attributes:
+        dims: widths; empty leaves each embedder its own.
+        codecs: empty is float32 alone.
+        pools: empty is 1 alone.
+        rescores: empty is 0 alone.
+    """
+
+    dims: tuple[int, ...] = ()
+    codecs: tuple[Codec, ...] = ()
+    pools: tuple[int, ...] = ()
+    rescores: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for codec in self.codecs:
+            if codec not in get_args(Codec):
+                raise OptionError(f"codec is {codec!r}", hint=nearest(str(codec), get_args(Codec)))
+        for name, least in (("dims", 1), ("pools", 1), ("rescores", 0)):
+            for value in getattr(self, name):
+                if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                    raise OptionError(f"{name} holds {value!r}", hint=f"Give whole numbers from {least}.")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> VectorGrid:  # Any: whatever somebody wrote
+        """Read a table of lists.
+
+        Raises:
+            OptionError: if it is none, or has another key or a wrong value.
+        """
+        axes = [axis.name for axis in fields(cls)]
+        if not isinstance(data, Mapping):
+            raise OptionError(f"vectors is {data!r}", hint='Write { dims = [768], codecs = ["int8"] }.')
+        for key, values in data.items():
+            if key not in axes:
+                raise OptionError(f"vectors has no key {key!r}", hint=nearest(key, axes))
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise OptionError(f"vectors: {key} must be a list, found {values!r}")
+        return cls(**{key: tuple(values) for key, values in data.items()})
+
+    def forms(self, dim: int | None) -> tuple[VectorForm, ...]:
+        """Return every combination, the first one as written first; `dim` stands in where no widths are named."""
+        axes = (self.dims or (dim,), self.codecs or ("float32",), self.pools or (1,), self.rescores or (0,))
+        return tuple(dict.fromkeys(VectorForm(*choice) for choice in itertools.product(*axes)))
+
+
+@dataclass(frozen=True)
 class Variant:
-    """What one could ship: a model and how its weights are represented."""
+    """What one could ship: a model, how its weights are represented, and of an embedder how its vectors are kept."""
 
     model: ModelUse
     quantizer: PluginUse
+    vectors: VectorForm | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +258,8 @@ class Experiment:
     Attributes:
         documents: ``None`` for evaluators that use no documents.
         hardware: the executor's hardware, for evaluators whose numbers depend on it; else ``None``.
-        reference: digest of the baseline's file, for evaluators that compare with one; else ``None``.
+        reference: of evaluators that compare with a file of the baseline's: the run that leaves it; ``None`` is that
+            run itself, and every other evaluator's.
     """
 
     variant: Variant
@@ -151,12 +267,13 @@ class Experiment:
     documents: Documents | None
     seed: int
     hardware: str | None = None
-    reference: Digest | None = None
+    reference: RunId | None = None
 
     @property
     def run_id(self) -> RunId:
         """Name the run by what was asked: 20 hexadecimal digits."""
-        identity: Json = {
+        vectors = self.variant.vectors
+        identity: dict[str, Json] = {
             "model": self.variant.model.identity(),
             "quantizer": self.variant.quantizer.identity(),
             "evaluator": self.evaluator.identity(),
@@ -165,6 +282,8 @@ class Experiment:
             "hardware": self.hardware,
             "reference": self.reference,
         }
+        if vectors is not None:
+            identity["vectors"] = vars(vectors)
         return RunId(digest_of(identity).removeprefix("sha256:")[:20])
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
@@ -172,6 +291,7 @@ class Experiment:
         return {
             "model": self.variant.model.to_json(),
             "quantizer": self.variant.quantizer.to_json(),
+            "vectors": None if self.variant.vectors is None else vars(self.variant.vectors),
             "evaluator": self.evaluator.to_json(),
             "documents": None if self.documents is None else {"limit": self.documents.limit},
             "seed": self.seed,
@@ -187,10 +307,9 @@ class Experiment:
             StoreError: if a field is missing or unknown.
         """
         try:
-            model = data["model"]
-            used = ModelUse(model["source"], model["digest"], tuple(model["flags"]))
+            vectors = None if data["vectors"] is None else VectorForm(**data["vectors"])
             return cls(
-                Variant(used, PluginUse(**data["quantizer"])),
+                Variant(ModelUse.from_json(data["model"]), PluginUse(**data["quantizer"]), vectors),
                 PluginUse(**data["evaluator"]),
                 None if data["documents"] is None else Documents(**data["documents"]),
                 data["seed"],

@@ -135,11 +135,24 @@ def _read_cached(repo: str, revision: str | None, name: str, reason: Exception, 
     )
 
 
-def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: bool) -> Path:
+def read_hub_adapter(repo: str, revision: str | None) -> tuple[str, dict[str, Any]] | None:  # Any: a JSON object
+    """Return the commit and the ``adapter_config.json`` of a PEFT adapter on the Hub; ``None`` if it is none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # as above
+
+    try:
+        path = Path(hf_hub_download(repo, "adapter_config.json", revision=revision, library_name="llmquant"))
+    except (HTTPError, OSError, ValueError):  # whoever asks knows already that it is no ordinary checkpoint
+        return None
+    return path.parent.name, read_json(path)
+
+
+def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: bool, modules: bool = False) -> Path:
     """Download what loading needs, once, into the Hugging Face cache.
 
     Args:
         code: also the checkpoint's Python files.
+        modules: also the folders of sentence-transformers' modules, such as ``1_Pooling``.
 
     Raises:
         ModelError: if it cannot be downloaded.
@@ -148,9 +161,12 @@ def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: boo
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # as above
 
     patterns = [*_TEXT_FILES, *weight_files, *(["*.py"] if code else [])]
+    # Folders such as original/ and onnx/ repeat the weights in other formats.
+    others = ["[!0-9]*/*", "[0-9][!_]*/*"] if modules else ["*/*"]
+    if modules:
+        patterns += ["[0-9]_*/*.json", "[0-9]_*/*.safetensors"]
     try:
-        # Folders such as original/ and onnx/ repeat the weights in other formats.
-        folder = snapshot_download(repo, revision=commit, allow_patterns=patterns, ignore_patterns=["*/*"])
+        folder = snapshot_download(repo, revision=commit, allow_patterns=patterns, ignore_patterns=others)
     except (HTTPError, OSError, ValueError) as error:
         raise ModelError(
             f"{repo} cannot be downloaded: {_first_line(error)}",

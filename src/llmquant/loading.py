@@ -69,7 +69,7 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"transformers cannot convert {gguf.name}: {error}") from error
-    _check_complete(report, gguf.name)
+    check_complete(report, gguf.name)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -100,7 +100,7 @@ def load_causal_lm(
         seconds = time.perf_counter() - started
         touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
     applied = quantizer.applied(module)
-    _check_honoured(options, applied)
+    check_honoured(options, applied)
     tokenizer = load_tokenizer(path, info)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -116,12 +116,12 @@ def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], d
             trust_remote_code="trust_remote_code" in info.flags,
             use_safetensors=None if "allow_pickle" in info.flags else True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them; `_check_complete` ignores none
+            ignore_mismatched_sizes=True,  # so that the report names them; `check_complete` ignores none
             **keywords,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
-    _check_complete(report, info.source)
+    check_complete(report, info.source)
     return module.eval()
 
 
@@ -137,7 +137,7 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
 
 
-def _check_complete(report: Mapping[str, Any], source: str) -> None:  # Any: transformers' loading report
+def check_complete(report: Mapping[str, Any], source: str) -> None:  # Any: transformers' loading report
     """Refuse a model some of whose weights were not in the files: they are random numbers.
 
     Raises:
@@ -162,7 +162,7 @@ def _check_complete(report: Mapping[str, Any], source: str) -> None:  # Any: tra
         raise ModelError(f"{source} was not loaded whole: {errors[0]}")
 
 
-def _check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses
+def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses
     """Compare what the options ask for with what is in the weights.
 
     Raises:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmquant.checkpoint_files import file_digest, folder_digest, read_checkpoint
 from llmquant.errors import ModelError
-from llmquant.experiment import ModelRequest, ModelUse
+from llmquant.experiment import ModelRequest, ModelUse, PluginUse
 from llmquant.gguf_header import read_gguf_header
 from llmquant.hub import read_hub
+from llmquant.protocols import EmbedderInfo
 from llmquant.weight_headers import TensorInfo
 
 if TYPE_CHECKING:
@@ -21,13 +22,30 @@ if TYPE_CHECKING:
 
 # Stored by old checkpoints or by GGUF, and no weights: masks and rotary frequencies, which models make anew.
 _NOT_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.masked_bias|^rope_freqs\.weight)$")
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_HEAD = re.compile(r"(^|\.)lm_head\.weight$|^(embed_out|output)\.weight$")
 _BLOCK = re.compile(r"\.\d+\.")
 # Not nn.Linear inside a block, by the last part of the layer's name (the last two of GGUF) ...
 _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)$)")
 # ... and the experts of a mixture, which transformers fuses into one tensor for all experts.
 _EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter that goes on a checkpoint.
+
+    Attributes:
+        digest: ``commit:<sha>`` on the Hub, ``sha256:<hex>`` of a local folder.
+        location: the local folder; ``None`` on the Hub.
+        repo: id on the Hub, else ``None``.
+        commit: on the Hub, else ``None``.
+    """
+
+    digest: str
+    location: Path | None
+    repo: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +64,17 @@ class ModelInfo:
         weight_files: names of the files that hold them.
         disk_bytes: their size.
         note: what a reader of the results must know; may be empty.
+        embedder: the plugin that opens it; ``None`` for a causal language model.
+        embeds: what it gives as an embedder.
+        encoder_digest: of an embedder, what its vectors are known by besides the quantizer: its checkpoint and those of
+            its options that change them.
+        adapter: of an embedder, the PEFT adapter that goes on the checkpoint.
     """
 
     source: str
     digest: str
     flags: tuple[str, ...]
-    kind: Literal["hub", "folder", "gguf"]
+    kind: Literal["hub", "folder", "gguf", "none"]
     location: Path | None
     repo: str | None
     commit: str | None
@@ -60,10 +83,14 @@ class ModelInfo:
     weight_files: tuple[str, ...]
     disk_bytes: int
     note: str = ""
+    embedder: PluginUse | None = None
+    embeds: EmbedderInfo | None = None
+    encoder_digest: str = ""
+    adapter: Adapter | None = None
 
     def use(self) -> ModelUse:
         """Return what of it enters an experiment."""
-        return ModelUse(self.source, self.digest, self.flags)
+        return ModelUse(self.source, self.digest, self.flags, self.embedder)
 
     @property
     def text_config(self) -> Mapping[str, Any]:  # Any: a JSON object
@@ -82,14 +109,16 @@ class ModelInfo:
 
     @property
     def weights(self) -> tuple[TensorInfo, ...]:
-        """Return the tensors that are loaded: a tied head once, no stored masks."""
+        """Return the tensors that are loaded: a tied head once and of an embedder not at all, no stored masks."""
         names = {tensor.name for tensor in self.tensors}
-        tied = bool(self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings")))
+        tied = self.embeds is not None or bool(
+            self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings"))
+        )
         return tuple(
             tensor
             for tensor in self.tensors
             if not _NOT_WEIGHTS.search(tensor.name)
-            and not (tied and tensor.name in _HEADS and len(names) > 1)
+            and not (tied and _HEAD.search(tensor.name) and len(names) > 1)
             and not (tensor.name.endswith((".attn.bias", ".attention.bias")) and len(tensor.shape) == 4)
         )
 
@@ -160,7 +189,7 @@ def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
     source = request.source.strip()
     if not source:
         raise ModelError("no model was named", hint="Give a Hub id, ./folder or a .gguf file.")
-    if not _is_path(source):
+    if not is_path(source):
         return _inspect_hub(source, request)
     path = Path(source).expanduser().absolute()
     if not path.exists():
@@ -248,7 +277,7 @@ def _noted(info: ModelInfo) -> ModelInfo:
     return replace(info, note="; ".join(part for part in (info.note, said) if part))
 
 
-def _is_path(source: str) -> bool:
+def is_path(source: str) -> bool:
     """Tell paths from Hub ids, which are ``name`` or ``org/name``."""
     return (
         source in (".", "..")

@@ -15,11 +15,13 @@ from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.errors import RequestError
 from llmquant.experiment import Documents, ModelRequest
-from llmquant.models import ModelInfo, inspect_model
+from llmquant.models import ModelInfo
 from llmquant.plan import check_choice
 from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.protocols import AppliedQuantization, Context, LoadedModel
+from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.subjects import inspect_subject
 
 
 def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0) -> LoadedModel:
@@ -31,7 +33,29 @@ def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "au
         NotHonouredError: if what was loaded is not what was asked for.
     """
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        _refuse_embedder(info)
         return _load(info, chosen, context)
+
+
+def load_embedder(
+    model: str, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0
+) -> LoadedEmbedder:
+    """Load an embedder in this process, quantized: ``load_embedder("bigemma3", "bnb_4bit_nf4").encode([...])``.
+
+    Args:
+        model: an embedder's name or call, or a Hub id that means one.
+
+    Raises:
+        RequestError: if the model or the quantizer is wrong, or the model is no embedder.
+        NotHonouredError: if what was loaded is not what was asked for.
+    """
+    from llmquant.loading_embedders import load_embedder as load_it
+
+    with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        if info.embedder is None:
+            raise RequestError(f"{model} is a causal LM", hint="lq.load opens it.")
+        embedder = registry().construct(registry().restore("embedder", info.embedder))
+        return load_it(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
 
 
 def quantize(
@@ -61,6 +85,7 @@ def quantize(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RequestError(f"{target} is there already and not empty", hint="Name another folder, or delete it first.")
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        _refuse_embedder(info)
         if hasattr(chosen.options, "check_save"):
             chosen.options.check_save(context.device)
         loaded = _load(info, chosen, replace(context, progress=progress))
@@ -72,6 +97,11 @@ def quantize(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return loaded.applied
+
+
+def _refuse_embedder(info: ModelInfo) -> None:
+    if info.embedder is not None:
+        raise RequestError(f"{info.source} is an embedder", hint="lq.load_embedder opens it.")
 
 
 def _load(info: ModelInfo, chosen: Chosen, context: Context) -> LoadedModel:
@@ -102,7 +132,8 @@ def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
 def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> Iterator[tuple[ModelInfo, Chosen, Context]]:
     """Check one model and quantizer as a study would, for work in this process."""
     cache = Cache.default()
-    info = inspect_model(model if isinstance(model, ModelRequest) else ModelRequest(str(model)), cache)
+    request = model if isinstance(model, ModelRequest) else ModelRequest(str(model))
+    info = inspect_subject(request, registry(), cache)
     chosen = registry().choose("quantizer", Call.of(quantizer))
     with open_executor(f"local(device={device})") as executor:
         check_choice(registry(), chosen, info, executor)

@@ -21,19 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.cache import Cache
 from llmquant.call import Json
-from llmquant.errors import LlmquantError, ModelError
-from llmquant.experiment import Digest, Documents, Experiment, ModelRequest
+from llmquant.errors import LlmquantError, ReferenceFailedError
+from llmquant.experiment import Digest, Documents, Experiment, ModelUse
 from llmquant.job import Journal, blank_tokens, end_with_parent, log_path, log_tail, read_job
-from llmquant.models import inspect_model
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.protocols import Context, Job, LoadedModel
 from llmquant.provenance import provenance
-from llmquant.run import Failure, FailureKind, Run
+from llmquant.run import REFERENCE_FILE, Failure, FailureKind, Run
 from llmquant.store import Store
+from llmquant.subjects import restore_subject
 
 if TYPE_CHECKING:
     from llmquant.protocols import Evaluator
+    from llmquant.retrieval.loaded import LoadedEmbedder
+
+    Subject = LoadedModel | LoadedEmbedder
 
 _log = logging.getLogger(__name__)
 
@@ -64,45 +67,39 @@ def work(record: Path, store: Store) -> None:
     journal.write("end")
 
 
-def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> LoadedModel:
-    """Fetch, quantize and load the model, and check that it produces text."""
+def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
+    """Fetch, quantize and load the model, and check that it works."""
     import torch
 
     from llmquant.checkpoints import quantized_checkpoint
     from llmquant.loading import load_causal_lm, materialize, sanity_check
+    from llmquant.loading_embedders import load_embedder
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     torch.manual_seed(context.seed)
-    flags = set(job.model["flags"])
-    request = ModelRequest(_source(job), "trust_remote_code" in flags, "allow_pickle" in flags)
-    info = inspect_model(request, context.cache)
-    if info.digest != job.model["digest"]:
-        raise ModelError(
-            f"{info.source} has changed since the study was planned: {info.digest}, not {job.model['digest']}",
-            hint="Give the command again to evaluate the model as it is now.",
-        )
+    info = restore_subject(ModelUse.from_json(job.model), registry(), context.cache)
     chosen = registry().restore("quantizer", experiment.variant.quantizer)
+    label = experiment.variant.quantizer.label
+    if info.embedder is not None:
+        embedder = registry().construct(registry().restore("embedder", info.embedder))
+        quantizer = registry().construct(chosen)
+        subject = load_embedder(info, embedder, quantizer, chosen.use, chosen.options, context)
+        _log.info("loaded %s as %s in %.1f s", info.source, label, subject.load.seconds)
+        return subject
     told = replace(context, progress=lambda done, total: journal.write("progress", done=done, total=total))
     path = quantized_checkpoint(materialize(info, context.cache), info, chosen, told, threads=job.threads)
     journal.write("loading")
-    quantizer = registry().construct(chosen)
-    subject: LoadedModel = load_causal_lm(path, info, quantizer, chosen.options, context)
-    _log.info("loaded %s as %s in %.1f s", info.source, experiment.variant.quantizer.label, subject.load.seconds)
-    _log.info("it says: %s", sanity_check(subject))
-    return subject
-
-
-def _source(job: Job) -> str:
-    """Name a Hub model by the commit it had when the study was planned, whatever was pushed since."""
-    source, digest = str(job.model["source"]), str(job.model["digest"])
-    return f"{source.partition('@')[0]}@{digest.removeprefix('commit:')}" if digest.startswith("commit:") else source
+    model: LoadedModel = load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
+    _log.info("loaded %s as %s in %.1f s", info.source, label, model.load.seconds)
+    _log.info("it says: %s", sanity_check(model))
+    return model
 
 
 def _evaluate(
     experiment: Experiment,
     attempt: int,
-    subject: LoadedModel,
+    subject: Subject,
     context: Context,
     store: Store,
     journal: Journal,
@@ -125,11 +122,12 @@ def _evaluate(
         evaluator: Evaluator = registry().construct(registry().restore("evaluator", experiment.evaluator))
         results = list(
             evaluator.evaluate(
-                subject,
+                _as_variant(subject, experiment),
                 replace(
                     context,
                     seed=experiment.seed,
                     documents=experiment.documents or Documents(),
+                    reference=_reference(experiment, store),
                     files=partial / "files",
                     progress=lambda done, total: journal.write("progress", experiment.run_id, done=done, total=total),
                 ),
@@ -163,6 +161,8 @@ def _failed(experiment: Experiment, attempt: int, error: Exception, started: str
     from llmquant.memory import is_out_of_memory
 
     kind: FailureKind = "out_of_memory" if is_out_of_memory(error) else "error"
+    if isinstance(error, ReferenceFailedError):
+        kind = "reference_failed"
     message = str(error) if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
     failure = Failure(kind, blank_tokens(message), log_tail(_log_since(record, log_from)))
     return Run(experiment, "failed", (), None, provenance(None), started, _now(), failure=failure, attempt=attempt)
@@ -189,8 +189,27 @@ def _context(job: Job, cache: Cache, scratch: Path) -> Context:
     return Context(job.device, seed, Documents(), cache, inputs, None, scratch, lambda done, total: None)
 
 
-def _applied(subject: LoadedModel) -> dict[str, Json]:
+def _applied(subject: Subject) -> dict[str, Json]:
     return {**asdict(subject.applied), "layers_left": list(subject.applied.layers_left)}
+
+
+def _as_variant(subject: Subject, experiment: Experiment) -> Subject:
+    """Give an embedder the form of vectors that the experiment is about."""
+    vectors = experiment.variant.vectors
+    if vectors is None or isinstance(subject, LoadedModel):
+        return subject
+    return replace(subject, vectors=vectors)
+
+
+def _reference(experiment: Experiment, store: Store) -> Path | None:
+    """Return the file that the baseline left; ``None`` for the baseline and for evaluators that need none."""
+    if experiment.reference is None:
+        return None
+    run = store.run(experiment.reference)
+    path = None if run is None else store.folder(run.run_id, run.attempt) / "files" / REFERENCE_FILE
+    if path is None or not path.is_file():
+        raise ReferenceFailedError(f"the baseline's run {experiment.reference} left no {REFERENCE_FILE}")
+    return path
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,22 +12,37 @@ from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.comparison import StudyRecord
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
-from llmquant.experiment import Digest, Documents, Experiment, InputFile, PluginKind, RunId, Variant, digest_of
-from llmquant.models import ModelInfo, inspect_model
+from llmquant.experiment import (
+    Digest,
+    Documents,
+    Experiment,
+    InputFile,
+    PluginKind,
+    RunId,
+    Variant,
+    VectorForm,
+    VectorGrid,
+    digest_of,
+)
+from llmquant.models import ModelInfo
 from llmquant.overlap import shared_share
 from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.protocols import Executor
 from llmquant.run import Run
 from llmquant.study import Study
+from llmquant.subjects import inspect_subject
 
 DEFAULT_QUANTIZERS = tuple(
     map(Call, ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4", "gptq_4bit_g128", "awq_4bit_g128"))
 )
 DEFAULT_EVALUATORS = tuple(map(Call.parse, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
+EMBEDDER_QUANTIZERS = tuple(map(Call, ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")))
+EMBEDDER_EVALUATORS = tuple(map(Call.parse, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
 # Shared stock phrases stay below this share of the evaluation text.
 _OVERLAP = 0.005
 DEFAULT_BASELINE = "bf16_baseline"
+_KINDS = {"causal_lm": "a causal LM", "embedder": "an embedder"}
 
 _T = TypeVar("_T")
 
@@ -60,11 +75,24 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
     """
     errors: list[RequestError] = _wrong_numbers(study)
     notes: list[str] = []
-    infos = [_try(errors, inspect_model, request, cache) for request in dict.fromkeys(study.models)]
-    quantizers = _choose(registry, "quantizer", study.quantizers or DEFAULT_QUANTIZERS, errors)
+    infos = [_try(errors, inspect_subject, request, registry, cache) for request in dict.fromkeys(study.models)]
+    known = list({info.digest: info for info in infos if info is not None}.values())
+    embedders = bool(known) and all(info.embedder is not None for info in known)
+    quantizers = _choose(
+        registry,
+        "quantizer",
+        study.quantizers or (EMBEDDER_QUANTIZERS if embedders else DEFAULT_QUANTIZERS),
+        errors,
+    )
     if not study.quantizers:
-        quantizers = _usable(registry, quantizers, infos, executor, notes)
-    evaluators = _choose(registry, "evaluator", study.evaluators or DEFAULT_EVALUATORS, errors)
+        quantizers = _usable(registry, quantizers, known, executor, notes)
+    evaluators = _choose(
+        registry,
+        "evaluator",
+        study.evaluators or (EMBEDDER_EVALUATORS if embedders else DEFAULT_EVALUATORS),
+        errors,
+    )
+    baseline = None
     if all(call.name in registry.names("quantizer") for call in study.quantizers):
         baseline = _try(errors, _baseline, study, registry, quantizers)
         if baseline is not None and baseline not in quantizers:
@@ -72,24 +100,30 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
             notes.append(f"{baseline.use.label} was added as the baseline")
     parts = [part for chosen in evaluators for part in _try(errors, _parts, registry, chosen) or ()]
     for chosen in [*quantizers, *parts]:
-        for info in infos:
-            if info is not None:
-                _try(errors, check_choice, registry, chosen, info, executor)
+        for info in known:
+            _try(errors, check_choice, registry, chosen, info, executor)
+    forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
     _raise_if_any(errors)
-    known = [info for info in infos if info is not None]
+    # First of all what leaves a file that others wait for.
+    first = sorted(quantizers, key=lambda chosen: chosen is not baseline)
+    ordered = first if any(part.plugin.spec.reference for part in parts) else quantizers
     experiments = {
         experiment.run_id: experiment
         for info in known
-        for quantizer in quantizers
         for part in sorted(parts, key=_order)
-        for experiment in [_experiment(study, info, quantizer, part, executor.hardware)]
+        for experiment in _of_evaluator(study, info, forms[info.digest], ordered, baseline, part, executor.hardware)
     }
+    # One after the other what one process does: a model as one quantizer loads it.
+    models, uses = [info.digest for info in known], [chosen.use for chosen in ordered]
+    by_variant = sorted(
+        experiments.values(), key=lambda e: (models.index(e.variant.model.digest), uses.index(e.variant.quantizer))
+    )
     notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
     notes += _overlaps(quantizers, parts)
     record = StudyRecord(
-        study_id=digest_of(list(experiments)).removeprefix("sha256:")[:12],
+        study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
         title=", ".join(info.use().name for info in known),
-        experiments=tuple(experiments.values()),
+        experiments=tuple(by_variant),
         baselines={info.digest: baseline.use.label for info in known if baseline is not None},
         notes=(*notes, *executor.notices),
         limit=study.limit,
@@ -100,8 +134,15 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
 
 
 def plan(record: StudyRecord, runs: Mapping[RunId, Run]) -> tuple[Experiment, ...]:
-    """Return the experiments that are missing from `runs` and can start now."""
-    return tuple(experiment for experiment in record.experiments if experiment.run_id not in runs)
+    """Return the experiments that are missing from `runs` and can start now.
+
+    One that is held against the baseline's file waits for the run that leaves it.
+    """
+    return tuple(
+        experiment
+        for experiment in record.experiments
+        if experiment.run_id not in runs and (experiment.reference is None or experiment.reference in runs)
+    )
 
 
 def _wrong_numbers(study: Study) -> list[RequestError]:
@@ -133,7 +174,7 @@ def _choose(registry: Registry, kind: PluginKind, calls: Sequence[Call], errors:
 def _usable(
     registry: Registry,
     chosen: Sequence[Chosen],
-    infos: Sequence[ModelInfo | None],
+    infos: Sequence[ModelInfo],
     executor: Executor,
     notes: list[str],
 ) -> list[Chosen]:
@@ -147,8 +188,7 @@ def _usable(
                 UnsupportedError("it calibrates for hours on a CPU", hint=f"To have it all the same: -q {name}")
             )
         for info in infos:
-            if info is not None:
-                _try(errors, check_choice, registry, quantizer, info, executor)
+            _try(errors, check_choice, registry, quantizer, info, executor)
         if errors and quantizer.use.label != DEFAULT_BASELINE:
             notes.append(f"{quantizer.use.label} is left out: " + str(errors[0]).replace("\n", ". "))
         else:
@@ -167,6 +207,28 @@ def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) ->
         return named[0] if named else registry.choose("quantizer", Call(DEFAULT_BASELINE))
     wanted = registry.choose("quantizer", Call.parse(study.baseline))
     return next((chosen for chosen in quantizers if _same(chosen, wanted)), wanted)
+
+
+def _forms(study: Study, info: ModelInfo) -> tuple[VectorForm, ...]:
+    """List the forms of vectors that a study wants of a model; none of a causal LM.
+
+    Raises:
+        OptionError: if the model cannot give one of them.
+    """
+    grid = study.vectors
+    if info.embeds is None:
+        if grid != VectorGrid():
+            raise OptionError(f"{info.source} is a causal LM and has no vectors", hint="Leave out dims and codecs.")
+        return ()
+    for dim in (*grid.dims, *([info.embeds.dim] if info.embeds.dim is not None else [])):
+        if dim not in info.embeds.dims:
+            offered = ", ".join(map(str, info.embeds.dims))
+            raise OptionError(f"{info.source} cannot be cut to {dim} dimensions", hint=f"It offers {offered}.")
+    if info.embeds.similarity != "maxsim" and any(pool > 1 for pool in grid.pools):
+        raise OptionError(
+            f"{info.source} has one vector a document, of which none can be pooled", hint="Leave out pools."
+        )
+    return grid.forms(info.embeds.dim)
 
 
 def _parts(registry: Registry, chosen: Chosen) -> list[Chosen]:
@@ -201,10 +263,10 @@ def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: 
     missing = registry.missing(chosen.plugin)
     if missing is not None:
         raise missing
-    if "causal_lm" not in spec.accepts:
-        raise UnsupportedError(
-            f"{spec.kind} {spec.name!r} takes {' or '.join(spec.accepts)}, and {info.source} is a causal LM"
-        )
+    kind = "causal_lm" if info.embedder is None else "embedder"
+    if kind not in spec.accepts:
+        takes = " or ".join(_KINDS.get(accepted, accepted) for accepted in spec.accepts)
+        raise UnsupportedError(f"{spec.kind} {spec.name!r} takes {takes}, and {info.source} is {_KINDS[kind]}")
     check = getattr(chosen.options, "check", None)
     if check is not None:
         check(info, executor.device)
@@ -229,15 +291,32 @@ def _order(chosen: Chosen) -> tuple[bool, bool]:
     return (not chosen.plugin.spec.hardware, chosen.plugin.full_name != "llmquant/memory")
 
 
-def _experiment(study: Study, info: ModelInfo, quantizer: Chosen, evaluator: Chosen, hardware: str) -> Experiment:
+def _of_evaluator(
+    study: Study,
+    info: ModelInfo,
+    forms: tuple[VectorForm, ...],
+    quantizers: Sequence[Chosen],
+    baseline: Chosen | None,
+    evaluator: Chosen,
+    hardware: str,
+) -> list[Experiment]:
+    """List one evaluator's experiments on one model: each quantizer and, where vectors matter, each form of them."""
     spec = evaluator.plugin.spec
-    return Experiment(
-        Variant(info.use(), quantizer.use),
-        evaluator.use,
-        Documents(study.limit) if spec.documents else None,
-        study.seed,
-        hardware if spec.hardware else None,
-    )
+    found = [
+        Experiment(
+            Variant(info.use(), quantizer.use, form),
+            evaluator.use,
+            Documents(study.limit) if spec.documents else None,
+            study.seed,
+            hardware if spec.hardware else None,
+        )
+        for quantizer in quantizers
+        for form in (forms if spec.vectors and forms else (None,))
+    ]
+    if not spec.reference or baseline is None:
+        return found
+    (reference,) = [e for e in found if e.variant.quantizer == baseline.use and e.variant.vectors in (None, *forms[:1])]
+    return [e if e is reference else replace(e, reference=reference.run_id) for e in found]
 
 
 def _try(errors: list[RequestError], step: Callable[..., _T], *args: Any) -> _T | None:  # Any: the step's arguments

@@ -13,6 +13,7 @@ from llmquant.call import Json
 
 if TYPE_CHECKING:
     from llmquant.protocols import LoadedModel
+    from llmquant.retrieval.loaded import LoadedEmbedder
 
 _PACKAGES = (
     "llmquant",
@@ -25,12 +26,15 @@ _PACKAGES = (
     "optimum",
     "torchao",
     "lm-eval",
+    "mteb",
+    "sentence-transformers",
+    "colpali-engine",
     "datasets",
     "numpy",
 )
 
 
-def provenance(subject: LoadedModel | None) -> dict[str, Json]:
+def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
     """Describe this process and, once it is loaded, the model in it."""
     import torch
 
@@ -48,11 +52,11 @@ def provenance(subject: LoadedModel | None) -> dict[str, Json]:
         found |= {
             "device": torch.cuda.get_device_name() if cuda else subject.device,
             "cuda": torch.version.cuda if cuda else None,
-            "dtype": str(subject.module.dtype).removeprefix("torch."),
+            "dtype": next((str(p.dtype).removeprefix("torch.") for p in subject.module.parameters()), None),
             "load_seconds": subject.load.seconds,
             "load_peak_bytes": subject.load.peak_bytes,
             "model_note": subject.info.note,
-            "checkpoint": read_recipe(subject.path),
+            "checkpoint": None if subject.path is None else read_recipe(subject.path),
         }
     return found
 

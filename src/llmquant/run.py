@@ -12,6 +12,8 @@ from llmquant.errors import StoreError
 from llmquant.experiment import Experiment, RunId
 
 SCHEMA_VERSION = 1
+# What an evaluator with ``reference=True`` leaves in `Context.files` when it runs on the baseline.
+REFERENCE_FILE = "reference.safetensors"
 
 FailureKind = Literal["error", "out_of_memory", "timeout", "cancelled", "lost", "reference_failed"]
 
@@ -27,6 +29,7 @@ class Measurement:
         stderr: standard error of the value over `n`; ``None`` where it has none.
         n: samples or repeats behind the value; ``None`` for a single reading.
         at: the conditions, like compared with like: ``{"prompt_tokens": 512, "batch": 4}``.
+        headline: whether tables show it; rows, CSV and JSON have the others too.
     """
 
     task: str
@@ -37,6 +40,7 @@ class Measurement:
     stderr: float | None = None
     n: int | None = None
     at: Mapping[str, int | float | str] = field(default_factory=dict)
+    headline: bool = True
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return a JSON object; a value that is not finite becomes a string, since JSON has no NaN."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llmquant.call import Json
 from llmquant.errors import StoreError
 from llmquant.experiment import Experiment, RunId
 from llmquant.job import blank_tokens, job_json, log_path, log_tail, read_journal
@@ -137,12 +138,18 @@ class Scheduler:
         """Start jobs while there is room; say whether any runs."""
         taken = {e.run_id for active in self._active for e in active.experiments}
         waiting = [e for e in plan(self._planned.record, self.runs) if e.run_id not in taken]
-        for _, group in itertools.groupby(
-            waiting, key=lambda e: (e.variant.model.identity(), e.variant.quantizer.identity())
-        ):
+        for loading, ready in itertools.groupby(waiting, key=_loading):
             if len(self._active) >= self._executor.slots:
                 break
-            self._active.append(self._start(list(group)))
+            group = list(ready)
+            ids = {e.run_id for e in group}
+            # One process can do these one after the other.
+            group += [
+                e
+                for e in self._planned.record.experiments
+                if e.reference in ids and _loading(e) == loading and e.run_id not in ids and e.run_id not in self.runs
+            ]
+            self._active.append(self._start(group))
         return bool(self._active)
 
     def _start(self, experiments: Sequence[Experiment]) -> _Active:
@@ -288,6 +295,11 @@ class Scheduler:
             else:
                 return None
         return total
+
+
+def _loading(experiment: Experiment) -> Json:
+    """Return what has to be loaded for an experiment: equal for those that share a job."""
+    return [experiment.variant.model.identity(), experiment.variant.quantizer.identity()]
 
 
 def seconds(run: Run) -> float:

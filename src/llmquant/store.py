@@ -140,6 +140,10 @@ class Store:
         folder = self.folder(run.run_id, run.attempt) / "samples"
         return {unquote(path.stem): _read_samples(path) for path in sorted(folder.glob("*.parquet"))}
 
+    def files(self, run: Run) -> Path:
+        """Return the folder of what an evaluator kept with a run; it need not be there."""
+        return self.folder(run.run_id, run.attempt) / "files"
+
     def log(self, run: Run) -> Path:
         """Return where a run's log is."""
         return self.folder(run.run_id, run.attempt) / "log.txt"

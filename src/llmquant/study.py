@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmquant.call import Call, Json
 from llmquant.errors import LlmquantError, OptionError, RequestError, RequestErrors, UnknownNameError, nearest
-from llmquant.experiment import ModelRequest
+from llmquant.experiment import ModelRequest, VectorGrid
 
 STUDY_SCHEMA = 1
-_KEYS = ("schema", "models", "quantizers", "evaluators", "baseline", "limit", "seed")
+_KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", "limit", "seed")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Study:
         evaluators: empty for the defaults.
         baseline: label of one of the quantizers; ``None``: the first ``*_baseline``, added when there is none.
         limit: documents a task, at least 1; ``None`` is all.
+        vectors: the forms of vectors to compare, for embedders.
     """
 
     models: tuple[ModelRequest, ...]
@@ -36,6 +37,7 @@ class Study:
     baseline: str | None = None
     limit: int | None = 100
     seed: int = 0
+    vectors: VectorGrid = field(default_factory=VectorGrid)
 
     @classmethod
     def from_file(cls, path: Path | str) -> Study:
@@ -80,6 +82,11 @@ class Study:
         models = _each(data.get("models", ()), "models", _model, errors)
         quantizers = _each(data.get("quantizers", ()), "quantizers", Call.of, errors)
         evaluators = _each(data.get("evaluators", ()), "evaluators", Call.of, errors)
+        vectors = VectorGrid()
+        try:
+            vectors = VectorGrid.from_json(data.get("vectors", {}))
+        except OptionError as error:
+            errors.append(error)
         limit, seed, baseline = data.get("limit", 100), data.get("seed", 0), data.get("baseline")
         if limit == "all":
             limit = None
@@ -99,7 +106,7 @@ class Study:
             raise RequestErrors(errors)
         if errors:
             raise errors[0]
-        return cls(tuple(models), tuple(quantizers), tuple(evaluators), baseline, limit, seed)
+        return cls(tuple(models), tuple(quantizers), tuple(evaluators), baseline, limit, seed, vectors)
 
     def to_json(self) -> dict[str, Json]:
         """Return it as the table of a study file."""
@@ -112,6 +119,9 @@ class Study:
             data["quantizers"] = [str(call) for call in self.quantizers]
         if self.evaluators:
             data["evaluators"] = [str(call) for call in self.evaluators]
+        axes: dict[str, Json] = {axis: list(values) for axis, values in vars(self.vectors).items() if values}
+        if axes:
+            data["vectors"] = axes
         if self.baseline is not None:
             data["baseline"] = self.baseline
         return {**data, "limit": "all" if self.limit is None else self.limit, "seed": self.seed}

@@ -14,6 +14,8 @@ from llmquant.experiment import PluginKind
 hookspec = pluggy.HookspecMarker("llmquant")
 hookimpl = pluggy.HookimplMarker("llmquant")
 
+_TUPLES = ("accepts", "checkpoints", "requires")
+
 
 @dataclass(frozen=True)
 class PluginSpec:
@@ -25,12 +27,14 @@ class PluginSpec:
         options: ``module:Class`` of the light half, a frozen dataclass that checks itself.
         target: ``module:Class`` of the heavy half, imported on the worker and constructed with the options.
         presets: names for sets of options; they share one namespace with the plugins of this kind.
-        accepts: kinds of model: ``causal_lm``, ``embedder``.
+        accepts: kinds of model: ``causal_lm``, ``embedder``; nothing for embedders and executors.
+        checkpoints: of an embedder, Hub ids that mean it by themselves: ``vidore/colqwen2.5-*``.
         requires: distributions the heavy half needs, as requirement strings.
         install: the line that installs them.
         version: raised when results change.
         hardware: the numbers depend on the machine.
-        reference: needs the baseline's file.
+        reference: needs the file that it leaves when it runs on the baseline.
+        vectors: of an evaluator of embedders: how vectors are kept matters, so it runs for each of the study's forms.
         documents: uses a limited number of documents, so the study's ``limit`` is part of the identity.
         checkpoint: ``prepare`` writes a quantized checkpoint. It runs in a process of its own, once, with seed 0: the
             checkpoint is kept in the cache and serves studies of every seed.
@@ -43,6 +47,7 @@ class PluginSpec:
     target: str
     presets: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     accepts: tuple[str, ...] = ("causal_lm",)
+    checkpoints: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     install: str = ""
     version: str = "1"
@@ -50,6 +55,7 @@ class PluginSpec:
     reference: bool = False
     documents: bool = False
     checkpoint: bool = False
+    vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,10 @@ class Hooks(Protocol):
 def spec_to_json(spec: PluginSpec) -> dict[str, Any]:  # Any: a JSON object
     """Return a spec as a JSON object: how a job record carries plugins that were added with ``register``."""
     presets = {name: dict(options) for name, options in spec.presets.items()}
-    return {**vars(spec), "presets": presets, "accepts": list(spec.accepts), "requires": list(spec.requires)}
+    lists = {name: list(getattr(spec, name)) for name in _TUPLES}
+    return {**vars(spec), "presets": presets, **lists}
 
 
 def spec_from_json(data: Mapping[str, Any]) -> PluginSpec:  # Any: a JSON object
     """Read what `spec_to_json` wrote."""
-    return PluginSpec(**{**data, "accepts": tuple(data["accepts"]), "requires": tuple(data["requires"])})
+    return PluginSpec(**{**data, **{name: tuple(data[name]) for name in _TUPLES}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import bitsandbytes
 import torch
@@ -46,7 +46,7 @@ class Bnb4bit:
             _check_widths(model)
         name = options.compute_dtype
         if name == "auto":
-            name = "float16" if ctx.device == "cuda" else "bfloat16" if packs else "float32"
+            name = _on_cuda(model) if ctx.device == "cuda" else "bfloat16" if packs else "float32"
         compute = getattr(torch, name)
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -86,6 +86,11 @@ class Bnb4bit:
         )
 
 
+def _on_cuda(model: ModelInfo) -> Literal["bfloat16", "float16"]:
+    # Gemma 3 was trained in bfloat16, and its residual stream is known to grow beyond float16's 65,504.
+    return "bfloat16" if str(model.text_config.get("model_type", "")).startswith("gemma3") else "float16"
+
+
 class Bnb8bit:
     """LLM.int8(): one scale a row, outlier columns of the input in 16 bits."""
 
@@ -100,7 +105,7 @@ class Bnb8bit:
         """Return the configuration, with the type of the rest resolved for the device."""
         name = self._options.dtype
         if name == "auto":
-            name = "float16" if ctx.device == "cuda" else "bfloat16"
+            name = _on_cuda(model) if ctx.device == "cuda" else "bfloat16"
         if name != "float16":
             _warn_once()
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self._options.threshold)

@@ -26,10 +26,11 @@ class Bnb4bitOptions:
     Attributes:
         quant_type: the 16 values a weight can take: quantiles of a normal distribution, or a 4-bit float.
         double_quant: quantize the scales too: 4.127 bits a weight instead of 4.5.
-        compute_dtype: in which the quantized layers multiply. ``auto`` is float16 on CUDA. On a CPU it is bfloat16
-            where there is AVX512-BF16, because bitsandbytes' kernel knows nothing else there, and float32 elsewhere:
-            twice as fast as bfloat16 at reading a prompt (3.5 s against 7.0 s for 1,024 tokens of a 135M model on two
-            cores), as fast at generating, and not less exact. Whatever is used is in ``applied``.
+        compute_dtype: in which the quantized layers multiply. ``auto`` is float16 on CUDA, or bfloat16 for Gemma 3,
+            which float16 cannot hold. On a CPU it is bfloat16 where there is AVX512-BF16, because bitsandbytes' kernel
+            knows nothing else there, and float32 elsewhere: twice as fast as bfloat16 at reading a prompt (3.5 s
+            against 7.0 s for 1,024 tokens of a 135M model on two cores), as fast at generating, and not less exact.
+            Whatever is used is in ``applied``.
 
     Everything that is not quantized (embeddings, norms, the head) is kept in the compute type where that has 16 bits,
     else in bfloat16.
@@ -77,8 +78,9 @@ class Bnb8bitOptions:
 
     Attributes:
         threshold: input columns with a value above this multiply in 16 bits, not in int8; 0 turns that off.
-        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU. Inputs of the
-            quantized layers are rounded to float16 in any case, and weights are before they are quantized.
+        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA (bfloat16 for Gemma 3) and bfloat16 on
+            a CPU. Inputs of the quantized layers are rounded to float16 in any case, and weights are before they are
+            quantized.
     """
 
     threshold: float = 6.0

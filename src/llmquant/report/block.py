@@ -60,8 +60,8 @@ class Block:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """List what was measured, in the order of the study."""
-        return list(dict.fromkeys(Measure.of(row) for row in self.rows if row.metric))
+        """List what was measured and is a headline, in the order of the study."""
+        return list(dict.fromkeys(Measure.of(row) for row in self.rows if row.metric and row.headline))
 
     @cached_property
     def _by_measure(self) -> Mapping[tuple[str, Measure], Row]:

@@ -53,4 +53,4 @@ def table(block: Block, title: str, columns: Sequence[Filled], footnotes: Sequen
     names = [Cell(variant) for variant in block.variants]
     rows = tuple(zip(names, *(cells for _, cells in columns), strict=True))
     heads = (Column(("variant",), align="left"), *(column for column, _ in columns))
-    return Table(title, heads, rows, tuple(footnotes))
+    return Table(title, heads, rows, tuple(footnotes)).without_empty_rows()

@@ -6,6 +6,7 @@ from llmquant.report.block import Block
 from llmquant.report.columns import table, unknown
 from llmquant.report.memory_table import memory_table
 from llmquant.report.quality import is_quality
+from llmquant.report.retrieval_table import LATENCIES, headlines
 from llmquant.report.speed_table import METRICS, speed_table
 from llmquant.report.table import Table
 
@@ -15,7 +16,8 @@ def cost_tables(block: Block) -> list[Table]:
     costs = [measure for measure in block.measures if not is_quality(block, measure)]
     memory = [measure for measure in costs if measure.unit == "bytes"]
     speed = [measure for measure in costs if measure.metric in METRICS]
-    other = [measure for measure in costs if measure not in memory and measure not in speed]
+    known = {*memory, *speed}
+    other = [m for m in costs if m not in known and not (m.metric.startswith(LATENCIES) and headlines(block))]
     found = (
         memory_table(block, memory),
         speed_table(block, speed),

@@ -18,6 +18,7 @@ _ELSEWHERE = (
     "weights_buffers_bytes",
     "checkpoint_disk_bytes",
     "kv_cache_bytes_per_token",
+    "bytes_per_document",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmquant.comparison import StudyRecord
+from llmquant.comparison import StudyRecord, label
 from llmquant.estimate import SizeEstimate
 from llmquant.experiment import RunId
 from llmquant.hardware import GPU_TABLE_DATE
@@ -47,11 +47,11 @@ def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None]) -> list[T
     tables = []
     for source in dict.fromkeys(e.variant.model.name for e in record.experiments):
         rows = tuple(
-            (e.variant.quantizer.label, e.evaluator.label, _state(runs.get(e.run_id)), e.run_id)
+            (label(record, e.variant), e.evaluator.label, _state(runs.get(e.run_id)), e.run_id)
             for e in record.experiments
             if e.variant.model.name == source
         )
-        tables.append(Table("experiments", ("quantizer", "evaluator", "state", "run"), rows, record.notes, source))
+        tables.append(Table("experiments", ("variant", "evaluator", "state", "run"), rows, record.notes, source))
     return tables
 
 

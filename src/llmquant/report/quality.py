@@ -11,12 +11,14 @@ from llmquant.comparison import Row
 from llmquant.errors import OptionError
 from llmquant.report.block import Block, Measure, conditions, varying
 from llmquant.report.numbers import decimals_for, decimals_of, number
+from llmquant.report.retrieval_table import headlines
 from llmquant.report.table import Cell, Column, Table, Tone
 
 # Shares between 0 and 1 that the field writes as per cent.
 _PERCENT = re.compile(
     r"f1|em|exact_match|acc(uracy)?(_norm)?|pass@\d+|(ndcg|recall|precision|map|mrr|hit_rate)(_at_|@)\d+"
 )
+_AT_K = re.compile(r"_at_(\d+)$")
 _NAMES = {"f1": "F1", "em": "EM"}
 # Each says what perplexity says.
 _SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
@@ -36,6 +38,9 @@ def quality_table(block: Block) -> Table | None:
     measures = [
         m for m in measures if m.metric not in _SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity
     ]
+    searched = headlines(block)
+    if len(searched) == 1:  # the table of retrieval has it
+        measures = [measure for measure in measures if measure != searched[0]]
     if not measures:
         return None
     compared = len(block.variants) > 1 and block.baseline is not None
@@ -198,7 +203,7 @@ def _scale(column: Sequence[Row]) -> tuple[float, str]:
 
 def _name(measure: Measure, measures: Sequence[Measure]) -> tuple[str, ...]:
     """Name a measure: its task and metric, and on further lines what tells it from the others."""
-    metric = _NAMES.get(measure.metric, measure.metric.replace("_", " "))
+    metric = _NAMES.get(measure.metric) or _AT_K.sub(r"@\1", measure.metric).replace("ndcg", "NDCG").replace("_", " ")
     name = metric if measure.metric == measure.task else f"{measure.task} {metric}"
     like = [other for other in measures if (other.task, other.metric) == (measure.task, measure.metric)]
     evaluators = {other.evaluator_key: other.evaluator for other in like}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Tone = Literal["plain", "good", "bad", "quiet", "failed"]
@@ -68,6 +68,13 @@ class Table:
     def cells(self) -> list[list[Cell]]:
         """Return the rows, every cell a `Cell`."""
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
+
+    def without_empty_rows(self) -> Table:
+        """Leave out rows that hold nothing but dashes, unless all do: other tables have what they are about."""
+        kept = tuple(
+            row for row, cells in zip(self.rows, self.cells(), strict=True) if any(c.text != "–" for c in cells[1:])
+        )
+        return replace(self, rows=kept) if kept else self
 
     def groups(self) -> Iterator[list[int]]:
         """Yield the indices of the columns after the first, group by group."""

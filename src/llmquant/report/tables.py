@@ -9,6 +9,7 @@ from llmquant.comparison import Row, StudyRecord, failures, missing
 from llmquant.report.block import Block, blocks
 from llmquant.report.cost import cost_tables
 from llmquant.report.quality import quality_table
+from llmquant.report.retrieval_table import retrieval_table
 from llmquant.report.table import Cell, Column, Table
 
 _MESSAGE = 400
@@ -20,8 +21,10 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
     Returns:
         Tables in reading order. Of many conditions the smallest and largest are shown; `rows` have them all.
     """
-    found: list[Table] = []
-    for block in blocks(rows):
+    grouped = blocks(rows)
+    retrieval = retrieval_table(grouped)
+    found: list[Table] = [] if retrieval is None else [retrieval]
+    for block in grouped:
         first = quality_table(block)
         tables = ([] if first is None else [first]) + cost_tables(block)
         if tables:

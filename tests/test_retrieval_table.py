@@ -1,0 +1,121 @@
+"""The table of retrieval, and the page with the worst queries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from llmquant.comparison import StudyRecord, label, rows
+from llmquant.experiment import Documents, Experiment, ModelUse, PluginUse, Variant, VectorForm
+from llmquant.report.block import blocks
+from llmquant.report.html_page import to_html_page
+from llmquant.report.retrieval_table import retrieval_table
+from llmquant.report.tables import summary
+from llmquant.report.terminal import render
+from llmquant.run import Measurement
+from made_up import completed, evaluator, quantizer, scored
+
+FULL, SMALL = VectorForm(), VectorForm(dim=256, codec="int8")
+
+
+def embedder(name: str) -> ModelUse:
+    return ModelUse(name, f"sha256:{name}", (), PluginUse(f"llmquant/{name}", "1", {}, name))
+
+
+def study(models=("bigemma3",), tasks=("DocVQA",), forms=(FULL, SMALL), quantizers=("bf16_baseline", "bnb_4bit_nf4")):
+    """Make runs in which every step away from the baseline finds a query in ten fewer."""
+    experiments, runs, samples = [], {}, {}
+    for model in models:
+        for place, name in enumerate(quantizers):
+            for step, form in enumerate(forms):
+                for task in tasks:
+                    variant = Variant(embedder(model), quantizer(name), form)
+                    asked = Experiment(variant, evaluator(f"mteb({task})"), Documents(100), 0)
+                    lost = 4 * (place + step)
+                    measured, found = scored(task, "ndcg_at_5", [0.0] * lost + [1.0] * (40 - lost))
+                    size = Measurement(
+                        task, "bytes_per_document", 10240.0 / (1 + step), "bytes", higher_is_better=False
+                    )
+                    hidden = Measurement(task, "recall_at_100", 1.0, higher_is_better=True, headline=False)
+                    experiments.append(asked)
+                    runs[asked.run_id] = completed(asked, measured, hidden, size)
+                    samples[asked.run_id] = {task: found}
+    record = StudyRecord("s", "a study", tuple(experiments), {f"sha256:{model}": quantizers[0] for model in models})
+    return record, runs, rows(record, runs, lambda run_id: samples[run_id])
+
+
+def test_the_form_of_the_vectors_is_named_where_there_are_several():
+    """A variant's label has the form of its vectors, unless the study has only one."""
+    record, _, found = study()
+    assert {row.variant for row in found} == {
+        "bf16_baseline · float32",
+        "bf16_baseline · 256d int8",
+        "bnb_4bit_nf4 · float32",
+        "bnb_4bit_nf4 · 256d int8",
+    }
+    record, _, _ = study(forms=(FULL,))
+    assert label(record, record.experiments[0].variant) == "bf16_baseline"
+
+
+def test_the_baseline_is_the_first_form():
+    """Every other variant is held against the baseline's quantizer in the first form of vectors."""
+    _, _, found = study()
+    assert {row.variant for row in found if row.is_baseline} == {"bf16_baseline · float32"}
+    assert {row.baseline for row in found if not row.is_baseline} == {"bf16_baseline · float32"}
+
+
+def test_one_task_keeps_its_own_interval():
+    """Of one task the table has the paired interval and verdict of the comparison."""
+    _, _, found = study()
+    table = retrieval_table(blocks(found))
+    worst = next(row for row in found if row.variant == "bnb_4bit_nf4 · 256d int8" and row.metric == "ndcg_at_5")
+    text = render([table], 120)
+    assert f"{100 * worst.difference:+.1f} [{100 * worst.difference_low:+.1f}" in text
+    assert "DocVQA" in text
+    assert "recall" not in text
+    assert "Quality" not in render(summary(found, study()[0]), 120)
+
+
+def test_a_benchmark_is_its_mean():
+    """Of several tasks the table has the mean, and an interval that is narrower than a single task's."""
+    _, _, found = study(tasks=("A", "B", "C", "D"))
+    text = render([retrieval_table(blocks(found))], 120)
+    assert "mean of 4 tasks" in text
+    assert "90.0" in text
+    one = next(row for row in found if row.variant == "bf16_baseline · 256d int8" and row.metric == "ndcg_at_5")
+    line = next(line for line in text.splitlines() if line.startswith("bf16_baseline · 256d int8"))
+    low, high = (float(part.strip("[],")) for part in line.split()[8:10] if part[0] in "[-+")
+    assert high - low == pytest.approx(100 * 2 * 1.959964 * one.difference_stderr / 2, rel=0.05)
+
+
+def test_models_stand_side_by_side():
+    """Several models are in one table, each against its own baseline."""
+    _, _, found = study(models=("bigemma3", "siglip"), forms=(FULL,))
+    text = render([retrieval_table(blocks(found))], 120)
+    assert text.count("baseline ") >= 2
+    assert "bigemma3" in text
+    assert "siglip" in text
+
+
+def test_the_page_shows_the_worst_queries(tmp_path):
+    """The HTML page has the text of the worst queries and the thumbnails inside it; texts are escaped."""
+    record, runs, found = study(forms=(FULL,), quantizers=("bf16_baseline",))
+    folder = tmp_path / "failures"
+    folder.mkdir()
+    (folder / "a.webp").write_bytes(b"RIFF")
+    query = {
+        "query": "How <heavy> is it?",
+        "score": 0.0,
+        "found": [{"id": "p1", "score": 0.5, "grade": 0, "thumbnail": "a.webp"}],
+        "missed": [{"id": "p2", "grade": 1, "rank": 7, "text": "the weight & size"}],
+    }
+    (folder / "DocVQA.json").write_text(json.dumps({"metric": "ndcg_at_5", "queries": [query]}))
+    (run_id,) = runs
+    runs = {run_id: replace(runs[run_id], details={"DocVQA": {"failures": "failures/DocVQA.json"}})}
+    page = to_html_page(found, record, runs, lambda run: tmp_path)
+    assert "How &lt;heavy&gt; is it?" in page
+    assert "data:image/webp;base64,UklGRg==" in page
+    assert "the weight &amp; size" in page
+    assert 'src="http' not in page
