@@ -22,7 +22,7 @@ def unit(vectors):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("codec", "bits"), zip(CODECS, (32, 16, 8, 4, 1), strict=True))
+@pytest.mark.parametrize(("codec", "bits"), list(zip(CODECS, (32, 16, 8, 4, 1), strict=True)))
 @pytest.mark.parametrize("width", [8, 13])
 def test_codes_take_their_bits(codec, bits, width):
     """Each vector is held in its bits, rounded up to whole bytes."""
@@ -83,22 +83,25 @@ def test_a_constant_dimension_is_exact(codec):
 
 
 def test_what_codecs_lose():
-    """Of the ten nearest int8 keeps nearly all, int4 most, and binary loses much less with float queries than without.
+    """Float queries find their page with int8 as with float32; binary loses under half of what binary queries lose too.
 
-    1,000 clustered documents, 200 queries; the share kept was 1.00, 0.93, 0.73 and 0.61 when this was written.
+    Queries are noisy copies of one of 2,000 clustered documents. NDCG@5 was 0.999 with float32, int8 and int4, 0.938
+    with binary, and 0.816 with binary queries.
     """
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((50, 256))
-    documents = unit(centres[rng.integers(0, 50, 1000)] + rng.standard_normal((1000, 256)))
-    queries = unit(centres[rng.integers(0, 50, 200)] + rng.standard_normal((200, 256)))
+    clusters = rng.standard_normal((50, 128))[rng.integers(0, 50, 2000)]
+    documents = clusters + rng.standard_normal((2000, 128))
+    wanted = rng.integers(0, 2000, 600)
+    queries = unit(documents[wanted] + 2 * rng.standard_normal((600, 128)))
+    documents = unit(documents)
 
-    def kept(codec, asked=queries):
-        nearest = np.argsort(-queries @ documents.T, axis=1)[:, :10]
-        found = np.argsort(-asked @ Coded.encode(documents, codec).decode(slice(None)).T, axis=1, kind="stable")
-        return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest, found[:, :10], strict=True)])
+    def ndcg(codec, asked=queries):
+        scores = asked @ Coded.encode(documents, codec).decode(slice(None)).T
+        hits = np.argsort(-scores, axis=1, kind="stable")[:, :5] == wanted[:, None]
+        return (hits / np.log2(np.arange(2, 7))).sum(axis=1).mean()
 
-    both_ways = kept("binary", np.sign(queries))
-    assert kept("float16") > 0.995
-    assert kept("int8") > 0.98
-    assert kept("int4") > 0.9
-    assert 1 - kept("binary") < 0.8 * (1 - both_ways)
+    exact = ndcg("float32")
+    assert abs(ndcg("float16") - exact) < 0.002
+    assert abs(ndcg("int8") - exact) < 0.002
+    assert exact - ndcg("int4") < 0.01
+    assert 0.02 < exact - ndcg("binary") < (exact - ndcg("binary", np.sign(queries))) / 2

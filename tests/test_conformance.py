@@ -6,11 +6,16 @@ import importlib
 import sys
 from itertools import count
 
+import numpy as np
 import pytest
 
+from llmquant.builtin import EMBEDDERS
+from llmquant.embedders.chance import OpenChance
 from llmquant.errors import PluginError, UnknownNameError
 from llmquant.plugins.spec import PluginSpec
-from llmquant.testing import check_evaluator, check_quantizer, check_spec
+from llmquant.testing import check_embedder, check_evaluator, check_quantizer, check_spec
+from tiny_gemma3 import write_gemma3
+from tiny_sentence_transformer import save_tiny_sentence_transformer
 
 _NUMBERS = count()
 
@@ -143,3 +148,27 @@ def test_a_quantizer_that_does_not_conform_is_found(make, tiny_model, tmp_path, 
     spec = make("quantizer", _QUANTIZER.format(prepare=prepare, applied=applied))
     with pytest.raises(PluginError, match=complaint):
         check_quantizer(spec, "mine", model, tmp_path / "files")
+
+
+def test_our_own_embedders_conform(tmp_path):
+    """Embedders of one vector, of several, and without weights pass the check that plugin packages use."""
+    specs = {spec.name: spec for spec in EMBEDDERS}
+    model = save_tiny_sentence_transformer(tmp_path / "tiny")
+    gemma = write_gemma3(tmp_path / "gemma", late=True)
+    calls = {"sentence_transformers": f"({model})", "colgemma3": f"({gemma})", "random": ""}
+    for number, (name, options) in enumerate(calls.items()):
+        loaded = check_embedder(specs[name], name + options, tmp_path / str(number))
+        assert loaded.applied.code == ("none" if name == "random" else "bfloat16")
+
+
+def test_an_embedder_whose_padding_shows_is_found(tmp_path, monkeypatch):
+    """A text whose vectors depend on what else is in its batch is no way to compare anything."""
+    spec = next(spec for spec in EMBEDDERS if spec.name == "random")
+    own = OpenChance.embed
+
+    def padded(self, batch, role):
+        return [np.roll(vector, len(batch) - 1) for vector in own(self, batch, role)]
+
+    monkeypatch.setattr(OpenChance, "embed", padded)
+    with pytest.raises(PluginError, match="has other vectors in a batch"):
+        check_embedder(spec, "random", tmp_path)

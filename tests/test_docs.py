@@ -69,6 +69,9 @@ def test_example_plugins_of_commands_build(tmp_path, monkeypatch):
                 seen += 1
                 for name in re.findall(r"[\w./-]+\.(?:jsonl|txt)", value):
                     (tmp_path / name).write_text("{}")
+                if "./pages" in value:
+                    (tmp_path / "pages").mkdir(exist_ok=True)
+                    (tmp_path / "pages" / "one.txt").write_text("a page")
                 registry().choose(kind, Call.parse(value))
     assert seen > 10
 

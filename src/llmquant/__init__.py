@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmquant.api import run_experiment as run_experiment
     from llmquant.api import run_study as run_study
     from llmquant.call import Call as Call
+    from llmquant.evaluators.mteb_model import as_mteb as as_mteb
     from llmquant.experiment import Experiment as Experiment
     from llmquant.experiment import InputFile as InputFile
     from llmquant.experiment import InputFolder as InputFolder
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "llmquant.call": ("Call",),
     "llmquant.api": ("Comparison", "compare", "register", "run_experiment", "run_study"),
+    "llmquant.evaluators.mteb_model": ("as_mteb",),
     "llmquant.experiment": ("Experiment", "InputFile", "InputFolder", "ModelRequest", "VectorForm", "VectorGrid"),
     "llmquant.models": ("ModelInfo",),
     "llmquant.one_model": ("load", "load_embedder", "quantize"),

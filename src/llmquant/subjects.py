@@ -32,7 +32,7 @@ def inspect_subject(request: ModelRequest, registry: Registry, cache: Cache) -> 
         RequestError: if it is missing or wrong.
     """
     chosen = _embedder(request.source.strip(), registry)
-    return inspect_model(request, cache) if chosen is None else _inspect_embedder(chosen, request, cache)
+    return inspect_model(request, cache) if chosen is None else inspect_embedder(chosen, request, cache)
 
 
 def restore_subject(use: ModelUse, registry: Registry, cache: Cache) -> ModelInfo:
@@ -43,7 +43,7 @@ def restore_subject(use: ModelUse, registry: Registry, cache: Cache) -> ModelInf
     """
     request = ModelRequest(use.source, "trust_remote_code" in use.flags, "allow_pickle" in use.flags)
     if use.embedder is not None:
-        info = _inspect_embedder(registry.restore("embedder", use.embedder), request, cache)
+        info = inspect_embedder(registry.restore("embedder", use.embedder), request, cache)
     elif use.digest.startswith("commit:"):
         pinned = f"{use.source.partition('@')[0]}@{use.digest.removeprefix('commit:')}"
         info = inspect_model(replace(request, source=pinned), cache)
@@ -79,7 +79,15 @@ def _embedder(source: str, registry: Registry) -> Chosen | None:
     return None
 
 
-def _inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> ModelInfo:
+def inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> ModelInfo:
+    """Read what the checkpoint of an embedder says, and what the embedder makes of it.
+
+    Args:
+        request: its flags count; the checkpoint is the options'.
+
+    Raises:
+        RequestError: if the checkpoint is missing, or of another kind.
+    """
     options, use = chosen.options, chosen.use
     info = _inspect_checkpoint(replace(request, source=options.checkpoint), cache)
     known: dict[str, Json] = {
@@ -135,4 +143,4 @@ def _find_adapter(source: str, cache: Cache) -> tuple[Adapter, Mapping[str, Any]
     return Adapter(digest, folder), read_json(folder / "adapter_config.json")
 
 
-__all__ = ["inspect_subject", "restore_subject"]
+__all__ = ["inspect_embedder", "inspect_subject", "restore_subject"]

@@ -23,12 +23,14 @@ class OcrTextOptions:
             0.81 with ``max``, 0.71 with ``mean`` (128 tokens a chunk) and 0.68 with TF-IDF.
         chunk_tokens: of a chunk, at most; never more than the model reads.
         overlap: share of a chunk that the next one repeats.
+        dims: widths that vectors may be cut to, as of sentence_transformers.
     """
 
     checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
     chunks: Literal["max", "mean"] = "max"
     chunk_tokens: int = 256
     overlap: float = 0.5
+    dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 8:
@@ -42,6 +44,6 @@ class OcrTextOptions:
         Raises:
             ModelError: if the files do not say how wide they are.
         """
-        info = SentenceTransformersOptions(self.checkpoint).info(model)
+        info = SentenceTransformersOptions(self.checkpoint, dims=self.dims).info(model)
         similarity: Similarity = "maxsim" if self.chunks == "max" else "cosine"
         return replace(info, modalities=("text", "image"), similarity=similarity, fusion="joint")

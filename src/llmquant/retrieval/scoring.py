@@ -13,11 +13,11 @@ from llmquant.retrieval.codecs import Coded, Floats
 from llmquant.retrieval.vectors import Embeddings
 
 Ids = NDArray[np.int64]
-# Vectors of documents by vectors of queries in a block of scores: at most 16 MiB.
-_ROWS = 4096
+# A block is documents' vectors by queries' vectors: at most so many of the latter, and float32 numbers of the unpacked
+# vectors (8 MiB) and of scores (16 MiB). Larger ones are no faster, smaller ones wait for BLAS' threads.
 _COLUMNS = 1024
-# For few queries unpacking is what counts, three times as fast in blocks that stay in the cache: 2 MiB of float32.
-_NUMBERS = 2**19
+_NUMBERS = 2**21
+_SCORES = 2**22
 # float32 products of equal vectors differ in the last bits by their place in the block. So many more documents than
 # asked for are scored again, to find the true order about the last place.
 _SPARE = 32
@@ -133,7 +133,10 @@ def _products(queries: Floats, documents: Coded) -> Iterator[Floats]:
     scaled, bias = documents.fold(queries)
     rows = _rows(queries)
     for start in range(0, len(documents), rows):
-        yield scaled @ documents.numbers(slice(start, start + rows)).T + bias[:, None]
+        numbers = documents.numbers(slice(start, start + rows))
+        # One query is not worth BLAS' threads: on a busy machine they made it ten times as slow.
+        products = scaled @ numbers.T if len(scaled) > 1 else np.einsum("nw,w->n", numbers, scaled[0])
+        yield products + bias[:, None]
 
 
 def _maxsim(queries: Floats, starts: Ids, documents: Coded, offsets: Ids) -> Iterator[Floats]:
@@ -152,7 +155,7 @@ def _maxsim(queries: Floats, starts: Ids, documents: Coded, offsets: Ids) -> Ite
 
 
 def _rows(queries: Floats) -> int:
-    return min(max(8 * len(queries), _NUMBERS // queries.shape[1]), _ROWS)
+    return max(min(_SCORES // len(queries), _NUMBERS // queries.shape[1]), 1)
 
 
 def _groups(offsets: Ids, most: int) -> Iterator[tuple[int, int]]:

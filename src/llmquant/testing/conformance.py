@@ -26,14 +26,16 @@ import pluggy
 from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.errors import PluginError
-from llmquant.experiment import Documents, ModelRequest
+from llmquant.experiment import Documents, ModelRequest, PluginUse
 from llmquant.models import inspect_model
 from llmquant.plugins.discovery import GROUP, Plugin, checked_spec
 from llmquant.plugins.options import dump, required, restore
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.protocols import Context, LoadedModel
+from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.run import Result
+from llmquant.subjects import inspect_embedder
 
 _HEAVY = (
     "accelerate",
@@ -47,6 +49,9 @@ _HEAVY = (
     "torch",
     "transformers",
 )
+
+
+_TEXTS = ("An invoice.", "The weather in the mountains changes quickly, so the pass was closed for two days.")
 
 
 def check_spec(spec: PluginSpec) -> None:
@@ -148,6 +153,50 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
     if not spec.hardware:
         _check_equal(first, second, call)
     return first
+
+
+def check_embedder(spec: PluginSpec, call: str, folder: Path) -> LoadedEmbedder:
+    """Open an embedder in bfloat16 and encode texts alone and together.
+
+    What it says of itself holds: the width, the kind and the length of its vectors; and a text has the same vectors
+    whatever else is in its batch, to 1e-2 as bfloat16 rounds.
+
+    Args:
+        call: the embedder as one would write it: ``mine(./checkpoint)``.
+        folder: empty, for the cache.
+
+    Returns:
+        The loaded embedder, to check evaluators with.
+
+    Raises:
+        PluginError: if it does not conform.
+        SanityError: if its vectors are not finite, not of unit length where they should be, or all the same.
+    """
+    import numpy as np
+
+    from llmquant.loading_embedders import load_embedder
+    from llmquant.quantizers.baseline import Baseline
+    from llmquant.quantizers.baseline_options import BaselineOptions
+
+    known, chosen = _choose(spec, call)
+    context, options = _context(folder), BaselineOptions()
+    info = inspect_embedder(chosen, ModelRequest(call), context.cache)
+    if hasattr(chosen.options, "check"):
+        chosen.options.check(info, "cpu")
+    use = PluginUse("llmquant/baseline", "1", vars(options), "bf16_baseline")
+    subject = load_embedder(info, known.construct(chosen), Baseline(options), use, options, context)
+    if "text" in subject.embeds.modalities:
+        prepared = [subject.opened.prepare(text, None, "document") for text in _TEXTS]
+        together = subject.opened.embed(prepared, "document")
+        for text, item, vectors in zip(_TEXTS, prepared, together, strict=True):
+            (alone,) = subject.opened.embed([item], "document")
+            if np.shape(vectors) != np.shape(alone):
+                raise PluginError(f"{call}: {text!r} has other vectors in a batch: {vectors.shape}, not {alone.shape}")
+            if not np.allclose(vectors, alone, atol=1e-2):
+                raise PluginError(f"{call}: {text!r} has other vectors in a batch", hint="Is the padding masked?")
+            if subject.embeds.similarity == "maxsim" and np.ndim(vectors) != 2:
+                raise PluginError(f"{call} says maxsim and gives one vector an item")
+    return subject
 
 
 def _heavy_imports(module: str) -> list[str]:
