@@ -230,3 +230,14 @@ def test_options_travel_by_content(tmp_path, context, folder, rows):
     assert result.measurements[0].n == 1
     with pytest.raises(RunError, match="pages was not brought to this worker"):
         evaluate(tmp_path, context(), there)
+
+
+@pytest.mark.parametrize("engine", ["faiss", "usearch"])
+def test_a_graph_finds_what_exact_search_finds(tmp_path, context, folder, rows, engine):
+    """On a handful of pages the approximate engines give the exact scores, and mteb's file says who searched."""
+    pytest.importorskip(engine)
+    queries = rows([{"query": f"the {word}", "relevant": f"{word}.png"} for word in WORDS])
+    exact = evaluate(tmp_path, context(), options(folder, queries))
+    graph = evaluate(tmp_path, context(), options(folder, queries, engine=engine))
+    assert graph.measurements[0].value == pytest.approx(exact.measurements[0].value)
+    assert engine in graph.details["result_file"]

@@ -42,7 +42,7 @@ class LocalSet:
             RequestError: if pages or queries are wrong.
         """
         task, pages = local_task(self.options, ctx)
-        for result in evaluate_task(task, subject, ctx):
+        for result in evaluate_task(task, subject, ctx, engine=self.options.engine):
             yield replace(result, details={**result.details, "no_pages": list(pages.others)})
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
-from llmquant.experiment import InputFile, InputFolder
-from llmquant.protocols import Device
+from llmquant.experiment import Documents, InputFile, InputFolder
+from llmquant.protocols import Cost, Device
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -42,11 +42,13 @@ class LocalSetOptions:
         queries: JSONL, CSV or TSV with the columns ``query`` and ``relevant`` (names of page files, ``file.pdf#3``, or
             page numbers from 1 where all is one PDF), and if wanted ``relevance`` (grades) and ``id``.
         dpi: dots an inch at which PDFs are rendered.
+        engine: that searches: all pages exactly, or a graph of FAISS or usearch, which is approximate.
     """
 
     pages: Pages
     queries: InputFile
     dpi: int = 150
+    engine: Literal["exact", "faiss", "usearch"] = "exact"
 
     def __post_init__(self) -> None:
         """Refuse a resolution at which nothing can be read, or nothing fits."""
@@ -73,6 +75,14 @@ class LocalSetOptions:
             errors += _unsupported(found.kind, self.pages.name, model)
         if errors:
             raise errors[0] if len(errors) == 1 else RequestErrors(errors)
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Return the work of encoding, roughly: 1,000 tokens a page."""
+        from llmquant.evaluators.local_set_pages import list_pages
+
+        if self.pages.path is None:
+            return Cost(prefill_tokens=0)
+        return Cost(prefill_tokens=1000 * len(list_pages(self.pages.path, self.pages.name, self.dpi)[0].pages))
 
 
 def _unsupported(kind: str, name: str, model: ModelInfo) -> list[RequestError]:

@@ -32,7 +32,7 @@ class Mteb:
         """
         for name, subsets, splits in self.options.selected(installed_mteb(ctx.cache)):
             task = harness.get_task(name, hf_subsets=list(subsets) or None, eval_splits=list(splits) or None)
-            yield from evaluate_task(task, subject, ctx)
+            yield from evaluate_task(task, subject, ctx, engine=self.options.engine)
 
 
 __all__ = ["Mteb"]

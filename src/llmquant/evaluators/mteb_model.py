@@ -22,7 +22,7 @@ from llmquant.experiment import VectorForm
 from llmquant.protocols import Role
 from llmquant.retrieval.codecs import Coded
 from llmquant.retrieval.encode import Encoded, encode_some
-from llmquant.retrieval.index import Index
+from llmquant.retrieval.index import Engine, Index
 from llmquant.retrieval.loaded import LoadedEmbedder
 
 Progress = Callable[[int, int], None]
@@ -61,14 +61,16 @@ class MtebModel:
         embedder: ready to encode.
         meta: what mteb's result files say of it.
         progress: called with (done, total) while items are encoded.
+        engine: that searches.
 
     Attributes:
         indexed: a record of each subset that was searched.
         skipped: why an item outside a search could not be encoded; it has a vector of zeros.
     """
 
-    def __init__(self, embedder: LoadedEmbedder, meta: ModelMeta, progress: Progress) -> None:
+    def __init__(self, embedder: LoadedEmbedder, meta: ModelMeta, progress: Progress, engine: Engine = "exact") -> None:
         self.mteb_model_meta = meta
+        self._engine = engine
         self.indexed: list[Indexed] = []
         self.skipped: list[str] = []
         self._embedder = embedder
@@ -97,7 +99,8 @@ class MtebModel:
             reason = next(iter(found.skipped.values()), "the corpus is empty")
             raise RunError(f"task {task_metadata.name!r}: no document could be encoded: {reason}")
         self._ids = np.array(rows.ids, object)[found.kept]
-        self._index = Index.build(found.embeddings, self._embedder.vectors, self._embedder.embeds.similarity)
+        form, similarity = self._embedder.vectors, self._embedder.embeds.similarity
+        self._index = Index.build(found.embeddings, form, similarity, engine=self._engine)
         self.indexed.append(
             Indexed(hf_split, hf_subset, len(rows), self._index.bytes_per_document, _named(rows, found), {})
         )
@@ -122,6 +125,8 @@ class MtebModel:
         index, self._index = self._index, None
         if index is None:
             raise RunError("mteb searches before it has indexed a corpus")
+        if top_ranked is not None and self._engine != "exact":
+            raise UnsupportedError(f"{self._engine} cannot rank a given list of documents", hint="Use engine=exact.")
         rows = Rows(queries, task_metadata, PromptType.query)
         encoded = self._encode(rows, "query")
         self.indexed[-1] = replace(self.indexed[-1], skipped_queries=_named(rows, encoded))
@@ -133,7 +138,8 @@ class MtebModel:
             hits = index.search(encoded.embeddings.select(some), count)
             for row, ids, scores in zip(encoded.kept[some], hits.ids, hits.scores, strict=True):
                 query = rows.ids[row]
-                ranked = list(zip(self._ids[ids], scores.tolist(), strict=True))
+                reached = ids >= 0  # a graph may find fewer than it was asked for
+                ranked = list(zip(self._ids[ids[reached]], scores[reached].tolist(), strict=True))
                 if top_ranked is not None:
                     wanted = set(top_ranked.get(query, ()))
                     ranked = [pair for pair in ranked if pair[0] in wanted][:top_k]
@@ -196,6 +202,7 @@ def as_mteb(
     *,
     name: str | None = None,
     queries: int | None = None,
+    engine: Engine = "exact",
     progress: Progress = lambda done, total: None,
 ) -> MtebModel:
     """Return an embedder as a model for ``mteb.evaluate(model, tasks)``.
@@ -204,6 +211,7 @@ def as_mteb(
         name: in mteb's result files: ``organization/model``; ``None``: the Hub id, or ``local/`` and what it is called
             here.
         queries: a limit on the queries of a task, which the result files must not hide.
+        engine: that searches: ``exact``, or the graphs of ``faiss`` and ``usearch``.
         progress: called with (done, total) while items are encoded.
     """
     info, embeds, form = embedder.info, embedder.embeds, embedder.vectors
@@ -214,6 +222,8 @@ def as_mteb(
         made["vectors"] = str(form)
     if queries is not None:
         made["queries"] = queries
+    if engine != "exact":
+        made["engine"] = engine
     meta = ModelMeta(
         loader=None,
         name=name or info.repo or f"local/{re.sub(r'[^A-Za-z0-9.=_-]+', '-', info.use().name).strip('-') or 'model'}",
@@ -236,7 +246,7 @@ def as_mteb(
         model_type=["late-interaction" if embeds.similarity == "maxsim" else "dense"],
         experiment_kwargs=made or None,
     )
-    return MtebModel(embedder, meta, progress)
+    return MtebModel(embedder, meta, progress, engine)
 
 
 def _role(image: bytes | None, side: PromptType | None) -> Role:

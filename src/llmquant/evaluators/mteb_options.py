@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
-from llmquant.protocols import Device
+from llmquant.experiment import Documents
+from llmquant.protocols import Cost, Device
 
 if TYPE_CHECKING:
     from llmquant.evaluators.mteb_index import MtebIndex, MtebTask, Part
@@ -25,12 +26,14 @@ class MtebOptions:
         languages: ISO 639-3 codes, ``eng`` or ``eng-Latn``: only subsets that hold one of them.
         subsets: only these, by mteb's names.
         splits: only these; by default those that mteb reports.
+        engine: that searches: all documents exactly, or a graph of FAISS or usearch, which is approximate.
     """
 
     tasks: tuple[str, ...]
     languages: tuple[str, ...] = ()
     subsets: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    engine: Literal["exact", "faiss", "usearch"] = "exact"
 
     def __post_init__(self) -> None:
         """Refuse a call without a task."""
@@ -56,13 +59,27 @@ class MtebOptions:
                 errors.append(error)
         _raise(errors)
 
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Return the work of encoding, roughly: 1,000 tokens a page, 200 a text, 30 a query."""
+        index = self._index()
+        tokens = 0
+        for name, _, _ in self.selected(index):
+            task = index.tasks[name]
+            asked = task.queries or 0
+            asked = asked if documents.limit is None else min(documents.limit * max(1, len(task.subsets)), asked)
+            tokens += 30 * asked + (1000 if "image" in task.modalities else 200) * (task.documents or task.samples or 0)
+        return Cost(prefill_tokens=tokens)
+
     def parts(self) -> Sequence[MtebOptions]:
         """Return one evaluator a task; a benchmark stands for its tasks.
 
         Raises:
             RequestError: as `check`, for names alone.
         """
-        return [MtebOptions((task,), (), subsets, splits) for task, subsets, splits in self.selected(self._index())]
+        return [
+            MtebOptions((task,), (), subsets, splits, self.engine)
+            for task, subsets, splits in self.selected(self._index())
+        ]
 
     def selected(self, index: MtebIndex) -> list[Part]:
         """Return the tasks that are meant, each with the subsets and splits that are; empty for all.

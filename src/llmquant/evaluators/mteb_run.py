@@ -21,6 +21,7 @@ from llmquant.evaluators.mteb_items import Rows
 from llmquant.evaluators.mteb_model import MtebModel, as_mteb
 from llmquant.evaluators.mteb_results import Place, Scored, results
 from llmquant.protocols import Context
+from llmquant.retrieval.index import Engine
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.run import Measurement, Result
 
@@ -28,7 +29,7 @@ _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 _FOLDER = "mteb"
 
 
-def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context) -> list[Result]:
+def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context, *, engine: Engine = "exact") -> list[Result]:
     """Run a task; mteb's own result file is kept with the run.
 
     The limit on documents cuts the queries of a task that searches, in each subset, and never what they search in.
@@ -37,13 +38,13 @@ def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context) -> list[
         RunError: if the task's data cannot be had, or none of it can be encoded.
     """
     with quiet():
-        return _evaluate(task, subject, ctx)
+        return _evaluate(task, subject, ctx, engine)
 
 
-def _evaluate(task: AbsTask, subject: LoadedEmbedder, ctx: Context) -> list[Result]:
+def _evaluate(task: AbsTask, subject: LoadedEmbedder, ctx: Context, engine: Engine) -> list[Result]:
     _load(task)
     cut = _cut(task, ctx.documents.limit) if isinstance(task, AbsTaskRetrieval) else None
-    model = as_mteb(subject, queries=cut, progress=ctx.progress)
+    model = as_mteb(subject, queries=cut, engine=engine, progress=ctx.progress)
     scored = _keep_scores(task) if isinstance(task, AbsTaskRetrieval) else {}
     cache = ResultCache(ctx.files / _FOLDER)
     (result,) = mteb.evaluate(

@@ -36,9 +36,8 @@ class QueryLatency:
         late, total = embeds.similarity == "maxsim", 2 * options.repeats
         rng = np.random.default_rng(ctx.seed)
         documents = options.collection(embeds.similarity)
-        index = Index.build(
-            _random(rng, documents, options.vectors if late else None, embeds.width), subject.vectors, embeds.similarity
-        )
+        held = _random(rng, documents, options.vectors if late else None, embeds.width)
+        index = Index.build(held, subject.vectors, embeds.similarity, engine=options.engine)
 
         def encode(number: int) -> None:
             subject.opened.embed([subject.opened.prepare(_QUERY.format(number), None, "query")], "query")

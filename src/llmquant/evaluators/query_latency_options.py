@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from llmquant.evaluators.generation_limits import require_positive
 from llmquant.experiment import Documents
@@ -26,6 +26,7 @@ class QueryLatencyOptions:
         results: that a search returns.
         warmup: queries before the measured ones.
         repeats: measured queries.
+        engine: that searches: all documents exactly, or a graph of FAISS or usearch, which is approximate.
     """
 
     documents: int | None = None
@@ -33,6 +34,7 @@ class QueryLatencyOptions:
     results: int = 10
     warmup: int = 2
     repeats: int = 20
+    engine: Literal["exact", "faiss", "usearch"] = "exact"
 
     def __post_init__(self) -> None:
         """Refuse sizes that are not positive."""

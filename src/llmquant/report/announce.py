@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmquant.comparison import variants
 from llmquant.estimate import estimate_seconds, estimate_size
 from llmquant.experiment import Documents
 from llmquant.report.progress import duration
@@ -16,11 +17,8 @@ if TYPE_CHECKING:
 def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
     """Return the lines to print."""
     record = planned.record
-    variants, evaluators = len(planned.quantizers) * len(planned.models), len(planned.evaluators)
-    lines = [
-        f"{len(record.experiments)} experiments ({variants} variants x {evaluators} evaluators) "
-        f"on {executor.hardware}; results in {store}"
-    ]
+    counts = f"{len(variants(record))} variants, {len(planned.evaluators)} evaluators"
+    lines = [f"{len(record.experiments)} experiments ({counts}) on {executor.hardware}; results in {store}"]
     seconds = 0.0
     for info in planned.models.values():
         sizes = [estimate_size(info, chosen, executor.device) for chosen in planned.quantizers]

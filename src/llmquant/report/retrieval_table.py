@@ -70,7 +70,8 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
         decimals = max(1, decimals_for(100 * (x.high - x.low) / 2 for x in lines if x.low is not None and x.high) or 1)
         heads.append((Column(("difference", "[95% interval]")), lambda line: _difference(line, decimals)))
         heads.append((Column(("verdict",), align="left"), lambda x: Cell(x.verdict, _TONES.get(x.verdict, "plain"))))
-    sizes = decimals_of((line.size for line in lines), digits=3)
+    whole = all(line.size is None or line.size.is_integer() for line in lines)
+    sizes = 0 if whole else decimals_of((line.size for line in lines), digits=3)
     heads.append((Column(("bytes a", "document")), lambda line: _plain(line.size, sizes)))
     for place, metric in enumerate(LATENCIES):
         known = [line.latencies[place] for line in lines]
