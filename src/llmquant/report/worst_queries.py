@@ -21,8 +21,9 @@ STYLE = """
 .worst .side { display: inline-block; vertical-align: top; margin-right: 2em; }
 .worst .side > p { margin: 0 0 .3em; font-size: 12px; opacity: .75; }
 .worst figure { display: inline-block; margin: 0 .6em .4em 0; width: 160px; vertical-align: top; }
-.worst img { width: 156px; border: 2px solid rgba(128, 128, 128, .5); background: #fff; display: block; }
-.worst figure.right img, .worst figure.right .page { border-color: #178a43; }
+.worst .thumb { width: 156px; height: 220px; border: 2px solid rgba(128, 128, 128, .5);
+  background: #fff center / contain no-repeat; }
+.worst figure.right .thumb, .worst figure.right .page { border-color: #178a43; }
 .worst .page { border: 2px solid rgba(128, 128, 128, .5); padding: .5em; font-size: 11px; overflow: hidden; }
 .worst figcaption { font-size: 11px; overflow-wrap: anywhere; line-height: 1.3; margin-top: .2em; }
 """
@@ -35,7 +36,8 @@ def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Ca
         files: gives the folder of what a run kept. A task's details name the file in it as ``failures``: JSON with
             ``metric`` and ``queries``, each with ``query``, ``score``, and documents as ``found`` and ``missed``.
     """
-    parts = []
+    parts: list[str] = []
+    pictures: dict[str, str] = {}  # each once, however many variants found the page
     for experiment in record.experiments:
         run = runs.get(experiment.run_id)
         if run is None or run.status != "completed":
@@ -47,21 +49,23 @@ def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Ca
                 continue
             kept = json.loads(path.read_text(encoding="utf-8"))
             title = f"{task} · {experiment.variant.model.name} · {label(record, experiment.variant)}"
-            body = "".join(_query(query, kept["metric"], path.parent) for query in kept["queries"])
-            parts.append(f"<details><summary>{escape(title)}</summary>{body}</details>")
+            body = "".join(_query(query, kept["metric"], path.parent, pictures) for query in kept["queries"])
+            state = "" if parts else " open"
+            parts.append(f"<details{state}><summary>{escape(title)}</summary>{body}</details>")
     if not parts:
         return ""
     intro = "<p>Green frames are pages that answer the query.</p>"
-    return f'<div class="llmquant worst"><h4>Worst queries</h4>{intro}{"".join(parts)}</div>'
+    style = "".join(f".worst .thumb.{name} {{ background-image: url({data}); }}\n" for name, data in pictures.items())
+    return f'<style>{style}</style><div class="llmquant worst"><h4>Worst queries</h4>{intro}{"".join(parts)}</div>'
 
 
-def _query(query: Any, metric: str, folder: Path) -> str:  # Any: a JSON object
+def _query(query: Any, metric: str, folder: Path, pictures: dict[str, str]) -> str:  # Any: a JSON object
     sides = (("found", query["found"]), ("missed", query["missed"]))
     return (
         f'<div class="query"><p class="text">{escape(query["query"])}'
         f'<span class="score">{escape(metric.replace("_at_", "@"))} {query["score"]:.2f}</span></p>'
         + "".join(
-            f'<div class="side"><p>{title}</p>{"".join(_documents(documents, folder))}</div>'
+            f'<div class="side"><p>{title}</p>{"".join(_documents(documents, folder, pictures))}</div>'
             for title, documents in sides
             if documents
         )
@@ -69,14 +73,20 @@ def _query(query: Any, metric: str, folder: Path) -> str:  # Any: a JSON object
     )
 
 
-def _documents(documents: Sequence[Any], folder: Path) -> Iterator[str]:  # Any: JSON objects
+def _documents(
+    documents: Sequence[Any],  # Any: JSON objects
+    folder: Path,
+    pictures: dict[str, str],
+) -> Iterator[str]:
     for document in documents:
         name = escape(document["id"])
         shown = f'<div class="page">{escape(document.get("text", "no picture"))}</div>'
         path = folder / document["thumbnail"] if document.get("thumbnail") else None
         if path is not None and path.is_file():
+            picture = f"p{path.stem}"
             data = base64.b64encode(path.read_bytes()).decode()
-            shown = f'<img alt="{name}" src="data:image/{path.suffix.lstrip(".")};base64,{data}">'
+            pictures[picture] = f"data:image/{path.suffix.lstrip('.')};base64,{data}"
+            shown = f'<div class="thumb {picture}" role="img" aria-label="{name}"></div>'
         rank = document.get("rank")
         place = f" · {document['score']:.3f}" if "score" in document else f" · rank {rank}" if rank else " · not found"
         right = ' class="right"' if document["grade"] > 0 else ""
