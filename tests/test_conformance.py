@@ -9,7 +9,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from llmquant.builtin import EMBEDDERS
+from llmquant.builtin_embedders import EMBEDDERS
 from llmquant.embedders.chance import OpenChance
 from llmquant.errors import PluginError, UnknownNameError
 from llmquant.plugins.spec import PluginSpec

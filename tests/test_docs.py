@@ -68,6 +68,7 @@ def test_example_plugins_of_commands_build(tmp_path, monkeypatch):
             if kind and Call.parse(value).name in {*known[kind]} - {"prequantized"}:
                 seen += 1
                 for name in re.findall(r"[\w./-]+\.(?:jsonl|txt)", value):
+                    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                     (tmp_path / name).write_text("{}")
                 if "./pages" in value:
                     (tmp_path / "pages").mkdir(exist_ok=True)

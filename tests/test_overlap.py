@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.api import make_study, preview
+from llmquant.api import make_study
 from llmquant.overlap import shared_share
+from llmquant.preview import preview
 
 WORDS = [f"word{i}" for i in range(400)]
 TEXT = " ".join(WORDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from llmquant.cache import Cache
 from llmquant.call import Call, Json
 from llmquant.comparison import Row, StudyRecord
 from llmquant.errors import OptionError, StoreError
-from llmquant.estimate import SizeEstimate, estimate_all, estimate_size
 from llmquant.experiment import Digest, Experiment, ModelRequest, RunId, VectorGrid
 from llmquant.plan import Planned, resolve
 from llmquant.plugins.registry import registry
@@ -25,7 +24,6 @@ from llmquant.run import SCHEMA_VERSION, Run, Sample
 from llmquant.scheduler import Progress, Scheduler
 from llmquant.store import Store
 from llmquant.study import Study
-from llmquant.subjects import inspect_subject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -319,62 +317,6 @@ def run_experiment(
     with open_executor(executor) as where:
         planned = Planned(record, {}, (), (), dict(inputs or {}))
         return execute(planned, where, store, fresh=fresh, progress=False).runs[experiment.run_id]
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a study would be, before anything is loaded.
-
-    Attributes:
-        sizes: by model; of the study's quantizers, or of every preset where it names none.
-        record: ``None`` where the study names neither quantizers nor evaluators.
-        runs: what is stored of it already.
-    """
-
-    sizes: Mapping[str, Sequence[SizeEstimate]]
-    record: StudyRecord | None
-    runs: Mapping[RunId, Run | None]
-
-
-def preview(study: Study, *, executor: str | Executor = "local", store: str | Path | Store = "results") -> Preview:
-    """Predict a study's sizes and list what of it is stored.
-
-    Raises:
-        RequestError: if the study is wrong.
-    """
-    store = store if isinstance(store, Store) else Store(store)
-    with open_executor(executor) as where:
-        if not (study.quantizers or study.evaluators):
-            infos = [inspect_subject(request, registry(), Cache.default()) for request in study.models]
-            return Preview({info.use().name: estimate_all(info, registry(), where.device) for info in infos}, None, {})
-        planned = resolve(study, registry(), Cache.default(), where)
-        sizes = {
-            info.use().name: [estimate_size(info, chosen, where.device) for chosen in planned.quantizers]
-            for info in planned.models.values()
-        }
-    runs = {experiment.run_id: store.run(experiment.run_id) for experiment in planned.record.experiments}
-    return Preview(sizes, planned.record, runs)
-
-
-def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Study:
-    """Add every preset that is installed and can go on all models of a study, on the executor's device.
-
-    Raises:
-        RequestError: if a model is wrong.
-    """
-    with open_executor(executor) as where:
-        refused = {
-            size.quantizer
-            for request in study.models
-            for size in estimate_all(inspect_subject(request, registry(), Cache.default()), registry(), where.device)
-            if size.refused
-        }
-    found = [
-        Call(name)
-        for plugin, name in registry().ready("quantizer")
-        if registry().missing(plugin) is None and name not in refused
-    ]
-    return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))
 
 
 def register(spec: PluginSpec) -> None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmquant.builtin_embedders import EMBEDDER_EVALUATORS, EMBEDDERS, TORCH
 from llmquant.plugins.spec import PluginSpec, hookimpl
 
 _LOCAL = 'pip install "llmquant[local]"'
-_TORCH = ("torch>=2.8", "transformers>=5.0", "accelerate>=1.10", "safetensors>=0.6")
-_BITSANDBYTES = (*_TORCH, "bitsandbytes>=0.49")
+_BITSANDBYTES = (*TORCH, "bitsandbytes>=0.49")
 # optimum: what transformers loads GPTQ checkpoints with.
-_GPTQMODEL = (*_TORCH, "gptqmodel>=7.6", "optimum>=2.0")
-_TORCHAO = (*_TORCH, "torchao>=0.18")
+_GPTQMODEL = (*TORCH, "gptqmodel>=7.6", "optimum>=2.0")
+_TORCHAO = (*TORCH, "torchao>=0.18")
 _TORCHAO_LINE = 'pip install "llmquant[torchao]"'
 _GPTQ = 'pip install "llmquant[gptq]"'
-_EMBED = 'pip install "llmquant[embed]"'
-# mteb imports sentence-transformers wherever it evaluates.
-_MTEB = (*_TORCH, "mteb>=2.26", "sentence-transformers>=6.0", "pillow>=11.3")
-_IMAGES = (*_TORCH, "pillow>=11.3")
 
 QUANTIZERS: tuple[PluginSpec, ...] = (
     PluginSpec(
@@ -32,7 +28,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
             "fp32_baseline": {"dtype": "float32"},
         },
         accepts=("causal_lm", "embedder"),
-        requires=_TORCH,
+        requires=TORCH,
         install=_LOCAL,
     ),
     PluginSpec(
@@ -116,7 +112,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
             "auto_round_3bit_g128": {"bits": 3, "group_size": 128},
             "auto_round_2bit_g64": {"bits": 2, "group_size": 64},
         },
-        requires=(*_TORCH, "auto-round>=0.16"),
+        requires=(*TORCH, "auto-round>=0.16"),
         install='pip install "llmquant[auto-round]"',
         checkpoint=True,
     ),
@@ -131,7 +127,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
             "compressed_w4a16_g128": {"scheme": "w4a16", "group_size": 128},
             "compressed_fp8": {"scheme": "fp8"},
         },
-        requires=(*_TORCH, "compressed-tensors>=0.20"),
+        requires=(*TORCH, "compressed-tensors>=0.20"),
         install='pip install "llmquant[compressed-tensors]"',
         checkpoint=True,
     ),
@@ -181,7 +177,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
             "quanto_float8": {"weights": "float8"},
         },
         accepts=("causal_lm", "embedder"),
-        requires=(*_TORCH, "optimum-quanto>=0.2.7"),
+        requires=(*TORCH, "optimum-quanto>=0.2.7"),
         install='pip install "llmquant[quanto]"',
     ),
     PluginSpec(
@@ -195,7 +191,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
             "hqq_3bit_g64": {"bits": 3, "group_size": 64},
         },
         accepts=("causal_lm", "embedder"),
-        requires=(*_TORCH, "hqq>=0.2.8"),
+        requires=(*TORCH, "hqq>=0.2.8"),
         install='pip install "llmquant[hqq]"',
     ),
     PluginSpec(
@@ -208,7 +204,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
             f"gguf_{kind}": {"file_type": kind}
             for kind in ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0")
         },
-        requires=(*_TORCH, "gguf>=0.17", "libggml-python>=0.20"),
+        requires=(*TORCH, "gguf>=0.17", "libggml-python>=0.20"),
         install='pip install "llmquant[gguf]"',
         checkpoint=True,
     ),
@@ -218,7 +214,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         summary="Somebody else's quantized checkpoint (GPTQ, AWQ, bitsandbytes, compressed-tensors) of the same model.",
         options="llmquant.quantizers.prequantized_options:PrequantizedOptions",
         target="llmquant.quantizers.prequantized:Prequantized",
-        requires=_TORCH,
+        requires=TORCH,
         install=_LOCAL,
     ),
 )
@@ -243,55 +239,6 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         target="llmquant.evaluators.perplexity:Perplexity",
         requires=("torch>=2.8", "transformers>=5.0"),
         install=_LOCAL,
-    ),
-    PluginSpec(
-        kind="evaluator",
-        name="mteb",
-        summary="Tasks and benchmarks of mteb: retrieval, reranking, similarity, classification.",
-        options="llmquant.evaluators.mteb_options:MtebOptions",
-        target="llmquant.evaluators.mteb:Mteb",
-        accepts=("embedder",),
-        requires=_MTEB,
-        install=_EMBED,
-        documents=True,
-        vectors=True,
-    ),
-    PluginSpec(
-        kind="evaluator",
-        name="retrieval",
-        summary="Your own pages (a folder or a PDF) and queries, scored as mteb scores.",
-        options="llmquant.evaluators.local_set_options:LocalSetOptions",
-        target="llmquant.evaluators.local_set:LocalSet",
-        accepts=("embedder",),
-        requires=_MTEB,
-        install=_EMBED,
-        documents=True,
-        vectors=True,
-    ),
-    PluginSpec(
-        kind="evaluator",
-        name="drift",
-        summary="How far an embedder's vectors and rankings are from the baseline's.",
-        options="llmquant.evaluators.drift_options:DriftOptions",
-        target="llmquant.evaluators.drift:Drift",
-        accepts=("embedder",),
-        requires=_MTEB,
-        install=_EMBED,
-        reference=True,
-        documents=True,
-        vectors=True,
-    ),
-    PluginSpec(
-        kind="evaluator",
-        name="query_latency",
-        summary="Milliseconds to encode a query, and to search a collection in the form its vectors are kept.",
-        options="llmquant.evaluators.query_latency_options:QueryLatencyOptions",
-        target="llmquant.evaluators.query_latency:QueryLatency",
-        accepts=("embedder",),
-        requires=("torch>=2.8",),
-        install=_EMBED,
-        hardware=True,
-        vectors=True,
     ),
     PluginSpec(
         kind="evaluator",
@@ -326,124 +273,6 @@ EVALUATORS: tuple[PluginSpec, ...] = (
     ),
 )
 
-EMBEDDERS: tuple[PluginSpec, ...] = (
-    PluginSpec(
-        kind="embedder",
-        name="bigemma3",
-        summary="Gemma 3, one vector an item (BiGemma3, NetraEmbed).",
-        options="llmquant.embedders.gemma3_options:BiGemma3Options",
-        target="llmquant.embedders.gemma3:BiGemma3",
-        presets={"bigemma3-4b-embedding": {"checkpoint": "Cognitive-Lab/NetraEmbed"}},
-        accepts=(),
-        checkpoints=("Cognitive-Lab/NetraEmbed*",),
-        requires=_IMAGES,
-        install=_EMBED,
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="colgemma3",
-        summary="Gemma 3, late interaction (ColGemma3, ColNetraEmbed).",
-        options="llmquant.embedders.gemma3_options:ColGemma3Options",
-        target="llmquant.embedders.gemma3:ColGemma3",
-        accepts=(),
-        checkpoints=("Cognitive-Lab/ColNetraEmbed*",),
-        requires=_IMAGES,
-        install=_EMBED,
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="colpali_engine",
-        summary="Document retrievers of colpali-engine: late interaction over page images.",
-        options="llmquant.embedders.colpali_engine_options:ColpaliEngineOptions",
-        target="llmquant.embedders.colpali_engine:ColpaliEngine",
-        presets={
-            "colpali": {"checkpoint": "vidore/colpali-v1.3", "architecture": "colpali"},
-            "colqwen2": {"checkpoint": "vidore/colqwen2-v1.0", "architecture": "colqwen2"},
-            "colqwen2.5": {"checkpoint": "vidore/colqwen2.5-v0.2", "architecture": "colqwen2.5"},
-            "colqwen3": {"architecture": "colqwen3"},
-            "colsmol": {"checkpoint": "vidore/colSmol-500M", "architecture": "colsmol"},
-            "colidefics3": {"checkpoint": "vidore/colSmol-500M", "architecture": "colsmol"},
-            "modernvbert": {"checkpoint": "ModernVBERT/colmodernvbert", "architecture": "modernvbert"},
-            "bimodernvbert": {"checkpoint": "ModernVBERT/bimodernvbert", "architecture": "bimodernvbert"},
-        },
-        accepts=(),
-        checkpoints=(
-            "vidore/colpali*",
-            "vidore/colqwen2-*",
-            "vidore/colqwen2.5-*",
-            "vidore/colSmol-*",
-            "ModernVBERT/colmodernvbert*",
-            "ModernVBERT/bimodernvbert*",
-        ),
-        requires=(*_IMAGES, "colpali-engine>=0.3.18"),
-        install='pip install "llmquant[colpali]"',
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="clip",
-        summary="CLIP, SigLIP and SigLIP 2: a text tower and an image tower with one space.",
-        options="llmquant.embedders.clip_options:ClipOptions",
-        target="llmquant.embedders.clip:Clip",
-        presets={"siglip": {"checkpoint": "google/siglip-so400m-patch14-384"}},
-        accepts=(),
-        checkpoints=("google/siglip-*", "google/siglip2-*", "openai/clip-*", "laion/CLIP-*"),
-        requires=_IMAGES,
-        install=_EMBED,
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="gme",
-        summary="GME: Qwen2-VL as an embedder of texts, images and both at once.",
-        options="llmquant.embedders.gme_options:GmeOptions",
-        target="llmquant.embedders.gme:Gme",
-        accepts=(),
-        checkpoints=("Alibaba-NLP/gme-Qwen2-VL-*",),
-        requires=_IMAGES,
-        install=_EMBED,
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="sentence_transformers",
-        summary="Any sentence-transformers model.",
-        options="llmquant.embedders.sentence_transformers_options:SentenceTransformersOptions",
-        target="llmquant.embedders.sentence_transformers:SentenceTransformers",
-        accepts=(),
-        checkpoints=("sentence-transformers/*",),
-        requires=(*_TORCH, "sentence-transformers>=6.0"),
-        install=_EMBED,
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="ocr_text",
-        summary="Reads pages and embeds their text; runs offline.",
-        options="llmquant.embedders.ocr_text_options:OcrTextOptions",
-        target="llmquant.embedders.ocr_text:OcrText",
-        accepts=(),
-        requires=(*_IMAGES, "sentence-transformers>=6.0", "rapidocr-onnxruntime>=1.4"),
-        install='pip install "llmquant[ocr]"',
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="random",
-        summary="Random unit vectors: the floor of every retrieval metric.",
-        options="llmquant.embedders.chance_options:ChanceOptions",
-        target="llmquant.embedders.chance:Chance",
-        accepts=(),
-        requires=("torch>=2.8",),
-        install=_EMBED,
-    ),
-    PluginSpec(
-        kind="embedder",
-        name="mteb_model",
-        summary="Any model of one vector an item that mteb has code for.",
-        options="llmquant.embedders.mteb_model_options:MtebModelOptions",
-        target="llmquant.embedders.mteb_model:MtebModelEmbedder",
-        accepts=(),
-        requires=_MTEB,
-        install=_EMBED,
-    ),
-)
-
 EXECUTORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="executor",
@@ -459,4 +288,4 @@ EXECUTORS: tuple[PluginSpec, ...] = (
 @hookimpl
 def llmquant_register() -> Sequence[PluginSpec]:
     """Return the plugins of llmquant itself."""
-    return [*QUANTIZERS, *EVALUATORS, *EMBEDDERS, *EXECUTORS]
+    return [*QUANTIZERS, *EVALUATORS, *EMBEDDER_EVALUATORS, *EMBEDDERS, *EXECUTORS]

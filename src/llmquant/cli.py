@@ -80,7 +80,7 @@ def compare(
     vectors = _vectors(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
     study = _study(models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle)
     if every:
-        from llmquant.api import with_all_presets
+        from llmquant.preview import with_all_presets
 
         study = with_all_presets(study, executor=on)
     _run(study, on, store, fresh, timeout, as_json, quiet, verbose)
@@ -126,7 +126,7 @@ def plan(
 
     Without -q, the sizes of every preset. Nothing is loaded.
     """
-    from llmquant.api import preview
+    from llmquant.preview import preview
     from llmquant.report.plan_tables import plan_json, plan_tables, size_tables
 
     vectors = _vectors(dims=dims, codecs=codecs, pools=pools, rescores=rescores)

@@ -1,0 +1,77 @@
+"""What a study would be, before anything is loaded: sizes, experiments, and which presets could go on its models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmquant.api import open_executor
+from llmquant.cache import Cache
+from llmquant.call import Call
+from llmquant.comparison import StudyRecord
+from llmquant.estimate import SizeEstimate, estimate_all, estimate_size
+from llmquant.experiment import RunId
+from llmquant.plan import resolve
+from llmquant.plugins.registry import registry
+from llmquant.protocols import Executor
+from llmquant.run import Run
+from llmquant.store import Store
+from llmquant.study import Study
+from llmquant.subjects import inspect_subject
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a study would be, before anything is loaded.
+
+    Attributes:
+        sizes: by model; of the study's quantizers, or of every preset where it names none.
+        record: ``None`` where the study names neither quantizers nor evaluators.
+        runs: what is stored of it already.
+    """
+
+    sizes: Mapping[str, Sequence[SizeEstimate]]
+    record: StudyRecord | None
+    runs: Mapping[RunId, Run | None]
+
+
+def preview(study: Study, *, executor: str | Executor = "local", store: str | Path | Store = "results") -> Preview:
+    """Predict a study's sizes and list what of it is stored.
+
+    Raises:
+        RequestError: if the study is wrong.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    with open_executor(executor) as where:
+        if not (study.quantizers or study.evaluators):
+            infos = [inspect_subject(request, registry(), Cache.default()) for request in study.models]
+            return Preview({info.use().name: estimate_all(info, registry(), where.device) for info in infos}, None, {})
+        planned = resolve(study, registry(), Cache.default(), where)
+        sizes = {
+            info.use().name: [estimate_size(info, chosen, where.device) for chosen in planned.quantizers]
+            for info in planned.models.values()
+        }
+    runs = {experiment.run_id: store.run(experiment.run_id) for experiment in planned.record.experiments}
+    return Preview(sizes, planned.record, runs)
+
+
+def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Study:
+    """Add every preset that is installed and can go on all models of a study, on the executor's device.
+
+    Raises:
+        RequestError: if a model is wrong.
+    """
+    with open_executor(executor) as where:
+        refused = {
+            size.quantizer
+            for request in study.models
+            for size in estimate_all(inspect_subject(request, registry(), Cache.default()), registry(), where.device)
+            if size.refused
+        }
+    found = [
+        Call(name)
+        for plugin, name in registry().ready("quantizer")
+        if registry().missing(plugin) is None and name not in refused
+    ]
+    return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))
