@@ -137,11 +137,17 @@ def _read_cached(repo: str, revision: str | None, name: str, reason: Exception, 
 
 def read_hub_adapter(repo: str, revision: str | None) -> tuple[str, dict[str, Any]] | None:  # Any: a JSON object
     """Return the commit and the ``adapter_config.json`` of a PEFT adapter on the Hub; ``None`` if it is none."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # as above
 
+    offline = False
     try:
-        path = Path(hf_hub_download(repo, "adapter_config.json", revision=revision, library_name="llmquant"))
+        # First, since it fails at once without a network; a download tries again and again, and says so.
+        HfApi(library_name="llmquant").model_info(repo, revision=revision, timeout=_TIMEOUT_S)
+    except (HTTPError, OSError, ValueError):
+        offline = True  # or it does not exist: then it is not in the local cache either
+    try:
+        path = Path(hf_hub_download(repo, "adapter_config.json", revision=revision, local_files_only=offline))
     except (HTTPError, OSError, ValueError):  # whoever asks knows already that it is no ordinary checkpoint
         return None
     return path.parent.name, read_json(path)

@@ -137,7 +137,15 @@ def _sizes(task: AbsTask, model: MtebModel) -> list[Measurement]:
     if not model.indexed:
         return []
     mean = float(np.mean([indexed.bytes_per_document for indexed in model.indexed]))
-    return [Measurement(task.metadata.name, "bytes_per_document", mean, unit="bytes", higher_is_better=False)]
+    found = [Measurement(task.metadata.name, "bytes_per_document", mean, unit="bytes", higher_is_better=False)]
+    for what, skipped in (
+        ("documents", [reason for indexed in model.indexed for reason in indexed.skipped]),
+        ("queries", [reason for indexed in model.indexed for reason in indexed.skipped_queries]),
+    ):
+        if skipped:  # the table says so; the details say why
+            name = f"{what}_not_encoded"
+            found.append(Measurement(task.metadata.name, name, float(len(skipped)), higher_is_better=False))
+    return found
 
 
 def _told(task: AbsTask, model: MtebModel, cut: int | None, limit: int | None) -> dict[str, Json]:
