@@ -241,3 +241,18 @@ def test_a_graph_finds_what_exact_search_finds(tmp_path, context, folder, rows, 
     graph = evaluate(tmp_path, context(), options(folder, queries, engine=engine))
     assert graph.measurements[0].value == pytest.approx(exact.measurements[0].value)
     assert engine in graph.details["result_file"]
+
+
+def test_the_size_of_batches_may_be_chosen(tmp_path, context, folder, rows):
+    """`batch_tokens` bounds what is encoded at a time, and changes no score."""
+    from llmquant.evaluators.local_set import LocalSet
+
+    queries = rows([{"query": f"the {word}", "relevant": f"{word}.png"} for word in WORDS])
+    scores, batches = [], []
+    for size in (16, 1000):
+        subject = build_subject(tmp_path / str(size))
+        (result,) = LocalSet(options(folder, queries, batch_tokens=size)).evaluate(subject, context())
+        scores.append(result.measurements[0].value)
+        batches.append(len(subject.opened.batches))
+    assert scores[0] == scores[1]
+    assert batches[0] > batches[1]

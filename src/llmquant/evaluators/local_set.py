@@ -42,7 +42,8 @@ class LocalSet:
             RequestError: if pages or queries are wrong.
         """
         task, pages = local_task(self.options, ctx)
-        for result in evaluate_task(task, subject, ctx, engine=self.options.engine):
+        sized = replace(subject, batch_tokens=self.options.batch_tokens)
+        for result in evaluate_task(task, sized, ctx, engine=self.options.engine):
             yield replace(result, details={**result.details, "no_pages": list(pages.others)})
 
 

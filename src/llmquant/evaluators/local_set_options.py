@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.evaluators.generation_limits import require_positive
 from llmquant.experiment import Documents, InputFile, InputFolder
 from llmquant.protocols import Cost, Device
 
@@ -43,15 +44,18 @@ class LocalSetOptions:
             page numbers from 1 where all is one PDF), and if wanted ``relevance`` (grades) and ``id``.
         dpi: dots an inch at which PDFs are rendered.
         engine: that searches: all pages exactly, or a graph of FAISS or usearch, which is approximate.
+        batch_tokens: that a batch may hold, padding included; ``None`` is 1,024 on a CPU and 16,384 on CUDA.
     """
 
     pages: Pages
     queries: InputFile
     dpi: int = 150
     engine: Literal["exact", "faiss", "usearch"] = "exact"
+    batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a resolution at which nothing can be read, or nothing fits."""
+        require_positive(batch_tokens=1 if self.batch_tokens is None else self.batch_tokens)
         if not 20 <= self.dpi <= 1200:
             raise OptionError(f"retrieval: dpi must be between 20 and 1200, found {self.dpi}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import mteb as harness
 
@@ -30,9 +31,10 @@ class Mteb:
         Raises:
             RunError: if a task's data cannot be had, or none of it can be encoded.
         """
+        sized = replace(subject, batch_tokens=self.options.batch_tokens)
         for name, subsets, splits in self.options.selected(installed_mteb(ctx.cache)):
             task = harness.get_task(name, hf_subsets=list(subsets) or None, eval_splits=list(splits) or None)
-            yield from evaluate_task(task, subject, ctx, engine=self.options.engine)
+            yield from evaluate_task(task, sized, ctx, engine=self.options.engine)
 
 
 __all__ = ["Mteb"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.evaluators.generation_limits import require_positive
 from llmquant.experiment import Documents
 from llmquant.protocols import Cost, Device
 
@@ -27,6 +28,8 @@ class MtebOptions:
         subsets: only these, by mteb's names.
         splits: only these; by default those that mteb reports.
         engine: that searches: all documents exactly, or a graph of FAISS or usearch, which is approximate.
+        batch_tokens: that a batch may hold, padding included; ``None`` is 1,024 on a CPU and 16,384 on CUDA. One that
+            does not fit in memory is halved in any case.
     """
 
     tasks: tuple[str, ...]
@@ -34,9 +37,11 @@ class MtebOptions:
     subsets: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     engine: Literal["exact", "faiss", "usearch"] = "exact"
+    batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a call without a task."""
+        require_positive(batch_tokens=1 if self.batch_tokens is None else self.batch_tokens)
         if not self.tasks:
             raise OptionError("mteb names no task", hint="Write mteb(ViDoRe(v1)); see: llmquant tasks")
 
