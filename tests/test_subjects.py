@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from llmquant.api import make_study, open_executor
 from llmquant.cache import Cache
 from llmquant.errors import ModelError, OptionError, RequestError, UnknownNameError
 from llmquant.experiment import ModelRequest, ModelUse
+from llmquant.plan import resolve
 from llmquant.plugins.registry import registry
 from llmquant.subjects import _embedder, inspect_subject, restore_subject
 from tiny_gemma3 import write_gemma3
@@ -109,3 +111,16 @@ def test_a_width_the_model_lacks_is_refused(gemma, tmp_path):
     """A dimension that the checkpoint does not offer is refused with those that it does."""
     with pytest.raises(OptionError, match="1536"):
         inspect(f"bigemma3({gemma}, dim=1536)", tmp_path)
+
+
+def test_chance_stands_beside_quantized_models(gemma, tmp_path):
+    """An embedder without weights takes part with its baseline alone, and refuses no study."""
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "a.txt").write_text("a page")
+    (tmp_path / "q.jsonl").write_text('{"query": "a", "relevant": ["a.txt"]}')
+    evaluator = f"retrieval({tmp_path / 'pages'}, queries={tmp_path / 'q.jsonl'})"
+    study = make_study([f"bigemma3({gemma})", "random"], ["bf16_baseline", "bnb_4bit_nf4"], [evaluator])
+    with open_executor("local(device=cpu)") as executor:
+        record = resolve(study, registry(), Cache(tmp_path / "cache"), executor).record
+    found = [(e.variant.model.name.partition("(")[0], e.variant.quantizer.label) for e in record.experiments]
+    assert found == [("bigemma3", "bf16_baseline"), ("bigemma3", "bnb_4bit_nf4"), ("random", "bf16_baseline")]

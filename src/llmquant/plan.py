@@ -99,8 +99,8 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
             quantizers.insert(0, baseline)
             notes.append(f"{baseline.use.label} was added as the baseline")
     parts = [part for chosen in evaluators for part in _try(errors, _parts, registry, chosen) or ()]
-    for chosen in [*quantizers, *parts]:
-        for info in known:
+    for info in known:
+        for chosen in [*_applicable(info, quantizers), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
     _raise_if_any(errors)
@@ -111,7 +111,9 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
         experiment.run_id: experiment
         for info in known
         for part in sorted(parts, key=_order)
-        for experiment in _of_evaluator(study, info, forms[info.digest], ordered, baseline, part, executor.hardware)
+        for experiment in _of_evaluator(
+            study, info, forms[info.digest], _applicable(info, ordered), baseline, part, executor.hardware
+        )
     }
     # One after the other what one process does: a model as one quantizer loads it.
     models, uses = [info.digest for info in known], [chosen.use for chosen in ordered]
@@ -194,6 +196,11 @@ def _usable(
         else:
             found.append(quantizer)
     return found
+
+
+def _applicable(info: ModelInfo, quantizers: Sequence[Chosen]) -> list[Chosen]:
+    """Leave a model without weights, such as chance, its baselines."""
+    return [chosen for chosen in quantizers if info.kind != "none" or chosen.plugin.spec.name == "baseline"]
 
 
 def _same(one: Chosen, other: Chosen) -> bool:
