@@ -59,6 +59,8 @@ def test_an_exception_costs_one_experiment(tiny_model: Path, tmp_path: Path):
     assert "Traceback" in failure.log_tail
     assert "hf_***" in failure.log_tail
     assert "hf_abc" not in failure.log_tail
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert [path.name for path in files if b"hf_abc" in path.read_bytes()] == []
     assert runs["misbehave(oom)"].failure.kind == "out_of_memory"
 
 

@@ -208,11 +208,11 @@ class Scheduler:
         failed = [e for e in left if e.run_id == active.current] if active.loaded else left
         if left and not failed and kind == "lost":
             failed = left[:1]  # it died between two experiments
-        log = (
-            log_path(active.record).read_text(encoding="utf-8", errors="replace")
-            if log_path(active.record).exists()
-            else ""
-        )
+        path = log_path(active.record)
+        raw = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        log = blank_tokens(raw)
+        if log != raw:  # the worker wrote it past us
+            path.write_text(log, encoding="utf-8")
         for experiment in failed:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             started = datetime.fromtimestamp(active.since, UTC).isoformat(timespec="milliseconds")
