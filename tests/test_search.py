@@ -259,6 +259,19 @@ def test_engines_find_nearly_what_is_nearest(engine, codec):
 
 
 @pytest.mark.parametrize("engine", ["faiss", "usearch"])
+def test_engines_find_the_same_every_time(engine):
+    """A graph built again over the same documents gives the same documents and scores, on any number of cores."""
+    pytest.importorskip(engine)
+    documents, queries = Embeddings(vectors(500)), Embeddings(vectors(20, seed=1))
+    once, *others = [
+        Index.build(documents, VectorForm(), "cosine", engine=engine).search(queries, 10) for _ in range(20)
+    ]
+    for again in others:
+        assert np.array_equal(again.ids, once.ids)
+        assert np.array_equal(again.scores, once.scores)
+
+
+@pytest.mark.parametrize("engine", ["faiss", "usearch"])
 @pytest.mark.parametrize(("codec", "similarity"), [("binary", "cosine"), ("float32", "maxsim")])
 def test_engines_refuse_what_they_cannot_hold(engine, codec, similarity):
     """Late interaction and bits are refused with the reason, whether or not the engine is installed."""

@@ -68,7 +68,8 @@ def usearch_graph(values: Floats, codec: Codec, similarity: Similarity) -> Graph
     """Put vectors into usearch's ``Index``, with its default of 16 links a vector.
 
     It codes queries as it does documents. Its ``i8`` scales every vector to length 127, so that it keeps no ``dot``
-    similarities, and keeps fewer of the nearest than `Coded` does.
+    similarities, and keeps fewer of the nearest than `Coded` does. One thread builds the graph, so that it is the same
+    every time.
 
     Raises:
         UnsupportedError: for late interaction, for ``int4``, which it does not have, for ``binary``, whose queries
@@ -85,7 +86,8 @@ def usearch_graph(values: Floats, codec: Codec, similarity: Similarity) -> Graph
         expansion_add=_EXPANSION_ADD,
         expansion_search=_EXPANSION_SEARCH,
     )
-    index.add(np.arange(len(values), dtype=np.uint64), np.ascontiguousarray(values, np.float32))
+    # Threads that add at once leave documents that no search finds, others every time.
+    index.add(np.arange(len(values), dtype=np.uint64), np.ascontiguousarray(values, np.float32), threads=1)
 
     def search(queries: Floats, k: int) -> Hits:
         index.expansion_search = max(_EXPANSION_SEARCH, 2 * k)
