@@ -15,6 +15,7 @@ from PIL import Image
 from embedding import page
 from llmquant.errors import ItemError
 from llmquant.retrieval.images import decode, thumbnail
+from llmquant.retrieval.items import Item
 
 
 def _encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -156,3 +157,13 @@ def test_a_thumbnail_is_never_larger_than_its_page():
     """A small image keeps its size, and a long one is cut in width rather than shown metres high."""
     assert Image.open(io.BytesIO(thumbnail(page(size=(40, 30)), 150))).size == (40, 30)
     assert max(Image.open(io.BytesIO(thumbnail(page(size=(100, 4000)), 150))).size) == 300
+
+
+def test_an_item_is_read_from_a_file(tmp_path):
+    """A page's bytes are kept as they are and it is called by its file; one of zero bytes is refused by name."""
+    (tmp_path / "page.png").write_bytes(page("a"))
+    item = Item.from_file(tmp_path / "page.png")
+    assert (item.image, item.name) == (page("a"), "page.png")
+    (tmp_path / "none.png").touch()
+    with pytest.raises(ItemError, match=r"none\.png is empty"):
+        Item.from_file(tmp_path / "none.png")

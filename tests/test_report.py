@@ -113,7 +113,7 @@ def test_only_known_shares_are_written_as_per_cent():
     values = (Measurement("x", "f1", 0.5), Measurement("x", "their_score", 0.5), Measurement("y", "f1", 50.0))
     study.add(completed(experiment(BASELINE, "their_evaluator"), *values))
     (cells,) = texts(table_of(study, "Quality")).values()
-    assert cells == {"variant": BASELINE, "x F1 %": "50.0", "x their score": "0.5000", "y F1": "50"}
+    assert cells == {"variant": BASELINE, "x F1 %": "50.0", "x their score": "0.5000", "y F1": "50.00"}
 
 
 def test_evaluators_that_differ_in_options_have_columns_of_their_own():

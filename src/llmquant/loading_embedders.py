@@ -80,7 +80,7 @@ def load_embedder(
     path = materialize_embedder(info, embedder, ctx.cache)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
-        opened = embedder.open(path, info, quantizer.load_kwargs(info, ctx), ctx)
+        opened = embedder.open(path or ctx.files, info, quantizer.load_kwargs(info, ctx), ctx)
         if ctx.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started

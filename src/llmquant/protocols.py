@@ -233,11 +233,11 @@ class Embedder(Protocol):
     device)``. Every other option is part of what a cached vector is known by.
     """
 
-    def open(self, path: Path | None, info: ModelInfo, load_kwargs: Mapping[str, Any], ctx: Context) -> OpenEmbedder:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: Mapping[str, Any], ctx: Context) -> OpenEmbedder:
         """Load the checkpoint onto the context's device.
 
         Args:
-            path: its folder; ``None`` where there is none.
+            path: its folder; an empty one where there is none.
             load_kwargs: for ``from_pretrained``, from the quantizer.
 
         Raises:

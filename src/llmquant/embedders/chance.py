@@ -29,7 +29,7 @@ class Chance:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,

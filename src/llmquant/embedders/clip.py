@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from llmquant.embedders.clip_options import ClipOptions
-from llmquant.embedders.strict import check_strict
+from llmquant.embedders.strict import load_strict
 from llmquant.errors import ModelError
 from llmquant.protocols import Prepared
 
@@ -35,7 +34,7 @@ class Clip:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
@@ -45,22 +44,14 @@ class Clip:
         Raises:
             ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
         """
-        if path is None:
-            raise ModelError("clip needs a checkpoint")
+        keywords = {**load_kwargs, "device_map": {"": ctx.device}}
+        pickle = "allow_pickle" in info.flags
+        module = load_strict(transformers.AutoModel, path, info.source, keywords, allow_pickle=pickle)
         try:
-            module, report = transformers.AutoModel.from_pretrained(
-                path,
-                device_map={"": ctx.device},
-                use_safetensors=None if "allow_pickle" in info.flags else True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that the report names them; `check_strict` ignores none
-                **load_kwargs,
-            )
             processor = transformers.AutoProcessor.from_pretrained(path)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
-        check_strict(report, info.source)
-        return OpenClip(module.eval(), processor)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{info.source} has no processor that transformers can load: {error}") from error
+        return OpenClip(module, processor)
 
 
 class OpenClip:

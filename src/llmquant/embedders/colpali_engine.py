@@ -11,12 +11,11 @@ import colpali_engine.models
 import numpy as np
 import torch
 from colpali_engine.models import ColPali
-from safetensors import SafetensorError
 
 from llmquant.checkpoint_files import read_json
 from llmquant.embedders.colpali_engine_options import Architecture, ColpaliEngineOptions, architecture_of
 from llmquant.embedders.lora import merge_lora
-from llmquant.embedders.strict import HEAD, check_strict
+from llmquant.embedders.strict import HEAD, load_strict
 from llmquant.errors import ModelError
 from llmquant.protocols import Prepared
 
@@ -38,7 +37,7 @@ class ColpaliEngine:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
@@ -48,8 +47,6 @@ class ColpaliEngine:
         Raises:
             ModelError: if it cannot be loaded, or tensors are missing or unexpected.
         """
-        if path is None:
-            raise ModelError("colpali-engine's models need a checkpoint")
         options = self._options
         architecture = architecture_of(info.config, options.architecture, info.source)
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
@@ -60,7 +57,7 @@ class ColpaliEngine:
         except (OSError, ValueError) as error:
             raise ModelError(f"{info.source} has no processor that colpali-engine can load: {error}") from error
         prefix = architecture.query_prefix if options.query_prefix is None else options.query_prefix
-        return OpenColpaliEngine(module.eval(), processor, prefix)
+        return OpenColpaliEngine(module, processor, prefix)
 
     def merge(self, base: Path, adapter: Path, out: Path) -> None:
         """Write the checkpoint at `base` to `out` with the LoRA adapter at `adapter` added to its weights.
@@ -75,18 +72,9 @@ class ColpaliEngine:
         merge_lora(module, base, adapter, out, renames=renames)
 
 
-def _load(architecture: Architecture, path: Path, source: str, keywords: Mapping[str, Any]) -> Any:  # Any: transformers
-    try:
-        module, report = getattr(colpali_engine.models, architecture.model).from_pretrained(
-            path,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them; `check_strict` ignores none
-            **keywords,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"colpali-engine cannot load {source}: {error}") from error
-    check_strict(report, source, allowed=(HEAD,))  # the Qwen classes have none, and older checkpoints do
+def _load(architecture: Architecture, path: Path, source: str, keywords: Mapping[str, Any]) -> Any:
+    # Any: transformers. The Qwen classes have no head, and older checkpoints do.
+    module = load_strict(getattr(colpali_engine.models, architecture.model), path, source, keywords, allowed=(HEAD,))
     if isinstance(module, ColPali):
         # Released checkpoints have no head, and the class leaves it without values. The vectors do not depend on it.
         module.model.lm_head = torch.nn.Identity()

@@ -15,7 +15,7 @@ from transformers import Gemma3ImageProcessorPil, Gemma3Model, Gemma3Processor
 
 from llmquant.embedders.gemma3_options import LATE_WIDTH, PROJECTION, BiGemma3Options, ColGemma3Options
 from llmquant.embedders.lora import merge_lora
-from llmquant.embedders.strict import HEAD, check_strict
+from llmquant.embedders.strict import HEAD, load_strict
 from llmquant.errors import ItemError, ModelError
 from llmquant.protocols import Prepared
 
@@ -45,7 +45,7 @@ class BiGemma3:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
@@ -55,9 +55,8 @@ class BiGemma3:
         Raises:
             ModelError: if it cannot be loaded, or tensors are missing or unexpected.
         """
-        folder = _folder(path, info)
-        model = _load(folder, info.source, {**load_kwargs, "device_map": {"": ctx.device}}, allowed=(HEAD,))
-        return OpenGemma3(model, model, _processor(folder, info.source), partial(_pool, pooling=self._options.pooling))
+        model = _load(path, info.source, {**load_kwargs, "device_map": {"": ctx.device}}, allowed=(HEAD,))
+        return OpenGemma3(model, model, _processor(path, info.source), partial(_pool, pooling=self._options.pooling))
 
     def merge(self, base: Path, adapter: Path, out: Path) -> None:
         """Write the checkpoint at `base` to `out` with the LoRA adapter at `adapter` added to its weights.
@@ -77,7 +76,7 @@ class ColGemma3:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
@@ -87,13 +86,11 @@ class ColGemma3:
         Raises:
             ModelError: if it cannot be loaded, or tensors are missing or unexpected.
         """
-        folder = _folder(path, info)
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
-        model = _load(folder, info.source, keywords, allowed=(HEAD, _IN_FILE.pattern))
-        tensors = _projection(folder, info.source)
-        projection = _linear(model, info.source, tensors).to(model.device, model.dtype)
+        model = _load(path, info.source, keywords, allowed=(HEAD, _IN_FILE.pattern))
+        projection = _linear(model, info.source, _projection(path, info.source)).to(model.device, model.dtype)
         both = torch.nn.ModuleDict({"model": model, PROJECTION: projection}).eval()
-        return OpenGemma3(both, model, _processor(folder, info.source), partial(_project, projection=projection))
+        return OpenGemma3(both, model, _processor(path, info.source), partial(_project, projection=projection))
 
     def merge(self, base: Path, adapter: Path, out: Path) -> None:
         """Write the checkpoint at `base` to `out` with the LoRA adapter at `adapter` added to its weights.
@@ -188,27 +185,10 @@ class OpenGemma3:
         del self._module, self._model, self._vectors
 
 
-def _folder(path: Path | None, info: ModelInfo) -> Path:
-    if path is None:
-        raise ModelError(f"{info.source} names no checkpoint, and Gemma 3 needs one")
-    return path
-
-
-def _load(path: Path, source: str, keywords: Mapping[str, Any], *, allowed: Sequence[str]) -> Any:  # Any: transformers
-    # The class itself and no subclass: transformers finds the renames that a checkpoint needs by the class's name, and
-    # leaves layers random whose names it does not find.
-    try:
-        model, report = Gemma3Model.from_pretrained(
-            path,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them; `check_strict` ignores none
-            **keywords,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"transformers cannot load {source} as a Gemma 3: {error}") from error
-    check_strict(report, source, allowed=allowed)
-    return model.eval()
+def _load(path: Path, source: str, keywords: Mapping[str, Any], *, allowed: Sequence[str]) -> Any:
+    # Any: transformers. The class itself and no subclass: transformers finds the renames that a checkpoint needs by the
+    # class's name, and leaves layers random whose names it does not find.
+    return load_strict(Gemma3Model, path, source, keywords, allowed=allowed)
 
 
 def _processor(path: Path, source: str) -> Any:  # Any: transformers

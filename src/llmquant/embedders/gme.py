@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from llmquant.embedders.gme_options import GmeOptions
-from llmquant.embedders.strict import HEAD, check_strict
+from llmquant.embedders.strict import HEAD, load_strict
 from llmquant.errors import ItemError, ModelError
 from llmquant.protocols import Prepared
 
@@ -42,7 +41,7 @@ class Gme:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
@@ -52,24 +51,15 @@ class Gme:
         Raises:
             ModelError: if it cannot be loaded, or tensors are missing or unexpected.
         """
-        if path is None:
-            raise ModelError("gme needs a checkpoint")
+        keywords = {**load_kwargs, "device_map": {"": ctx.device}}
+        module = load_strict(Qwen2VLModel, path, info.source, keywords, allowed=(HEAD,))
+        pixels = {"shortest_edge": _MIN_TOKENS * _TOKEN_PIXELS, "longest_edge": _MAX_TOKENS * _TOKEN_PIXELS}
         try:
-            module, report = Qwen2VLModel.from_pretrained(
-                path,
-                device_map={"": ctx.device},
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that the report names them; `check_strict` ignores none
-                **load_kwargs,
-            )
             tokenizer = AutoTokenizer.from_pretrained(path)
-            pixels = {"shortest_edge": _MIN_TOKENS * _TOKEN_PIXELS, "longest_edge": _MAX_TOKENS * _TOKEN_PIXELS}
             images = Qwen2VLImageProcessorPil.from_pretrained(path, size=pixels)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"transformers cannot load {info.source}: {error}") from error
-        check_strict(report, info.source, allowed=(HEAD,))
-        return OpenGme(module.eval(), tokenizer, images, self._options.instruction)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{info.source} has no processor that transformers can load: {error}") from error
+        return OpenGme(module, tokenizer, images, self._options.instruction)
 
 
 class OpenGme:

@@ -49,7 +49,7 @@ class MtebModelEmbedder:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,

@@ -41,7 +41,7 @@ class SentenceTransformers:
 
     def open(
         self,
-        path: Path | None,
+        path: Path,
         info: ModelInfo,
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
@@ -58,7 +58,7 @@ class SentenceTransformers:
 
 
 def load(
-    path: Path | None,
+    path: Path,
     info: ModelInfo,
     load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
     ctx: Context,
@@ -68,8 +68,6 @@ def load(
     Raises:
         ModelError: if it cannot be loaded, or tensors are missing or unexpected.
     """
-    if path is None:
-        raise ModelError("a sentence-transformers model needs a checkpoint")
     safetensors = None if "allow_pickle" in info.flags else True
     with _loading_reports() as reports:
         try:

@@ -144,7 +144,9 @@ def _sizes(task: AbsTask, model: MtebModel) -> list[Measurement]:
     ):
         if skipped:  # the table says so; the details say why
             name = f"{what}_not_encoded"
-            found.append(Measurement(task.metadata.name, name, float(len(skipped)), higher_is_better=False))
+            found.append(
+                Measurement(task.metadata.name, name, float(len(skipped)), higher_is_better=False, headline=False)
+            )
     return found
 
 

@@ -63,8 +63,7 @@ def _columns(
     least = 1 if scale == 100 else 0
     decimals = decimals_for((scale * row.stderr for row in column if row.stderr), least=least)
     if decimals is None:
-        counted = all(row.value is None or row.value.is_integer() for row in column)
-        decimals = 0 if counted and not least else least or decimals_of((row.value for row in column), digits=4)
+        decimals = least or decimals_of((row.value for row in column), digits=4)
 
     def value(row: Row) -> Cell:
         text = number(scale * (row.value or 0.0), decimals)

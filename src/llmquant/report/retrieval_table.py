@@ -12,6 +12,7 @@ from llmquant.report.numbers import decimals_for, decimals_of, number
 from llmquant.report.table import Cell, Column, Table, Tone
 
 BYTES = "bytes_per_document"
+NOT_ENCODED = "_not_encoded"
 LATENCIES = ("query_encode_ms", "query_search_ms")
 _NORMAL = 1.959964
 _TONES: dict[str, Tone] = {"worse": "bad", "better": "good"}
@@ -79,8 +80,25 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
             title = Column(("query ms", metric.split("_")[1]))
             heads.append((title, _latency(place, decimals_of(known, digits=2))))
     rows = tuple(tuple(write(line) for _, write in heads) for line in lines)
-    notes = _notes(lines, max(counts), unequal=len({_names(tasks) for _, tasks in searched}) > 1)
+    notes = _not_encoded(searched) + _notes(
+        lines, max(counts), unequal=len({_names(tasks) for _, tasks in searched}) > 1
+    )
     return Table("Retrieval", tuple(column for column, _ in heads), rows, tuple(notes))
+
+
+def _not_encoded(searched: Sequence[tuple[Block, Sequence[Measure]]]) -> list[str]:
+    """Say of each task what could not be encoded; it is the same in most variants."""
+    alike: dict[str, dict[str, None]] = {}
+    for block, _ in searched:
+        for row in block.rows:
+            if row.metric.endswith(NOT_ENCODED) and row.value is not None:
+                what = f"{row.task}: {row.value:.0f} {row.metric.removesuffix(NOT_ENCODED)} could not be encoded"
+                alike.setdefault(what, {})[f"{block.model} {row.variant}"] = None
+    every = sum(len(block.variants) for block, _ in searched)
+    return [
+        f"{what} ({'every variant' if len(who) == every else ', '.join(who)}); the runs' details say why."
+        for what, who in alike.items()
+    ]
 
 
 def _names(measures: Sequence[Measure]) -> tuple[tuple[str, str], ...]:
