@@ -17,7 +17,7 @@ from llmquant import Context, LoadedModel, Measurement, PluginSpec, Result
 class MisbehaveOptions:
     """How to go wrong; `marker` is a file that is written when the evaluator starts."""
 
-    how: Literal["not", "raise", "exit", "kill", "sleep", "oom", "return_objects"] = "not"
+    how: Literal["not", "raise", "exit", "kill", "sleep", "sleep_once", "oom", "return_objects"] = "not"
     marker: str = ""
     tag: str = ""
 
@@ -40,7 +40,8 @@ class Misbehave:
             os._exit(3)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "sleep":
+        once = how == "sleep_once" and Path(self._options.marker).read_text().count(how) == 1
+        if how == "sleep" or once:
             time.sleep(600)
         if how == "oom":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

@@ -154,6 +154,17 @@ def test_a_request_that_cannot_be_read_back_is_the_plugins_fault(tiny_model, loa
         load(tiny_model, _Misspelt(), quantizer=_Lying())
 
 
+def test_a_model_lies_on_all_gpus_of_its_process(monkeypatch):
+    """Several are seen only where a job was given several; a device with a number is meant as it is."""
+    from llmquant.loading import device_map
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert device_map("cuda") == "balanced"
+    assert [device_map(device) for device in ("cpu", "cuda:1")] == [{"": "cpu"}, {"": "cuda:1"}]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert device_map("cuda") == {"": "cuda"}
+
+
 def test_gguf_becomes_a_checkpoint_of_the_same_function(tiny_gguf, tiny_model, context):
     """Weights differ by no more than Q8_0 rounds, the rest is equal; a second time nothing is converted."""
     import torch

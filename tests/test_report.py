@@ -433,8 +433,8 @@ def test_a_frame_without_pandas_names_the_install_line(monkeypatch):
 def test_one_file_rebuilds_the_comparison():
     """From its portable JSON a study gives the very same rows."""
     study = realistic_study()
-    data = json.loads(json.dumps(portable_json(study.record, study.runs, study.samples), allow_nan=False))
-    record, runs, samples = from_portable_json(data)
+    data = json.loads(json.dumps(portable_json(study.record, study.runs, study.samples, {}), allow_nan=False))
+    record, runs, samples, _ = from_portable_json(data)
     again = rows(record, runs, lambda run_id: samples.get(run_id, {}))
     assert again == rows(study.record, study.runs, study.read)
 
@@ -445,7 +445,7 @@ def test_portable_samples_keep_what_is_no_number():
     mean, samples = scored("coqa", "f1", [math.inf, 1.0])
     run = completed(experiment(BASELINE, COQA), mean)
     study.add(run, {"coqa": samples})
-    text = json.dumps(portable_json(study.record, study.runs, study.samples), allow_nan=False)
+    text = json.dumps(portable_json(study.record, study.runs, study.samples, {}), allow_nan=False)
     assert from_portable_json(json.loads(text))[2] == {run.run_id: {"coqa": samples}}
 
 
@@ -458,7 +458,7 @@ def test_a_file_that_is_no_study_is_refused(damage):
     """A newer, other or damaged file is a StoreError."""
     study = realistic_study()
     with pytest.raises(StoreError):
-        from_portable_json({**portable_json(study.record, study.runs, study.samples), **damage})
+        from_portable_json({**portable_json(study.record, study.runs, study.samples, {}), **damage})
 
 
 # -- numbers and splitting -------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmquant import errors as errors
     from llmquant import executors as executors
-    from llmquant.api import Comparison as Comparison
+    from llmquant.api import attach as attach
     from llmquant.api import compare as compare
     from llmquant.api import register as register
     from llmquant.api import run_experiment as run_experiment
     from llmquant.api import run_study as run_study
+    from llmquant.api import submit_study as submit_study
     from llmquant.call import Call as Call
     from llmquant.evaluators.mteb_model import as_mteb as as_mteb
     from llmquant.experiment import Experiment as Experiment
@@ -52,12 +53,13 @@ if TYPE_CHECKING:
     from llmquant.run import Sample as Sample
     from llmquant.store import Store as Store
     from llmquant.study import Study as Study
+    from llmquant.study_results import Comparison as Comparison
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "llmquant.call": ("Call",),
-    "llmquant.api": ("Comparison", "compare", "register", "run_experiment", "run_study"),
+    "llmquant.api": ("attach", "compare", "register", "run_experiment", "run_study", "submit_study"),
     "llmquant.evaluators.mteb_model": ("as_mteb",),
     "llmquant.experiment": ("Experiment", "InputFile", "InputFolder", "ModelRequest", "VectorForm", "VectorGrid"),
     "llmquant.models": ("ModelInfo",),
@@ -83,6 +85,7 @@ _HOMES = {
     "llmquant.run": ("Measurement", "Result", "Run", "Sample"),
     "llmquant.store": ("Store",),
     "llmquant.study": ("Study",),
+    "llmquant.study_results": ("Comparison",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,183 +1,31 @@
-"""The main job: run a study, and look at what it gave."""
+"""The main job: run a study here or elsewhere, submit one, or wait for one."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
 
-from llmquant import comparison
 from llmquant.cache import Cache
 from llmquant.call import Call, Json
-from llmquant.comparison import Row, StudyRecord
-from llmquant.errors import OptionError, StoreError
+from llmquant.comparison import StudyRecord
+from llmquant.errors import OptionError, UnsupportedError
 from llmquant.experiment import Digest, Experiment, ModelRequest, RunId, VectorGrid
 from llmquant.plan import Planned, resolve
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
-from llmquant.protocols import Executor
-from llmquant.run import SCHEMA_VERSION, Run, Sample
+from llmquant.protocols import Executor, Offer
+from llmquant.run import Run
 from llmquant.scheduler import Progress, Scheduler
 from llmquant.store import Store
 from llmquant.study import Study
-
-if TYPE_CHECKING:
-    import pandas as pd
+from llmquant.study_results import Comparison
 
 Model = str | Path | ModelRequest
 Plugin = str | Call | Mapping[str, Json]
-
-
-class Comparison:
-    """Variants beside their baseline. It shows itself in a notebook and prints as a table.
-
-    Attributes:
-        record: the study: its experiments, baselines and notes.
-        runs: by id; failed ones too.
-    """
-
-    def __init__(
-        self,
-        record: StudyRecord,
-        runs: Mapping[RunId, Run],
-        samples: Callable[[RunId], Mapping[str, Sequence[Sample]]],
-        files: Callable[[Run], Path] = lambda run: Path(),
-    ) -> None:
-        self.record = record
-        self.runs = dict(runs)
-        self._samples = samples
-        self._files = files
-
-    @classmethod
-    def from_store(cls, store: Store | str | Path, study: str | None = None) -> Comparison:
-        """Read a study from a store.
-
-        Args:
-            study: its id or the start of it; ``None`` is the newest.
-
-        Raises:
-            StoreError: if there is no such store or study.
-        """
-        store = store if isinstance(store, Store) else Store.existing(store)
-        known = store.studies()
-        found = [name for name in known if name.startswith(study or "")]
-        if not found or (study is not None and len(found) > 1):
-            raise StoreError(f"no study is called {study!r}", hint=f"Studies in {store.root}: {', '.join(known)}")
-        record = StudyRecord.from_json(store.read_study(found[-1]))
-        runs = {e.run_id: run for e in record.experiments if (run := store.run(e.run_id)) is not None}
-        return cls(record, runs, _reader(store, runs), store.files)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Comparison:
-        """Read what `save_json` wrote.
-
-        Raises:
-            StoreError: if it is no such file, or a newer version wrote it.
-        """
-        from llmquant.report.portable import from_portable_json
-
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read {path}: {error}") from error
-        record, runs, samples = from_portable_json(data)
-        return cls(record, runs, lambda run_id: samples.get(run_id, {}))
-
-    @property
-    def failed(self) -> list[Run]:
-        """Runs that failed."""
-        return [run for run in self.runs.values() if run.status == "failed"]
-
-    def rows(self) -> list[Row]:
-        """Return tidy rows: a measurement each, with its difference to the baseline."""
-        return comparison.rows(self.record, self.runs, self._samples)
-
-    def samples(self) -> dict[RunId, Mapping[str, Sequence[Sample]]]:
-        """Return the scored documents by run and task."""
-        return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.status == "completed"}
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return `rows` as a data frame.
-
-        Raises:
-            MissingDependencyError: if pandas is not installed.
-        """
-        from llmquant.report.frame import to_frame
-
-        return to_frame(self.rows())
-
-    def to_text(self, *, width: int = 120) -> str:
-        """Return the summary as plain text."""
-        from llmquant.report.tables import summary
-        from llmquant.report.terminal import render
-
-        return render(summary(self.rows(), self.record), width)
-
-    def to_markdown(self) -> str:
-        """Return the summary as Markdown."""
-        from llmquant.report.markdown import to_markdown
-        from llmquant.report.tables import summary
-
-        return to_markdown(summary(self.rows(), self.record))
-
-    def to_csv(self) -> str:
-        """Return `rows` as comma-separated values."""
-        from llmquant.report.flat import to_csv
-
-        return to_csv(self.rows())
-
-    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        """Return the study as one JSON object, samples included; `load` reads it."""
-        from llmquant.report.portable import portable_json
-
-        return portable_json(self.record, self.runs, self.samples())
-
-    def rows_json(self) -> dict[str, Any]:  # Any: a JSON object
-        """Return `rows` and the failures as one JSON object, for scripts."""
-        failures = [
-            {
-                "run_id": run.run_id,
-                "quantizer": run.experiment.variant.quantizer.label,
-                "evaluator": run.experiment.evaluator.label,
-                **vars(run.failure),
-            }
-            for run in self.failed
-            if run.failure is not None
-        ]
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "study": self.record.study_id,
-            "notes": list(self.record.notes),
-            "rows": [row.to_json() for row in self.rows()],
-            "failures": failures,
-        }
-
-    def to_html(self) -> str:
-        """Return the study as one self-contained page: its tables, and the queries that embedders answer worst."""
-        from llmquant.report.html_page import to_html_page
-
-        return to_html_page(self.rows(), self.record, self.runs, self._files)
-
-    def save_html(self, path: str | Path) -> None:
-        """Write `to_html` to a file."""
-        Path(path).write_text(self.to_html(), encoding="utf-8")
-
-    def save_json(self, path: str | Path) -> None:
-        """Write the study to one portable file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def _repr_html_(self) -> str:
-        from llmquant.report.html_table import to_html_table
-        from llmquant.report.tables import summary
-
-        return to_html_table(summary(self.rows(), self.record))
 
 
 def compare(
@@ -265,6 +113,69 @@ def run_study(
         return execute(planned, where, store, fresh=fresh, timeout_s=timeout_s, progress=progress)
 
 
+def submit_study(
+    study: Study, *, executor: str | Executor, store: str | Path | Store = "results", fresh: bool = False
+) -> str:
+    """Submit a study to an executor whose jobs go on without this program, and return its id for `attach`.
+
+    Raises:
+        RequestError: as `run_study`; also if the executor's jobs end with this program.
+    """
+    with open_executor(executor) as where:
+        planned = resolve(study, registry(), Cache.default(), where)
+        submit(planned, where, store, fresh=fresh)
+    return planned.record.study_id
+
+
+def deploy_study(study: Study, *, executor: str | Executor) -> list[str]:
+    """Make what an executor needs for a study's jobs and keep it there, so that such studies start sooner.
+
+    Returns:
+        What was made, by name.
+
+    Raises:
+        RequestError: as `run_study`; also if the executor keeps nothing.
+    """
+    with open_executor(executor) as where:
+        deploy = getattr(where, "deploy", None)
+        if deploy is None:
+            raise UnsupportedError(f"the executor {where.name!r} has nothing to deploy", hint="Of ours, modal has.")
+        planned = resolve(study, registry(), Cache.default(), where)
+        with TemporaryDirectory(prefix="llmquant-empty-") as empty:  # what is stored needs an app as well
+            made: list[str] = deploy(Scheduler(planned, registry(), Store(empty), where).jobs())
+    return made
+
+
+def attach(
+    study: str,
+    *,
+    executor: str | Executor,
+    store: str | Path | Store = "results",
+    progress: bool = True,
+    cancel: Callable[[], bool] = lambda: False,
+) -> Comparison:
+    """Wait for a study that goes on without the program that submitted it, and bring home what it did.
+
+    What was not submitted, or was lost, is not started: `compare` with the same arguments does that.
+
+    Args:
+        study: its id, as `compare` told it.
+        executor: the one it was submitted to.
+        store: need not know the study, where the executor keeps what is needed.
+        cancel: asked when Ctrl-C comes.
+
+    Raises:
+        StoreError: if neither the store nor the executor knows the study.
+    """
+    store = store if isinstance(store, Store) else Store(store)
+    with open_executor(executor) as where:
+        if study not in store.studies():
+            where.recall(study, store.root)
+        planned = Planned(StudyRecord.from_json(store.read_study(study)), {}, (), (), {})
+        scheduler = Scheduler(planned, registry(), store, where)
+        return _watched(scheduler, scheduler.wait, planned, where, store, progress, cancel)
+
+
 def execute(
     planned: Planned,
     executor: Executor,
@@ -273,23 +184,100 @@ def execute(
     fresh: bool = False,
     timeout_s: float | None = None,
     progress: bool = True,
+    agree: Callable[[Offer], bool] = lambda offer: offer.agreed,
+    cancel: Callable[[], bool] = lambda: True,
 ) -> Comparison:
-    """Run what has been planned and is not in the store."""
-    from llmquant.report.progress import show_progress
+    """Run what has been planned and is not in the store.
 
+    Args:
+        agree: asked before anything starts that is paid for.
+        cancel: asked when Ctrl-C comes while jobs run that could go on without this program.
+
+    Raises:
+        RequestError: if the executor refuses, or nobody agrees to what it may cost; nothing was started.
+    """
+    scheduler, planned, store = _prepare(planned, executor, store, fresh, timeout_s, agree)
+    return _watched(scheduler, scheduler.run, planned, executor, store, progress, cancel)
+
+
+def submit(
+    planned: Planned,
+    executor: Executor,
+    store: str | Path | Store,
+    *,
+    fresh: bool = False,
+    agree: Callable[[Offer], bool] = lambda offer: offer.agreed,
+) -> tuple[int, int]:
+    """Submit what has been planned and is not in the store, and leave it to go on without this program.
+
+    Returns:
+        How many jobs go on, and how many experiments could not be submitted, as they wait for another's file.
+
+    Raises:
+        RequestError: as `execute`; also if the executor's jobs end with this program.
+    """
+    if not executor.outlives:
+        raise UnsupportedError(
+            f"jobs of the executor {executor.name!r} end with the program that starts them",
+            hint="Leave out --detach, and use nohup, tmux or screen.",
+        )
+    scheduler, _, _ = _prepare(planned, executor, store, fresh, None, agree)
+    try:
+        waiting = scheduler.submit_all()
+    finally:
+        left = scheduler.stop(cancel=False)
+    return left, waiting
+
+
+def _prepare(
+    planned: Planned,
+    executor: Executor,
+    store: str | Path | Store,
+    fresh: bool,
+    timeout_s: float | None,
+    agree: Callable[[Offer], bool],
+) -> tuple[Scheduler, Planned, Store]:
+    """Check what is left to be checked; write the study's record."""
     if timeout_s is not None and timeout_s <= 0:
         raise OptionError(f"timeout must be above 0 s, found {timeout_s:g}")
     store = store if isinstance(store, Store) else Store(store)
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     planned = replace(planned, record=replace(planned.record, started_at=now))
+    scheduler = Scheduler(planned, registry(), store, executor, fresh=fresh, timeout_s=timeout_s)
+    offer = scheduler.check()
+    if offer is not None and not agree(offer):
+        raise OptionError(
+            f"nobody agreed to what this may cost: {offer.text}", hint="Give the executor a budget=DOLLARS or yes=true."
+        )
     store.write_study(planned.record.study_id, planned.record.to_json())
+    return scheduler, planned, store
+
+
+def _watched(
+    scheduler: Scheduler,
+    work: Callable[[Callable[[Progress], None]], Mapping[RunId, Run]],
+    planned: Planned,
+    executor: Executor,
+    store: Store,
+    progress: bool,
+    cancel: Callable[[], bool],
+) -> Comparison:
+    """Show how it goes on. Whatever happens, no job is left that nobody can find again."""
+    from llmquant.report.progress import show_progress
+
     shown: AbstractContextManager[Callable[[Progress], None]] = (
         show_progress() if progress else nullcontext(lambda state: None)
     )
-    with shown as watch:
-        scheduler = Scheduler(planned, registry(), store, executor, fresh=fresh, timeout_s=timeout_s, watch=watch)
-        runs = scheduler.run()
-    return Comparison(planned.record, runs, _reader(store, runs), store.files)
+    try:
+        with shown as watch:
+            runs = work(watch)
+    except KeyboardInterrupt:
+        scheduler.stop(cancel=not executor.outlives or cancel())
+        raise
+    except BaseException:  # such as a disk that is full here
+        scheduler.stop(cancel=not executor.outlives)
+        raise
+    return Comparison.of(planned.record, store, runs)
 
 
 def run_experiment(
@@ -343,7 +331,3 @@ def open_executor(executor: str | Executor) -> Iterator[Executor]:
         yield opened
     finally:
         opened.close()
-
-
-def _reader(store: Store, runs: Mapping[RunId, Run]) -> Callable[[RunId], Mapping[str, Sequence[Sample]]]:
-    return lambda run_id: store.samples(runs[run_id]) if run_id in runs else {}

@@ -8,13 +8,41 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmquant.cli_inspect import AsJson, inspect_app, print_json, print_tables
+from llmquant.cli_options import (
+    All,
+    Baseline,
+    Budget,
+    Codecs,
+    Detach,
+    Dims,
+    Evaluators,
+    Fresh,
+    Gpu,
+    Limit,
+    Models,
+    On,
+    Pickle,
+    Pools,
+    Quantizers,
+    Quiet,
+    Rescores,
+    Seed,
+    StoreDir,
+    Tasks,
+    Timeout,
+    Trust,
+    Verbose,
+    Yes,
+    executor_of,
+    study_of,
+    vectors_of,
+)
 
 if TYPE_CHECKING:
-    from llmquant.api import Comparison
-    from llmquant.experiment import VectorGrid
     from llmquant.plan import Planned
-    from llmquant.protocols import Executor
+    from llmquant.protocols import Executor, Offer
     from llmquant.study import Study
+    from llmquant.study_results import Comparison
 
 app = typer.Typer(
     help="Which quantization should I ship, for this model, on this hardware, and is the loss real?",
@@ -25,31 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(inspect_app)
-
-Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="Hub id (org/name@revision), folder, .gguf file, or embedder.")
-]
-Quantizers = Annotated[list[str] | None, typer.Option("--quantizer", "-q", help="Preset or call; repeat for several.")]
-Evaluators = Annotated[
-    list[str] | None, typer.Option("--evaluator", "-e", help="Evaluator or call; repeat for several.")
-]
-Tasks = Annotated[list[str] | None, typer.Option("--task", "-t", help='lm-eval task; "-t coqa" is -e "lm_eval(coqa)".')]
-All = Annotated[bool, typer.Option("--all", help="Every preset that can run here.")]
-Limit = Annotated[str, typer.Option(help='Documents a task, or "all".')]
-Dims = Annotated[str | None, typer.Option(help="Widths of an embedder's vectors: 2560,1536,768.")]
-Codecs = Annotated[str | None, typer.Option(help="How they are stored: float32,float16,int8,int4,binary.")]
-Pools = Annotated[str | None, typer.Option(help="Of late interaction, vectors that become one: 1,2,3.")]
-Rescores = Annotated[str | None, typer.Option(help="Times the results that are scored again in float32: 0,4.")]
-Seed = Annotated[int, typer.Option(help="For every random choice.")]
-Baseline = Annotated[str | None, typer.Option(help="What the others are held against (default: the first *_baseline).")]
-On = Annotated[str, typer.Option("--on", help='Executor: "local", "local(device=cpu, threads=2)".')]
-StoreDir = Annotated[str, typer.Option("--store", help="Folder of the results; what it holds is reused.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat what is stored; nothing is deleted.")]
-Timeout = Annotated[float | None, typer.Option(help="Longest time for one experiment, in seconds.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint carries.")]
-Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin checkpoints, which can run code.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes; only the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")]
 
 
 @app.command()
@@ -67,6 +70,10 @@ def compare(
     seed: Seed = 0,
     baseline: Baseline = None,
     on: On = "local",
+    gpu: Gpu = None,
+    budget: Budget = None,
+    yes: Yes = False,
+    detach: Detach = False,
     store: StoreDir = "results",
     fresh: Fresh = False,
     timeout: Timeout = None,
@@ -77,19 +84,25 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Compare quantizations of one model or several."""
-    vectors = _vectors(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
-    study = _study(models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle)
+    vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
+    study = study_of(
+        models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle
+    )
     if every:
         from llmquant.preview import with_all_presets
 
-        study = with_all_presets(study, executor=on)
-    _run(study, on, store, fresh, timeout, as_json, quiet, verbose)
+        study = with_all_presets(study, executor=executor_of(on, gpu, budget, yes=yes))
+    _run(study, executor_of(on, gpu, budget, yes=yes), store, fresh, timeout, as_json, quiet, verbose, detach=detach)
 
 
 @app.command("run")
 def run_file(
     study: Annotated[str, typer.Argument(metavar="STUDY.toml", help="A study file: TOML, YAML or JSON.")],
     on: On = "local",
+    gpu: Gpu = None,
+    budget: Budget = None,
+    yes: Yes = False,
+    detach: Detach = False,
     store: StoreDir = "results",
     fresh: Fresh = False,
     timeout: Timeout = None,
@@ -100,7 +113,47 @@ def run_file(
     """Run a study file."""
     from llmquant.study import Study
 
-    _run(Study.from_file(study), on, store, fresh, timeout, as_json, quiet, verbose)
+    where = executor_of(on, gpu, budget, yes=yes)
+    _run(Study.from_file(study), where, store, fresh, timeout, as_json, quiet, verbose, detach=detach)
+
+
+@app.command()
+def attach(
+    study: Annotated[str, typer.Argument(help="Its id, as `--detach` told it.")],
+    on: On = "modal",
+    store: StoreDir = "results",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Wait for a study that was submitted with --detach, from any machine."""
+    from llmquant.api import attach as wait
+
+    found = wait(study, executor=on, store=store, progress=not quiet, cancel=lambda: _cancel(study, on))
+    _show(found, store, as_json=as_json, quiet=quiet)
+    missing = len(found.record.experiments) - len(found.runs)
+    if missing and not quiet:
+        typer.echo(f"{missing} experiments have not run; the command that submitted them does them", err=True)
+    if found.failed or missing:
+        sys.exit(1)
+
+
+@app.command()
+def deploy(
+    models: Models,
+    quantizer: Quantizers = None,
+    evaluator: Evaluators = None,
+    task: Tasks = None,
+    on: On = "modal",
+    gpu: Gpu = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Deploy an app on Modal for studies like this one, which then start without building an image."""
+    from llmquant.api import deploy_study
+    from llmquant.experiment import VectorGrid
+
+    study = study_of(models, quantizer, evaluator, task, VectorGrid(), "all", 0, None, trust_remote_code, False)
+    for name in deploy_study(study, executor=executor_of(on, gpu, None, yes=False)):
+        typer.echo(name)
 
 
 @app.command()
@@ -117,6 +170,8 @@ def plan(
     seed: Seed = 0,
     baseline: Baseline = None,
     on: On = "local",
+    gpu: Gpu = None,
+    budget: Budget = None,
     store: StoreDir = "results",
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
@@ -129,13 +184,16 @@ def plan(
     from llmquant.preview import preview
     from llmquant.report.plan_tables import plan_json, plan_tables, size_tables
 
-    vectors = _vectors(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
-    study = _study(models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle)
-    seen = preview(study, executor=on, store=store)
+    vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
+    study = study_of(
+        models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle
+    )
+    seen = preview(study, executor=executor_of(on, gpu, budget, yes=False), store=store)
     if as_json:
-        print_json(plan_json(seen.sizes, seen.record, seen.runs))
+        print_json(plan_json(seen.sizes, seen.record, seen.runs, seen.offer))
     else:
-        print_tables([*size_tables(seen.sizes), *(plan_tables(seen.record, seen.runs) if seen.record else [])])
+        experiments = plan_tables(seen.record, seen.runs, seen.offer) if seen.record else []
+        print_tables([*size_tables(seen.sizes), *experiments])
 
 
 @app.command()
@@ -199,45 +257,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def _study(
-    models: list[str],
-    quantizers: list[str] | None,
-    evaluators: list[str] | None,
-    tasks: list[str] | None,
-    vectors: VectorGrid,
-    limit: str,
-    seed: int,
-    baseline: str | None,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> Study:
-    from llmquant.api import make_study
-    from llmquant.call import Call
-    from llmquant.experiment import ModelRequest
-
-    return make_study(
-        [ModelRequest(model, trust_remote_code, allow_pickle) for model in models],
-        quantizers or [],
-        [*(evaluators or []), *(Call("lm_eval", (name,)) for name in tasks or [])],
-        vectors=vectors,
-        baseline=baseline,
-        limit=_limit(limit),
-        seed=seed,
-    )
-
-
-def _vectors(**axes: str | None) -> VectorGrid:
-    """Read the axes of a grid: values between commas."""
-    from llmquant.experiment import VectorGrid
-
-    given: dict[str, list[int | str]] = {}
-    for axis, text in axes.items():
-        values = [part.strip() for part in (text or "").split(",") if part.strip()]
-        if values:
-            given[axis] = [int(value) if value.isdigit() else value for value in values]
-    return VectorGrid.from_json(given)
-
-
 def _run(
     study: Study,
     on: str,
@@ -247,11 +266,13 @@ def _run(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    *,
+    detach: bool = False,
 ) -> None:
     """Run a study, print its comparison, and exit with 1 if a run failed."""
     import logging
 
-    from llmquant.api import execute, open_executor
+    from llmquant.api import execute, open_executor, submit
     from llmquant.cache import Cache
     from llmquant.plan import resolve
     from llmquant.plugins.registry import registry
@@ -261,10 +282,51 @@ def _run(
         planned = resolve(study, registry(), Cache.default(), executor)
         if not quiet:
             _announce(planned, executor, store)
-        found = execute(planned, executor, store, fresh=fresh, timeout_s=timeout, progress=not quiet)
+        study_id = planned.record.study_id
+        if detach:
+            jobs, waiting = submit(planned, executor, store, fresh=fresh, agree=_agree)
+            later = f"; {waiting} experiments wait for others and start when this command is given again"
+            typer.echo(f"{jobs} jobs go on{later if waiting else ''}. To wait for them:", err=True)
+            typer.echo(_attach(study_id, on))
+            return
+        found = execute(
+            planned,
+            executor,
+            store,
+            fresh=fresh,
+            timeout_s=timeout,
+            progress=not quiet,
+            agree=_agree,
+            cancel=lambda: _cancel(study_id, on),
+        )
     _show(found, store, as_json=as_json, quiet=quiet)
     if found.failed:
         sys.exit(1)
+
+
+def _agree(offer: Offer) -> bool:
+    """Tell what it may cost, and ask where nobody has agreed and somebody can."""
+    typer.echo(offer.text, err=True)
+    return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
+
+
+def _cancel(study_id: str, on: str) -> bool:
+    """Ask what becomes of jobs that could go on; Ctrl-C once more, or nobody to ask, cancels them."""
+    if not sys.stdin.isatty():
+        return True
+    try:
+        if typer.confirm("\nCancel the jobs that run? If not, they go on", default=True, err=True):
+            return True
+    except typer.Abort:
+        return True
+    typer.echo(f"To wait for them: {_attach(study_id, on)}", err=True)
+    return False
+
+
+def _attach(study_id: str, on: str) -> str:
+    import shlex
+
+    return f"llmquant attach {study_id} --on {shlex.quote(on)}"
 
 
 def _announce(planned: Planned, executor: Executor, store: str) -> None:
@@ -284,17 +346,6 @@ def _show(found: Comparison, store: str, *, as_json: bool, quiet: bool) -> None:
     print_tables(summary(found.rows(), found.record))
     if not quiet:
         typer.echo(f"\nResults: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
-
-
-def _limit(text: str) -> int | None:
-    from llmquant.errors import OptionError
-
-    if text == "all":
-        return None
-    try:
-        return int(text)
-    except ValueError as error:
-        raise OptionError(f"limit is {text!r}", hint='Give a whole number from 1, or "all".') from error
 
 
 if __name__ == "__main__":

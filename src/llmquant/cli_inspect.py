@@ -34,9 +34,9 @@ def report(
     import json
     from pathlib import Path
 
-    from llmquant.api import Comparison
     from llmquant.errors import OptionError, nearest
     from llmquant.report.tables import summary
+    from llmquant.study_results import Comparison
 
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
     writers: dict[str, Callable[[], str]] = {

@@ -127,6 +127,7 @@ class Row:
         provenance_differences: versions and devices in which the run differs from its baseline's.
         compute_dtype: in which the quantized layers multiply, read back from the loaded model.
         applied_note: what else the quantizer said about what it put into the weights.
+        dollars: about what the whole run cost; ``None`` where nothing was paid for.
     """
 
     model: str
@@ -170,6 +171,7 @@ class Row:
     provenance_differences: tuple[str, ...] = ()
     compute_dtype: str | None = None
     applied_note: str = ""
+    dollars: float | None = None
 
     def to_json(self) -> dict[str, Json]:
         """Return a JSON object; numbers that are not finite become strings, since JSON has none."""

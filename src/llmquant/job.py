@@ -35,27 +35,39 @@ class Entry:
     total: int = 0
 
 
-def read_job(path: Path) -> Job:
-    """Read a job's record.
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as its study's folder keeps it.
 
-    Raises:
-        StoreError: if a newer version wrote it.
+    Attributes:
+        job_id: the executor's; ``None`` until it is submitted.
+        ended: somebody has seen its end and brought home what it did.
+        dollars: about what it cost; ``None`` where nothing is paid for.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
-    check_schema(data, "a job")
-    fields = {key: value for key, value in data.items() if key in Job.__dataclass_fields__}
-    return Job(
-        **{
-            **fields,
-            "experiments": tuple((e, a) for e, a in fields["experiments"]),
-            "plugins": tuple(fields["plugins"]),
-        }
-    )
 
+    job: Job
+    job_id: str | None = None
+    ended: bool = False
+    dollars: float | None = None
 
-def job_json(job: Job, job_id: str | None) -> dict[str, Any]:  # Any: a JSON object
-    """Return a job's record; `job_id` is ``None`` until it is submitted."""
-    return {"schema_version": SCHEMA_VERSION, "job_id": job_id, **asdict(job)}
+    @classmethod
+    def read(cls, path: Path) -> JobRecord:
+        """Read a job's record.
+
+        Raises:
+            StoreError: if a newer version wrote it.
+        """
+        data = json.loads(path.read_text(encoding="utf-8"))
+        check_schema(data, "a job")
+        fields = {key: value for key, value in data.items() if key in Job.__dataclass_fields__}
+        experiments = tuple((e, a) for e, a in fields["experiments"])
+        job = Job(**{**fields, "experiments": experiments, "plugins": tuple(fields["plugins"])})
+        return cls(job, data["job_id"], data["ended"], data["dollars"])
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return the content of the record's file."""
+        own = {"job_id": self.job_id, "ended": self.ended, "dollars": self.dollars}
+        return {"schema_version": SCHEMA_VERSION, **own, **asdict(self.job)}
 
 
 def journal_path(record: Path) -> Path:

@@ -112,7 +112,7 @@ def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], d
     try:
         module, report = transformers.AutoModelForCausalLM.from_pretrained(
             path,
-            device_map={"": device},
+            device_map=device_map(device),
             trust_remote_code="trust_remote_code" in info.flags,
             use_safetensors=None if "allow_pickle" in info.flags else True,
             output_loading_info=True,
@@ -122,7 +122,19 @@ def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], d
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
     check_complete(report, info.source)
+    left = [str(place) for place in (getattr(module, "hf_device_map", None) or {}).values() if place in ("cpu", "disk")]
+    if left and device != "cpu":
+        raise ModelError(
+            f"{info.source} does not fit on {torch.cuda.device_count()} GPUs: {len(left)} of its parts were left out",
+            hint="Give a job more of them (gpus_per_job), or quantize to fewer bits.",
+        )
     return module.eval()
+
+
+def device_map(device: str) -> str | dict[str, str]:
+    """Say where transformers puts a model: whole on a device, or over all GPUs that this process may see."""
+    several = torch.device(device) == torch.device("cuda") and torch.cuda.device_count() > 1
+    return "balanced" if several else {"": device}
 
 
 def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import getpass
 import logging
 import shutil
 import sys
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from llmquant.cache import Cache
 from llmquant.call import Json
 from llmquant.errors import LlmquantError, ReferenceFailedError
-from llmquant.experiment import Digest, Documents, Experiment, ModelUse
-from llmquant.job import Journal, blank_tokens, end_with_parent, log_path, log_tail, read_job
+from llmquant.experiment import Digest, Documents, Experiment, ModelUse, digest_of
+from llmquant.job import JobRecord, Journal, blank_tokens, end_with_parent, log_path, log_tail
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.protocols import Context, Job, LoadedModel
@@ -43,11 +44,11 @@ _log = logging.getLogger(__name__)
 
 def work(record: Path, store: Store) -> None:
     """Run the job at `record` and leave its runs in `store`."""
-    job, journal = read_job(record), Journal(record)
+    job, journal = JobRecord.read(record).job, Journal(record)
     experiments = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
     cache = Cache.default()
     journal.write("loading")
-    with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=record.parent) as scratch:
         context = _context(job, cache, Path(scratch))
         started = _now()
         try:
@@ -138,7 +139,7 @@ def _evaluate(
             "completed",
             tuple(measurement for result in results for measurement in result.measurements),
             _applied(subject),
-            provenance(subject),
+            _provenance(subject, record),
             started,
             _now(),
             {result.task: dict(result.details) for result in results},
@@ -149,7 +150,7 @@ def _evaluate(
     except Exception as error:  # evaluators and their backends may raise anything, and return what cannot be stored
         _log.exception("%s failed", experiment.evaluator.label)
         run = _failed(experiment, attempt, error, started, record, log_from)
-        run = replace(run, applied=_applied(subject), provenance=provenance(subject))
+        run = replace(run, applied=_applied(subject), provenance=_provenance(subject, record))
         shutil.rmtree(partial / "samples", ignore_errors=True)
         _commit(store, journal, run, {}, record, log_from, partial if partial.exists() else None)
     gc.collect()
@@ -165,7 +166,12 @@ def _failed(experiment: Experiment, attempt: int, error: Exception, started: str
         kind = "reference_failed"
     message = str(error) if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
     failure = Failure(kind, blank_tokens(message), log_tail(_log_since(record, log_from)))
-    return Run(experiment, "failed", (), None, provenance(None), started, _now(), failure=failure, attempt=attempt)
+    where = _provenance(None, record)
+    return Run(experiment, "failed", (), None, where, started, _now(), failure=failure, attempt=attempt)
+
+
+def _provenance(subject: Subject | None, record: Path) -> dict[str, Json]:
+    return {**provenance(subject), "executor": JobRecord.read(record).job.executor}
 
 
 def _commit(
@@ -217,8 +223,9 @@ def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
     """Keep the host quiet for hardware experiments: they run alone, all others may share it."""
     from filelock import ReadWriteLock
 
-    cache.root.mkdir(parents=True, exist_ok=True)
-    lock = ReadWriteLock(str(cache.root / "host.lock"))
+    # Named by the cache and not in it: that may be a disk which several hosts share.
+    name = digest_of([getpass.getuser(), str(cache.root)]).removeprefix("sha256:")[:12]
+    lock = ReadWriteLock(str(Path(tempfile.gettempdir(), f"llmquant-{name}.lock")))
     with lock.write_lock() if exclusive else lock.read_lock():
         yield
 

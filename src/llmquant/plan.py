@@ -267,7 +267,7 @@ def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: 
         RequestError: if so.
     """
     spec = chosen.plugin.spec
-    missing = registry.missing(chosen.plugin)
+    missing = None if executor.installs else registry.missing(chosen.plugin)
     if missing is not None:
         raise missing
     kind = "causal_lm" if info.embedder is None else "embedder"

@@ -14,8 +14,9 @@ from llmquant.estimate import SizeEstimate, estimate_all, estimate_size
 from llmquant.experiment import RunId
 from llmquant.plan import resolve
 from llmquant.plugins.registry import registry
-from llmquant.protocols import Executor
+from llmquant.protocols import Executor, Offer
 from llmquant.run import Run
+from llmquant.scheduler import Scheduler
 from llmquant.store import Store
 from llmquant.study import Study
 from llmquant.subjects import inspect_subject
@@ -29,11 +30,13 @@ class Preview:
         sizes: by model; of the study's quantizers, or of every preset where it names none.
         record: ``None`` where the study names neither quantizers nor evaluators.
         runs: what is stored of it already.
+        offer: what running the rest costs at most; ``None`` where nothing is paid for.
     """
 
     sizes: Mapping[str, Sequence[SizeEstimate]]
     record: StudyRecord | None
     runs: Mapping[RunId, Run | None]
+    offer: Offer | None = None
 
 
 def preview(study: Study, *, executor: str | Executor = "local", store: str | Path | Store = "results") -> Preview:
@@ -52,8 +55,9 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
             info.use().name: [estimate_size(info, chosen, where.device) for chosen in planned.quantizers]
             for info in planned.models.values()
         }
+        offer = Scheduler(planned, registry(), store, where).check()
     runs = {experiment.run_id: store.run(experiment.run_id) for experiment in planned.record.experiments}
-    return Preview(sizes, planned.record, runs)
+    return Preview(sizes, planned.record, runs, offer)
 
 
 def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Study:
@@ -63,6 +67,7 @@ def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Stu
         RequestError: if a model is wrong.
     """
     with open_executor(executor) as where:
+        installs = where.installs
         refused = {
             size.quantizer
             for request in study.models
@@ -72,6 +77,6 @@ def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Stu
     found = [
         Call(name)
         for plugin, name in registry().ready("quantizer")
-        if registry().missing(plugin) is None and name not in refused
+        if (installs or registry().missing(plugin) is None) and name not in refused
     ]
     return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from llmquant.call import Json
@@ -132,6 +133,11 @@ class Run:
     def run_id(self) -> RunId:
         """Name the run by what was asked."""
         return self.experiment.run_id
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, without loading the model."""
+        return (datetime.fromisoformat(self.finished_at) - datetime.fromisoformat(self.started_at)).total_seconds()
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the content of ``run.json``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -10,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmquant.call import Json
 from llmquant.errors import StoreError
 from llmquant.experiment import Experiment, RunId
-from llmquant.job import blank_tokens, job_json, log_path, log_tail, read_journal
+from llmquant.grouping import make_groups
+from llmquant.job import JobRecord, blank_tokens, log_path, log_tail, read_journal
 from llmquant.plan import Planned, plan
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.spec import RunEvent, spec_to_json
-from llmquant.protocols import Executor, Job
+from llmquant.protocols import Executor, Job, Offer
 from llmquant.run import Failure, FailureKind, Run
 from llmquant.store import Store, write_json
 
@@ -62,6 +61,7 @@ class Progress:
 class _Active:
     """A job that was submitted and has not ended. The one thing here that changes as the journal is read."""
 
+    job: Job
     job_id: str
     record: Path
     experiments: list[Experiment]
@@ -76,12 +76,11 @@ class _Active:
 
 
 class Scheduler:
-    """Runs one study. It owns the jobs it submitted; `close` ends them.
+    """Runs one study. It owns the jobs it submitted, until `stop` cancels them or leaves them.
 
     Args:
         fresh: repeat what is stored; the new runs stand beside the old.
         timeout_s: longest time for one experiment, and for quantizing and loading a model; ``None`` is for ever.
-        watch: called about ten times a second.
     """
 
     def __init__(
@@ -93,34 +92,69 @@ class Scheduler:
         *,
         fresh: bool = False,
         timeout_s: float | None = None,
-        watch: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._planned = planned
         self._registry = registry
         self._store = store
         self._executor = executor
         self._timeout_s = timeout_s
-        self._watch = watch
         self._active: list[_Active] = []
+        if executor.outlives and not fresh:
+            self._take_up()
         self._attempts = {e.run_id: store.attempts(e.run_id) for e in planned.record.experiments}
         stored = {} if fresh else {e.run_id: store.run(e.run_id) for e in planned.record.experiments}
         self.reused = {run_id: run for run_id, run in stored.items() if run is not None and run.status == "completed"}
         self.runs: dict[RunId, Run] = dict(self.reused)
 
-    def run(self) -> dict[RunId, Run]:
-        """Run what is missing; return the runs of this study, the reused ones included."""
+    def check(self) -> Offer | None:
+        """Have the executor refuse what could not run, and say what the rest costs at most.
+
+        Raises:
+            RequestError: as `Executor.check`.
+        """
+        jobs = self.jobs()
+        return self._executor.check(jobs) if jobs else None
+
+    def jobs(self) -> list[Job]:
+        """Make the jobs of all that is missing; they have no numbers of the store's yet."""
+        missing = [e for e in self._planned.record.experiments if e.run_id not in self._taken]
+        groups = self._groups(missing, self._executor.slots)
+        return [self._job(group, number) for number, group in enumerate(groups, 1)]
+
+    def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[RunId, Run]:
+        """Run what is missing; return the runs of this study, the reused ones included.
+
+        Args:
+            watch: called about ten times a second.
+        """
         self._store.sweep()
-        try:
-            while self._submit() or self._active:
-                time.sleep(_POLL_S)
-                for active in list(self._active):
-                    self._advance(active)
-                self._watch(self.progress())
-        except BaseException:  # Ctrl-C as well: whatever happens, no worker is left and what ran is told
-            self._cancel_all()
-            raise
-        self._watch(self.progress())
+        while self._submit() or self._active:
+            self._look(watch)
+        watch(self.progress())
         return self.runs
+
+    def wait(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[RunId, Run]:
+        """Wait for the jobs that were taken up, and start none; return the runs of this study that there are."""
+        while self._active:
+            self._look(watch)
+        return self.runs
+
+    def submit_all(self) -> int:
+        """Submit everything that can start now, whatever there is room for; return how many experiments cannot."""
+        ready = [e for e in plan(self._planned.record, self.runs) if e.run_id not in self._taken]
+        for group in self._groups(ready, self._executor.slots):
+            self._active.append(self._start(group))
+        return sum(e.run_id not in self._taken for e in self._planned.record.experiments)
+
+    def stop(self, *, cancel: bool) -> int:
+        """End the jobs that run, or leave them to go on without this program; return how many there were."""
+        count = len(self._active)
+        if cancel:
+            self._cancel_all()
+        for active in self._active:
+            self._executor.leave(active.job_id)
+        self._active.clear()
+        return count
 
     def progress(self) -> Progress:
         """Say how the study stands."""
@@ -134,42 +168,68 @@ class Scheduler:
             self._remaining_s(),
         )
 
+    @property
+    def _taken(self) -> set[RunId]:
+        """What has a run or is in a job."""
+        return {*self.runs, *(e.run_id for active in self._active for e in active.experiments)}
+
+    def _look(self, watch: Callable[[Progress], None]) -> None:
+        time.sleep(_POLL_S)
+        for active in list(self._active):
+            self._advance(active)
+        watch(self.progress())
+
+    def _take_up(self) -> None:
+        """Take up the jobs that another process submitted to this executor and nobody saw the end of."""
+        known = {e.run_id: e for e in self._planned.record.experiments}
+        for record in self._store.jobs(self._planned.record.study_id):
+            found = JobRecord.read(record)
+            if found.job_id is None or found.ended or found.job.executor != self._executor.name:
+                continue
+            ids = [(Experiment.from_json(data).run_id, attempt) for data, attempt in found.job.experiments]
+            if self._executor.collect(found.job_id, self._store.root) == "lost":
+                _log.warning("job %d is lost: %s", found.job.number, self._executor.why_lost(found.job_id))
+                write_json(record, replace(found, ended=True).to_json())
+            else:
+                experiments = [known[run_id] for run_id, _ in ids]
+                self._active.append(_Active(found.job, found.job_id, record, experiments, dict(ids)))
+
     def _submit(self) -> bool:
         """Start jobs while there is room; say whether any runs."""
-        taken = {e.run_id for active in self._active for e in active.experiments}
-        waiting = [e for e in plan(self._planned.record, self.runs) if e.run_id not in taken]
-        for loading, ready in itertools.groupby(waiting, key=_loading):
-            if len(self._active) >= self._executor.slots:
-                break
-            group = list(ready)
-            ids = {e.run_id for e in group}
-            # One process can do these one after the other.
-            group += [
-                e
-                for e in self._planned.record.experiments
-                if e.reference in ids and _loading(e) == loading and e.run_id not in ids and e.run_id not in self.runs
-            ]
-            self._active.append(self._start(group))
+        free = self._executor.slots - len(self._active)
+        if free > 0:
+            ready = [e for e in plan(self._planned.record, self.runs) if e.run_id not in self._taken]
+            for group in self._groups(ready, free)[:free]:
+                self._active.append(self._start(group))
         return bool(self._active)
 
-    def _start(self, experiments: Sequence[Experiment]) -> _Active:
-        model = experiments[0].variant.model
+    def _groups(self, experiments: Sequence[Experiment], room: int) -> list[list[Experiment]]:
+        rest = [e for e in self._planned.record.experiments if e.run_id not in self._taken]
+        return make_groups(experiments, rest, self._registry, room)
+
+    def _job(self, experiments: Sequence[Experiment], number: int) -> Job:
         attempts = {e.run_id: 1 + max(self._attempts[e.run_id], default=0) for e in experiments}
-        number, record = self._store.new_job(self._planned.record.study_id)
-        job = Job(
+        return Job(
             self._planned.record.study_id,
             number,
-            model.to_json(),
+            experiments[0].variant.model.to_json(),
             tuple((e.to_json(), attempts[e.run_id]) for e in experiments),
             {digest: str(path) for digest, path in self._planned.inputs.items()},
             self._executor.device,
             self._executor.threads,
             tuple(spec_to_json(p.spec) for p in self._registry.plugins if p.package == "registered"),
+            self._executor.name,
         )
-        write_json(record, job_json(job, None))  # before submit: a crash in between leaves a job that never started
+
+    def _start(self, experiments: Sequence[Experiment]) -> _Active:
+        number, record = self._store.new_job(self._planned.record.study_id)
+        job = self._job(experiments, number)
+        attempts = {e.run_id: attempt for e, (_, attempt) in zip(experiments, job.experiments, strict=True)}
+        # Before submit: a crash in between leaves a job that never started.
+        write_json(record, JobRecord(job).to_json())
         job_id = self._executor.submit(record, self._store.root)
-        write_json(record, job_json(job, job_id))
-        return _Active(job_id, record, list(experiments), attempts)
+        write_json(record, JobRecord(job, job_id).to_json())
+        return _Active(job, job_id, record, list(experiments), attempts)
 
     def _advance(self, active: _Active) -> None:
         """Read what a job did since the last look, and settle it when it has ended."""
@@ -204,10 +264,12 @@ class Scheduler:
         start anything: then it would die again.
         """
         self._active.remove(active)
+        dollars = self._executor.dollars(active.job_id)
+        write_json(active.record, JobRecord(active.job, active.job_id, ended=True, dollars=dollars).to_json())
         left = [e for e in active.experiments if e.run_id not in active.finished]
         failed = [e for e in left if e.run_id == active.current] if active.loaded else left
-        if left and not failed and kind == "lost":
-            failed = left[:1]  # it died between two experiments
+        if left and not failed and kind in ("lost", "timeout"):
+            failed = left[:1]  # it ended between two experiments
         path = log_path(active.record)
         raw = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         log = blank_tokens(raw)
@@ -282,7 +344,7 @@ class Scheduler:
         took: dict[str, list[float]] = {}
         for run in self.runs.values():
             if run.status == "completed":
-                took.setdefault(run.experiment.evaluator.label, []).append(seconds(run))
+                took.setdefault(run.experiment.evaluator.label, []).append(run.seconds)
         total = 0.0
         for experiment in plan(self._planned.record, self.runs):
             known = took.get(experiment.evaluator.label)
@@ -295,16 +357,6 @@ class Scheduler:
             else:
                 return None
         return total
-
-
-def _loading(experiment: Experiment) -> Json:
-    """Return what has to be loaded for an experiment: equal for those that share a job."""
-    return [experiment.variant.model.identity(), experiment.variant.quantizer.identity()]
-
-
-def seconds(run: Run) -> float:
-    """Return how long a run took."""
-    return (datetime.fromisoformat(run.finished_at) - datetime.fromisoformat(run.started_at)).total_seconds()
 
 
 def _running(active: _Active) -> Running:

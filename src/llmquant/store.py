@@ -25,7 +25,8 @@ from urllib.parse import quote, unquote
 import psutil
 
 from llmquant.errors import StoreError
-from llmquant.experiment import RunId
+from llmquant.experiment import Experiment, RunId
+from llmquant.job import JobRecord
 from llmquant.run import Run, Sample, check_schema
 
 _SCORE = "score:"
@@ -198,6 +199,26 @@ class Store:
                 number += 1
             else:
                 return number, folder / f"{number}.json"
+
+    def jobs(self, study_id: str) -> list[Path]:
+        """List the records of a study's jobs, the oldest first, without those that were only reserved."""
+        files = (self.root / "studies" / study_id / "jobs").glob("*.json")
+        return sorted((f for f in files if f.stem.isdigit() and f.stat().st_size), key=lambda file: int(file.stem))
+
+    def dollars(self, study_id: str) -> dict[RunId, float]:
+        """Share out what the study's jobs cost among their runs, by how long these took."""
+        found: dict[RunId, float] = {}
+        for path in self.jobs(study_id):
+            record = JobRecord.read(path)
+            if record.dollars is None:
+                continue
+            asked = [(Experiment.from_json(data).run_id, attempt) for data, attempt in record.job.experiments]
+            runs = [self.attempt(*one) for one in asked if self.folder(*one).is_dir()]
+            together = sum(run.seconds for run in runs)
+            for run in runs:
+                share = run.seconds / together if together else 1 / len(runs)
+                found[run.run_id] = found.get(run.run_id, 0.0) + record.dollars * share
+        return found
 
     @property
     def _runs(self) -> Path:

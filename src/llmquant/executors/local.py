@@ -1,23 +1,37 @@
-"""Run jobs on this machine: a fresh process a job, one at a time on the CPU, one a GPU when there are several."""
+"""Run jobs on this machine: a fresh process a job, as many at a time as the GPUs are enough for."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
+import logging
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
-from llmquant.errors import UnsupportedError
+from llmquant.errors import StoreError, UnsupportedError
 from llmquant.executors.local_options import LocalOptions
+from llmquant.executors.shipping import bring_home, record_path
+from llmquant.executors.worker_process import end_family, how_it_ended, lives, start
 from llmquant.hardware import Gpu, cpu_name, default_device, nvidia_gpus
-from llmquant.protocols import Device, JobState
+from llmquant.protocols import Device, Job, JobState
 
-_KILL_AFTER_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A process that this one started, the GPUs it may use and the store its runs go to."""
+
+    process: subprocess.Popen[bytes]
+    gpus: tuple[str, ...]
+    store: Path
 
 
 class LocalExecutor:
@@ -26,11 +40,24 @@ class LocalExecutor:
     Args:
         device: ``auto`` takes the GPUs when there are some. ``CUDA_VISIBLE_DEVICES`` is respected.
         threads: CPU threads a worker; ``None`` leaves torch's default, the physical cores.
+        gpus_per_job: more than 1 for models that one GPU cannot hold.
+        max_parallel: most jobs at a time; ``None`` is as many as the GPUs are enough for, and 1 on the CPU.
     """
 
-    def __init__(self, *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto", threads: int | None = None) -> None:
-        self._options = LocalOptions(device, threads)
-        self._workers: dict[str, tuple[subprocess.Popen[bytes], str | None]] = {}
+    name = "local"
+    outlives = False
+    installs = False
+
+    def __init__(
+        self,
+        *,
+        device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+        threads: int | None = None,
+        gpus_per_job: int = 1,
+        max_parallel: int | None = None,
+    ) -> None:
+        self._options = LocalOptions(device, threads, gpus_per_job, max_parallel)
+        self._workers: dict[str, _Worker] = {}
 
     @property
     def threads(self) -> int | None:
@@ -59,14 +86,19 @@ class LocalExecutor:
     def hardware(self) -> str:
         """Name what the numbers of hardware evaluators depend on."""
         if self.device == "cuda":
-            return ", ".join(sorted({gpu.name for gpu in self._gpus}))
+            names = ", ".join(sorted({gpu.name for gpu in self._gpus}))
+            return names if self._options.gpus_per_job == 1 else f"{self._options.gpus_per_job} x {names}"
         threads = self.threads or psutil.cpu_count(logical=False) or 1
         return f"{self.device} {cpu_name()}, {threads} threads"
 
     @property
     def slots(self) -> int:
         """How many jobs run at a time."""
-        return len(self._gpus) if self.device == "cuda" else 1
+        most = self._options.max_parallel
+        if self.device != "cuda":
+            return most or 1
+        room = len(self._gpus) // self._options.gpus_per_job
+        return min(room, most or room)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -80,70 +112,83 @@ class LocalExecutor:
             if gpu.processes or gpu.used_mib > 1024
         )
 
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Refuse nothing: what could not run here was refused with the plan, and nothing is paid for."""
+
     def submit(self, job: Path, store: Path) -> str:
-        """Start a worker process for the job; return its pid and start time."""
-        environment = dict(os.environ, PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
-        environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        # Plugins that were registered may lie beside the script or notebook, which only this process searches.
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        gpu = None
-        if self.device == "cuda":
-            taken = {used for process, used in self._workers.values() if process.poll() is None}
-            gpu = next(g.index for g in self._gpus if g.index not in taken)
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
-        elif self.device == "cpu":
-            environment["CUDA_VISIBLE_DEVICES"] = ""
+        """Start a worker process for the job; return its pid, its start time and where it keeps its journal and log.
+
+        These are in a folder of their own: a log may hold a token until `collect` has blanked it.
+        """
+        gpus = self._free_gpus() if self.device == "cuda" else ()
+        # CUDA would number GPUs of several kinds with the fastest first, not as `nvidia-smi` does.
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
-        command = [sys.executable, "-m", "llmquant.pipeline", str(job), str(store), "--attached"]
-        with job.with_suffix(".log").open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        job_id = f"{process.pid}:{psutil.Process(process.pid).create_time():.2f}"
-        self._workers[job_id] = (process, gpu)
+        scratch = Path(tempfile.mkdtemp(prefix="llmquant-local-"))
+        record = record_path(scratch, job.parent.parent.name, int(job.stem))
+        record.parent.mkdir(parents=True)
+        shutil.copyfile(job, record)
+        # Plugins that were registered may lie beside the script or notebook, which only this process searches.
+        process = start(record, store, search=[path for path in sys.path if path], environment=environment)
+        job_id = f"{process.pid}:{psutil.Process(process.pid).create_time():.2f}:{record}"
+        self._workers[job_id] = _Worker(process, gpus, store)
         return job_id
 
     def collect(self, job_id: str, store: Path) -> JobState:
-        """Say how the job stands; its runs are in the store already."""
+        """Bring the journal and the log to the store, where the runs are already, and say how the job stands."""
         worker = self._workers.get(job_id)
         if worker is None:
-            return "running" if _alive(job_id) else "lost"
-        code = worker[0].poll()
-        if code is None:
-            return "running"
-        _close_input(worker[0])
-        return "ended" if code == 0 else "lost"
+            state: JobState = "running" if _alive(job_id) else "lost"
+        else:
+            code = worker.process.poll()
+            state = "running" if code is None else "ended" if code == 0 else "lost"
+        _bring_home(job_id, store, ended=state != "running")
+        if worker is not None and state != "running":
+            _close_input(worker.process)
+        return state
 
     def why_lost(self, job_id: str) -> str:
         """Say how a lost worker ended."""
         worker = self._workers.get(job_id)
-        code = worker[0].poll() if worker else None
-        if code == -9:
-            return "the worker was killed (signal 9); on Linux that is often the system running out of memory"
-        if code is not None and code < 0:
-            return f"the worker crashed (signal {-code})"
-        return f"the worker ended with exit code {code}" if code is not None else "the worker is gone"
+        code = worker.process.poll() if worker else None
+        return "the worker is gone" if code is None else how_it_ended(code)
+
+    def dollars(self, job_id: str) -> None:
+        """Nothing is paid for."""
 
     def cancel(self, job_id: str) -> None:
-        """End the worker and its children: asked first, then killed."""
-        pid, _, _ = job_id.partition(":")
-        if not _alive(job_id):
+        """End the worker and its children, asked first, then killed; bring home what a worker of this process did."""
+        if _alive(job_id):
+            end_family(_pid(job_id))
+        worker = self._workers.get(job_id)
+        if worker is None:
             return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(int(pid))
-            family = [*parent.children(recursive=True), parent]
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.terminate()
-            _, left = psutil.wait_procs(family, timeout=_KILL_AFTER_S)
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=_KILL_AFTER_S)
-        if job_id in self._workers:
-            self._workers[job_id][0].wait()
-            _close_input(self._workers[job_id][0])
+        worker.process.wait()
+        _close_input(worker.process)
+        try:
+            _bring_home(job_id, worker.store, ended=True)
+        except StoreError as error:  # a full disk must not keep other workers from being ended
+            _log.warning("%s", error)
+
+    def leave(self, job_id: str) -> None:
+        """Refuse: workers end with this process.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError("jobs of the local executor end with the program that started them")
+
+    def recall(self, study: str, store: Path) -> None:
+        """Refuse: what there is, is in the store.
+
+        Raises:
+            StoreError: always.
+        """
+        raise StoreError(
+            f"{store} knows no study {study}, and the local executor keeps none",
+            hint="Name the store it was run in, or the executor with --on.",
+        )
 
     def close(self) -> None:
         """End what still runs."""
@@ -152,12 +197,36 @@ class LocalExecutor:
 
     @functools.cached_property
     def _gpus(self) -> tuple[Gpu, ...]:
-        return nvidia_gpus()
+        gpus, wanted = nvidia_gpus(), self._options.gpus_per_job
+        if len(gpus) < wanted:
+            raise UnsupportedError(f"gpus_per_job={wanted}, but {len(gpus)} GPUs can be used here")
+        return gpus
+
+    def _free_gpus(self) -> tuple[str, ...]:
+        taken = {gpu for worker in self._workers.values() if worker.process.poll() is None for gpu in worker.gpus}
+        free = [gpu.index for gpu in self._gpus if gpu.index not in taken]
+        if len(free) < self._options.gpus_per_job:
+            raise UnsupportedError(f"all GPUs are taken by {self.slots} jobs of this executor")
+        return tuple(free[: self._options.gpus_per_job])
 
 
 def from_options(options: LocalOptions) -> LocalExecutor:
     """Construct the executor from its options."""
-    return LocalExecutor(device=options.device, threads=options.threads)
+    return LocalExecutor(
+        device=options.device,
+        threads=options.threads,
+        gpus_per_job=options.gpus_per_job,
+        max_parallel=options.max_parallel,
+    )
+
+
+def _bring_home(job_id: str, store: Path, *, ended: bool) -> None:
+    """Copy what is new of a job's journal and log; delete its folder when it has ended."""
+    record = Path(job_id.split(":", 2)[2])
+    scratch = record.parents[3]
+    bring_home(scratch, store, record.parents[1].name, int(record.stem), ended=ended)
+    if ended:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _close_input(process: subprocess.Popen[bytes]) -> None:
@@ -166,10 +235,14 @@ def _close_input(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
+def _pid(job_id: str) -> int:
+    return int(job_id.partition(":")[0])
+
+
 def _alive(job_id: str) -> bool:
-    pid, _, started = job_id.partition(":")
+    started = float(job_id.split(":", 2)[1])
     try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(started)) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(_pid(job_id))
+        return abs(process.create_time() - started) < 1 and lives(process)
     except psutil.NoSuchProcess:
         return False

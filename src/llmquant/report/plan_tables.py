@@ -9,6 +9,7 @@ from llmquant.comparison import StudyRecord, label
 from llmquant.estimate import SizeEstimate
 from llmquant.experiment import RunId
 from llmquant.hardware import GPU_TABLE_DATE
+from llmquant.protocols import Offer
 from llmquant.report.tables import Table
 from llmquant.run import Run
 
@@ -42,8 +43,8 @@ def _fits_on(size: SizeEstimate) -> str:
     return ", ".join(size.gpus[:4]) + (" ..." if len(size.gpus) > 4 else "") or "none of the table"
 
 
-def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None]) -> list[Table]:
-    """Build a table a model: its experiments, and whether each is stored."""
+def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None], offer: Offer | None) -> list[Table]:
+    """Build a table a model: its experiments, and whether each is stored; then what the rest costs at most."""
     tables = []
     for source in dict.fromkeys(e.variant.model.name for e in record.experiments):
         rows = tuple(
@@ -52,17 +53,21 @@ def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None]) -> list[T
             if e.variant.model.name == source
         )
         tables.append(Table("experiments", ("variant", "evaluator", "state", "run"), rows, record.notes, source))
-    return tables
+    return tables if offer is None else [*tables, Table("cost", footnotes=(offer.text,))]
 
 
 def plan_json(
-    sizes: Mapping[str, Sequence[SizeEstimate]], record: StudyRecord | None, runs: Mapping[RunId, Run | None]
+    sizes: Mapping[str, Sequence[SizeEstimate]],
+    record: StudyRecord | None,
+    runs: Mapping[RunId, Run | None],
+    offer: Offer | None,
 ) -> dict[str, Any]:  # Any: a JSON object
     """Return the same as JSON."""
     data: dict[str, Any] = {"sizes": {source: [vars(size) for size in each] for source, each in sizes.items()}}
     if record is not None:
         data["study"] = record.study_id
         data["notes"] = list(record.notes)
+        data["dollars_at_most"] = None if offer is None else offer.dollars
         data["experiments"] = [
             {"run_id": e.run_id, "state": _state(runs.get(e.run_id)), **e.to_json()} for e in record.experiments
         ]

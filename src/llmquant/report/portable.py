@@ -15,7 +15,10 @@ _KIND = "llmquant study"
 
 
 def portable_json(
-    record: StudyRecord, runs: Mapping[RunId, Run], samples: Mapping[RunId, Mapping[str, Sequence[Sample]]]
+    record: StudyRecord,
+    runs: Mapping[RunId, Run],
+    samples: Mapping[RunId, Mapping[str, Sequence[Sample]]],
+    dollars: Mapping[RunId, float],
 ) -> dict[str, Any]:  # Any: a JSON object
     """Put a study into one JSON object.
 
@@ -23,6 +26,7 @@ def portable_json(
         record: the study; of `runs` and `samples` only its own are taken.
         runs: by id.
         samples: by run and task.
+        dollars: about what runs cost, by id.
     """
     wanted = [experiment.run_id for experiment in record.experiments]
     return {
@@ -35,16 +39,17 @@ def portable_json(
             for run_id in wanted
             if samples.get(run_id)
         },
+        "dollars": {run_id: dollars[run_id] for run_id in wanted if run_id in dollars},
     }
 
 
 def from_portable_json(
     data: Mapping[str, Any],  # Any: a JSON object
-) -> tuple[StudyRecord, dict[RunId, Run], dict[RunId, dict[str, list[Sample]]]]:
+) -> tuple[StudyRecord, dict[RunId, Run], dict[RunId, dict[str, list[Sample]]], dict[RunId, float]]:
     """Read what `portable_json` made.
 
     Returns:
-        The record, the runs by id, and the samples by run and task.
+        The record, the runs by id, the samples by run and task, and the dollars by run.
 
     Raises:
         StoreError: if it is something else, damaged, or written by a newer version.
@@ -59,9 +64,10 @@ def from_portable_json(
             RunId(run_id): {task: [_sample_in(sample) for sample in scored] for task, scored in tasks.items()}
             for run_id, tasks in data["samples"].items()
         }
+        dollars = {RunId(run_id): float(value) for run_id, value in data["dollars"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(f"a study cannot be read: {error!r}") from error
-    return record, runs, samples
+    return record, runs, samples, dollars
 
 
 def _sample_out(sample: Sample) -> dict[str, Any]:  # Any: a JSON object

@@ -8,6 +8,7 @@ from dataclasses import replace
 from llmquant.comparison import Row, StudyRecord, failures, missing
 from llmquant.report.block import Block, blocks
 from llmquant.report.cost import cost_tables
+from llmquant.report.money_table import money_table
 from llmquant.report.quality import quality_table
 from llmquant.report.retrieval_table import retrieval_table
 from llmquant.report.table import Cell, Column, Table
@@ -16,7 +17,7 @@ _MESSAGE = 400
 
 
 def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
-    """Make the tables of a study: quality and cost of each model, then what failed, what is missing, and the notes.
+    """Make the tables of a study: quality and cost of each model, what was paid, what failed or is missing, and notes.
 
     Returns:
         Tables in reading order. Of many conditions the smallest and largest are shown; `rows` have them all.
@@ -35,6 +36,8 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
         heading = block.model + (f" · baseline {block.baseline}" if block.baseline is not None else "")
         found += [replace(table, heading=heading) for table in tables]
+    paid = money_table(rows)
+    found += [] if paid is None else [paid]
     ends = (("Failed", _failed(rows)), ("Not run", _not_run(rows)), ("Notes", _notes(rows, record)))
     return found + [Table(title, footnotes=tuple(lines)) for title, lines in ends if lines]
 

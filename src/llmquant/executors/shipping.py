@@ -1,0 +1,243 @@
+"""Send a job to a machine that shares no disk with this one, and bring home what it did: folders, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmquant.errors import ModelError, StoreError, UnsupportedError
+from llmquant.experiment import Experiment
+from llmquant.job import blank_tokens, journal_path, log_path
+
+_RECORD = "job.json"
+_MODEL = "model"
+
+
+def pack(record: Path, store: Path, out: Path, *, with_model: bool) -> int:
+    """Make `out` a folder that holds all that a job needs.
+
+    ::
+
+        OUT/{job.json, inputs/<digest>, model/, store/runs/<run_id>, job.journal, job.log}
+
+    What is in the store already is left out and its journal and log go along, so that a job whose machine was lost is
+    packed once more and goes on from there. The packages, the plugins' code and what is on the Hub do not travel.
+
+    Args:
+        record: the job's, in `store`.
+        with_model: take local checkpoints along. Without, they have to be at the same path on the worker's machine.
+
+    Returns:
+        How many experiments are left to run.
+
+    Raises:
+        ModelError: if a local checkpoint is no longer there.
+        UnsupportedError: if a checkpoint needs another local folder.
+    """
+    job = json.loads(record.read_text(encoding="utf-8"))
+    ids = [Experiment.from_json(e).run_id for e, _ in job["experiments"]]
+    left = [
+        (run_id, e, attempt)
+        for run_id, (e, attempt) in zip(ids, job["experiments"], strict=True)
+        if not _folder(store, run_id, attempt).is_dir()
+    ]
+    (out / "inputs").mkdir(parents=True)
+    inputs = {digest: _pack_input(digest, Path(path), out, with_model) for digest, path in job["inputs"].items()}
+    model = _pack_model(job["model"], out) if with_model else _with_source(job["model"], _local_path(job["model"]))
+    own = {run_id for run_id, _, _ in left}
+    for run_id in {e["reference"] for _, e, _ in left} - own - {None}:
+        for found in [store / "runs" / run_id, *(store / "runs").glob(f"{run_id}-*")]:
+            if found.is_dir():
+                shutil.copytree(found, out / "store" / "runs" / found.name)
+    for path, name in ((journal_path(record), "job.journal"), (log_path(record), "job.log")):
+        if path.exists():
+            shutil.copyfile(path, out / name)
+    text = json.dumps(
+        {**job, "experiments": [x[1:] for x in left], "inputs": inputs, "model": model}, ensure_ascii=False
+    )
+    (out / _RECORD).write_text(text, encoding="utf-8")
+    return len(left)
+
+
+def unpack(packed: Path, work: Path) -> tuple[Path, Path]:
+    """Prepare a packed job on the worker's machine. Checkpoints and inputs are read where they are.
+
+    Args:
+        packed: what `pack` made, wherever it is now; it is only read.
+        work: an empty folder to work in.
+
+    Returns:
+        The record and the store to give to the pipeline.
+    """
+    packed, store = packed.absolute(), work.absolute() / "store"
+    job = json.loads((packed / _RECORD).read_text(encoding="utf-8"))
+    job["inputs"] = {digest: str(packed / path) for digest, path in job["inputs"].items()}
+    if (packed / _MODEL).is_dir():
+        job["model"] = _with_source(job["model"], packed / _source(job["model"]))
+    if (packed / "store").is_dir():
+        shutil.copytree(packed / "store", store)
+    (store / "runs").mkdir(parents=True, exist_ok=True)
+    record = record_path(store, job["study"], job["number"])
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")
+    for name, path in (("job.journal", journal_path(record)), ("job.log", log_path(record))):
+        if (packed / name).exists():
+            shutil.copyfile(packed / name, path)
+    return record, store
+
+
+def bring_home(work_store: Path, store: Path, study: str, number: int, *, ended: bool = False) -> None:
+    """Copy what a job did into `store`: finished runs whole, its journal and its log as far as they are.
+
+    It may be called as often as one likes and by several processes. Runs that are in `store` stay as they are.
+
+    Args:
+        work_store: the worker's store, or what has arrived of it.
+        ended: the worker has ended: the log's last line counts even if it was cut.
+
+    Raises:
+        StoreError: if `store` cannot be written.
+    """
+    source, record = record_path(work_store, study, number), record_path(store, study, number)
+    try:
+        # Read first, written last: a run that the journal calls finished is in its place by then.
+        journal = _news(journal_path(source), journal_path(record), ended=False)
+        for run in sorted((work_store / "runs").glob("[!.]*")):
+            if not (store / "runs" / run.name).exists():
+                _place(run, store / "runs" / run.name)
+        _write_at(log_path(record), *_news(log_path(source), log_path(record), ended=ended))
+        _write_at(journal_path(record), *journal)
+    except OSError as error:
+        raise StoreError(
+            f"job {number} of {study} could not be brought to {store}: {error.strerror or error}",
+            hint="Free some space and give the same command again; what is stored is reused.",
+        ) from error
+
+
+def record_path(store: Path, study: str, number: int) -> Path:
+    """Return where a job's record belongs in a store."""
+    return store / "studies" / study / "jobs" / f"{number}.json"
+
+
+def _folder(store: Path, run_id: str, attempt: int) -> Path:
+    return store / "runs" / (run_id if attempt == 1 else f"{run_id}-{attempt}")
+
+
+def _pack_input(digest: str, path: Path, out: Path, with_model: bool) -> str:
+    """Copy a file; a folder is a checkpoint."""
+    if path.is_dir() and not with_model:
+        return str(path.absolute())
+    name = f"inputs/{digest.rpartition(':')[2]}"
+    if path.is_dir():
+        _copy_checkpoint(path, out / name)
+    else:
+        shutil.copyfile(path, out / name)
+    return name
+
+
+def _pack_model(model: Mapping[str, Any], out: Path) -> dict[str, Any]:  # Any: a ModelUse as JSON
+    path = _local_path(model)
+    if path is None:
+        return dict(model)
+    if not path.exists():
+        raise ModelError(f"{path} is not there any more")
+    if path.is_file():  # a GGUF file is known by its ending
+        (out / _MODEL).mkdir()
+        _link(path, out / _MODEL / path.name)
+        return _with_source(model, Path(_MODEL, path.name))
+    _copy_checkpoint(path, out / _MODEL)
+    return _with_source(model, Path(_MODEL))
+
+
+def _copy_checkpoint(folder: Path, out: Path) -> None:
+    adapter = folder / "adapter_config.json"
+    base = json.loads(adapter.read_text()).get("base_model_name_or_path") if adapter.is_file() else None
+    if base and Path(base).expanduser().is_dir():
+        raise UnsupportedError(
+            f"{folder} is an adapter for {base}, another local folder, and cannot be sent elsewhere",
+            hint="Merge the adapter into its base and give the merged checkpoint.",
+        )
+    shutil.copytree(folder, out, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
+
+
+def _link(source: Path | str, target: Path | str) -> None:
+    """Link a file that may hold gigabytes, or copy it where that cannot be."""
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
+
+
+def _local_path(model: Mapping[str, Any]) -> Path | None:
+    """Return where a local checkpoint is; ``None`` for one on the Hub and for an embedder that needs none."""
+    source = _source(model)
+    path = Path(source).expanduser().absolute()
+    if model["embedder"] is None:
+        return path if model["digest"].startswith("sha256:") else None
+    is_path = source.startswith((".", "/", "~")) or source.endswith("/") or source.partition("@")[0].count("/") > 1
+    return path if source and is_path else None
+
+
+def _source(model: Mapping[str, Any]) -> str:
+    """Return the name a model is found by; of an embedder, its checkpoint's."""
+    embedder = model["embedder"]
+    return str(model["source"] if embedder is None else embedder["options"].get("checkpoint") or "")
+
+
+def _with_source(model: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return dict(model)
+    if model["embedder"] is None:
+        return {**model, "source": str(path)}
+    options = {**model["embedder"]["options"], "checkpoint": str(path)}
+    return {**model, "embedder": {**model["embedder"], "options": options}}
+
+
+def _place(run: Path, target: Path) -> None:
+    """Copy a run beside its place and rename it, as a writer of the store does."""
+    run_id = run.name.partition("-")[0]
+    partial = target.with_name(f".partial-{run_id}-{os.getpid()}@{platform.node()}-{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copytree(run, partial)
+        partial.rename(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was first
+            raise
+
+
+def _news(source: Path, home: Path, *, ended: bool) -> tuple[int, bytes]:
+    """Return how far `home` is, and the whole lines that follow in `source`, tokens blanked."""
+    offset = home.stat().st_size if home.exists() else 0
+    data = b""
+    with contextlib.suppress(FileNotFoundError), source.open("rb") as stream:
+        stream.seek(offset)
+        data = stream.read()
+    if not ended:  # half a token could not be told
+        data = data[: 1 + max(data.rfind(b"\n"), data.rfind(b"\r"))]
+    return offset, b"".join(_blank(line) for line in data.splitlines(keepends=True))
+
+
+def _blank(line: bytes) -> bytes:
+    """Blank tokens and keep the length, so that the size of the copy says how far it is."""
+    text = line.rstrip(b"\r\n")
+    blanked = blank_tokens(text.decode("latin-1")).encode("latin-1")
+    return blanked.ljust(len(text)) + line[len(text) :]
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    """Write where the copy ended: two processes write the same bytes to the same place."""
+    if not data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("r+b" if path.exists() else "wb") as stream:
+        stream.seek(offset)
+        stream.write(data)
