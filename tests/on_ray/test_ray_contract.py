@@ -1,0 +1,81 @@
+"""The Ray executor keeps what every executor promises, on a Ray that is really started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import llmquant as lq
+from executor_contract import ExecutorContract, Study, starts, wait_until, write_job
+from llmquant.errors import UnsupportedError
+from llmquant.executors import RayExecutor
+
+ray = pytest.importorskip("ray", reason='needs Ray: pip install "llmquant[ray]"')
+
+LEAVES_TWO = """
+import sys
+from pathlib import Path
+from llmquant.executors import RayExecutor
+executor = RayExecutor(device="cpu", num_cpus=4, threads=1)
+*records, store = map(Path, sys.argv[1:])
+found = [executor.submit(record, store) for record in records]
+for job_id in found:
+    executor.leave(job_id)
+executor.close()
+print("left:", *found)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start a cluster with room for four jobs; a second process finds it by RAY_ADDRESS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        found = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="llmquant")
+        patch.setenv("RAY_ADDRESS", found.address_info["gcs_address"])
+        yield
+        ray.shutdown()
+
+
+class TestRay(ExecutorContract):
+    make = """
+from llmquant.executors.ray import RayExecutor
+executor = RayExecutor(device="cpu", threads=1)
+"""
+
+    def test_a_job_that_was_left_goes_on(self, study: Study, executor: RayExecutor, room: Path):
+        """Of two that take the whole cluster the second starts when the first has ended, though nobody looks.
+
+        Its input is larger than what Ray keeps of a program that has ended.
+        """
+        pairs = [write_job(study, executor, room, tag, how="not") for tag in ("left1", "left2")]
+        large = room / "large"
+        large.write_bytes(os.urandom(9 * 2**20))
+        last = pairs[-1][0]
+        last.write_text(json.dumps({**json.loads(last.read_text()), "inputs": {"sha256:ab": str(large)}}))
+        arguments = [str(record) for record, _ in pairs]
+        first = subprocess.run(
+            [sys.executable, "-c", LEAVES_TWO, *arguments, str(room / "store")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "left: " in first.stdout, first.stderr
+        wait_until(lambda: starts(room / "marker-left2") != [], 90)
+        for job_id, (_, run_id) in zip(first.stdout.rpartition("left: ")[2].split(), pairs, strict=True):
+            wait_until(lambda job_id=job_id: executor.collect(job_id, room / "store") == "ended")
+            assert lq.Store(room / "store").run(run_id).status == "completed"
+
+    def test_a_cluster_that_is_too_small_is_refused(self):
+        """What a job takes and no machine has is said before one is submitted."""
+        with pytest.raises(UnsupportedError, match="500 CPU"):
+            RayExecutor(device="cpu", num_cpus=500).check([])
