@@ -277,10 +277,30 @@ EXECUTORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="executor",
         name="local",
-        summary="This machine: a fresh process a job, one at a time on the CPU, one a GPU when there are several.",
+        summary="This machine: a fresh process a job, on the CPU or on as many GPUs as it has.",
         options="llmquant.executors.local_options:LocalOptions",
         target="llmquant.executors.local:from_options",
         accepts=(),
+    ),
+    PluginSpec(
+        kind="executor",
+        name="ray",
+        summary="A Ray cluster, or one that is started on this machine: an actor a job.",
+        options="llmquant.executors.ray_options:RayOptions",
+        target="llmquant.executors.ray:from_options",
+        accepts=(),
+        requires=("ray>=2.50",),
+        install='pip install "llmquant[ray]"',
+    ),
+    PluginSpec(
+        kind="executor",
+        name="modal",
+        summary="Modal's GPUs: a container a job.",
+        options="llmquant.executors.modal_options:ModalOptions",
+        target="llmquant.executors.modal:from_options",
+        accepts=(),
+        requires=("modal>=1.6.4,<1.7",),
+        install='pip install "llmquant[modal]"',
     ),
 )
 

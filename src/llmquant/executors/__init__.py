@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmquant.executors.local import LocalExecutor
+    from llmquant.executors.modal import ModalExecutor
+    from llmquant.executors.ray import RayExecutor
 
-_MODULES = {"LocalExecutor": "llmquant.executors.local"}
+_MODULES = {
+    "LocalExecutor": "llmquant.executors.local",
+    "ModalExecutor": "llmquant.executors.modal",
+    "RayExecutor": "llmquant.executors.ray",
+}
 
-__all__ = ["LocalExecutor"]
+__all__ = ["LocalExecutor", "ModalExecutor", "RayExecutor"]
 
 
 def __getattr__(name: str) -> Any:  # Any: a class
