@@ -101,6 +101,12 @@ def test_a_benchmark_is_one_experiment_a_task(index):
     assert restore(MtebOptions, dump(parts[0])) == parts[0]
 
 
+def test_a_benchmark_keeps_its_options_in_every_task(index):
+    """Its tasks are encoded in batches of the size that was asked for, and searched by that engine."""
+    parts = MtebOptions(("ViDoRe(v1)",), engine="faiss", batch_tokens=2048).parts()
+    assert {(part.batch_tokens, part.engine) for part in parts} == {(2048, "faiss")}
+
+
 def test_languages_become_subsets(index):
     """By a code, or the code with its script."""
     (part,) = MtebOptions(("Vidore3HrRetrieval",), languages=("eng", "fra-Latn")).parts()

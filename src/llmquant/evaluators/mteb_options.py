@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
@@ -82,7 +82,7 @@ class MtebOptions:
             RequestError: as `check`, for names alone.
         """
         return [
-            MtebOptions((task,), (), subsets, splits, self.engine)
+            replace(self, tasks=(task,), languages=(), subsets=subsets, splits=splits)
             for task, subsets, splits in self.selected(self._index())
         ]
 
