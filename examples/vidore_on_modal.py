@@ -1,0 +1,109 @@
+"""Score retrievers of page images on ViDoRe on L40S GPUs: NDCG@5 by model and task.
+
+    python examples/vidore_on_modal.py --model bigemma3-4b-embedding,google/siglip-so400m-patch14-384 --budget 30
+    python examples/vidore_on_modal.py --on local --benchmarks "retrieval(./pages, queries=queries.jsonl)"
+
+On Modal the tasks run side by side; with --budget or --yes you agree to what that may cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import llmquant as lq
+
+PAGE_TOKENS = 1024  # about the work of a page; llmquant measures batches in tokens
+
+
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    benchmarks = "of mteb, its tasks, or an evaluator's call; repeat (default: ViDoRe(v1),ViDoRe(v2))"
+    parser.add_argument("--model", default="bigemma3-4b-embedding", help="one, or a,b,c (default: %(default)s)")
+    parser.add_argument("--benchmarks", action="append", metavar="A,B", help=benchmarks)
+    parser.add_argument("--list-benchmarks", action="store_true", help="list those of ViDoRe and end")
+    parser.add_argument("--batch-size", type=int, metavar="PAGES", help="at a time (default: what is usual)")
+    parser.add_argument("--dim", type=int, help="cut vectors to so many numbers: 1536 or 768 of BiGemma3's 2560")
+    parser.add_argument("--limit", type=int, metavar="QUERIES", help="of a task (default: all)")
+    parser.add_argument("--on", default="modal(gpu=L40S, timeout=7200)", help='or "local" (default: %(default)s)')
+    parser.add_argument("--budget", type=float, metavar="DOLLARS", help="what it may cost at most")
+    parser.add_argument("--yes", action="store_true", help="agree to what it may cost")
+    parser.add_argument("--output-folder", default="results", type=Path, help="what it holds is not run again")
+    return parser, parser.parse_args()
+
+
+def split(text: str) -> list[str]:
+    """Split at commas that are outside brackets."""
+    return [str(part) for part in lq.Call.parse(f"list({text})").args]
+
+
+def executor(args: argparse.Namespace) -> str:
+    """Add to the executor's call what it may cost."""
+    on = lq.Call.parse(args.on)
+    money = {name: value for name, value in (("budget", args.budget), ("yes", args.yes)) if value}
+    return str(lq.Call(on.name, on.args, {**on.options, **money}))
+
+
+def evaluator(text: str, batch_size: int | None) -> lq.Call:
+    """Read an evaluator's call; all else is a benchmark or a task of mteb."""
+    call = lq.Call.parse(text)
+    if call.name not in lq.registry().names("evaluator"):
+        call = lq.Call("mteb", (text,))
+    size = {"batch_tokens": batch_size * PAGE_TOKENS} if batch_size else {}
+    return lq.Call(call.name, call.args, {**call.options, **size})
+
+
+def show(found: lq.Comparison, call: lq.Call) -> None:
+    """Print NDCG@5 on one benchmark by model and task, and each model's mean."""
+    chosen, rows = lq.registry().choose("evaluator", call), found.rows()
+    if call.name == "mteb":
+        tasks = [part.tasks[0] for part in chosen.options.parts()]
+    else:
+        tasks = list(dict.fromkeys(row.task for row in rows if row.evaluator == chosen.use.label and row.task))
+    scores = {(row.model, row.task): row.value for row in rows if row.metric == "ndcg_at_5"}
+    print(f"\nNDCG@5 on {chosen.use.label}")
+    for model in dict.fromkeys(row.model for row in rows):
+        values = [scores.get((model, task)) for task in tasks]
+        known = [value for value in values if value is not None]
+        mean = sum(known) / len(known) if known and len(known) == len(tasks) else None  # none of some tasks alone
+        for task, value in [*zip(tasks, values, strict=True), ("mean", mean)]:
+            print(f"  {model:46} {task:50} {'failed' if value is None else f'{value:.3f}':>6}")
+
+
+def list_benchmarks() -> int:
+    from llmquant.cache import Cache
+    from llmquant.evaluators.mteb_index import installed_mteb
+
+    index = installed_mteb(Cache.default())
+    for name in sorted(name for name in index.benchmarks if "vidore" in name.lower()):
+        print(f"{name:30} {len(index.expand(name)):3} tasks")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    texts = [text for several in args.benchmarks or ["ViDoRe(v1),ViDoRe(v2)"] for text in split(several)]
+    benchmarks = [evaluator(text, args.batch_size) for text in texts]
+    found = lq.compare(
+        split(args.model),
+        ["bf16_baseline"],
+        benchmarks,
+        vectors={"dims": [args.dim]} if args.dim else None,
+        limit=args.limit,
+        executor=executor(args),
+        store=args.output_folder,
+    )
+    print(found)
+    for call in benchmarks:
+        show(found, call)
+    output = args.output_folder / f"vidore-{found.record.study_id}.json"
+    found.save_json(output)
+    print(f"\nsaved to {output}; mteb's own result files: {args.output_folder}/runs/*/files/mteb")
+    return 1 if found.failed else 0
+
+
+if __name__ == "__main__":
+    parser, args = parse()
+    try:
+        parser.exit(list_benchmarks() if args.list_benchmarks else run(args))
+    except lq.errors.RequestError as error:  # nothing was started
+        parser.exit(2, f"error:\n{error}\n")
