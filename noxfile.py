@@ -53,7 +53,10 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests that need no package of their own."""
     _install(session, ".[all]", "peft", group="test")  # peft: adapters are merged as it would
-    session.run("pytest", "-m", "not plugin_package", *session.posargs, env=NO_THREAD_FIGHTS)
+    # Two at a time, one core each: most of the time goes into starting workers.
+    alone = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
+    several = ("-n", "2", "--dist", "worksteal")
+    session.run("pytest", "-m", "not plugin_package", *several, *session.posargs, env=alone)
 
 
 @nox.session

@@ -113,7 +113,7 @@ def test_plan_predicts_every_preset_and_loads_nothing(cli: Callable, tiny_model:
         (("--limit", "ten"), "'ten'"),
         (("--seed", "-3"), "seed"),
         (("--baseline", "nf4_baseline"), "bf16_baseline"),
-        (("--on", "modul"), "local"),
+        (("--on", "modul"), "modal"),
         (("--on", "local(device=cuda)"), "doctor"),
         (("--timeout", "-5"), "timeout"),
         (("-e", "perplexity(nowhere.txt)"), "nowhere.txt"),

@@ -76,13 +76,6 @@ def test_a_crash_costs_one_experiment(tiny_model: Path, tmp_path: Path):
     assert starts(marker) == ["not0", "exit1", "kill2", "not3"]
 
 
-def test_a_hang_costs_one_experiment(tiny_model: Path, tmp_path: Path):
-    """After the timeout the worker is ended and the next experiment gets a new one."""
-    runs = by_evaluator(compare(tiny_model, tmp_path, "misbehave(sleep)", "misbehave", timeout_s=25))
-    assert runs["misbehave(sleep)"].failure.kind == "timeout"
-    assert runs["misbehave"].status == "completed"
-
-
 def test_completed_runs_are_reused_and_failed_ones_tried_again(tiny_model: Path, tmp_path: Path):
     """The second call starts only what failed; a new evaluator repeats no other; `fresh` repeats beside."""
     marker = tmp_path / "marker"

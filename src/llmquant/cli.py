@@ -128,7 +128,7 @@ def attach(
     """Wait for a study that was submitted with --detach, from any machine."""
     from llmquant.api import attach as wait
 
-    found = wait(study, executor=on, store=store, progress=not quiet, cancel=lambda: _cancel(study, on))
+    found = wait(study, executor=on, store=store, progress=not quiet, cancel=lambda: _cancel(study, on, store))
     _show(found, store, as_json=as_json, quiet=quiet)
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
@@ -272,12 +272,18 @@ def _run(
     """Run a study, print its comparison, and exit with 1 if a run failed."""
     import logging
 
+    from rich.console import Console
+    from rich.logging import RichHandler
+
     from llmquant.api import execute, open_executor, submit
     from llmquant.cache import Cache
     from llmquant.plan import resolve
     from llmquant.plugins.registry import registry
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+    level = logging.INFO if verbose else logging.WARNING
+    # Above the lines of progress, not through them.
+    above = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False, keywords=[])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[above])
     with open_executor(on) as executor:
         planned = resolve(study, registry(), Cache.default(), executor)
         if not quiet:
@@ -287,7 +293,7 @@ def _run(
             jobs, waiting = submit(planned, executor, store, fresh=fresh, agree=_agree)
             later = f"; {waiting} experiments wait for others and start when this command is given again"
             typer.echo(f"{jobs} jobs go on{later if waiting else ''}. To wait for them:", err=True)
-            typer.echo(_attach(study_id, on))
+            typer.echo(_attach(study_id, on, store))
             return
         found = execute(
             planned,
@@ -297,7 +303,7 @@ def _run(
             timeout_s=timeout,
             progress=not quiet,
             agree=_agree,
-            cancel=lambda: _cancel(study_id, on),
+            cancel=lambda: _cancel(study_id, on, store),
         )
     _show(found, store, as_json=as_json, quiet=quiet)
     if found.failed:
@@ -310,7 +316,7 @@ def _agree(offer: Offer) -> bool:
     return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
 
 
-def _cancel(study_id: str, on: str) -> bool:
+def _cancel(study_id: str, on: str, store: str) -> bool:
     """Ask what becomes of jobs that could go on; Ctrl-C once more, or nobody to ask, cancels them."""
     if not sys.stdin.isatty():
         return True
@@ -319,14 +325,14 @@ def _cancel(study_id: str, on: str) -> bool:
             return True
     except typer.Abort:
         return True
-    typer.echo(f"To wait for them: {_attach(study_id, on)}", err=True)
+    typer.echo(f"To wait for them: {_attach(study_id, on, store)}", err=True)
     return False
 
 
-def _attach(study_id: str, on: str) -> str:
+def _attach(study_id: str, on: str, store: str) -> str:
     import shlex
 
-    return f"llmquant attach {study_id} --on {shlex.quote(on)}"
+    return shlex.join(["llmquant", "attach", study_id, "--on", on, "--store", store])
 
 
 def _announce(planned: Planned, executor: Executor, store: str) -> None:

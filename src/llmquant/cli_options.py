@@ -37,7 +37,7 @@ Timeout = Annotated[float | None, typer.Option(help="Longest time for one experi
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint carries.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin checkpoints, which can run code.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes; only the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done, and show the workers' logs.")]
 
 
 def study_of(

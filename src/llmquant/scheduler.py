@@ -73,6 +73,7 @@ class _Active:
     done: int = 0
     total: int = 0
     finished: set[RunId] = field(default_factory=set)
+    told: int = 0
 
 
 class Scheduler:
@@ -234,6 +235,8 @@ class Scheduler:
     def _advance(self, active: _Active) -> None:
         """Read what a job did since the last look, and settle it when it has ended."""
         state = self._executor.collect(active.job_id, self._store.root)
+        if _log.isEnabledFor(logging.INFO):
+            _tell(active)
         entries, active.offset = read_journal(active.record, active.offset)
         for entry in entries:
             run_id = RunId(entry.run_id)
@@ -357,6 +360,20 @@ class Scheduler:
             else:
                 return None
         return total
+
+
+def _tell(active: _Active) -> None:
+    """Log what the worker wrote since the last time, its executor having blanked tokens in it."""
+    path = log_path(active.record)
+    if path.exists() and path.stat().st_size > active.told:
+        with path.open("rb") as stream:
+            stream.seek(active.told)
+            new = stream.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        active.told += len(whole)
+        label = active.experiments[0].variant.quantizer.label
+        for line in whole.decode(errors="replace").splitlines():
+            _log.info("%s: %s", label, line.rsplit("\r", 1)[-1].rstrip())
 
 
 def _running(active: _Active) -> Running:

@@ -110,6 +110,7 @@ class ModalServer:
         self.commits = 0
         self.at_a_time = 0
         self._content: dict[str, bytes] = {}
+        self._blobs: dict[str, bytes] = {}
         self._names: dict[str, str] = {}
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._counts: dict[str, int] = defaultdict(int)
@@ -122,7 +123,7 @@ class ModalServer:
 
     def start(self) -> ModalServer:
         """Listen, in a thread."""
-        room = self.room
+        room, blobs = self.room, self._blobs
 
         class Blocks(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -134,6 +135,14 @@ class ModalServer:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+            def do_PUT(self) -> None:
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                blobs[self.path.lstrip("/")] = data
+                self.send_response(200)
+                self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -226,9 +235,16 @@ class ModalServer:
         )
 
     async def mount_put_file(self, request: Any, _: Any) -> Message:
-        if request.WhichOneof("data_oneof") == "data":
-            self._content[request.sha256_hex] = request.data
+        kind = request.WhichOneof("data_oneof")
+        if kind is not None:
+            data = request.data if kind == "data" else self._blobs.pop(request.data_blob_id)
+            self._content[request.sha256_hex] = data
         return api_pb2.MountPutFileResponse(exists=request.sha256_hex in self._content)
+
+    async def blob_create(self, request: Any, _: Any) -> Message:
+        blob_id = self._id("bl")
+        urls = api_pb2.UploadUrlList(items=[f"http://127.0.0.1:{self._http.server_port}/{blob_id}"])
+        return api_pb2.BlobCreateResponse(upload_urls=urls, blob_ids=[blob_id])
 
     async def mount_batched_check_existence(self, request: Any, _: Any) -> Message:
         missing = [sha for sha in request.sha256_hex_hashes if sha not in self._content]

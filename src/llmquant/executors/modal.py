@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llmquant.errors import MissingDependencyError, RequestError, UnsupportedError
+from llmquant.errors import MissingDependencyError, RequestError, RunError, UnsupportedError
 from llmquant.executors import modal_app, modal_image, modal_money, modal_volume
 from llmquant.executors.modal_image import ImagePlan
 from llmquant.executors.modal_options import SHORTEST_S, ModalOptions
@@ -169,21 +169,30 @@ class ModalExecutor:
 
         Raises:
             RequestError: if too little is left for a job.
+            RunError: if Modal does not take it.
         """
+        import modal
+
         record = JobRecord.read(job).job
         timeout = self._affordable_s()
         # One app for all of them, so that `max_parallel` holds.
         function = self._function(self._plan([*self._checked, record]))
         key = modal_volume.new_key(record.study, record.number, time.time(), timeout)
+        order = Order(
+            volume=self.options.volume, key=key, study=record.study, number=record.number, timeout=int(timeout)
+        )
         with tempfile.TemporaryDirectory(prefix="llmquant-pack-") as scratch:
             packed = Path(scratch) / "packed"
             pack(job, store, packed, with_model=True)
             self._check_size(modal_volume.size(packed))
-            modal_volume.send(self._volume, packed, key)
-        order = Order(
-            volume=self.options.volume, key=key, study=record.study, number=record.number, timeout=int(timeout)
-        )
-        job_id = f"{function.spawn(order).object_id}/{key}"
+            try:
+                modal_volume.send(self._volume, packed, key)
+                job_id = f"{function.spawn(order).object_id}/{key}"
+            except modal.exception.Error as error:
+                raise RunError(
+                    f"Modal did not take job {record.number}: {error}",
+                    hint="Give the same command again; what runs is taken up, and what is stored is reused.",
+                ) from error
         self._watch(job_id)
         modal_volume.publish(self._volume, job, job_id)
         return job_id

@@ -114,7 +114,7 @@ class ModalOptions:
         secret: the secret with ``HF_TOKEN`` (``HUGGINGFACE_TOKEN`` is taken too); empty for none.
         budget: dollars that may be spent in the worst case, with all that this executor ran before.
         yes: whatever the worst case costs is agreed to.
-        app: the name under which Modal lists it.
+        app: what the name begins with under which Modal lists it.
         python_version: of the containers, such as ``3.12``; empty for the one that runs here.
         packages: more to install there, each as ``name==version`` or ``name @ git+URL@COMMIT``.
         cpus: processor cores a job, paid beside the GPU.

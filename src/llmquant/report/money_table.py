@@ -21,14 +21,18 @@ def money_table(rows: Sequence[Row]) -> Table | None:
     for found in paid.values():
         first = found[0]
         dollars, samples = first.dollars or 0.0, _samples(found)
-        thousand = f"{1000 * dollars / samples:.2f}" if samples else "–"
-        lines.append((" · ".join([first.variant, first.evaluator]), f"{dollars:.2f}", thousand))
+        thousand = _dollars(1000 * dollars / samples) if samples else "–"
+        lines.append((" · ".join([first.variant, first.evaluator]), _dollars(dollars), thousand))
     total = sum(found[0].dollars or 0.0 for found in paid.values())
     footnote = (
         f"About ${total:.2f} in all: an estimate from how long the machines ran and their rates. What starting and "
         "loading took is shared out by how long the runs took."
     )
     return Table("Paid", ("run", "dollars", "dollars a thousand samples"), tuple(lines), (footnote,))
+
+
+def _dollars(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _samples(rows: Sequence[Row]) -> int:
