@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmquant.errors import OptionError, UnknownNameError, nearest
 
-# T4, L4, L40S, A100-80GB and H100 were checked against published lists of that month; the rest has to be.
+# A10, A100, H200, B200 and memory are as published in 2025, the others as in that month.
 PRICES_DATE = "2026-05"
 CPU_CORE_DOLLARS_AN_HOUR = 0.0473
 MEMORY_GIB_DOLLARS_AN_HOUR = 0.0080
