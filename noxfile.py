@@ -55,7 +55,7 @@ def tests(session: nox.Session) -> None:
     _install(session, ".[all]", "peft", group="test")  # peft: adapters are merged as it would
     # Two at a time, one core each: most of the time goes into starting workers.
     alone = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
-    several = ("-n", "2", "--dist", "worksteal")
+    several = ("-n", "2", "--dist", "loadfile")
     session.run("pytest", "-m", "not plugin_package", *several, *session.posargs, env=alone)
 
 

@@ -12,5 +12,5 @@ from executor_contract import ExecutorContract
 class TestModal(ExecutorContract):
     make = """
 from llmquant.executors.modal import ModalExecutor
-executor = ModalExecutor(gpu="none", max_parallel=2, budget=1000, cpus=1, memory_gib=1)
+executor = ModalExecutor(gpu="none", max_parallel=4, budget=1000, cpus=1, memory_gib=1)
 """

@@ -1,0 +1,40 @@
+"""Studies of the misbehaving evaluator, for tests of what happens to its worker and to the program itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llmquant as lq
+from llmquant.plugins.registry import registry
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Let this process and its workers import the misbehaving evaluator, and give them a cache of their own."""
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    import misbehaving
+
+    before = list(registry().plugins)
+    lq.register(misbehaving.SPEC)
+    yield
+    registry().plugins = before
+
+
+def compare(tiny_model: Path, tmp_path: Path, *evaluators: str, **changes) -> lq.Comparison:
+    options = {"executor": "local(device=cpu, threads=1)", "store": tmp_path / "store", "progress": False, **changes}
+    return lq.compare(str(tiny_model), ["fp32_baseline"], evaluators, **options)
+
+
+def by_evaluator(found: lq.Comparison) -> dict[str, lq.Run]:
+    return {run.experiment.evaluator.label: run for run in found.runs.values()}
+
+
+def starts(marker: Path) -> list[str]:
+    return marker.read_text().split() if marker.exists() else []

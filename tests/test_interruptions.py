@@ -1,0 +1,68 @@
+"""Whatever happens to the program itself, only what was running is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import llmquant as lq
+from misbehaving_studies import HERE, by_evaluator, compare, misbehaving, starts
+
+__all__ = ["misbehaving"]  # a fixture
+
+
+# A shell that runs the tests in the background has them ignore Ctrl-C; a program that a person starts heeds it.
+SCRIPT = """
+import signal, llmquant as lq, misbehaving
+signal.signal(signal.SIGINT, signal.default_int_handler)
+lq.register(misbehaving.SPEC)
+lq.compare({model!r}, ["fp32_baseline"], {evaluators!r}, executor="local(device=cpu, threads=1)", store={store!r})
+"""
+
+
+def start_script(tiny_model: Path, tmp_path: Path, evaluators: list[str]) -> subprocess.Popen:
+    code = SCRIPT.format(model=str(tiny_model), evaluators=evaluators, store=str(tmp_path / "store"))
+    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=subprocess.DEVNULL)
+
+
+def wait_until(condition, timeout_s: float = 120) -> None:
+    end = time.time() + timeout_s
+    while not condition():
+        assert time.time() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_after_the_program_itself_dies_only_the_unfinished_is_repeated(tiny_model: Path, tmp_path: Path, number: int):
+    """Its worker ends with it, the store opens, and the same study goes on from what was done."""
+    marker = tmp_path / "marker"
+    evaluators = [f"misbehave(not, marker={marker})", f"misbehave(sleep, marker={marker})"]
+    program = start_script(tiny_model, tmp_path, evaluators)
+    wait_until(lambda: starts(marker) == ["not", "sleep"])
+    workers = psutil.Process(program.pid).children()
+    assert len(workers) == 1
+    os.kill(program.pid, number)
+    program.wait(timeout=30)
+    wait_until(lambda: not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE)
+    found = compare(tiny_model, tmp_path, *evaluators, timeout_s=1)
+    runs = by_evaluator(found)
+    assert runs[evaluators[0]].status == "completed"
+    assert runs[evaluators[1]].failure.kind == "timeout"
+    assert starts(marker)[:2] == ["not", "sleep"]
+    assert "not" not in starts(marker)[2:]
+
+
+def test_two_programs_may_share_a_store(tiny_model: Path, tmp_path: Path):
+    """Both finish, and every run is there once."""
+    programs = [start_script(tiny_model, tmp_path, ["misbehave", "misbehave(not, tag=2)"]) for _ in range(2)]
+    assert [program.wait(timeout=180) for program in programs] == [0, 0]
+    runs = lq.Store(tmp_path / "store").runs()
+    assert [run.status for run in runs.values()] == ["completed", "completed"]
+    assert not list((tmp_path / "store" / "runs").glob(".partial*"))
