@@ -52,7 +52,7 @@ print("left:", job_id)
 """
 
 
-def wait_until(condition, timeout_s: float = 60) -> None:
+def wait_until(condition, timeout_s: float = 300) -> None:
     end = time.time() + timeout_s
     while not condition():
         assert time.time() < end, "it did not happen in time"
@@ -218,7 +218,7 @@ class ExecutorContract:
             [sys.executable, "-c", SECOND.format(make=self.make), job_id, str(room / "store")],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert "state: running" in second.stdout, second.stderr
@@ -230,7 +230,7 @@ class ExecutorContract:
             pytest.skip("jobs end with the program")
         record, run_id = write_job(study, executor, room, "left", how="not")
         arguments = [sys.executable, "-c", LEAVES.format(make=self.make), str(record), str(room / "store")]
-        first = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+        first = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
         assert "left: " in first.stdout, first.stderr
         job_id = first.stdout.rpartition("left: ")[2].strip()
         wait_until(lambda: executor.collect(job_id, room / "store") == "ended")

@@ -72,7 +72,7 @@ def compare(tiny_model: Path, tmp_path: Path, executor: FolderExecutor, *evaluat
 @pytest.mark.slow
 def test_a_job_ends_before_modal_ends_its_container(tiny_model: Path, tmp_path: Path, executor: FolderExecutor):
     """Time is kept back to leave what was finished on the Volume."""
-    executor.timeout = 24
+    executor.timeout = 45
     runs = compare(tiny_model, tmp_path, executor, "misbehave", "misbehave(sleep)")
     assert runs["misbehave"].status == "completed"
     assert "timeout on Modal" in runs["misbehave(sleep)"].failure.message

@@ -55,7 +55,7 @@ def test_a_study_survives_a_machine(tiny_model: Path, tmp_path: Path, monkeypatc
             executor=executor,
             store=tmp_path / "store",
             progress=False,
-            timeout_s=120,
+            timeout_s=400,
         )
         executor.close()
     finally:

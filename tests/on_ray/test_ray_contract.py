@@ -66,11 +66,11 @@ executor = RayExecutor(device="cpu", threads=1)
             [sys.executable, "-c", LEAVES_TWO, *arguments, str(room / "store")],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert "left: " in first.stdout, first.stderr
-        wait_until(lambda: starts(room / "marker-left2") != [], 90)
+        wait_until(lambda: starts(room / "marker-left2") != [], 300)
         for job_id, (_, run_id) in zip(first.stdout.rpartition("left: ")[2].split(), pairs, strict=True):
             wait_until(lambda job_id=job_id: executor.collect(job_id, room / "store") == "ended")
             assert lq.Store(room / "store").run(run_id).status == "completed"
