@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from llmquant.plan import Planned, resolve
 from llmquant.plugins.registry import registry
 from llmquant.protocols import Job, Offer
 from llmquant.scheduler import Scheduler
+from misbehaving_studies import misbehaving
 
-HERE = Path(__file__).parent
+__all__ = ["misbehaving"]  # a fixture
 
 
 class Rented(LocalExecutor):
@@ -52,20 +53,6 @@ class Rented(LocalExecutor):
 
     def recall(self, study: str, store: Path) -> None:
         raise lq.errors.StoreError(f"rented keeps no study {study}")
-
-
-@pytest.fixture(autouse=True)
-def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Let this process and its workers import the misbehaving evaluator, and give them a cache of their own."""
-    monkeypatch.syspath_prepend(str(HERE))
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
-    import misbehaving
-
-    before = list(registry().plugins)
-    lq.register(misbehaving.SPEC)
-    yield
-    registry().plugins = before
 
 
 def planned(tiny_model: Path, executor: Rented, *evaluators: str, quantizers: Sequence[str] = ()) -> Planned:

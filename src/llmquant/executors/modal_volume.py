@@ -12,7 +12,7 @@ from typing import Any
 
 from llmquant.errors import StoreError
 from llmquant.executors.modal_worker import STARTED
-from llmquant.executors.shipping import bring_home
+from llmquant.executors.shipping import bring_home, local_path
 from llmquant.protocols import Job
 
 _log = logging.getLogger(__name__)
@@ -20,13 +20,9 @@ _log = logging.getLogger(__name__)
 
 def local_bytes(job: Job) -> int:
     """Return how many bytes of local checkpoints and inputs a job would be sent with."""
-    embedder = job.model["embedder"]
-    source = job.model["source"] if embedder is None else embedder["options"].get("checkpoint") or ""
-    is_local = embedder is not None or str(job.model["digest"]).startswith("sha256:")
+    model = local_path(job.model)
     paths = [Path(path) for path in job.inputs.values()]
-    if source and is_local:
-        paths.append(Path(str(source)).expanduser())
-    return sum(size(path) for path in paths)
+    return sum(size(path) for path in (paths if model is None else [*paths, model]))
 
 
 def size(path: Path) -> int:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from llmquant.executors.shipping import bring_home, unpack
+from llmquant.executors.worker_process import how_it_ended
 from llmquant.experiment import Experiment
 from llmquant.hardware import nvidia_gpus
 from llmquant.job import journal_path, log_path, read_journal
@@ -234,6 +235,4 @@ def _supervise(
 
 
 def _why(code: int) -> str:
-    if code == -9:
-        return "the worker was killed (signal 9); on Modal that is often the container's memory_gib"
-    return f"the worker crashed (signal {-code})" if code < 0 else f"the worker ended with exit code {code}"
+    return how_it_ended(code) + (": give it more memory_gib" if code == -9 else "")

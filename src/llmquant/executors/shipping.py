@@ -51,7 +51,7 @@ def pack(record: Path, store: Path, out: Path, *, with_model: bool) -> int:
     ]
     (out / "inputs").mkdir(parents=True)
     inputs = {digest: _pack_input(digest, Path(path), out, with_model) for digest, path in job["inputs"].items()}
-    model = _pack_model(job["model"], out) if with_model else _with_source(job["model"], _local_path(job["model"]))
+    model = _pack_model(job["model"], out) if with_model else _with_source(job["model"], local_path(job["model"]))
     own = {run_id for run_id, _, _ in left}
     for run_id in {e["reference"] for _, e, _ in left} - own - {None}:
         for found in [store / "runs" / run_id, *(store / "runs").glob(f"{run_id}-*")]:
@@ -144,7 +144,7 @@ def _pack_input(digest: str, path: Path, out: Path, with_model: bool) -> str:
 
 
 def _pack_model(model: Mapping[str, Any], out: Path) -> dict[str, Any]:  # Any: a ModelUse as JSON
-    path = _local_path(model)
+    path = local_path(model)
     if path is None:
         return dict(model)
     if not path.exists():
@@ -176,7 +176,7 @@ def _link(source: Path | str, target: Path | str) -> None:
         shutil.copyfile(source, target)
 
 
-def _local_path(model: Mapping[str, Any]) -> Path | None:
+def local_path(model: Mapping[str, Any]) -> Path | None:
     """Return where a local checkpoint is; ``None`` for one on the Hub and for an embedder that needs none."""
     source = _source(model)
     path = Path(source).expanduser().absolute()
