@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +25,7 @@ HERE = Path(__file__).parent
 class FolderExecutor(LocalExecutor):
     """Does each job as a container would, in this process, with a folder for the Volume."""
 
-    timeout = 600
+    timeout = 3600
 
     def __init__(self, mount: Path) -> None:
         super().__init__(device="cpu", threads=1)
@@ -70,12 +72,21 @@ def compare(tiny_model: Path, tmp_path: Path, executor: FolderExecutor, *evaluat
 
 
 @pytest.mark.slow
-def test_a_job_ends_before_modal_ends_its_container(tiny_model: Path, tmp_path: Path, executor: FolderExecutor):
+def test_a_job_ends_before_modal_ends_its_container(
+    tiny_model: Path, tmp_path: Path, executor: FolderExecutor, monkeypatch: pytest.MonkeyPatch
+):
     """Time is kept back to leave what was finished on the Volume."""
-    executor.timeout = 45
-    runs = compare(tiny_model, tmp_path, executor, "misbehave", "misbehave(sleep)")
+    marker = tmp_path / "marker"
+    hang = f"misbehave(sleep, marker={marker})"
+
+    def clock() -> float:
+        # What is kept back, 30 s, begins when the second experiment has.
+        return time.monotonic() + (executor.timeout - 30 if marker.exists() else 0)
+
+    monkeypatch.setattr(modal_worker, "time", SimpleNamespace(monotonic=clock))
+    runs = compare(tiny_model, tmp_path, executor, "misbehave", hang)
     assert runs["misbehave"].status == "completed"
-    assert "timeout on Modal" in runs["misbehave(sleep)"].failure.message
+    assert "timeout on Modal" in runs[hang].failure.message
     (folder,) = (tmp_path / "volume" / "jobs").iterdir()
     assert [path.name for path in folder.iterdir()] == ["store"]
 
@@ -87,7 +98,7 @@ def test_a_job_ends_before_modal_ends_its_container(tiny_model: Path, tmp_path: 
     copy.write_bytes(record.read_bytes())
     (store / "runs").mkdir()
     assert modal_worker.take_over(folder / "store", copy, store)
-    assert [e["evaluator"]["label"] for e, _ in json.loads(copy.read_text())["experiments"]] == ["misbehave(sleep)"]
+    assert [e["evaluator"]["label"] for e, _ in json.loads(copy.read_text())["experiments"]] == [hang]
     assert len(list((store / "runs").iterdir())) == 1
     assert copy.with_suffix(".journal").read_bytes() == record.with_suffix(".journal").read_bytes()
 
