@@ -193,7 +193,7 @@ def _follow(events: TextIO, progress: Callable[[int, int], None]) -> dict[str, A
 def _quantize(request: dict[str, Any], tell: Callable[[dict[str, Json]], None]) -> None:  # Any: a JSON object
     """Do what `_run_child` asked for."""
     import torch
-    from transformers import set_seed
+    from accelerate.utils import set_seed
 
     if request["threads"] is not None:
         torch.set_num_threads(request["threads"])

@@ -108,7 +108,7 @@ def _evaluate(
 ) -> None:
     """Run one experiment and store what it gave or how it failed."""
     import torch
-    from transformers import set_seed
+    from accelerate.utils import set_seed
 
     if attempt in store.attempts(experiment.run_id):  # another process on this store was first
         journal.write("finished", experiment.run_id)
