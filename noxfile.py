@@ -18,6 +18,8 @@ CONSTRAINTS = ("-c", "constraints.txt")
 TORCH = ("torch", "transformers", "accelerate", "safetensors")
 PYTHON_FILES = ("src", "tests", "benchmarks", "examples", "noxfile.py")
 NO_THREAD_FIGHTS = {"TOKENIZERS_PARALLELISM": "false"}
+# Two files at a time, one core each: most of the time goes into starting workers.
+SEVERAL = ("-n", "2", "--dist", "loadfile")
 
 
 def _install(session: nox.Session, *what: str, group: str = "") -> None:
@@ -53,10 +55,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests that need no package of their own."""
     _install(session, ".[all]", "peft", group="test")  # peft: adapters are merged as it would
-    # Two at a time, one core each: most of the time goes into starting workers.
-    alone = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
-    several = ("-n", "2", "--dist", "loadfile")
-    session.run("pytest", "-m", "not plugin_package", *several, *session.posargs, env=alone)
+    environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-m", "not plugin_package", *SEVERAL, *session.posargs, env=environment)
 
 
 @nox.session
@@ -77,7 +77,7 @@ def elsewhere(session: nox.Session) -> None:
     """
     _install(session, ".[ray,modal]", group="test")
     environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    session.run("pytest", "tests/on_ray", "tests/on_modal", *session.posargs, env=environment)
+    session.run("pytest", "tests/on_ray", "tests/on_modal", *SEVERAL, *session.posargs, env=environment)
 
 
 @nox.session

@@ -147,7 +147,7 @@ def test_kill_9_during_quantization_leaves_no_half_checkpoint(tiny_model, tmp_pa
     again.wait()
 
 
-def _wait_for(condition, seconds: float = 120.0) -> None:
+def _wait_for(condition, seconds: float = 300.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"

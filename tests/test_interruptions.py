@@ -32,7 +32,7 @@ def start_script(tiny_model: Path, tmp_path: Path, evaluators: list[str]) -> sub
     return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=subprocess.DEVNULL)
 
 
-def wait_until(condition, timeout_s: float = 120) -> None:
+def wait_until(condition, timeout_s: float = 300) -> None:
     end = time.time() + timeout_s
     while not condition():
         assert time.time() < end, "it did not happen in time"
@@ -49,7 +49,7 @@ def test_after_the_program_itself_dies_only_the_unfinished_is_repeated(tiny_mode
     workers = psutil.Process(program.pid).children()
     assert len(workers) == 1
     os.kill(program.pid, number)
-    program.wait(timeout=30)
+    program.wait(timeout=300)
     wait_until(lambda: not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE)
     found = compare(tiny_model, tmp_path, *evaluators, timeout_s=1)
     runs = by_evaluator(found)
@@ -62,7 +62,7 @@ def test_after_the_program_itself_dies_only_the_unfinished_is_repeated(tiny_mode
 def test_two_programs_may_share_a_store(tiny_model: Path, tmp_path: Path):
     """Both finish, and every run is there once."""
     programs = [start_script(tiny_model, tmp_path, ["misbehave", "misbehave(not, tag=2)"]) for _ in range(2)]
-    assert [program.wait(timeout=180) for program in programs] == [0, 0]
+    assert [program.wait(timeout=300) for program in programs] == [0, 0]
     runs = lq.Store(tmp_path / "store").runs()
     assert [run.status for run in runs.values()] == ["completed", "completed"]
     assert not list((tmp_path / "store" / "runs").glob(".partial*"))

@@ -154,7 +154,7 @@ def test_a_container_that_modal_ends_at_its_timeout_is_lost(server: ModalServer,
     server.second = 0.02
     try:
         job_id, store = submit(executor, job, place, "timeout")
-        end = time.time() + 180
+        end = time.time() + 300
         while executor.collect(job_id, store) in ("queued", "running"):
             assert time.time() < end
             time.sleep(0.2)
