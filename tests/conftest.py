@@ -38,7 +38,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     tokenizer = _tokenizer()
     config = LlamaConfig(

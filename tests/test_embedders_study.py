@@ -47,7 +47,7 @@ def study(local_set, tmp_path_factory: pytest.TempPathFactory) -> tuple[lq.Compa
                 "query_latency(documents=50, repeats=3)",
             ],
             vectors={"codecs": ["float32", "binary"]},
-            executor="local(device=cpu, threads=2)",
+            executor="local(device=cpu, threads=1)",
             store=folder / "store",
             progress=False,
         )

@@ -23,7 +23,7 @@ SMALL = {"prompt_tokens": (8, 16), "decode_tokens": 4, "warmup": 1, "repeats": 3
 
 @pytest.fixture
 def subject(tiny_model, context):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load_subject(tiny_model, context().cache)
 
 

@@ -62,7 +62,7 @@ CHOICE_ROWS = [
 
 @pytest.fixture
 def subject(tiny_model, context):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load_subject(tiny_model, context().cache)
 
 

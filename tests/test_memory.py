@@ -20,7 +20,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cud
 
 @pytest.fixture
 def subject(tiny_model, context):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load_subject(tiny_model, context().cache)
 
 

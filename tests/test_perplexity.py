@@ -30,7 +30,7 @@ TEXT = (
 
 @pytest.fixture
 def subject(tiny_model, context):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load_subject(tiny_model, context().cache)
 
 

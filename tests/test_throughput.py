@@ -16,7 +16,7 @@ METRICS = {"generated_tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_
 
 @pytest.fixture
 def subject(tiny_model, context):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load_subject(tiny_model, context().cache)
 
 
