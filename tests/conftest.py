@@ -12,8 +12,10 @@ from llmquant.cache import Cache
 from llmquant.experiment import Digest, Documents
 from llmquant.protocols import Context, Device
 
-# Machines that also run models are too uneven for a deadline an example.
-settings.register_profile("llmquant", deadline=None)
+# The same examples every time, and no deadline for one: machines that also run models are too uneven.
+settings.register_profile("llmquant", deadline=None, derandomize=True)
+# New ones, many more: `--hypothesis-profile=explore`.
+settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("llmquant")
 
 _TEXT = """

@@ -124,6 +124,7 @@ def test_values_become_the_fields_type(text, name, value):
         ("x(settings=3)", "must be a table"),
         ('x(rates={"a": "b"})', "rates.a must be a finite number"),
         ("x(calibration=no/such/file)", "cannot read"),
+        ("x(calibration=~nobody-here/file)", "cannot read ~nobody-here/file"),
         ("x(batch=some)", "batch is 'some'"),
         ("x(coqa, tasks=coqa)", "given twice"),
     ],

@@ -34,6 +34,14 @@ def digest_of(value: Json) -> Digest:
     return Digest("sha256:" + hashlib.sha256(canonical_json(value).encode()).hexdigest())
 
 
+def path_of(text: str | Path) -> Path:
+    """Return the path that was written, with ``~`` as the home folder; of a user who is not here, as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # so that it is told as a file that is not there
+        return Path(text)
+
+
 @dataclass(frozen=True)
 class InputFile:
     """A local file that an option names: known by content, not by path.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmquant.checkpoint_files import file_digest, folder_digest, read_checkpoint
 from llmquant.errors import ModelError
-from llmquant.experiment import ModelRequest, ModelUse, PluginUse
+from llmquant.experiment import ModelRequest, ModelUse, PluginUse, path_of
 from llmquant.gguf_header import read_gguf_header
 from llmquant.hub import read_hub
 from llmquant.protocols import EmbedderInfo
@@ -191,7 +191,7 @@ def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
         raise ModelError("no model was named", hint="Give a Hub id, ./folder or a .gguf file.")
     if not is_path(source):
         return _inspect_hub(source, request)
-    path = Path(source).expanduser().absolute()
+    path = path_of(source).absolute()
     if not path.exists():
         raise ModelError(f"{source} is not there (looked for {path})")
     try:

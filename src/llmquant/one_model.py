@@ -14,7 +14,7 @@ from llmquant.api import Model, Plugin, open_executor
 from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.errors import RequestError
-from llmquant.experiment import Documents, ModelRequest
+from llmquant.experiment import Documents, ModelRequest, path_of
 from llmquant.models import ModelInfo
 from llmquant.plan import check_choice
 from llmquant.plugins.options import input_files
@@ -81,7 +81,7 @@ def quantize(
         RunError: if the quantization fails.
         NotHonouredError: if what was written is not what was asked for.
     """
-    target = Path(out).expanduser().absolute()
+    target = path_of(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RequestError(f"{target} is there already and not empty", hint="Name another folder, or delete it first.")
     with _checked(model, quantizer, device, seed) as (info, chosen, context):

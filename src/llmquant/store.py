@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote
 import psutil
 
 from llmquant.errors import StoreError
-from llmquant.experiment import Experiment, RunId
+from llmquant.experiment import Experiment, RunId, path_of
 from llmquant.job import JobRecord
 from llmquant.run import Run, Sample, check_schema
 
@@ -41,7 +41,7 @@ class Store:
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = path_of(root).absolute()
 
     @classmethod
     def existing(cls, root: Path | str) -> Store:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from llmquant.cache import Cache
 from llmquant.call import Call, Json
 from llmquant.checkpoint_files import folder_digest, read_json
 from llmquant.errors import ModelError, OptionError, UnknownNameError, nearest
-from llmquant.experiment import ModelRequest, ModelUse, digest_of
+from llmquant.experiment import ModelRequest, ModelUse, digest_of, path_of
 from llmquant.hub import read_hub_adapter
 from llmquant.models import Adapter, ModelInfo, inspect_model, is_path
 from llmquant.plugins.registry import Chosen, Registry
@@ -60,7 +59,7 @@ def restore_subject(use: ModelUse, registry: Registry, cache: Cache) -> ModelInf
 def _embedder(source: str, registry: Registry) -> Chosen | None:
     """Return the embedder that a name means; ``None`` for a causal language model."""
     if is_path(source.partition("(")[0]):
-        if (Path(source).expanduser() / "modules.json").is_file():
+        if (path_of(source) / "modules.json").is_file():
             return registry.choose("embedder", Call("sentence_transformers", (source,)))
         return None
     try:
@@ -134,7 +133,7 @@ def _find_adapter(source: str, cache: Cache) -> tuple[Adapter, Mapping[str, Any]
         repo, _, revision = source.partition("@")
         found = read_hub_adapter(repo, revision or None)
         return None if found is None else (Adapter(f"commit:{found[0]}", None, repo, found[0]), found[1])
-    folder = Path(source).expanduser().absolute()
+    folder = path_of(source).absolute()
     if not (folder / "adapter_config.json").is_file():
         return None
     if not (folder / _ADAPTER_WEIGHTS).is_file():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmquant.errors import ModelError, StoreError, UnsupportedError
-from llmquant.experiment import Experiment
+from llmquant.experiment import Experiment, path_of
 from llmquant.job import blank_tokens, journal_path, log_path
 
 _RECORD = "job.json"
@@ -160,7 +160,7 @@ def _pack_model(model: Mapping[str, Any], out: Path) -> dict[str, Any]:  # Any: 
 def _copy_checkpoint(folder: Path, out: Path) -> None:
     adapter = folder / "adapter_config.json"
     base = json.loads(adapter.read_text()).get("base_model_name_or_path") if adapter.is_file() else None
-    if base and Path(base).expanduser().is_dir():
+    if base and path_of(base).is_dir():
         raise UnsupportedError(
             f"{folder} is an adapter for {base}, another local folder, and cannot be sent elsewhere",
             hint="Merge the adapter into its base and give the merged checkpoint.",
@@ -179,7 +179,7 @@ def _link(source: Path | str, target: Path | str) -> None:
 def local_path(model: Mapping[str, Any]) -> Path | None:
     """Return where a local checkpoint is; ``None`` for one on the Hub and for an embedder that needs none."""
     source = _source(model)
-    path = Path(source).expanduser().absolute()
+    path = path_of(source).absolute()
     if model["embedder"] is None:
         return path if model["digest"].startswith("sha256:") else None
     is_path = source.startswith((".", "/", "~")) or source.endswith("/") or source.partition("@")[0].count("/") > 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llmquant.errors import OptionError, PluginError, nearest
-from llmquant.experiment import Digest, InputFile, canonical_json
+from llmquant.experiment import Digest, InputFile, canonical_json, path_of
 
 Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
 
@@ -152,7 +152,7 @@ def _input_file(value: Any, cls: type[InputFile], where: str) -> InputFile:  # A
     if not isinstance(value, str | Path):
         raise OptionError(f"{where} must be a file's path, found {value!r}")
     try:
-        return cls.read(Path(value).expanduser())
+        return cls.read(path_of(value))
     except OptionError as error:
         raise OptionError(f"{where}: {error.message}") from error
 
