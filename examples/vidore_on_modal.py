@@ -72,9 +72,9 @@ def show(found: lq.Comparison, call: lq.Call) -> None:
 
 def list_benchmarks() -> int:
     from llmquant.cache import Cache
-    from llmquant.evaluators.mteb_index import installed_mteb
+    from llmquant.evaluators.mteb_index import known_mteb
 
-    index = installed_mteb(Cache.default())
+    index = known_mteb(Cache.default())
     for name in sorted(name for name in index.benchmarks if "vidore" in name.lower()):
         print(f"{name:30} {len(index.expand(name)):3} tasks")
     return 0

@@ -40,8 +40,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task |= {"main_score": "ndcg_at_5", "subsets": {"default": "eng-Latn"}, "splits": ["test"]}
     task |= {"queries": 2, "documents": 2, "samples": None}
     benchmarks = {"ViDoRe(v1)": [["VidoreOne", [], []], ["VidoreTwo", [], []]], "Another": []}
-    index = json.dumps({"tasks": {"VidoreOne": task, "VidoreTwo": task}, "benchmarks": benchmarks, "models": {}})
-    key = {"mteb": importlib.metadata.version("mteb"), "format": 1}
+    key = {"mteb": importlib.metadata.version("mteb"), "format": 2}
+    index = json.dumps(
+        {
+            "version": key["mteb"],
+            "tasks": {"VidoreOne": task, "VidoreTwo": task},
+            "benchmarks": benchmarks,
+            "models": {},
+        }
+    )
     Cache(root).get("tasks", key, lambda folder: (folder / "tasks.json").write_text(index) and None)
     return root
 

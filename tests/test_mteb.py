@@ -317,7 +317,7 @@ def test_the_evaluator_runs_the_subsets_that_are_asked_for(tmp_path, context, mo
     subsets = {name: codes[0] for name, codes in LANGUAGES.items()}
     known = MtebTask("Six", "Retrieval", True, "t2i", ("text", "image"), "ndcg_at_5", subsets, ("test",), 48, 8, None)
     index = MtebIndex("1", {"Six": known}, {"Several": (("Six", ("fra", "deu", "ita"), ()),)})
-    monkeypatch.setattr(evaluator, "installed_mteb", lambda cache: index)
+    monkeypatch.setattr(evaluator, "known_mteb", lambda cache: index)
     monkeypatch.setitem(_TASKS_REGISTRY, "Six", type(six_languages()))
     subject = build_subject(tmp_path)
     options = MtebOptions(("Several",), languages=("deu", "ita", "eng"))

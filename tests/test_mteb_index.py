@@ -12,7 +12,7 @@ from embedding import build_subject
 from llmquant.cache import Cache
 from llmquant.errors import MissingDependencyError, OptionError, RequestErrors, UnknownNameError, UnsupportedError
 from llmquant.evaluators import mteb_index
-from llmquant.evaluators.mteb_index import installed_mteb, list_tasks
+from llmquant.evaluators.mteb_index import known_mteb, list_tasks
 from llmquant.evaluators.mteb_options import MtebOptions
 from llmquant.plugins.options import dump, restore
 
@@ -33,7 +33,7 @@ def root(tmp_path_factory):
 
     with patch.context() as inner:
         inner.setattr(mteb_index.subprocess, "run", here)
-        installed_mteb(Cache(root))
+        known_mteb(Cache(root))
     patch.undo()
     return root
 
@@ -41,7 +41,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def index(root, monkeypatch):
     monkeypatch.setenv("LLMQUANT_CACHE", str(root))
-    return installed_mteb(Cache(root))
+    return known_mteb(Cache(root))
 
 
 def info(tmp_path, **embedder):
@@ -168,9 +168,16 @@ def test_tasks_are_listed_by_benchmark_name_or_part_of_a_name(root, index):
         list_tasks("ViDoRe(v9)", cache)
 
 
+def test_the_index_that_comes_along_is_that_of_the_tested_mteb(index, tmp_path, monkeypatch):
+    """Where mteb is not installed it says the same, to the last subset, and nothing has to be made."""
+    monkeypatch.setattr(mteb_index, "mteb_is_installed", lambda: False)
+    assert known_mteb(Cache(tmp_path / "cache")) == index
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_an_mteb_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
     """The last line of what it said is told, and the line that installs it."""
     broken = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: no torchvision\n")
     monkeypatch.setattr(mteb_index.subprocess, "run", lambda *args, **kwargs: broken)
     with pytest.raises(MissingDependencyError, match="cannot be imported: ImportError: no torchvision"):
-        installed_mteb(Cache(tmp_path))
+        known_mteb(Cache(tmp_path))

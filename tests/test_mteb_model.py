@@ -46,7 +46,7 @@ def known(monkeypatch):
         "some/nested": MtebEmbedder((384, 64), ("text", "image", "audio"), "dot"),
         "some/distance": MtebEmbedder((384,), ("text",), "euclidean"),
     }
-    monkeypatch.setattr(mteb_index, "installed_mteb", lambda cache: MtebIndex("1", {}, {}, found))
+    monkeypatch.setattr(mteb_index, "known_mteb", lambda cache: MtebIndex("1", {}, {}, found))
 
 
 def info(repo=None):

@@ -81,9 +81,12 @@ def tasks(
         missing.append(error)
     unknown: UnknownNameError | None = None
     try:
-        from llmquant.evaluators.mteb_index import list_tasks
+        from llmquant.evaluators.mteb_index import known_mteb, list_tasks, mteb_is_installed
 
         found = list_tasks(pattern, Cache.default())
+        if not mteb_is_installed():
+            version = known_mteb(Cache.default()).version
+            typer.echo(f"mteb is not installed: of its tasks, those of mteb {version} are listed", err=True)
     except UnknownNameError as error:
         unknown = error
     except MissingDependencyError as error:

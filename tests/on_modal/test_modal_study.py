@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -15,15 +16,20 @@ import odd_package
 import pytest
 
 import llmquant as lq
+from llmquant import api
+from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.errors import OptionError, RequestError, UnknownNameError, UnsupportedError
+from llmquant.evaluators.mteb_index import known_mteb
 from llmquant.executors import modal_image
 from llmquant.executors.modal import ModalExecutor
 from llmquant.experiment import Documents, Experiment, ModelUse, Variant
 from llmquant.job import JobRecord
+from llmquant.plan import resolve
 from llmquant.plugins.registry import registry
 from llmquant.protocols import Job
 from llmquant.store import write_json
+from tiny_gemma3 import write_gemma3
 
 modal = pytest.importorskip("modal", reason='needs Modal\'s client: pip install "llmquant[modal]"')
 
@@ -129,6 +135,18 @@ def test_another_machine_attaches_to_a_study(server: ModalServer, tiny_model: Pa
     assert [run.status for run in found.runs.values()] == ["completed"]
     (record,) = (place / "second" / "studies" / study_id / "jobs").glob("*.json")
     assert 0 < JobRecord.read(record).dollars < 0.1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mteb") is not None, reason="mteb is installed")
+def test_a_benchmark_of_mteb_needs_no_mteb_here(place: Path):
+    """It becomes its tasks, in the version that the image then has; a task that mteb does not have is refused."""
+    gemma, executor = f"bigemma3({write_gemma3(place / 'gemma')})", ModalExecutor(gpu="L40S", budget=5)
+    study = api.make_study(gemma, ["bf16_baseline"], ["mteb(ViDoRe(v1))"])
+    planned = resolve(study, registry(), Cache.default(), executor)
+    assert len(planned.evaluators) == 10
+    assert known_mteb(Cache.default()).version == modal_image.TESTED["mteb"]
+    with pytest.raises(UnknownNameError, match=r"mteb .* has no task or benchmark 'ViDoRe\(v9\)'"):
+        lq.compare(gemma, ["bf16_baseline"], ["mteb(ViDoRe(v9))"], executor=executor, store=place / "no")
 
 
 def submit(executor: ModalExecutor, job: Job, place: Path, name: str) -> tuple[str, Path]:

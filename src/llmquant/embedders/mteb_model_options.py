@@ -42,9 +42,9 @@ class MtebModelOptions:
             MissingDependencyError: if mteb is not installed.
         """
         from llmquant.cache import Cache
-        from llmquant.evaluators.mteb_index import installed_mteb
+        from llmquant.evaluators.mteb_index import known_mteb
 
-        known = installed_mteb(Cache.default()).models
+        known = known_mteb(Cache.default()).models
         name = self.name or model.repo or ""
         if name not in known:
             raise UnknownNameError(f"mteb has no model {name or self.checkpoint!r}", hint=nearest(name, known))

@@ -52,11 +52,11 @@ class DriftOptions:
             self.local_set().check(model, device)
             return
         from llmquant.cache import Cache
-        from llmquant.evaluators.mteb_index import installed_mteb
+        from llmquant.evaluators.mteb_index import known_mteb
 
         mteb = MtebOptions((self.data,))
         mteb.check(model, device)
-        index = installed_mteb(Cache.default())
+        index = known_mteb(Cache.default())
         for name, _, _ in mteb.selected(index):
             if not index.tasks[name].retrieval:
                 raise UnsupportedError(f"drift: task {name!r} does not search", hint="Name a retrieval task.")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import mteb as harness
 
-from llmquant.evaluators.mteb_index import installed_mteb
+from llmquant.evaluators.mteb_index import known_mteb
 from llmquant.evaluators.mteb_options import MtebOptions
 from llmquant.evaluators.mteb_run import evaluate_task
 from llmquant.protocols import Context
@@ -32,7 +32,7 @@ class Mteb:
             RunError: if a task's data cannot be had, or none of it can be encoded.
         """
         sized = replace(subject, batch_tokens=self.options.batch_tokens)
-        for name, subsets, splits in self.options.selected(installed_mteb(ctx.cache)):
+        for name, subsets, splits in self.options.selected(known_mteb(ctx.cache)):
             task = harness.get_task(name, hf_subsets=list(subsets) or None, eval_splits=list(splits) or None)
             yield from evaluate_task(task, sized, ctx, engine=self.options.engine)
 

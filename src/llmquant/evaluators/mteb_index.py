@@ -1,4 +1,7 @@
-"""Which tasks and benchmarks the installed mteb has, without importing it: an index that is made once per version."""
+"""Which tasks and benchmarks mteb has, without importing it: an index that is made once per version.
+
+The index of the version that is tested comes with the package, for studies that run where mteb gets installed for them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import lzma
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +20,9 @@ from typing import TypeAlias
 from llmquant.cache import Cache
 from llmquant.errors import MissingDependencyError, OptionError, UnknownNameError, nearest
 
-INSTALL = 'pip install "llmquant[embed]"'
-_FORMAT = 1  # of the cached file
+_INSTALL = 'pip install "llmquant[embed]"'
+SHIPPED = Path(__file__).with_name("mteb_tasks.json.xz")
+_FORMAT = 2  # of the cached file
 
 Part: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
 """A task's name, and the subsets and splits of it that are wanted; empty for all."""
@@ -146,14 +151,14 @@ class MtebIndex:
             yield name, subsets, splits
 
 
-def installed_mteb(cache: Cache) -> MtebIndex:
-    """Index the installed mteb; the first time takes about fifteen seconds.
+def known_mteb(cache: Cache) -> MtebIndex:
+    """Index the installed mteb, which takes about fifteen seconds the first time; without one, read the shipped index.
 
     Raises:
-        MissingDependencyError: if mteb is not installed, or cannot be imported.
+        MissingDependencyError: if mteb is installed and cannot be imported.
     """
-    if importlib.util.find_spec("mteb") is None:  # finds, does not import
-        raise MissingDependencyError("evaluator 'mteb' needs mteb, which is not installed", hint=f"Run: {INSTALL}")
+    if not mteb_is_installed():
+        return _load(SHIPPED)
     version = importlib.metadata.version("mteb")
 
     def make(folder: Path) -> None:
@@ -161,14 +166,20 @@ def installed_mteb(cache: Cache) -> MtebIndex:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise MissingDependencyError(f"mteb {version} cannot be imported: {last}", hint=f"Run: {INSTALL}")
+            raise MissingDependencyError(f"mteb {version} cannot be imported: {last}", hint=f"Run: {_INSTALL}")
 
-    return _load(cache.get("tasks", {"mteb": version, "format": _FORMAT}, make) / "tasks.json", version)
+    return _load(cache.get("tasks", {"mteb": version, "format": _FORMAT}, make) / "tasks.json")
+
+
+def mteb_is_installed() -> bool:
+    """Say whether mteb is installed; it is not imported."""
+    return importlib.util.find_spec("mteb") is not None
 
 
 @functools.lru_cache(maxsize=2)
-def _load(file: Path, version: str) -> MtebIndex:
-    found = json.loads(file.read_text(encoding="utf-8"))
+def _load(file: Path) -> MtebIndex:
+    data = file.read_bytes()
+    found = json.loads(lzma.decompress(data) if file == SHIPPED else data)
     tasks = {
         name: MtebTask(name, **{**row, "modalities": tuple(row["modalities"]), "splits": tuple(row["splits"])})
         for name, row in found["tasks"].items()
@@ -181,7 +192,7 @@ def _load(file: Path, version: str) -> MtebIndex:
         name: MtebEmbedder(tuple(row["dims"]), tuple(row["modalities"]), row["similarity"])
         for name, row in found["models"].items()
     }
-    return MtebIndex(version, tasks, benchmarks, models)
+    return MtebIndex(found["version"], tasks, benchmarks, models)
 
 
 def list_tasks(name: str, cache: Cache) -> list[MtebTask]:
@@ -189,9 +200,9 @@ def list_tasks(name: str, cache: Cache) -> list[MtebTask]:
 
     Raises:
         UnknownNameError: if there is none; the nearest names are in the hint.
-        MissingDependencyError: if mteb is not installed.
+        MissingDependencyError: if mteb is installed and cannot be imported.
     """
-    index = installed_mteb(cache)
+    index = known_mteb(cache)
     if name not in index.benchmarks and name not in index.tasks:
         found = [task for task in index.tasks.values() if name.lower() in task.name.lower()]
         if found:
@@ -199,4 +210,13 @@ def list_tasks(name: str, cache: Cache) -> list[MtebTask]:
     return [index.tasks[task] for task, _, _ in index.expand(name)]
 
 
-__all__ = ["INSTALL", "MtebEmbedder", "MtebIndex", "MtebTask", "Part", "installed_mteb", "list_tasks"]
+__all__ = [
+    "SHIPPED",
+    "MtebEmbedder",
+    "MtebIndex",
+    "MtebTask",
+    "Part",
+    "known_mteb",
+    "list_tasks",
+    "mteb_is_installed",
+]

@@ -103,9 +103,9 @@ class MtebOptions:
 
     def _index(self) -> MtebIndex:
         from llmquant.cache import Cache
-        from llmquant.evaluators.mteb_index import installed_mteb
+        from llmquant.evaluators.mteb_index import known_mteb
 
-        return installed_mteb(Cache.default())
+        return known_mteb(Cache.default())
 
 
 def _check(task: MtebTask, model: ModelInfo) -> None:

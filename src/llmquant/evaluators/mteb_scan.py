@@ -1,12 +1,14 @@
 """What the installed mteb knows of its tasks and benchmarks, as JSON. ``python -m llmquant.evaluators.mteb_scan FILE``.
 
 Importing mteb takes ten seconds and pulls in torch: `llmquant.evaluators.mteb_index` runs this once per version, in a
-process of its own.
+process of its own. For the index that comes with the package, see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import lzma
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ def scan() -> Json:
     """
     aggregates = [cls for cls in TASK_LIST if AbsTaskAggregate in cls.__mro__]
     return {
+        "version": importlib.metadata.version("mteb"),
         "tasks": {cls.metadata.name: _task(cls) for cls in TASK_LIST if cls not in aggregates},
         "benchmarks": {
             **{cls.metadata.name: [_part(task) for task in cls.metadata.tasks] for cls in aggregates},
@@ -122,4 +125,5 @@ def _part(task: AbsTask) -> Json:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(scan()), encoding="utf-8")
+    file, index = Path(sys.argv[1]), json.dumps(scan()).encode()
+    file.write_bytes(lzma.compress(index, preset=9) if file.suffix == ".xz" else index)
