@@ -21,7 +21,7 @@ from llmquant.cache import Cache
 from llmquant.errors import MissingDependencyError, OptionError, UnknownNameError, nearest
 
 _INSTALL = 'pip install "llmquant[embed]"'
-SHIPPED = Path(__file__).with_name("mteb_tasks.json.xz")
+_SHIPPED = Path(__file__).with_name("mteb_tasks.json.xz")
 _FORMAT = 2  # of the cached file
 
 Part: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -158,7 +158,7 @@ def known_mteb(cache: Cache) -> MtebIndex:
         MissingDependencyError: if mteb is installed and cannot be imported.
     """
     if not mteb_is_installed():
-        return _load(SHIPPED)
+        return _load(_SHIPPED)
     version = importlib.metadata.version("mteb")
 
     def make(folder: Path) -> None:
@@ -179,7 +179,7 @@ def mteb_is_installed() -> bool:
 @functools.lru_cache(maxsize=2)
 def _load(file: Path) -> MtebIndex:
     data = file.read_bytes()
-    found = json.loads(lzma.decompress(data) if file == SHIPPED else data)
+    found = json.loads(lzma.decompress(data) if file == _SHIPPED else data)
     tasks = {
         name: MtebTask(name, **{**row, "modalities": tuple(row["modalities"]), "splits": tuple(row["splits"])})
         for name, row in found["tasks"].items()
@@ -211,7 +211,6 @@ def list_tasks(name: str, cache: Cache) -> list[MtebTask]:
 
 
 __all__ = [
-    "SHIPPED",
     "MtebEmbedder",
     "MtebIndex",
     "MtebTask",
