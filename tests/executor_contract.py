@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_to_json
 from llmquant.protocols import Executor, Job
 from llmquant.store import write_json
+from misbehaving_studies import starts, wait_until
 
 HERE = Path(__file__).parent
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
@@ -50,17 +50,6 @@ executor.leave(job_id)
 executor.close()
 print("left:", job_id)
 """
-
-
-def wait_until(condition, timeout_s: float = 300) -> None:
-    end = time.time() + timeout_s
-    while not condition():
-        assert time.time() < end, "it did not happen in time"
-        time.sleep(0.1)
-
-
-def starts(marker: Path) -> list[str]:
-    return marker.read_text().split() if marker.exists() else []
 
 
 def with_token(store: Path) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,10 @@ def by_evaluator(found: lq.Comparison) -> dict[str, lq.Run]:
 
 def starts(marker: Path) -> list[str]:
     return marker.read_text().split() if marker.exists() else []
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 300) -> None:
+    end = time.time() + timeout_s
+    while not condition():
+        assert time.time() < end, "it did not happen in time"
+        time.sleep(0.1)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from llmquant.experiment import ModelRequest
 from llmquant.memory import is_out_of_memory
 from llmquant.models import inspect_model
 from llmquant.plugins.registry import registry
+from misbehaving_studies import wait_until
 
 
 @pytest.fixture
@@ -131,27 +131,20 @@ def test_kill_9_during_quantization_leaves_no_half_checkpoint(tiny_model, tmp_pa
         return subprocess.Popen([sys.executable, "-c", script, str(tiny_model), call], env=environment)
 
     program = start("sleep")
-    _wait_for(marker.exists)
+    wait_until(marker.exists)
     quantizing = int(marker.read_text())
     program.send_signal(signal.SIGKILL)
     program.wait()
-    _wait_for(lambda: not Path(f"/proc/{quantizing}").exists() or _is_zombie(quantizing))
+    wait_until(lambda: not Path(f"/proc/{quantizing}").exists() or _is_zombie(quantizing))
     cache = Cache(tmp_path / "cache")
     assert not [entry for entry in cache.entries() if entry.kind == "checkpoints"]
 
     # The same checkpoint: the way it goes wrong is an option, so the half of it is put where it would be.
     again = start("sleep")
-    _wait_for(lambda: len(marker.read_text().splitlines()) == 2)
+    wait_until(lambda: len(marker.read_text().splitlines()) == 2)
     assert len(list((cache.root / "checkpoints").glob(".*/half.bin"))) == 1, "the dead one's half is swept"
     again.kill()
     again.wait()
-
-
-def _wait_for(condition, seconds: float = 300.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 import llmquant as lq
-from misbehaving_studies import HERE, by_evaluator, compare, misbehaving, starts
+from misbehaving_studies import HERE, by_evaluator, compare, misbehaving, starts, wait_until
 
 __all__ = ["misbehaving"]  # a fixture
 
@@ -30,13 +29,6 @@ lq.compare({model!r}, ["fp32_baseline"], {evaluators!r}, executor="local(device=
 def start_script(tiny_model: Path, tmp_path: Path, evaluators: list[str]) -> subprocess.Popen:
     code = SCRIPT.format(model=str(tiny_model), evaluators=evaluators, store=str(tmp_path / "store"))
     return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=subprocess.DEVNULL)
-
-
-def wait_until(condition, timeout_s: float = 300) -> None:
-    end = time.time() + timeout_s
-    while not condition():
-        assert time.time() < end, "it did not happen in time"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])

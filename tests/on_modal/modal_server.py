@@ -316,7 +316,9 @@ class ModalServer:
                 (volume / name).unlink(missing_ok=True)
             for name in (name for name in now if now[name] != before.get(name)):
                 (volume / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(view / name, volume / name, follow_symlinks=False)
+                # A reader sees a commit whole; the client takes a file that is cut for one that ends in zeros.
+                shutil.copy2(view / name, self.room / "committed", follow_symlinks=False)
+                (self.room / "committed").replace(volume / name)
             container.seen[request.volume_id] = now
             self.commits += 1
         return api_pb2.VolumeCommitResponse(skip_reload=True)

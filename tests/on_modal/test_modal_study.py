@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import odd_package
@@ -23,6 +24,7 @@ from llmquant.errors import OptionError, RequestError, UnknownNameError, Unsuppo
 from llmquant.evaluators.mteb_index import known_mteb
 from llmquant.executors import modal_image
 from llmquant.executors.modal import ModalExecutor
+from llmquant.executors.modal_volume import fetch, new_key
 from llmquant.experiment import Documents, Experiment, ModelUse, Variant
 from llmquant.job import JobRecord
 from llmquant.plan import resolve
@@ -163,6 +165,26 @@ def opened() -> Iterator[Callable[[ModalExecutor], ModalExecutor]]:
     """Close executors afterwards, also when a test fails."""
     with contextlib.ExitStack() as executors:
         yield lambda executor: executors.enter_context(contextlib.closing(executor))
+
+
+def test_what_is_committed_between_two_looks_comes_with_the_next(server: ModalServer, place: Path):
+    """A journal is never newer than the list of runs beside it."""
+    volume, key = modal.Volume.from_name("between", create_if_missing=True), new_key("study", 1, 0, 60)
+    volume.hydrate()
+    journal, home = Path("studies", "study", "jobs", "1.journal"), place / "between"
+    there = server.volume("between") / "jobs" / key / "store" / journal
+    there.parent.mkdir(parents=True)
+    there.write_text("first\n")
+
+    def list_then_commit(*arguments: object, **options: object) -> list[object]:
+        entries = list(volume.iterdir(*arguments, **options))
+        there.write_text("first\nsecond\n")
+        return entries
+
+    early = SimpleNamespace(iterdir=list_then_commit, read_file_into_fileobj=volume.read_file_into_fileobj)
+    for source, found in ((early, "first\n"), (volume, "first\nsecond\n")):
+        assert fetch(source, key, home, ended=False) == (True, True)
+        assert (home / journal).read_text() == found
 
 
 def test_a_container_that_modal_ends_at_its_timeout_is_lost(server: ModalServer, job: Job, place: Path, opened):

@@ -9,9 +9,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import llmquant as lq
-from executor_contract import starts
 from llmquant.executors import RayExecutor
 from llmquant.plugins.registry import registry
+from misbehaving_studies import starts
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "llmquant[ray]"')
 

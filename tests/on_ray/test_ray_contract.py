@@ -13,9 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import llmquant as lq
-from executor_contract import ExecutorContract, Study, starts, wait_until, write_job
+from executor_contract import ExecutorContract, Study, write_job
 from llmquant.errors import UnsupportedError
 from llmquant.executors import RayExecutor
+from misbehaving_studies import starts, wait_until
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "llmquant[ray]"')
 

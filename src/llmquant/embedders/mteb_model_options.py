@@ -39,7 +39,7 @@ class MtebModelOptions:
             UnknownNameError: if mteb has no code for it.
             OptionError: if it cannot be cut to `dim`.
             UnsupportedError: if it compares vectors by a distance, or encodes neither texts nor images.
-            MissingDependencyError: if mteb is not installed.
+            MissingDependencyError: if mteb is installed and cannot be imported.
         """
         from llmquant.cache import Cache
         from llmquant.evaluators.mteb_index import known_mteb

@@ -52,7 +52,7 @@ class MtebOptions:
             UnknownNameError: for a task or benchmark that mteb does not have.
             OptionError: for a language, subset or split that a task does not have.
             UnsupportedError: for tasks with images on an embedder of texts alone, and the like.
-            MissingDependencyError: if mteb is not installed.
+            MissingDependencyError: if mteb is installed and cannot be imported.
             RequestErrors: for several of these.
         """
         index = self._index()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import tempfile
 import uuid
 from pathlib import Path
@@ -117,6 +118,8 @@ def fetch(volume: Any, key: str, store: Path, *, ended: bool) -> tuple[bool, boo
                 volume.read_file_into_fileobj(entry.path, stream)
             if target.stat().st_size < entry.size:
                 return True, False
+            # A journal that has grown since may name runs that were not listed; the next look brings both.
+            os.truncate(target, entry.size)
         bring_home(Path(scratch), store, study, number, ended=ended)
     return True, True
 
