@@ -29,6 +29,7 @@ from llmquant.report.portable import from_portable_json, portable_json
 from llmquant.report.tables import Cell, Column, Table, summary
 from llmquant.report.terminal import print_tables, render
 from llmquant.run import Measurement
+from llmquant.stats.paired import paired_difference
 from made_up import BASELINE, HARDWARE, MIB, MadeUpStudy, completed, experiment, failed, realistic_study, scored
 
 COQA = "lm_eval(coqa)"
@@ -94,6 +95,36 @@ def test_no_document_changed_is_called_equal():
     assert texts(table)["nf4"]["verdict"] == "equal"
     assert texts(table)["nf4"]["difference [95% interval]"] == "0.0 [-7.1, +7.1]"
     assert any(note.startswith("equal:") for note in table.footnotes)
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_where_every_document_has_one_score_there_is_no_signal(score):
+    """At the floor or the ceiling in every variant, nothing is called equal."""
+    table = quality_of([score] * 50, [score] * 50)
+    assert texts(table)["nf4"]["verdict"] == "no signal"
+    assert any(note.startswith("no signal:") for note in table.footnotes)
+
+
+def test_a_variant_that_fails_beside_one_at_the_ceiling_is_a_signal():
+    """Where one variant loses, another that keeps every point is equal."""
+    study = MadeUpStudy()
+    for label, scores in ((BASELINE, [1.0] * 50), ("int8", [1.0] * 50), ("int2", [0.0] * 50)):
+        mean, samples = scored("coqa", "f1", scores)
+        study.add(completed(experiment(label, COQA), mean), {"coqa": samples})
+    found = texts(table_of(study, "Quality"))
+    assert (found["int8"]["verdict"], found["int2"]["verdict"]) == ("equal", "worse")
+
+
+@pytest.mark.parametrize("sliver", [1e-2, 1e-4, 1e-9])
+def test_an_interval_that_decides_is_never_written_with_a_zero(sliver):
+    """Beside better or worse no end of an interval reads as no difference."""
+    base = np.linspace(2, 3, 50)
+    noise = np.random.default_rng(0).normal(size=50)
+    centred = noise - noise.mean()
+    reach = paired_difference(base + centred, base).high
+    written = texts(quality_of(base, base + centred + reach + sliver))["nf4"]
+    assert written["verdict"] == "better"
+    assert float(written["difference [95% interval]"].split("[")[1].split(",")[0]) > 0
 
 
 def test_a_difference_without_pairs_has_no_verdict():

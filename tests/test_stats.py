@@ -138,10 +138,22 @@ def test_documents_of_a_group_count_as_one():
     assert (copies.low, copies.high) == pytest.approx((once.low, once.high))
 
 
-def test_one_group_for_all_is_no_grouping():
-    """A group that holds every document does not say which of them were drawn together."""
-    v, b = np.arange(9.0), np.arange(9.0)[::-1]
-    assert paired_difference(v, b, groups=["text"] * 9) == paired_difference(v, b)
+def test_one_group_for_all_is_one_document():
+    """Documents that all share a source say as much as one document: no error and no interval."""
+    v, b = np.arange(9.0), np.full(9, 3.0)
+    found = paired_difference(v, b, groups=["text"] * 9)
+    assert (found.value, found.stderr, found.low, found.high) == (paired_difference(v, b).value, None, None, None)
+    assert verdict(found, higher_is_better=True) == "undecided"
+
+
+def test_documents_without_a_group_stand_alone():
+    """No group is not a group: beside grouped documents the others count as one unit each."""
+    rng = np.random.default_rng(4)
+    v, b = rng.normal(size=20), rng.normal(size=20)
+    assert paired_difference(v, b, groups=[""] * 20) == paired_difference(v, b)
+    named = ["story"] * 5 + [f"document {i}" for i in range(15)]
+    mixed = ["story"] * 5 + [""] * 15
+    assert paired_difference(v, b, groups=mixed) == paired_difference(v, b, groups=named)
 
 
 @given(st.one_of(pairs(BINARY), pairs(UNIT), pairs(ANY)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -218,7 +218,30 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
             like = None if other is None else _like(measurement, other.measurements)
             compared = _compare(measurement, like, run, other, samples_of)
             found.append(Row(**head, **vars(measurement), **compared))
-    return found
+    return _without_signal(found, samples_of)
+
+
+def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[str, Sequence[Sample]]]) -> list[Row]:
+    """Withhold *equal* where every variant has one and the same score on every document, such as 0 or 1.
+
+    Such documents cannot tell a good variant from a broken one.
+    """
+    measured: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        measured.setdefault((row.model_digest, row.evaluator_key, row.task, row.metric, repr(row.at)), []).append(row)
+    silent = {
+        id(row)
+        for alike in measured.values()
+        if {row.verdict for row in alike} <= {"equal", None}
+        for row in alike
+        if row.verdict == "equal" and _constant(samples_of(row.run_id)[row.task], row.metric)
+    }
+    return [replace(row, verdict="no signal") if id(row) in silent else row for row in rows]
+
+
+def _constant(samples: Sequence[Sample], metric: str) -> bool:
+    scores = {sample.scores.get(metric) for sample in samples}
+    return len(scores) == 1 and None not in scores
 
 
 def failures(rows: Iterable[Row]) -> list[Row]:

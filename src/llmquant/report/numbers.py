@@ -8,6 +8,7 @@ from collections.abc import Iterable
 MIB = 2**20
 
 _MOST = 6
+_DOUBLE = 17
 
 
 def decimals_for(uncertainties: Iterable[float | None], *, least: int = 0) -> int | None:
@@ -36,3 +37,10 @@ def number(value: float, decimals: int, *, sign: bool = False) -> str:
     if not any(digit in text for digit in "123456789"):  # a zero has no sign
         return text.lstrip("+-")
     return text
+
+
+def number_apart(value: float, other: float, decimals: int, *, sign: bool = False) -> str:
+    """Write a number with at least `decimals`, and as many as it takes to tell it from `other`."""
+    while value != other and decimals < _DOUBLE and number(value, decimals) == number(other, decimals):
+        decimals += 1
+    return number(value, decimals, sign=sign)

@@ -10,7 +10,7 @@ from llmquant.call import Call
 from llmquant.comparison import Row
 from llmquant.errors import OptionError
 from llmquant.report.block import Block, Measure, conditions, varying
-from llmquant.report.numbers import decimals_for, decimals_of, number
+from llmquant.report.numbers import decimals_for, decimals_of, number, number_apart
 from llmquant.report.retrieval_table import headlines
 from llmquant.report.table import Cell, Column, Table, Tone
 
@@ -113,7 +113,10 @@ class _Difference:
             return Cell("baseline" if row.is_baseline else "–", "quiet")
         if low is None or high is None:
             return Cell(self._text(value))
-        return Cell(f"{self._text(value)} [{self._text(low)}, {self._text(high)}]")
+        # An end reads as no difference only where it is none: never beside better or worse.
+        none = 1.0 if self._ratio else 0.0
+        ends = (number_apart(end, none, self._decimals, sign=not self._ratio) for end in (low, high))
+        return Cell(f"{self._text(value)} [{', '.join(ends)}]")
 
     def _parts(self, row: Row) -> tuple[float | None, float | None, float | None]:
         if self._ratio:
@@ -152,6 +155,11 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
         bounded = any(row.difference_low is not None for row in equal)
         tail = "; the interval says how often others may still differ." if bounded else "."
         notes.append(f"equal: the same score on every document{tail}")
+    if any(row.verdict == "no signal" for row in rows):
+        notes.append(
+            "no signal: every variant has the same score on every document, so these documents cannot tell "
+            "a good variant from a broken one. Check the task's rows, or take an easier or a harder task."
+        )
     if any(row.verdict in ("better", "worse", "differs") for row in rows):
         notes.append(
             "better, worse: the interval excludes no difference. Each comparison stands alone: "

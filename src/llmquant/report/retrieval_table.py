@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmquant.comparison import Row
 from llmquant.report.block import Block, Measure
-from llmquant.report.numbers import decimals_for, decimals_of, number
+from llmquant.report.numbers import decimals_for, decimals_of, number, number_apart
 from llmquant.report.table import Cell, Column, Table, Tone
 
 BYTES = "bytes_per_document"
@@ -148,8 +148,9 @@ def _mean_difference(rows: Sequence[Row]) -> tuple[float | None, float | None, f
 def _verdict(rows: Sequence[Row], low: float | None, high: float | None) -> str:
     if len(rows) == 1:
         return rows[0].verdict or ""
-    if rows and all(row.verdict == "equal" for row in rows):
-        return "equal"
+    verdicts = {row.verdict for row in rows}
+    if verdicts and verdicts <= {"equal", "no signal"}:
+        return "equal" if "equal" in verdicts else "no signal"
     if low is None or high is None:
         return ""
     return "worse" if high < 0 else "better" if low > 0 else "undecided"
@@ -175,7 +176,8 @@ def _difference(line: _Line, decimals: int) -> Cell:
     value = number(100 * line.difference, decimals, sign=True)
     if line.low is None or line.high is None:
         return Cell(value)
-    ends = (number(100 * end, decimals, sign=True) for end in (line.low, line.high))
+    # An end reads as zero only where it is zero: never beside better or worse.
+    ends = (number_apart(100 * end, 0.0, decimals, sign=True) for end in (line.low, line.high))
     return Cell(f"{value} [{', '.join(ends)}]")
 
 
@@ -193,6 +195,8 @@ def _notes(lines: Sequence[_Line], tasks: int, *, unequal: bool) -> list[str]:
         notes.append("The interval of a mean takes its tasks as given: it is about other queries, not other tasks.")
     if any(line.verdict == "undecided" for line in lines):
         notes.append("undecided: these queries cannot tell the variant from the baseline.")
+    if any(line.verdict == "no signal" for line in lines):
+        notes.append("no signal: every variant has the same score on every query, so nothing can be compared.")
     if unequal:
         notes.append("The models were not searched with the same tasks: their means do not compare.")
     return notes

@@ -30,7 +30,7 @@ from scipy import special
 
 Floats: TypeAlias = NDArray[np.float64]
 Method = Literal["score", "t", "exact bounds", ""]
-Verdict = Literal["better", "worse", "differs", "equal", "undecided"]
+Verdict = Literal["better", "worse", "differs", "equal", "no signal", "undecided"]
 
 # Of five changes, all in one direction, the two-sided sign test says p = 0.06: no exact test can decide on so few.
 MIN_CHANGED = 6
@@ -77,7 +77,8 @@ def paired_difference(
         variant: ``n`` finite scores.
         baseline: ``n`` finite scores of the same documents in the same order.
         weights: for scores that are totals: over how much, such as the tokens of a window.
-        groups: documents that share one are drawn together, such as the questions of a story, and count as one unit.
+        groups: documents that share one are drawn together, such as the questions of a story, and count as one unit;
+            ``""`` is a document by itself.
 
     Raises:
         ValueError: if the lengths differ, nothing is paired, or a score is not finite.
@@ -89,8 +90,8 @@ def paired_difference(
     if not (np.isfinite(v).all() and np.isfinite(b).all() and np.isfinite(w).all() and w.sum() > 0):
         raise ValueError("a score or weight is not finite")
     d = v - b
-    grouped = groups is not None and 1 < len(set(groups)) < d.size
-    totals, sizes = _by_group(d, w, groups) if grouped and groups is not None else (d, w)
+    totals, sizes = (d, w) if groups is None else _by_group(d, w, groups)
+    grouped = totals.size < d.size
     value = float(totals.sum() / sizes.sum())
     stderr = _stderr(totals, sizes, value)
     changed = int(np.count_nonzero(totals))
@@ -195,5 +196,7 @@ def _upper_bound(count: int, n: int) -> float:
 
 
 def _by_group(totals: Floats, sizes: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
-    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    units = [(group, 0 if group else place) for place, group in enumerate(groups)]
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    index = np.array([numbers[unit] for unit in units])
     return np.bincount(index, totals).astype(np.float64), np.bincount(index, sizes).astype(np.float64)
