@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmquant.cli_inspect import AsJson, inspect_app, print_json, print_tables
+from llmquant.cli_inspect import AsJson, inspect_app, print_json, print_tables, say
 from llmquant.cli_options import (
     All,
     Baseline,
@@ -37,6 +38,7 @@ from llmquant.cli_options import (
     study_of,
     vectors_of,
 )
+from llmquant.neutral import printable
 
 if TYPE_CHECKING:
     from llmquant.plan import Planned
@@ -128,11 +130,12 @@ def attach(
     """Wait for a study that was submitted with --detach, from any machine."""
     from llmquant.api import attach as wait
 
+    _show_log(verbose=False)
     found = wait(study, executor=on, store=store, progress=not quiet, cancel=lambda: _cancel(study, on, store))
     _show(found, store, as_json=as_json, quiet=quiet)
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
-        typer.echo(f"{missing} experiments have not run; the command that submitted them does them", err=True)
+        say(f"{missing} experiments have not run; the command that submitted them does them", err=True)
     if found.failed or missing:
         sys.exit(1)
 
@@ -153,7 +156,7 @@ def deploy(
 
     study = study_of(models, quantizer, evaluator, task, VectorGrid(), "all", 0, None, trust_remote_code, False)
     for name in deploy_study(study, executor=executor_of(on, gpu, None, yes=False)):
-        typer.echo(name)
+        say(name)
 
 
 @app.command()
@@ -213,7 +216,7 @@ def quantize(
     request = ModelRequest(model, trust_remote_code, allow_pickle)
     with show_layers() as progress:
         applied = write(request, quantizer, out, device=device, progress=progress)
-    typer.echo(f"{out}: {applied.layers_quantized} layers as {applied.code}, {applied.compute_dtype} compute")
+    say(f"{out}: {applied.layers_quantized} layers as {applied.code}, {applied.compute_dtype} compute")
 
 
 @app.command()
@@ -243,17 +246,18 @@ def main() -> None:
     except LlmquantError as error:
         if debug:
             raise
-        typer.secho(f"error: {error}" if "\n" not in error.message else f"errors:\n{error}", fg="red", err=True)
+        text = f"error: {error}" if "\n" not in error.message else f"errors:\n{error}"
+        say(*text.split("\n"), fg="red", err=True)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted; what ran is stored, and the same command goes on from there", err=True)
+        say("", "interrupted; what ran is stored, and the same command goes on from there", err=True)
         sys.exit(130)
     except OSError as error:  # a disk that is full, a folder that may not be written
         if debug:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        typer.secho(f"error: {error.strerror or error}{where}", fg="red", err=True)
-        typer.echo("What ran is stored; mend this, and the same command goes on from there.", err=True)
+        say(f"error: {error.strerror or error}{where}", fg="red", err=True)
+        say("What ran is stored; mend this, and the same command goes on from there.", err=True)
         sys.exit(1)
 
 
@@ -270,20 +274,12 @@ def _run(
     detach: bool = False,
 ) -> None:
     """Run a study, print its comparison, and exit with 1 if a run failed."""
-    import logging
-
-    from rich.console import Console
-    from rich.logging import RichHandler
-
     from llmquant.api import execute, open_executor, submit
     from llmquant.cache import Cache
     from llmquant.plan import resolve
     from llmquant.plugins.registry import registry
 
-    level = logging.INFO if verbose else logging.WARNING
-    # Above the lines of progress, not through them.
-    above = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False, keywords=[])
-    logging.basicConfig(level=level, format="%(message)s", handlers=[above])
+    _show_log(verbose=verbose)
     with open_executor(on) as executor:
         planned = resolve(study, registry(), Cache.default(), executor)
         if not quiet:
@@ -292,8 +288,8 @@ def _run(
         if detach:
             jobs, waiting = submit(planned, executor, store, fresh=fresh, agree=_agree)
             later = f"; {waiting} experiments wait for others and start when this command is given again"
-            typer.echo(f"{jobs} jobs go on{later if waiting else ''}. To wait for them:", err=True)
-            typer.echo(_attach(study_id, on, store))
+            say(f"{jobs} jobs go on{later if waiting else ''}. To wait for them:", err=True)
+            say(_attach(study_id, on, store))
             return
         found = execute(
             planned,
@@ -310,9 +306,26 @@ def _run(
         sys.exit(1)
 
 
+class _Printable(logging.Formatter):
+    """Writes out what a terminal would obey in a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n")
+
+
+def _show_log(*, verbose: bool) -> None:
+    """Show the log above the lines of progress, not through them."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    above = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False, keywords=[])
+    above.setFormatter(_Printable())
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[above])
+
+
 def _agree(offer: Offer) -> bool:
     """Tell what it may cost, and ask where nobody has agreed and somebody can."""
-    typer.echo(offer.text, err=True)
+    say(*offer.text.splitlines(), err=True)
     return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
 
 
@@ -325,7 +338,7 @@ def _cancel(study_id: str, on: str, store: str) -> bool:
             return True
     except typer.Abort:
         return True
-    typer.echo(f"To wait for them: {_attach(study_id, on, store)}", err=True)
+    say(f"To wait for them: {_attach(study_id, on, store)}", err=True)
     return False
 
 
@@ -339,8 +352,7 @@ def _announce(planned: Planned, executor: Executor, store: str) -> None:
     """Say before anything starts what will run, how large it is and about how long it takes."""
     from llmquant.report.announce import announcement
 
-    for line in announcement(planned, executor, store):
-        typer.echo(line, err=True)
+    say(*announcement(planned, executor, store), err=True)
 
 
 def _show(found: Comparison, store: str, *, as_json: bool, quiet: bool) -> None:
@@ -351,7 +363,7 @@ def _show(found: Comparison, store: str, *, as_json: bool, quiet: bool) -> None:
         return
     print_tables(summary(found.rows(), found.record))
     if not quiet:
-        typer.echo(f"\nResults: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
+        say("", f"Results: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
 
 
 if __name__ == "__main__":

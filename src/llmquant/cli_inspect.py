@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmquant.neutral import json_text, printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -31,7 +33,6 @@ def report(
 
     As a table, Markdown, CSV, one portable JSON file, or one HTML page.
     """
-    import json
     from pathlib import Path
 
     from llmquant.errors import OptionError, nearest
@@ -42,7 +43,7 @@ def report(
     writers: dict[str, Callable[[], str]] = {
         "markdown": found.to_markdown,
         "csv": found.to_csv,
-        "json": lambda: json.dumps(found.to_json(), indent=1, ensure_ascii=False),
+        "json": lambda: json_text(found.to_json()),
         "html": found.to_html,
         "table": found.to_text,
     }
@@ -50,11 +51,11 @@ def report(
         raise OptionError(f"format is {form!r}", hint=nearest(form, writers))
     if out is not None:
         Path(out).write_text(writers[form](), encoding="utf-8")
-        typer.echo(f"written to {out}")
+        say(f"written to {out}")
     elif form == "table":
         print_tables(summary(found.rows(), found.record))
     else:
-        typer.echo(writers[form]())
+        typer.echo(writers[form]())  # each makes its own texts harmless
 
 
 @inspect_app.command()
@@ -86,7 +87,7 @@ def tasks(
         found = list_tasks(pattern, Cache.default())
         if not mteb_is_installed():
             version = known_mteb(Cache.default()).version
-            typer.echo(f"mteb is not installed: of its tasks, those of mteb {version} are listed", err=True)
+            say(f"mteb is not installed: of its tasks, those of mteb {version} are listed", err=True)
     except UnknownNameError as error:
         unknown = error
     except MissingDependencyError as error:
@@ -99,11 +100,11 @@ def tasks(
         print_json({"tasks": names, "mteb": [task_json(task) for task in found]})
         return
     if names:
-        typer.echo("\n".join(names))
+        say(*names)
     if found:
         print_tables([task_table(found)])
     for lacking in missing:
-        typer.echo(f"{lacking.message}. {lacking.hint}", err=True)
+        say(f"{lacking.message}. {lacking.hint}", err=True)
 
 
 @cache_app.command("list")
@@ -119,8 +120,8 @@ def cache_list(as_json: AsJson = False) -> None:
         )
         return
     for entry in entries:
-        typer.echo(f"{entry.bytes / 2**20:10.1f} MiB  {entry.kind:12}  {entry.path}")
-    typer.echo(f"{sum(entry.bytes for entry in entries) / 2**20:10.1f} MiB in {cache.root}")
+        say(f"{entry.bytes / 2**20:10.1f} MiB  {entry.kind:12}  {entry.path}")
+    say(f"{sum(entry.bytes for entry in entries) / 2**20:10.1f} MiB in {cache.root}")
 
 
 @cache_app.command("prune")
@@ -129,7 +130,7 @@ def cache_prune(unused_days: Annotated[float, typer.Option(help="Delete what was
     from llmquant.cache import Cache
 
     deleted = Cache.default().prune(unused_days=unused_days)
-    typer.echo(f"deleted {len(deleted)} entries, {sum(entry.bytes for entry in deleted) / 2**20:.1f} MiB")
+    say(f"deleted {len(deleted)} entries, {sum(entry.bytes for entry in deleted) / 2**20:.1f} MiB")
 
 
 @inspect_app.command()
@@ -142,9 +143,9 @@ def doctor(as_json: AsJson = False) -> None:
         print_json({"findings": [vars(finding) for finding in findings]})
         return
     for finding in findings:
-        typer.echo(f"{finding.mark} {finding.subject:22} {finding.text}")
+        say(f"{finding.mark} {finding.subject:22} {finding.text}")
         if finding.cure:
-            typer.echo(f"  {'':22} {finding.cure}")
+            say(f"  {'':22} {finding.cure}")
 
 
 @plugins_app.callback()
@@ -166,7 +167,7 @@ def plugins_check(name: Annotated[str, typer.Argument(help="A plugin or preset."
     from llmquant.plugins.checking import check_plugin
 
     for line in check_plugin(name):
-        typer.echo(line)
+        say(line)
 
 
 def _list_plugins(*, as_json: bool) -> None:
@@ -181,13 +182,13 @@ def _list_plugins(*, as_json: bool) -> None:
         typer.secho(f"{kind}s", bold=True)
         for row in rows:
             if row["kind"] == kind:
-                typer.echo(
-                    f"  {row['name']:24} {row['summary']}" + (f"\n{'':27}{row['missing']}" if row["missing"] else "")
-                )
+                say(f"  {row['name']:24} {row['summary']}")
+                if row["missing"]:
+                    say(f"{'':27}{row['missing']}")
                 if row["presets"]:
-                    typer.echo(f"{'':27}presets: {', '.join(row['presets'])}")
+                    say(f"{'':27}presets: {', '.join(row['presets'])}")
     for item in broken:
-        typer.secho(f"broken: {item.package}: {item.reason}", fg="red")
+        say(f"broken: {item.package}: {item.reason}", fg="red")
 
 
 def print_tables(tables: Sequence[Table]) -> None:
@@ -201,6 +202,10 @@ def print_tables(tables: Sequence[Table]) -> None:
 
 def print_json(data: Any) -> None:  # Any: a JSON value
     """Print a value as JSON."""
-    import json
+    typer.echo(json_text(data))
 
-    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+def say(*lines: str, err: bool = False, fg: str | None = None) -> None:
+    """Print lines for people; what a terminal would obey in them is written out."""
+    shown = "\n".join(map(printable, lines))
+    typer.echo(typer.style(shown, fg=fg) if fg else shown, err=err)

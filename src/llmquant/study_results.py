@@ -12,6 +12,7 @@ from llmquant import comparison
 from llmquant.comparison import Row, StudyRecord
 from llmquant.errors import StoreError
 from llmquant.experiment import RunId
+from llmquant.neutral import json_text
 from llmquant.run import SCHEMA_VERSION, Run, Sample
 from llmquant.store import Store
 
@@ -33,7 +34,7 @@ class Comparison:
         record: StudyRecord,
         runs: Mapping[RunId, Run],
         samples: Callable[[RunId], Mapping[str, Sequence[Sample]]],
-        files: Callable[[Run], Path] = lambda run: Path(),
+        files: Callable[[Run], Path | None] = lambda run: None,
         dollars: Mapping[RunId, float] | None = None,
     ) -> None:
         self.record = record
@@ -173,7 +174,7 @@ class Comparison:
 
     def save_json(self, path: str | Path) -> None:
         """Write the study to one portable file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+        Path(path).write_text(json_text(self.to_json()), encoding="utf-8")
 
     def __str__(self) -> str:
         return self.to_text()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from llmquant.comparison import Row
+from llmquant.neutral import csv_cell
 
 Value = None | bool | int | float | str
 
@@ -33,10 +34,10 @@ def columns(conditions: Sequence[str] = ()) -> list[str]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Write rows as comma-separated values; what is not there is an empty field."""
+    """Write rows as comma-separated values; what is not there is an empty field, and no text is a formula."""
     records = flat(rows)
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(records[0]) if records else columns(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    writer = csv.writer(stream, lineterminator="\n")
+    for line in (records[0] if records else columns(), *(record.values() for record in records)):
+        writer.writerow([csv_cell(value) if isinstance(value, str) else value for value in line])
     return stream.getvalue()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from html import escape
 from pathlib import Path
 
 from llmquant.comparison import Row, StudyRecord
 from llmquant.experiment import RunId
+from llmquant.neutral import html_text
 from llmquant.report.html_table import to_html_table
 from llmquant.report.tables import summary
 from llmquant.report.worst_queries import STYLE, worst_queries_html
@@ -17,6 +17,7 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
@@ -37,19 +38,21 @@ h1 {{ font-size: 20px; margin: 0; }}
 """
 
 
-def to_html_page(rows: list[Row], record: StudyRecord, runs: Mapping[RunId, Run], files: Callable[[Run], Path]) -> str:
+def to_html_page(
+    rows: list[Row], record: StudyRecord, runs: Mapping[RunId, Run], files: Callable[[Run], Path | None]
+) -> str:
     """Write the page; it loads nothing from elsewhere.
 
     Args:
-        files: gives the folder of what a run kept.
+        files: gives the folder of what a run kept; ``None`` where only its record is at hand.
     """
     return _PAGE.format(
-        title=escape(record.title),
+        title=html_text(record.title),
         style=STYLE,
-        study=escape(record.study_id),
-        limit="all documents" if record.limit is None else f"at most {record.limit} documents a task",
-        seed=record.seed,
-        started=f" · {escape(record.started_at[:16].replace('T', ' '))} UTC" if record.started_at else "",
+        study=html_text(record.study_id),
+        limit="all documents" if record.limit is None else html_text(f"at most {record.limit} documents a task"),
+        seed=html_text(str(record.seed)),
+        started=f" · {html_text(record.started_at[:16].replace('T', ' '))} UTC" if record.started_at else "",
         tables=to_html_table(summary(rows, record)),
         worst=worst_queries_html(record, runs, files),
     )

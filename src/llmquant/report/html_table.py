@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 
+from llmquant.neutral import html_text
 from llmquant.report.table import Table, Tone
 
 _CLASSES: dict[Tone, str] = {"plain": "", "good": "good", "bad": "bad", "quiet": "quiet", "failed": "bad"}
@@ -39,13 +39,13 @@ def to_html_table(tables: Iterable[Table]) -> str:
     """Write tables as one ``<div>`` with its own style; every text is escaped."""
     parts = []
     heading = ""
-    for table in tables:
+    for table in (each.mapped(html_text) for each in tables):
         if table.heading and table.heading != heading:
-            parts.append(f"<h4>{escape(table.heading)}</h4>")
+            parts.append(f"<h4>{table.heading}</h4>")
         heading = table.heading
-        parts.append(_table(table) if table.columns else f'<p class="title">{escape(table.title)}</p>')
+        parts.append(_table(table) if table.columns else f'<p class="title">{table.title}</p>')
         if table.footnotes:
-            parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in table.footnotes) + "</ul>")
+            parts.append("<ul>" + "".join(f"<li>{note}</li>" for note in table.footnotes) + "</ul>")
     return f'<div class="llmquant"><style>{_STYLE}</style>' + "\n".join(parts) + "</div>"
 
 
@@ -56,18 +56,18 @@ def _table(table: Table) -> str:
         column.align[0] + (" first" if index in starts and index > 1 else "") for index, column in enumerate(columns)
     ]
     head = "".join(
-        f'<th scope="col" class="{kind}">{"<br>".join(escape(line) for line in column.name if line)}</th>'
+        f'<th scope="col" class="{kind}">{"<br>".join(filter(None, column.name))}</th>'
         for kind, column in zip(classes, columns, strict=True)
     )
     body = []
     for row in table.cells():
         label, *cells = row
         line = "".join(
-            f'<td class="{" ".join(filter(None, (kind, _CLASSES[cell.tone])))}">{escape(cell.text)}</td>'
+            f'<td class="{" ".join(filter(None, (kind, _CLASSES[cell.tone])))}">{cell.text}</td>'
             for kind, cell in zip(classes[1:], cells, strict=True)
         )
-        body.append(f'<tr><th scope="row" class="l">{escape(label.text)}</th>{line}</tr>')
+        body.append(f'<tr><th scope="row" class="l">{label.text}</th>{line}</tr>')
     return (
-        f'<div class="part"><table><caption>{escape(table.title)}</caption>'
+        f'<div class="part"><table><caption>{table.title}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )

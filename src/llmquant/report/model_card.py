@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from llmquant.neutral import markdown_text, printable
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -37,7 +40,7 @@ def model_card(
         front |= {"base_model": info.repo, "base_model_relation": "quantized"}
     facts = [
         ("quantized from", f"{name} ({info.digest})"),
-        ("preset", f"`{quantizer}`"),
+        ("preset", quantizer),
         ("method", f"{applied.method}, {applied.code}, {applied.bits:g} bits a weight"),
         ("group size", "a row" if applied.block_size is None else str(applied.block_size)),
         (
@@ -48,12 +51,13 @@ def model_card(
         *_made(recipe),
         *([("note", applied.note)] if applied.note else []),
     ]
-    rows = "\n".join(f"| {what} | {said} |" for what, said in facts)
+    rows = "\n".join(f"| {what} | {markdown_text(said)} |" for what, said in facts)
+    source = shlex.quote(printable(info.source if info.repo else f"./{name}"))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
-# {name}, {quantizer}
+# {markdown_text(f"{name}, {quantizer}")}
 
 | | |
 | --- | --- |
@@ -69,7 +73,7 @@ tokenizer = AutoTokenizer.from_pretrained("this-folder")
 What the quantization costs in quality, memory and speed, beside the model it was made from:
 
 ```console
-llmquant compare {info.source if info.repo else f"./{name}"} -q bf16_baseline -q "prequantized(./this-folder)"
+llmquant compare {source} -q bf16_baseline -q "prequantized(./this-folder)"
 ```
 """
 

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llmquant.neutral import printable
+
 if TYPE_CHECKING:
     from llmquant.scheduler import Progress
 
@@ -67,7 +69,10 @@ def _panel(state: Progress) -> Group:
         count = f"{running.done}/{running.total}" if running.total else ""
         bar = ProgressBar(total=running.total or None, completed=running.done, width=24, pulse=not running.total)
         grid.add_row(
-            Text(f"  {running.label}", overflow="ellipsis", no_wrap=True), bar, Text(count), Text(duration(elapsed))
+            Text(f"  {printable(running.label)}", overflow="ellipsis", no_wrap=True),
+            bar,
+            Text(count),
+            Text(duration(elapsed)),
         )
     return Group(Text(headline(state)), grid)
 
@@ -81,6 +86,7 @@ def _line_printer(console: Console) -> Callable[[Progress], None]:
         key = f"{state.completed} {state.failed} {[r.label for r in state.running]}"
         if key != last_key or time.time() - last_at > _LINE_EVERY_S:
             last_key, last_at = key, time.time()
-            console.print(f"{headline(state)}{f' · now {running}' if running else ''}", soft_wrap=True, highlight=False)
+            line = f"{headline(state)}{f' · now {running}' if running else ''}"
+            console.print(Text(printable(line)), soft_wrap=True)
 
     return show

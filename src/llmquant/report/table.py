@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +68,17 @@ class Table:
     def cells(self) -> list[list[Cell]]:
         """Return the rows, every cell a `Cell`."""
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
+
+    def mapped(self, write: Callable[[str], str]) -> Table:
+        """Return the table with each text as `write` writes it: how a renderer makes texts harmless, all at once."""
+        columns = [self.column(index) for index in range(len(self.columns))]
+        return Table(
+            write(self.title),
+            tuple(replace(column, name=tuple(map(write, column.name))) for column in columns),
+            tuple(tuple(replace(cell, text=write(cell.text)) for cell in row) for row in self.cells()),
+            tuple(map(write, self.footnotes)),
+            write(self.heading),
+        )
 
     def without_empty_rows(self) -> Table:
         """Leave out rows that hold nothing but dashes, unless all do: other tables have what they are about."""

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from llmquant.neutral import printable
 from llmquant.report.table import Table, Tone
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
@@ -39,7 +40,7 @@ def layout(tables: Iterable[Table], width: int) -> RenderableType:
     """
     parts: list[RenderableType] = []
     heading = ""
-    for table in tables:
+    for table in (each.mapped(printable) for each in tables):
         if parts:
             parts.append(Text())
         if table.heading and table.heading != heading:

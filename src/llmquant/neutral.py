@@ -1,0 +1,64 @@
+"""Text from elsewhere, made harmless for where it is shown: a terminal, HTML, Markdown, CSV, JSON.
+
+Labels, task names, answers, messages and file names come from models, data sets, plugins and other people's stores.
+Each format has one function here, which its renderer applies to every text at the place where it writes.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import Any
+
+# Most text is of these alone; each other character is asked whether it is printable.
+_OTHER = re.compile(r"[^ -~]")
+# What Markdown would take for markup. An underscore inside a word is none, and labels are full of them.
+_MARKUP = re.compile(r"[\\`*<>|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|&(?=#?\w+;)|^[#+-](?=\s)")
+# A spreadsheet computes a cell that starts so, in the full-width forms as well.
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Write out each character that a terminal obeys or hides: ESC becomes ``\x1b``, other white space a space.
+
+    Args:
+        keep: characters that stay, such as a line break.
+    """
+
+    def visible(match: re.Match[str]) -> str:
+        char = match[0]
+        if char.isprintable() or char in keep:
+            return char
+        return " " if char.isspace() else char.encode("unicode_escape").decode()
+
+    return _OTHER.sub(visible, text)
+
+
+def html_text(text: str) -> str:
+    """Escape text for the content of an element or a quoted attribute."""
+    return html.escape(printable(text))
+
+
+def markdown_text(text: str) -> str:
+    """Escape text for one line or cell of GitHub's Markdown."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(printable(text).split()))
+
+
+def csv_cell(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would compute."""
+    shown = printable(text, keep="\n")
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+
+
+def json_text(value: Any) -> str:  # Any: a JSON value
+    """Write a value as JSON; characters that are not printable are escaped, so that it is exact on a terminal too."""
+
+    def escaped(match: re.Match[str]) -> str:
+        char = match[0]
+        return char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1]
+
+    return _OTHER.sub(escaped, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+__all__ = ["csv_cell", "html_text", "json_text", "markdown_text", "printable"]
