@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from llmquant.errors import (
     SanityError,
 )
 from llmquant.hub import download
+from llmquant.loading_settings import config_differences, settle, tokenizer_differences
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadedModel, LoadStats
 
@@ -84,12 +86,14 @@ def load_causal_lm(
     """Load the checkpoint at `path`, quantized, onto the context's device, and check what came out.
 
     Args:
-        path: what `materialize` or the quantizer's ``prepare`` returned.
+        path: what `materialize` or the quantizer's ``prepare`` returned; the tokenizer and the tokens that end a text
+            are those of the model itself, for every variant alike.
         options: the quantizer's; with ``requests()``, each of these must be found in the weights.
 
     Raises:
         ModelError: if it cannot be loaded, or lacks weights.
         NotHonouredError: if what was loaded is not what was asked for.
+        UnsupportedError: if `path` is a checkpoint of another model.
     """
     keywords = quantizer.load_kwargs(info, ctx)
     with peak_memory(ctx.device) as peak:
@@ -101,10 +105,37 @@ def load_causal_lm(
         touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
     applied = quantizer.applied(module)
     check_honoured(options, applied)
-    tokenizer = load_tokenizer(path, info)
+    home = materialize(info, ctx.cache)
+    tokenizer = load_tokenizer(home, info)
+    if path != home:
+        notes = (applied.note, *_differences(module, tokenizer, path, home, info))
+        applied = replace(applied, note="; ".join(filter(None, notes)))
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    settle(module, home, tokenizer, trust_remote_code="trust_remote_code" in info.flags)
     return LoadedModel(module, tokenizer, info, applied, path, ctx.device, LoadStats(seconds, peak.bytes))
+
+
+def _differences(
+    module: Any,  # Any: transformers has no types
+    tokenizer: Any,
+    path: Path,
+    home: Path,
+    info: ModelInfo,
+) -> list[str]:
+    """Name what the checkpoint at `path` brings that differs from the model's own folder, whose tokenizer is used.
+
+    Raises:
+        UnsupportedError: if it was made from another model.
+    """
+    config = transformers.AutoConfig.from_pretrained(home, trust_remote_code="trust_remote_code" in info.flags)
+    found = config_differences(config, module.config, str(path), info.source)
+    try:
+        theirs = load_tokenizer(path, info)
+    except ModelError:
+        return [*found, "it has no tokenizer that transformers can load: the model's is used"]
+    other = tokenizer_differences(tokenizer, theirs, str(path), info.source)
+    return [*found, *other, *(["the model's tokenizer is used"] if other else [])]
 
 
 def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], device: str) -> Any:  # Any: transformers
@@ -208,14 +239,6 @@ def sanity_check(model: LoadedModel) -> str:
     module, tokenizer = model.module, model.tokenizer
     inputs = tokenizer(_PROMPT, return_tensors="pt").to(module.device)
     prompt = inputs["input_ids"]
-    settings = transformers.GenerationConfig(
-        max_new_tokens=_SANITY_TOKENS,
-        min_new_tokens=_SANITY_TOKENS,
-        do_sample=False,
-        bos_token_id=module.generation_config.bos_token_id,
-        eos_token_id=module.generation_config.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     with torch.no_grad():
         logits = module(input_ids=prompt, attention_mask=inputs["attention_mask"]).logits
         finite = torch.isfinite(logits)
@@ -225,9 +248,14 @@ def sanity_check(model: LoadedModel) -> str:
                 f"{share:.0%} of the logits of {model.info.source} as {model.applied.code} are not finite",
                 hint="float16 overflows in some models trained in bfloat16; try bfloat16.",
             )
-        tokens = module.generate(input_ids=prompt, attention_mask=inputs["attention_mask"], generation_config=settings)[
-            0, prompt.shape[1] :
-        ].tolist()
+        answer = module.generate(
+            input_ids=prompt,
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=_SANITY_TOKENS,
+            min_new_tokens=_SANITY_TOKENS,
+            do_sample=False,
+        )
+        tokens = answer[0, prompt.shape[1] :].tolist()
     text = str(tokenizer.decode(tokens))
     if not text.strip():
         raise SanityError(f"{model.info.source} as {model.applied.code} says nothing: {text!r}")
