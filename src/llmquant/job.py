@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llmquant.blanking import blank_secrets
 from llmquant.protocols import Job
 from llmquant.run import SCHEMA_VERSION, check_schema
 
@@ -115,14 +115,9 @@ def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
 
 
 def log_tail(text: str, lines: int = 30) -> str:
-    """Return the last lines of a log, without progress bars and with tokens blanked."""
+    """Return the last lines of a log, without progress bars and with secrets blanked."""
     shown = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    return blank_tokens("\n".join([line for line in shown if line][-lines:]))
-
-
-def blank_tokens(text: str) -> str:
-    """Blank what looks like an access token."""
-    return re.sub(r"\b(hf_|ak-|as-|sk-|ghp_)[A-Za-z0-9_-]{12,}", r"\1***", text)
+    return blank_secrets("\n".join([line for line in shown if line][-lines:]))
 
 
 def end_with_parent() -> None:

@@ -20,11 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmquant.blanking import blank_secrets
 from llmquant.cache import Cache
 from llmquant.call import Json
 from llmquant.errors import LlmquantError, ReferenceFailedError
 from llmquant.experiment import Digest, Documents, Experiment, ModelUse, digest_of
-from llmquant.job import JobRecord, Journal, blank_tokens, end_with_parent, log_path, log_tail
+from llmquant.job import JobRecord, Journal, end_with_parent, log_path, log_tail
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.protocols import Context, Job, LoadedModel
@@ -165,7 +166,7 @@ def _failed(experiment: Experiment, attempt: int, error: Exception, started: str
     if isinstance(error, ReferenceFailedError):
         kind = "reference_failed"
     message = str(error) if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
-    failure = Failure(kind, blank_tokens(message), log_tail(_log_since(record, log_from)))
+    failure = Failure(kind, blank_secrets(message), log_tail(_log_since(record, log_from)))
     where = _provenance(None, record)
     return Run(experiment, "failed", (), None, where, started, _now(), failure=failure, attempt=attempt)
 
@@ -184,7 +185,7 @@ def _commit(
     partial: Path | None = None,
 ) -> None:
     partial = partial or store.begin(run.run_id)
-    (partial / "log.txt").write_text(blank_tokens(_log_since(record, log_from)), encoding="utf-8")
+    (partial / "log.txt").write_text(blank_secrets(_log_since(record, log_from)), encoding="utf-8")
     store.commit(run, partial, samples)
     journal.write("finished", run.run_id)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from llmquant.blanking import blank_secrets
 from llmquant.call import Call, Json
 from llmquant.errors import (
     LlmquantError,
@@ -83,7 +84,7 @@ def label(call: Call, options: Options) -> str:
     first = next((f.name for f in dataclasses.fields(options)), "")
     args = _shown(list(call.args), getattr(options, first)) if call.args else []
     named = {key: _shown(value, getattr(options, key)) for key, value in call.options.items()}
-    return str(Call(call.name, tuple(args if isinstance(args, list) else [args]), named))
+    return blank_secrets(str(Call(call.name, tuple(args if isinstance(args, list) else [args]), named)))
 
 
 def _shown(written: Json, value: Any) -> Json:  # Any: option values
@@ -123,7 +124,7 @@ def _positional(call: Call, types: Mapping[str, Any]) -> dict[str, Json]:  # Any
 
 def _dump(value: Any) -> Json:  # Any: option values
     if isinstance(value, InputFile):
-        return {"digest": value.digest, "name": value.name}
+        return {"digest": value.digest, "name": blank_secrets(value.name)}
     if isinstance(value, tuple | list):
         return [_dump(item) for item in value]
     if isinstance(value, Mapping):
