@@ -56,6 +56,8 @@ def quantized_checkpoint(
     if not chosen.plugin.spec.checkpoint:
         path: Path = registry().construct(chosen).prepare(source, ctx.files / "checkpoint", ctx)
         return path
+    from llmquant.strict_loading import check_source
+
     engine = _engine_versions(chosen)
     key: Json = {
         "model": info.use().identity(),
@@ -65,6 +67,7 @@ def quantized_checkpoint(
 
     def make(out: Path) -> None:
         started = time.perf_counter()
+        check_source(source, info.source, trust_remote_code="trust_remote_code" in info.flags)
         _log.info("quantizing %s as %s", info.source, chosen.use.label)
         _run_child(source, out, info.use(), chosen, ctx, threads)
         _write_recipe(out, info, chosen, ctx, engine, time.perf_counter() - started)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from llmquant.errors import (
     MissingDependencyError,
@@ -24,6 +23,7 @@ from llmquant.hub import download
 from llmquant.loading_settings import config_differences, settle, tokenizer_differences
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadedModel, LoadStats
+from llmquant.strict_loading import load_causal, load_strict, warm_imports
 
 if TYPE_CHECKING:
     from llmquant.cache import Cache
@@ -61,17 +61,14 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
     In float32: a block's scale and minimum are float16 and its codes have at most 8 bits, so that products and sums
     need more digits than float16 or bfloat16 have.
     """
-    options: dict[str, Any] = {}  # Any: from_pretrained's keywords
+    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}  # Any: from_pretrained's keywords
     if hasattr(transformers, "GgufConfig"):  # versions before it always dequantize
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, **options
-        )
+        model = load_strict(transformers.AutoModelForCausalLM, gguf.parent, gguf.name, options, allow_pickle=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"transformers cannot convert {gguf.name}: {error}") from error
-    check_complete(report, gguf.name)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -96,6 +93,7 @@ def load_causal_lm(
         UnsupportedError: if `path` is a checkpoint of another model.
     """
     keywords = quantizer.load_kwargs(info, ctx)
+    warm_imports(transformers.AutoModelForCausalLM, path, trust_remote_code="trust_remote_code" in info.flags)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
         module = _from_pretrained(path, info, keywords, ctx.device)
@@ -140,26 +138,19 @@ def _differences(
 
 def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], device: str) -> Any:  # Any: transformers
     # Left to itself, transformers attends by sdpa wherever the model can, and eagerly otherwise.
-    try:
-        module, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            device_map=device_map(device),
-            trust_remote_code="trust_remote_code" in info.flags,
-            use_safetensors=None if "allow_pickle" in info.flags else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them; `check_complete` ignores none
-            **keywords,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
-    check_complete(report, info.source)
+    module = load_causal(
+        path,
+        info.source,
+        {"device_map": device_map(device), "trust_remote_code": "trust_remote_code" in info.flags, **keywords},
+        allow_pickle="allow_pickle" in info.flags,
+    )
     left = [str(place) for place in (getattr(module, "hf_device_map", None) or {}).values() if place in ("cpu", "disk")]
     if left and device != "cpu":
         raise ModelError(
             f"{info.source} does not fit on {torch.cuda.device_count()} GPUs: {len(left)} of its parts were left out",
             hint="Give a job more of them (gpus_per_job), or quantize to fewer bits.",
         )
-    return module.eval()
+    return module
 
 
 def device_map(device: str) -> str | dict[str, str]:
@@ -178,31 +169,6 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code="trust_remote_code" in info.flags)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
-
-
-def check_complete(report: Mapping[str, Any], source: str) -> None:  # Any: transformers' loading report
-    """Refuse a model some of whose weights were not in the files: they are random numbers.
-
-    Raises:
-        ModelError: naming the first of them.
-    """
-    missing = sorted(report.get("missing_keys") or ())
-    if missing:
-        raise ModelError(
-            f"{source} lacks {len(missing)} of the weights its configuration asks for, first {missing[0]!r}",
-            hint="Its config.json belongs to another model, or its weights are not all there.",
-        )
-    mismatched = sorted(report.get("mismatched_keys") or ())
-    if mismatched:
-        name, stored, expected = mismatched[0]
-        raise ModelError(
-            f"{source}: {len(mismatched)} weights have another shape than its configuration says, first {name!r}: "
-            f"{tuple(stored)}, not {tuple(expected)}",
-            hint="Its config.json belongs to another model.",
-        )
-    errors = list(report.get("error_msgs") or ())
-    if errors:
-        raise ModelError(f"{source} was not loaded whole: {errors[0]}")
 
 
 def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses
