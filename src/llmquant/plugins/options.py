@@ -19,6 +19,7 @@ from llmquant.errors import (
     RequestError,
     RequestErrors,
     UnknownNameError,
+    describe,
     nearest,
 )
 from llmquant.experiment import Digest, InputFile
@@ -59,9 +60,9 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
     except LlmquantError:
         raise
     except ValueError as error:
-        raise OptionError(f"{call.name}: {error}") from error
+        raise OptionError(f"{call.name}: {str(error) or describe(error)}") from error
     except Exception as error:  # the plugin author's own checks may raise anything
-        raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {error!r}") from error
+        raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {describe(error)}") from error
 
 
 def required(cls: type[Any]) -> list[str]:  # Any: see Options
