@@ -150,7 +150,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(study, local_set,
         lq.compare(gemma, ["bf16_baseline"], [evaluator], vectors={"dims": [500]}, store=tmp_path)
     with pytest.raises(OptionError, match="none can be pooled"):
         lq.compare(gemma, ["bf16_baseline"], [evaluator], vectors={"pools": [2]}, store=tmp_path)
-    with pytest.raises(OptionError, match="codec is 'int7'"):
+    with pytest.raises(OptionError, match=r"codecs\[0\] is 'int7'"):
         lq.compare(gemma, ["bf16_baseline"], [evaluator], vectors={"codecs": ["int7"]}, store=tmp_path)
     with pytest.raises(RequestErrors) as caught:
         lq.compare(tiny_model, ["bf16_baseline"], [evaluator], vectors={"dims": [8]}, store=tmp_path)

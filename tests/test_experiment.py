@@ -24,7 +24,11 @@ from llmquant.experiment import (
 )
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
@@ -38,8 +42,8 @@ _EXPERIMENTS = st.builds(
         quantizer=_PLUGINS,
     ),
     evaluator=_PLUGINS,
-    documents=st.none() | st.builds(Documents, limit=st.none() | st.integers(min_value=1)),
-    seed=st.integers(),
+    documents=st.none() | st.builds(Documents, limit=st.none() | st.integers(1, 2**62)),
+    seed=st.integers(0, 2**62),
     hardware=st.none() | st.text(),
     reference=st.none() | st.builds(Digest, st.text()),
 )

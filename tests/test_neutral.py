@@ -178,9 +178,9 @@ def _page_of_kept(folder, document, *, file="failures/q.json", **query):
     return to_html_page(found, study.record, study.runs, lambda run: folder / "files")
 
 
-@pytest.mark.parametrize("field", ["rank", "id", "text"])
+@pytest.mark.parametrize("field", ["id", "text"])
 def test_what_a_store_says_of_a_document_is_text(tmp_path, field):
-    """A rank, a name or a text of a stored document brings no markup into the page."""
+    """A name or a text of a stored document brings no markup into the page."""
     page = _page_of_kept(tmp_path, {field: "<script>\x1b"})
     assert "<script" not in page
     assert r"&lt;script&gt;\x1b" in page
@@ -216,6 +216,7 @@ def test_a_store_shows_no_files_of_this_machine(tmp_path, place, kind):
     "damage",
     [
         {"score": "0"},
+        {"missed": [{"id": "a", "grade": 1, "rank": "<script>"}]},
         {"score": None},
         {"query": 3},
         {"missed": 4},

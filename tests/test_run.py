@@ -23,9 +23,9 @@ _MEASUREMENTS = st.builds(
     value=_FINITE | st.integers(-(2**60), 2**60),
     unit=st.text(),
     higher_is_better=st.none() | st.booleans(),
-    stderr=st.none() | _FINITE,
+    stderr=st.none() | st.floats(0),
     n=st.none() | st.integers(0),
-    at=st.dictionaries(st.text(), st.integers() | st.text(), max_size=2),
+    at=st.dictionaries(st.text(), st.integers(-(2**60), 2**60) | st.text(), max_size=2),
 )
 _RUN = Run(
     Experiment(

@@ -171,7 +171,7 @@ def attach(
     with open_executor(executor) as where:
         if study not in store.studies():
             where.recall(study, store.root)
-        planned = Planned(StudyRecord.from_json(store.read_study(study)), {}, (), (), {})
+        planned = Planned(store.read_study(study, StudyRecord.from_json), {}, (), (), {})
         scheduler = Scheduler(planned, registry(), store, where)
         return _watched(scheduler, scheduler.wait, planned, where, store, progress, cancel)
 

@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmquant.call import Json
-from llmquant.errors import StoreError
+from llmquant.errors import DamagedError
 from llmquant.experiment import Experiment, RunId, Variant, VectorForm, digest_of
+from llmquant.reading import Count, Positive, read_as, stored
 from llmquant.run import SCHEMA_VERSION, FailureKind, Measurement, Run, Sample, check_schema
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class StudyRecord:
     experiments: tuple[Experiment, ...]
     baselines: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    limit: int | None = None
-    seed: int = 0
+    limit: Positive | None = None
+    seed: Count = 0
     started_at: str = ""
 
     @cached_property
@@ -74,15 +75,12 @@ class StudyRecord:
         """Read the content of ``study.json``.
 
         Raises:
-            StoreError: if it was written by a newer version, or is not a study.
+            DamagedError: if it is not a study.
+            StoreError: if it was written by a newer version.
         """
         check_schema(data, "a study")
-        values = {key: value for key, value in data.items() if key != "schema_version"}
-        try:
-            values["experiments"] = tuple(map(Experiment.from_json, values["experiments"]))
-            return cls(**{**values, "notes": tuple(values["notes"])})
-        except (KeyError, TypeError) as error:
-            raise StoreError(f"a study cannot be read: {error!r}") from error
+        with stored("a study"):
+            return read_as(cls, data, beside={"schema_version": Positive})
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Row:
         evaluator: its label.
         evaluator_key: equal for like measurements: evaluator, options, documents, seed and hardware.
         run_id: of the run.
-        status: ``missing``: not run yet; tasks that a failed run finished are ``completed``.
+        status: ``missing``: not run yet.
         attempt: which attempt of the run this is; ``None`` for a missing one.
         hardware: where it was measured, for evaluators whose numbers depend on it.
         task: with `metric` and `at` what was measured; ``""`` where the run gave nothing.
@@ -185,11 +183,10 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
     Args:
         record: what the study wants.
         runs: what is stored of the study's experiments; others do no harm.
-        samples: asked for runs with measurements only, once each.
+        samples: asked for completed runs only, once each.
 
     Returns:
-        One row per measurement, in the order of the study; one row for each experiment that failed or is missing. One
-        that failed half way has both: rows of the tasks that it finished, and one of its failure.
+        One row a measurement, in the order of the study; one row for each experiment that failed or is missing.
     """
     baselines = {
         _likeness(experiment): experiment for experiment in record.experiments if _is_baseline(record, experiment)
@@ -205,21 +202,20 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
     for experiment in record.experiments:
         run = runs.get(experiment.run_id)
         head = _head(record, experiment, run)
-        if run is None:
+        if run is None or run.status == "failed":
             found.append(Row(**head))
+            continue
+        if head["is_baseline"]:
+            found += [Row(**head, **vars(measurement)) for measurement in run.measurements]
             continue
         beside = baselines.get(_likeness(experiment))
         other = None if beside is None else runs.get(beside.run_id)
-        # A run that failed half way has rows of the tasks that it finished, and one of its failure.
-        finished = {**head, "status": "completed", "failure": None, "failure_kind": None}
         if other is not None:
-            finished["provenance_differences"] = _provenance_differences(run, other)
+            head["provenance_differences"] = _provenance_differences(run, other)
         for measurement in run.measurements:
             like = None if other is None else _like(measurement, other.measurements)
-            compared = {} if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
-            found.append(Row(**finished, **vars(measurement), **compared))
-        if run.status == "failed":
-            found.append(Row(**head))
+            compared = _compare(measurement, like, run, other, samples_of)
+            found.append(Row(**head, **vars(measurement), **compared))
     return _without_signal(found, samples_of)
 
 
@@ -341,13 +337,16 @@ def _compare(
     from llmquant.stats.paired import verdict
     from llmquant.stats.samples import pair_samples
 
-    if other is None:
-        return {"no_interval": "the baseline has not run"}
+    if other is None or other.status == "failed":
+        return {"no_interval": "the baseline has not run" if other is None else "the baseline failed"}
     if like is None:
-        return {"no_interval": "the baseline failed" if other.status == "failed" else "the baseline has no such value"}
+        return {"no_interval": "the baseline has no such value"}
     value, baseline = measurement.value, like.value
     found: dict[str, Any] = {"baseline_value": baseline, "difference": value - baseline}
-    paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id))
+    try:
+        paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id))
+    except DamagedError as error:
+        return {**found, "no_interval": error.message}
     if (paired.scale == "log" or measurement.unit) and value > 0 and baseline > 0:
         found["ratio"] = value / baseline
     if paired.difference is None:

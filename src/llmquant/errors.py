@@ -11,6 +11,7 @@
     │   ├── ModelError             a model is missing, gated, damaged or unsafe to open
     │   ├── MissingDependencyError a package is not installed; the message has the line that installs it
     │   ├── StoreError             not a store, an empty store, or one of a newer version
+    │   │   └── DamagedError       a stored file is not as llmquant writes it
     │   └── RequestErrors          several of these, found together
     ├── PluginError                a plugin broke its contract or raised while it was loaded
     └── RunError                   an experiment failed; it is stored as a failed run (exit code 1)
@@ -23,7 +24,6 @@
 from __future__ import annotations
 
 import difflib
-import traceback
 from collections.abc import Iterable, Sequence
 
 
@@ -76,6 +76,10 @@ class StoreError(RequestError):
     """A folder is not a store, is empty, or was written by a newer version."""
 
 
+class DamagedError(StoreError):
+    """A stored file is not as llmquant writes it: cut, changed, or somebody else's."""
+
+
 class RequestErrors(RequestError):
     """All mistakes of one request, found together.
 
@@ -110,21 +114,6 @@ class ItemError(RunError):
 
 class ReferenceFailedError(RunError):
     """The baseline's run, which an experiment is held against, failed or left no file."""
-
-
-def describe(error: BaseException) -> str:
-    """Word any exception for people; one without a text of its own says where it was raised."""
-    try:
-        text = str(error).strip()
-    except BaseException as broken:  # somebody else's `__str__` may raise anything
-        text, missing = "", f" whose message cannot be read ({type(broken).__name__} in its __str__)"
-    else:
-        missing = " without a message"
-    name = type(error).__name__
-    if text:
-        return text if isinstance(error, LlmquantError) else f"{name}: {text}"
-    frames = traceback.extract_tb(error.__traceback__)
-    return name + missing + (f", at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

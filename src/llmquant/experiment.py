@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NewType, get_args
+from typing import Any, Literal, NewType
 
 from llmquant.call import Json
-from llmquant.errors import OptionError, StoreError, nearest
+from llmquant.errors import OptionError
+from llmquant.reading import Count, Positive, nested, read_as, stored, table
 
 RunId = NewType("RunId", str)
 Digest = NewType("Digest", str)
@@ -135,9 +136,13 @@ class ModelUse:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelUse:  # Any: a JSON object
-        """Read what `to_json` wrote."""
-        source, digest, flags, embedder = data["source"], data["digest"], data["flags"], data["embedder"]
-        return cls(source, digest, tuple(flags), None if embedder is None else PluginUse(**embedder))
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedError: if it is something else.
+        """
+        with stored("a model"):
+            return read_as(cls, data)
 
 
 @dataclass(frozen=True)
@@ -176,10 +181,10 @@ class VectorForm:
         rescore: this many times the results asked for are scored again with the float32 documents; 0 is never.
     """
 
-    dim: int | None = None
+    dim: Positive | None = None
     codec: Codec = "float32"
-    pool: int = 1
-    rescore: int = 0
+    pool: Positive = 1
+    rescore: Count = 0
 
     def __str__(self) -> str:
         parts = (
@@ -202,19 +207,13 @@ class VectorGrid:
         rescores: empty is 0 alone.
     """
 
-    dims: tuple[int, ...] = ()
+    dims: tuple[Positive, ...] = ()
     codecs: tuple[Codec, ...] = ()
-    pools: tuple[int, ...] = ()
-    rescores: tuple[int, ...] = ()
+    pools: tuple[Positive, ...] = ()
+    rescores: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
-        for codec in self.codecs:
-            if codec not in get_args(Codec):
-                raise OptionError(f"codec is {codec!r}", hint=nearest(str(codec), get_args(Codec)))
-        for name, least in (("dims", 1), ("pools", 1), ("rescores", 0)):
-            for value in getattr(self, name):
-                if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                    raise OptionError(f"{name} holds {value!r}", hint=f"Give whole numbers from {least}.")
+        table(VectorGrid, vars(self), "vectors")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VectorGrid:  # Any: whatever somebody wrote
@@ -223,15 +222,7 @@ class VectorGrid:
         Raises:
             OptionError: if it is none, or has another key or a wrong value.
         """
-        axes = [axis.name for axis in fields(cls)]
-        if not isinstance(data, Mapping):
-            raise OptionError(f"vectors is {data!r}", hint='Write { dims = [768], codecs = ["int8"] }.')
-        for key, values in data.items():
-            if key not in axes:
-                raise OptionError(f"vectors has no key {key!r}", hint=nearest(key, axes))
-            if isinstance(values, str) or not isinstance(values, Sequence):
-                raise OptionError(f"vectors: {key} must be a list, found {values!r}")
-        return cls(**{key: tuple(values) for key, values in data.items()})
+        return read_as(cls, data, "vectors")
 
     def forms(self, dim: int | None) -> tuple[VectorForm, ...]:
         """Return every combination, the first one as written first; `dim` stands in where no widths are named."""
@@ -256,7 +247,7 @@ class Documents:
         limit: the first so many of each task, as lm-eval counts them; ``None`` is all of them.
     """
 
-    limit: int | None = None
+    limit: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -312,20 +303,10 @@ class Experiment:
         """Read what `to_json` wrote.
 
         Raises:
-            StoreError: if a field is missing or unknown.
+            DamagedError: if a field is missing, unknown or of a wrong type.
         """
-        try:
-            vectors = None if data["vectors"] is None else VectorForm(**data["vectors"])
-            return cls(
-                Variant(ModelUse.from_json(data["model"]), PluginUse(**data["quantizer"]), vectors),
-                PluginUse(**data["evaluator"]),
-                None if data["documents"] is None else Documents(**data["documents"]),
-                data["seed"],
-                data["hardware"],
-                data["reference"],
-            )
-        except (KeyError, TypeError) as error:
-            raise StoreError(f"an experiment cannot be read: {error!r}") from error
+        with stored("an experiment"):
+            return read_as(cls, nested(Variant, "variant", data))
 
 
 @dataclass(frozen=True)
@@ -341,6 +322,9 @@ class ModelRequest:
     source: str
     trust_remote_code: bool = False
     allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        table(ModelRequest, vars(self), "model")
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llmquant.blanking import blank_secrets
+from llmquant.errors import RequestError
+from llmquant.experiment import Experiment, RunId
 from llmquant.protocols import Job
+from llmquant.reading import Count, NumberFromZero, Positive, load, loads, nested, read_as, stored
 from llmquant.run import SCHEMA_VERSION, check_schema
+
+_log = logging.getLogger(__name__)
 
 JournalEvent = Literal["loading", "loaded", "started", "progress", "finished", "end"]
 
@@ -31,8 +36,8 @@ class Entry:
     event: JournalEvent
     at: float
     run_id: str = ""
-    done: int = 0
-    total: int = 0
+    done: Count = 0
+    total: Count = 0
 
 
 @dataclass(frozen=True)
@@ -48,21 +53,37 @@ class JobRecord:
     job: Job
     job_id: str | None = None
     ended: bool = False
-    dollars: float | None = None
+    dollars: NumberFromZero | None = None
 
     @classmethod
     def read(cls, path: Path) -> JobRecord:
         """Read a job's record.
 
         Raises:
+            DamagedError: if it is not one.
             StoreError: if a newer version wrote it.
         """
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return load(path, cls.from_json, hint=f"Delete {path.name}; what its job did is kept.")
+
+    @classmethod
+    def from_json(cls, data: Any) -> JobRecord:  # Any: a JSON value
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedError: if it is something else.
+            StoreError: if a newer version wrote it.
+        """
         check_schema(data, "a job")
-        fields = {key: value for key, value in data.items() if key in Job.__dataclass_fields__}
-        experiments = tuple((e, a) for e, a in fields["experiments"])
-        job = Job(**{**fields, "experiments": experiments, "plugins": tuple(fields["plugins"])})
-        return cls(job, data["job_id"], data["ended"], data["dollars"])
+        with stored("a job"):
+            return read_as(cls, nested(Job, "job", data), beside={"schema_version": Positive})
+
+    def asked(self) -> list[tuple[RunId, int]]:
+        """List the runs that the job makes, with their attempts.
+
+        Raises:
+            DamagedError: if an experiment cannot be read.
+        """
+        return [(Experiment.from_json(data).run_id, attempt) for data, attempt in self.job.experiments]
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the content of the record's file."""
@@ -99,7 +120,7 @@ class Journal:
 
 
 def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
-    """Read the whole lines behind `offset`.
+    """Read the whole lines behind `offset`; one that is damaged is left out with a warning.
 
     Returns:
         The entries, and the offset to go on from.
@@ -111,13 +132,18 @@ def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
     except FileNotFoundError:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    return [Entry(**_fields(line)) for line in whole.splitlines()], offset + len(whole)
+    return [entry for line in whole.splitlines() if (entry := _entry(line, record))], offset + len(whole)
 
 
 def log_tail(text: str, lines: int = 30) -> str:
-    """Return the last lines of a log, without progress bars and with secrets blanked."""
+    """Return the last lines of a log, without progress bars and with tokens blanked."""
     shown = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    return blank_secrets("\n".join([line for line in shown if line][-lines:]))
+    return blank_tokens("\n".join([line for line in shown if line][-lines:]))
+
+
+def blank_tokens(text: str) -> str:
+    """Blank what looks like an access token."""
+    return re.sub(r"\b(hf_|ak-|as-|sk-|ghp_)[A-Za-z0-9_-]{12,}", r"\1***", text)
 
 
 def end_with_parent() -> None:
@@ -132,6 +158,9 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
-def _fields(line: bytes) -> Mapping[str, Any]:  # Any: the fields of Entry
-    fields: Mapping[str, Any] = json.loads(line)
-    return fields
+def _entry(line: bytes, record: Path) -> Entry | None:
+    try:
+        return read_as(Entry, loads(line.decode()), "the entry")
+    except (ValueError, RequestError) as error:  # a disk that lost power leaves zeros
+        _log.warning("a line of %s is left out: %s", journal_path(record), error)
+        return None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 from llmquant.call import Json
-from llmquant.errors import StoreError
+from llmquant.errors import DamagedError, StoreError
 from llmquant.experiment import Experiment, RunId
+from llmquant.reading import Count, Number, NumberFromZero, Positive, brief, read_as, stored, value_of
 
 SCHEMA_VERSION = 1
 # What an evaluator with ``reference=True`` leaves in `Context.files` when it runs on the baseline.
@@ -35,11 +36,11 @@ class Measurement:
 
     task: str
     metric: str
-    value: float
+    value: Number
     unit: str = ""
     higher_is_better: bool | None = None
-    stderr: float | None = None
-    n: int | None = None
+    stderr: NumberFromZero | None = None
+    n: Count | None = None
     at: Mapping[str, int | float | str] = field(default_factory=dict)
     headline: bool = True
 
@@ -50,9 +51,13 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measurement:  # Any: a JSON object
-        """Read what `to_json` wrote."""
-        stderr = None if data["stderr"] is None else _number_in(data["stderr"])
-        return cls(**{**data, "value": _number_in(data["value"]), "stderr": stderr})
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedError: if it is something else.
+        """
+        with stored("a measurement"):
+            return read_as(cls, data)
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,11 @@ class Sample:
 
     document: str
     prompt: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, Number]
     answer: str | None = None
     target: str | None = None
     group: str = ""
-    occurrence: int = 0
+    occurrence: Count = 0
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,12 @@ class Result:
 
     Attributes:
         details: what else is worth keeping: task versions, token counts, the batch size that fitted.
-        not_means: metrics whose value is not the mean of the samples' scores of the same name, such as the BLEU of
-            a corpus; of all others the mean is checked.
     """
 
     task: str
     measurements: Sequence[Measurement]
     samples: Sequence[Sample] = ()
     details: Mapping[str, Json] = field(default_factory=dict)
-    not_means: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Run:
     finished_at: str
     details: Mapping[str, Json] = field(default_factory=dict)
     failure: Failure | None = None
-    attempt: int = 1
+    attempt: Positive = 1
 
     @property
     def run_id(self) -> RunId:
@@ -152,7 +154,7 @@ class Run:
             "experiment": self.experiment.to_json(),
             "measurements": [measurement.to_json() for measurement in self.measurements],
             "applied": None if self.applied is None else dict(self.applied),
-            "details": finite_json(self.details),
+            "details": _finite(self.details),
             "provenance": dict(self.provenance),
             "started_at": self.started_at,
             "finished_at": self.finished_at,
@@ -164,35 +166,36 @@ class Run:
         """Read the content of ``run.json``.
 
         Raises:
-            StoreError: if it was written by a newer version, or is not a run.
+            DamagedError: if it is not a run.
+            StoreError: if it was written by a newer version.
         """
         check_schema(data, "a run")
+        with stored("a run"):
+            run = read_as(cls, data, beside={"schema_version": Positive, "run_id": str})
+            for name in ("compute_dtype", "note"):
+                value_of(str | None, (run.applied or {}).get(name), f"applied.{name}")
+        if data["run_id"] != run.run_id:
+            raise DamagedError(f"the run says that it is {brief(data['run_id'])}; what it ran has the id {run.run_id}")
+        if run.status == "completed" and run.failure is not None:
+            raise DamagedError("the run says that it was completed and that it failed")
         try:
-            return cls(
-                Experiment.from_json(data["experiment"]),
-                data["status"],
-                tuple(Measurement.from_json(item) for item in data["measurements"]),
-                data["applied"],
-                data["provenance"],
-                data["started_at"],
-                data["finished_at"],
-                data["details"],
-                None if data["failure"] is None else Failure(**data["failure"]),
-                data["attempt"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"a run cannot be read: {error!r}") from error
+            run.seconds  # noqa: B018
+        except (TypeError, ValueError) as error:
+            times = f"{brief(run.started_at)} to {brief(run.finished_at)}"
+            raise DamagedError(f"the run's times cannot be read: {times}") from error
+        return run
 
 
-def check_schema(data: Mapping[str, Any], what: str) -> None:  # Any: a JSON object
+def check_schema(data: Any, what: str) -> None:  # Any: a JSON value
     """Refuse what a newer version wrote.
 
     Raises:
-        StoreError: if the schema version is newer than this program's, or missing.
+        StoreError: if the schema version is newer than this program's.
+        DamagedError: if it is missing.
     """
     version = data.get("schema_version") if isinstance(data, Mapping) else None
     if not isinstance(version, int):
-        raise StoreError(f"{what} has no schema_version", hint="Is this a file that llmquant wrote?")
+        raise DamagedError(f"{what} has no schema_version", hint="Is this a file that llmquant wrote?")
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"{what} has schema version {version}; this llmquant reads up to {SCHEMA_VERSION}",
@@ -206,14 +209,10 @@ def _number_out(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _number_in(value: float | str) -> float:
-    return float(value) if isinstance(value, str) else value
-
-
-def finite_json(value: Json) -> Json:
+def _finite(value: Json) -> Json:
     """Write numbers that are not finite as strings, since JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {key: finite_json(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite_json(item) for item in value]
+        return [_finite(item) for item in value]
     return _number_out(value) if isinstance(value, float) else value

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmquant.blanking import blank_secrets
-from llmquant.errors import StoreError
+from llmquant.errors import DamagedError, StoreError
 from llmquant.experiment import Experiment, RunId
 from llmquant.grouping import make_groups
-from llmquant.job import JobRecord, log_path, log_tail, read_journal
+from llmquant.job import JobRecord, blank_tokens, log_path, log_tail, read_journal
 from llmquant.plan import Planned, plan
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.spec import RunEvent, spec_to_json
@@ -104,7 +103,7 @@ class Scheduler:
         if executor.outlives and not fresh:
             self._take_up()
         self._attempts = {e.run_id: store.attempts(e.run_id) for e in planned.record.experiments}
-        stored = {} if fresh else {e.run_id: store.run(e.run_id) for e in planned.record.experiments}
+        stored = {} if fresh else {e.run_id: _readable(store, e.run_id) for e in planned.record.experiments}
         self.reused = {run_id: run for run_id, run in stored.items() if run is not None and run.status == "completed"}
         self.runs: dict[RunId, Run] = dict(self.reused)
 
@@ -185,10 +184,17 @@ class Scheduler:
         """Take up the jobs that another process submitted to this executor and nobody saw the end of."""
         known = {e.run_id: e for e in self._planned.record.experiments}
         for record in self._store.jobs(self._planned.record.study_id):
-            found = JobRecord.read(record)
+            try:
+                found = JobRecord.read(record)
+                ids = found.asked()
+            except DamagedError as error:
+                _log.warning("a job is left out: %s", error)
+                continue
             if found.job_id is None or found.ended or found.job.executor != self._executor.name:
                 continue
-            ids = [(Experiment.from_json(data).run_id, attempt) for data, attempt in found.job.experiments]
+            if not known.keys() >= dict(ids).keys():
+                _log.warning("%s is left out: it is of another study", record)
+                continue
             if self._executor.collect(found.job_id, self._store.root) == "lost":
                 _log.warning("job %d is lost: %s", found.job.number, self._executor.why_lost(found.job_id))
                 write_json(record, replace(found, ended=True).to_json())
@@ -241,6 +247,8 @@ class Scheduler:
         entries, active.offset = read_journal(active.record, active.offset)
         for entry in entries:
             run_id = RunId(entry.run_id)
+            if run_id and run_id not in active.attempts:
+                continue  # whoever wrote this, it is not of this job
             if entry.event == "loading":  # once more after a quantization
                 active.done, active.total = 0, 0
             elif entry.event == "loaded":
@@ -276,7 +284,7 @@ class Scheduler:
             failed = left[:1]  # it ended between two experiments
         path = log_path(active.record)
         raw = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        log = blank_secrets(raw)
+        log = blank_tokens(raw)
         if log != raw:  # the worker wrote it past us
             path.write_text(log, encoding="utf-8")
         for experiment in failed:
@@ -290,7 +298,7 @@ class Scheduler:
                 {"executor_hardware": self._executor.hardware},
                 started,
                 now,
-                failure=Failure(kind, blank_secrets(reason), log_tail(log)),
+                failure=Failure(kind, reason, log_tail(log)),
                 attempt=active.attempts[experiment.run_id],
             )
             self._store_failed(run, log)
@@ -300,7 +308,7 @@ class Scheduler:
     def _store_failed(self, run: Run, log: str) -> None:
         try:
             partial = self._store.begin(run.run_id)
-            (partial / "log.txt").write_text(blank_secrets(log), encoding="utf-8")
+            (partial / "log.txt").write_text(blank_tokens(log), encoding="utf-8")
             self._store.commit(run, partial, {})
         except (StoreError, OSError) as error:  # a full disk: the run is told, if not kept
             _log.warning("a failed run could not be stored: %s", error)
@@ -363,8 +371,16 @@ class Scheduler:
         return total
 
 
+def _readable(store: Store, run_id: RunId) -> Run | None:
+    try:
+        return store.run(run_id)
+    except DamagedError as error:
+        _log.warning("%s; it is made again beside it", error.message)
+        return None
+
+
 def _tell(active: _Active) -> None:
-    """Log what the worker wrote since the last time."""
+    """Log what the worker wrote since the last time, its executor having blanked tokens in it."""
     path = log_path(active.record)
     if path.exists() and path.stat().st_size > active.told:
         with path.open("rb") as stream:
@@ -374,7 +390,7 @@ def _tell(active: _Active) -> None:
         active.told += len(whole)
         label = active.experiments[0].variant.quantizer.label
         for line in whole.decode(errors="replace").splitlines():
-            _log.info("%s: %s", label, blank_secrets(line.rsplit("\r", 1)[-1].rstrip()))
+            _log.info("%s: %s", label, line.rsplit("\r", 1)[-1].rstrip())
 
 
 def _running(active: _Active) -> Running:

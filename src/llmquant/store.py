@@ -12,25 +12,34 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import platform
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import psutil
 
-from llmquant.blanking import blank_run
-from llmquant.errors import StoreError
-from llmquant.experiment import Experiment, RunId, path_of
+from llmquant.errors import DamagedError, StoreError
+from llmquant.experiment import RunId, path_of
 from llmquant.job import JobRecord
-from llmquant.run import Run, Sample, check_schema
+from llmquant.reading import MOST_BYTES, brief, load, read_as, stored
+from llmquant.run import Run, Sample
+
+T = TypeVar("T")
 
 _SCORE = "score:"
+_REMADE = "Delete its run's folder; the run is made again."
+# Of samples that are read together: each of them may be long.
+_ROWS = 1024
+
+_log = logging.getLogger(__name__)
 _ABANDONED_S = 7 * 86400.0
 
 
@@ -65,7 +74,7 @@ class Store:
         found = [1] if (self._runs / run_id).is_dir() else []
         for path in self._runs.glob(f"{run_id}-*"):
             number = path.name.removeprefix(f"{run_id}-")
-            if number.isdigit():
+            if re.fullmatch("[2-9]|[1-9][0-9]+", number):
                 found.append(int(number))
         return sorted(found)
 
@@ -73,23 +82,39 @@ class Store:
         """Read the newest completed attempt of a run, else the newest failed one, else ``None``.
 
         Raises:
-            StoreError: if it cannot be read or was written by a newer version.
+            DamagedError: if none can be read.
+            StoreError: if one was written by a newer version.
         """
         newest: Run | None = None
+        damaged: DamagedError | None = None
         for attempt in reversed(self.attempts(run_id)):
-            run = self.attempt(run_id, attempt)
+            try:
+                run = self.attempt(run_id, attempt)
+            except DamagedError as error:
+                damaged = error
+                continue
             if run.status == "completed":
                 return run
             newest = newest or run
+        if newest is None and damaged is not None:
+            raise damaged
         return newest
 
     def attempt(self, run_id: RunId, attempt: int) -> Run:
         """Read one attempt.
 
         Raises:
-            StoreError: if it cannot be read or was written by a newer version.
+            DamagedError: if it cannot be read, or is another run's.
+            StoreError: if it was written by a newer version.
         """
-        return Run.from_json(_read_json(self.folder(run_id, attempt) / "run.json"))
+
+        def read(data: Any) -> Run:  # Any: a JSON value
+            run = Run.from_json(data)
+            if (run.run_id, run.attempt) != (run_id, attempt):
+                raise DamagedError(f"it is attempt {run.attempt} of run {run.run_id}, which belongs elsewhere")
+            return run
+
+        return load(self.folder(run_id, attempt) / "run.json", read, hint=_REMADE)
 
     def runs(self) -> dict[RunId, Run]:
         """Read every run of the store, one attempt each, as `run` chooses it."""
@@ -108,7 +133,7 @@ class Store:
         return partial
 
     def commit(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> bool:
-        """Write a run into its partial folder, secrets blanked, and put that in its place.
+        """Write a run into its partial folder and put that in its place.
 
         Args:
             samples: by task.
@@ -120,7 +145,6 @@ class Store:
             StoreError: if the disk is full or cannot be written.
         """
         try:
-            run, samples = blank_run(run, samples, partial / "files")
             for task, scored in samples.items():
                 if scored:
                     _write_samples(partial / "samples" / f"{quote(task, safe='')}.parquet", scored)
@@ -139,13 +163,20 @@ class Store:
         return True
 
     def samples(self, run: Run) -> dict[str, list[Sample]]:
-        """Read a run's samples by task."""
+        """Read a run's samples by task.
+
+        Raises:
+            DamagedError: if they cannot be read.
+        """
         folder = self.folder(run.run_id, run.attempt) / "samples"
         return {unquote(path.stem): _read_samples(path) for path in sorted(folder.glob("*.parquet"))}
 
     def files(self, run: Run) -> Path:
-        """Return the folder of what an evaluator kept with a run; it need not be there."""
-        return self.folder(run.run_id, run.attempt) / "files"
+        """Return the folder of what an evaluator kept with a run; it need not be there.
+
+        The store's own path has no links in it, so that a link below it can be told.
+        """
+        return self.root.resolve() / self.folder(run.run_id, run.attempt).relative_to(self.root) / "files"
 
     def log(self, run: Run) -> Path:
         """Return where a run's log is."""
@@ -175,15 +206,25 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot write to {self.root}: {error.strerror or error}") from error
 
-    def read_study(self, study_id: str) -> dict[str, Any]:  # Any: a JSON object
+    def read_study(self, study_id: str, read: Callable[[Any], T]) -> T:  # Any: a JSON value
         """Read a study's record.
 
+        Args:
+            read: makes the record of its content.
+
         Raises:
-            StoreError: if it cannot be read or was written by a newer version.
+            DamagedError: if it cannot be read, or is another's.
+            StoreError: if it was written by a newer version.
         """
-        data = _read_json(self.root / "studies" / study_id / "study.json")
-        check_schema(data, f"study {study_id}")
-        return data
+
+        def check(data: Any) -> T:  # Any: a JSON value
+            found = read(data)
+            if data["study_id"] != study_id:
+                raise DamagedError(f"it says that it is study {brief(data['study_id'])}")
+            return found
+
+        hint = "Delete its folder; the same study writes it again."
+        return load(self.root / "studies" / study_id / "study.json", check, hint=hint)
 
     def new_job(self, study_id: str) -> tuple[int, Path]:
         """Reserve the next job of a study.
@@ -193,7 +234,8 @@ class Store:
         """
         folder = self.root / "studies" / study_id / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()), default=0)
+        taken = (int(file.stem) for file in folder.glob("*.json") if re.fullmatch("[0-9]+", file.stem))
+        number = 1 + max(taken, default=0)
         while True:
             try:
                 (folder / f"{number}.json").touch(exist_ok=False)
@@ -205,17 +247,22 @@ class Store:
     def jobs(self, study_id: str) -> list[Path]:
         """List the records of a study's jobs, the oldest first, without those that were only reserved."""
         files = (self.root / "studies" / study_id / "jobs").glob("*.json")
-        return sorted((f for f in files if f.stem.isdigit() and f.stat().st_size), key=lambda file: int(file.stem))
+        written = (f for f in files if re.fullmatch("[0-9]+", f.stem) and f.is_file() and f.stat().st_size)
+        return sorted(written, key=lambda file: int(file.stem))
 
     def dollars(self, study_id: str) -> dict[RunId, float]:
         """Share out what the study's jobs cost among their runs, by how long these took."""
         found: dict[RunId, float] = {}
         for path in self.jobs(study_id):
-            record = JobRecord.read(path)
+            try:
+                record = JobRecord.read(path)
+                asked = record.asked()
+                runs = [self.attempt(*one) for one in asked if self.folder(*one).is_dir()]
+            except DamagedError as error:
+                _log.warning("what a job cost is left out: %s", error)
+                continue
             if record.dollars is None:
                 continue
-            asked = [(Experiment.from_json(data).run_id, attempt) for data, attempt in record.job.experiments]
-            runs = [self.attempt(*one) for one in asked if self.folder(*one).is_dir()]
             together = sum(run.seconds for run in runs)
             for run in runs:
                 share = run.seconds / together if together else 1 / len(runs)
@@ -240,16 +287,6 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:  # Any: a JSON obje
         partial.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise StoreError(f"{path} is not JSON: {error}", hint="Delete its folder; the run is made again.") from error
-    return data
-
-
 def _write_samples(path: Path, samples: Sequence[Sample]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -272,16 +309,23 @@ def _read_samples(path: Path) -> list[Sample]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        rows = pq.ParquetFile(path).read().to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StoreError(
-            f"{path} cannot be read: {error}", hint="Delete its run's folder; the run is made again."
-        ) from error
-    return [
-        Sample(
-            **{key: value for key, value in row.items() if not key.startswith(_SCORE)},
-            scores={k.removeprefix(_SCORE): v for k, v in row.items() if k.startswith(_SCORE) and v is not None},
-        )
-        for row in rows
-    ]
+    found: list[Sample] = []
+    with stored(str(path), _REMADE):
+        if not path.is_file():  # of a pipe no end would come
+            raise OSError("it is not a file")
+        size = 0
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(_ROWS):
+                size += batch.nbytes
+                if size > MOST_BYTES:  # a few bytes on disk can say a great deal
+                    raise OSError(f"it holds more than {MOST_BYTES:,} bytes")
+                found += map(_sample, batch.to_pylist())
+        except pa.ArrowException as error:
+            raise OSError(str(error)) from error
+    return found
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:  # Any: a table's columns
+    values = {key: value for key, value in row.items() if not key.startswith(_SCORE)}
+    scores = {k.removeprefix(_SCORE): v for k, v in row.items() if k.startswith(_SCORE) and v is not None}
+    return read_as(Sample, {**values, "scores": scores})

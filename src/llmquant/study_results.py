@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from llmquant.comparison import Row, StudyRecord
 from llmquant.errors import StoreError
 from llmquant.experiment import RunId
 from llmquant.neutral import json_text
+from llmquant.reading import load
 from llmquant.run import SCHEMA_VERSION, Run, Sample
 from llmquant.store import Store
 
@@ -58,17 +58,19 @@ class Comparison:
         found = [name for name in known if name.startswith(study or "")]
         if not found or (study is not None and len(found) > 1):
             raise StoreError(f"no study is called {study!r}", hint=f"Studies in {store.root}: {', '.join(known)}")
-        return cls.of(StudyRecord.from_json(store.read_study(found[-1])), store)
+        return cls.of(store.read_study(found[-1], StudyRecord.from_json), store)
 
     @classmethod
     def of(cls, record: StudyRecord, store: Store, runs: Mapping[RunId, Run] | None = None) -> Comparison:
         """Gather what a store holds of a study.
 
         Args:
-            runs: those to show; ``None`` for all, of several attempts the one that `Store.run` chooses.
+            runs: those to show; ``None`` for all, of several attempts the one that `Store.run` chooses; those that
+                cannot be read are missing, which a note says.
         """
         if runs is None:
-            runs = {e.run_id: run for e in record.experiments if (run := store.run(e.run_id)) is not None}
+            runs, notes = _read_runs(record, store)
+            record = replace(record, notes=(*record.notes, *notes))
         known = dict(runs)
 
         def samples(run_id: RunId) -> Mapping[str, Sequence[Sample]]:
@@ -81,15 +83,13 @@ class Comparison:
         """Read what `save_json` wrote.
 
         Raises:
-            StoreError: if it is no such file, or a newer version wrote it.
+            DamagedError: if it is no such file.
+            StoreError: if a newer version wrote it.
         """
         from llmquant.report.portable import from_portable_json
 
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read {path}: {error}") from error
-        record, runs, samples, dollars = from_portable_json(data)
+        hint = "Write it again with Comparison.save_json or `llmquant report STORE -f json`."
+        record, runs, samples, dollars = load(Path(path), from_portable_json, hint=hint)
         return cls(record, runs, lambda run_id: samples.get(run_id, {}), dollars=dollars)
 
     @property
@@ -104,7 +104,7 @@ class Comparison:
 
     def samples(self) -> dict[RunId, Mapping[str, Sequence[Sample]]]:
         """Return the scored documents by run and task."""
-        return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.measurements}
+        return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.status == "completed"}
 
     def to_frame(self) -> pd.DataFrame:
         """Return `rows` as a data frame.
@@ -184,3 +184,19 @@ class Comparison:
         from llmquant.report.tables import summary
 
         return to_html_table(summary(self.rows(), self.record))
+
+
+def _read_runs(record: StudyRecord, store: Store) -> tuple[dict[RunId, Run], list[str]]:
+    """Read a study's runs, and say of which there is no telling."""
+    found: dict[RunId, Run] = {}
+    notes: list[str] = []
+    for experiment in record.experiments:
+        try:
+            run = store.run(experiment.run_id)
+        except StoreError as error:
+            label = f"{comparison.label(record, experiment.variant)} · {experiment.evaluator.label}"
+            notes.append(f"{label} is missing, as its run cannot be read: {error.message}. {error.hint}")
+        else:
+            if run is not None:
+                found[run.run_id] = run
+    return found, notes

@@ -97,8 +97,7 @@ def results(
         stderr, n = _stderr(list(samples.values()), name)
         shown = name == main
         measurements.append(Measurement(task, name, value, higher_is_better=better, stderr=stderr, n=n, headline=shown))
-    # Over several subsets it is a mean of means.
-    yield Result(task, (*measurements, *extra), everything, details, metrics if len(entries) > 1 else ())
+    yield Result(task, (*measurements, *extra), everything, details)
     if len(entries) < 2:
         return
     for place, entry in entries.items():

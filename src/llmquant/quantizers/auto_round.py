@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmquant.errors import NotHonouredError
 from llmquant.protocols import AppliedQuantization
@@ -16,7 +16,6 @@ from llmquant.quantizers.auto_round_options import AutoRoundOptions
 from llmquant.quantizers.calibration import calibration_tokens
 from llmquant.quantizers.gptqmodel import loaded_dtype
 from llmquant.quantizers.reading import dtype_name, elements_by_dtype, linear_names, only
-from llmquant.strict_loading import load_causal
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -44,7 +43,7 @@ class AutoRound:
         tokenizer = AutoTokenizer.from_pretrained(model)
         tokens = calibration_tokens(options, tokenizer, ctx)
         engine = auto_round.AutoRound(
-            load_causal(model, model.name, {"dtype": "auto"}, allow_pickle=True),
+            AutoModelForCausalLM.from_pretrained(model, dtype="auto"),
             tokenizer,
             scheme=auto_round.QuantizationScheme(bits=options.bits, group_size=options.group_size),
             alg_configs=auto_round.SignRoundConfig(iters=options.iters),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llmquant.comparison import StudyRecord
-from llmquant.errors import StoreError
+from llmquant.errors import DamagedError
 from llmquant.experiment import RunId
+from llmquant.reading import NumberFromZero, read_as, stored
 from llmquant.run import SCHEMA_VERSION, Run, Sample, check_schema
 
 _KIND = "llmquant study"
@@ -52,29 +54,31 @@ def from_portable_json(
         The record, the runs by id, the samples by run and task, and the dollars by run.
 
     Raises:
-        StoreError: if it is something else, damaged, or written by a newer version.
+        DamagedError: if it is something else.
+        StoreError: if a newer version wrote it.
     """
     check_schema(data, "a study")
     if data.get("kind") != _KIND:
-        raise StoreError("this JSON is not a whole study", hint="Write one with Comparison.save_json or -f json.")
-    try:
-        record = StudyRecord.from_json(data["study"])
-        runs = {run.run_id: run for run in map(Run.from_json, data["runs"])}
-        samples = {
-            RunId(run_id): {task: [_sample_in(sample) for sample in scored] for task, scored in tasks.items()}
-            for run_id, tasks in data["samples"].items()
-        }
-        dollars = {RunId(run_id): float(value) for run_id, value in data["dollars"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(f"a study cannot be read: {error!r}") from error
-    return record, runs, samples, dollars
+        raise DamagedError("this JSON is not a whole study", hint="Write one with Comparison.save_json or -f json.")
+    with stored("a study"):
+        file = read_as(_File, data)
+    samples = {run_id: {task: list(scored) for task, scored in tasks.items()} for run_id, tasks in file.samples.items()}
+    return file.study, {run.run_id: run for run in file.runs}, samples, dict(file.dollars)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is in the file."""
+
+    schema_version: int
+    kind: str
+    study: StudyRecord
+    runs: tuple[Run, ...]
+    samples: Mapping[RunId, Mapping[str, tuple[Sample, ...]]]
+    dollars: Mapping[RunId, NumberFromZero]
 
 
 def _sample_out(sample: Sample) -> dict[str, Any]:  # Any: a JSON object
     # JSON has no NaN and no infinity.
     scores = {metric: v if math.isfinite(v) else str(v) for metric, v in sample.scores.items()}
     return {**vars(sample), "scores": scores}
-
-
-def _sample_in(data: Mapping[str, Any]) -> Sample:  # Any: a JSON object
-    return Sample(**{**data, "scores": {metric: float(value) for metric, value in data["scores"].items()}})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmquant.comparison import StudyRecord, label
-from llmquant.errors import StoreError
 from llmquant.experiment import RunId
 from llmquant.neutral import html_text
+from llmquant.reading import loads, read_as, read_bytes, stored
 from llmquant.run import Run
 
 STYLE = """
@@ -33,6 +32,40 @@ STYLE = """
 _PICTURES = {".webp": "webp", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
+# Thumbnails have some tens of kilobytes.
+_MOST_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class _Document:
+    id: str
+    grade: float
+    score: float | None = None
+    rank: int | None = None
+    text: str = "no picture"
+    thumbnail: str = ""
+
+
+@dataclass(frozen=True)
+class _Query:
+    query: str
+    score: float
+    found: tuple[_Document, ...]
+    missed: tuple[_Document, ...]
+    id: str = ""
+    split: str = ""
+    subset: str = ""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is in a kept file."""
+
+    metric: str
+    queries: tuple[_Query, ...]
+    task: str = ""
+
+
 def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Callable[[Run], Path | None]) -> str:
     """Write a section for each run that kept its worst queries; ``""`` where none did.
 
@@ -42,7 +75,7 @@ def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Ca
             ``missed``.
 
     Raises:
-        StoreError: if a file is not of this form, or lies outside its run's folder.
+        DamagedError: if a file is not of this form, or lies outside its run's folder.
     """
     parts: list[str] = []
     pictures: dict[str, str] = {}  # each once, however many variants found the page
@@ -55,17 +88,13 @@ def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Ca
             name = details.get("failures") if isinstance(details, Mapping) else None
             if not isinstance(name, str):
                 continue
-            try:
+            what, hint = f"the worst queries of run {run.run_id}", "Delete the run's folder; the run is made again."
+            with stored(what, hint):
                 path = _kept(folder, name)
                 if path is None:
                     continue
-                kept = json.loads(path.read_text(encoding="utf-8"))
-                body = "".join(_query(query, kept["metric"], path.parent, pictures) for query in kept["queries"])
-            except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-                raise StoreError(
-                    f"the worst queries of run {run.run_id} cannot be read: {type(error).__name__}: {error}",
-                    hint="Delete the run's folder; the same command makes it again.",
-                ) from error
+                kept = read_as(_Kept, loads(read_bytes(path, _MOST_BYTES).decode()))
+                body = "".join(_query(query, kept.metric, path.parent, pictures) for query in kept.queries)
             title = f"{task} · {experiment.variant.model.name} · {label(record, experiment.variant)}"
             state = "" if parts else " open"
             parts.append(f"<details{state}><summary>{html_text(title)}</summary>{body}</details>")
@@ -83,16 +112,16 @@ def _kept(folder: Path, name: str) -> Path | None:
         ValueError: if it lies elsewhere, by its name or by a link: a store of somebody else must not show our files.
     """
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder.parent.resolve() / folder.name):
+    if not path.is_relative_to(folder):
         raise ValueError(f"{name!r} is outside the run's folder")
     return path if path.is_file() else None
 
 
-def _query(query: Any, metric: str, folder: Path, pictures: dict[str, str]) -> str:  # Any: a JSON object
-    sides = (("found", query["found"]), ("missed", query["missed"]))
+def _query(query: _Query, metric: str, folder: Path, pictures: dict[str, str]) -> str:
+    sides = (("found", query.found), ("missed", query.missed))
     return (
-        f'<div class="query"><p class="text">{html_text(query["query"])}'
-        f'<span class="score">{html_text(metric.replace("_at_", "@"))} {query["score"]:.2f}</span></p>'
+        f'<div class="query"><p class="text">{html_text(query.query)}'
+        f'<span class="score">{html_text(metric.replace("_at_", "@"))} {query.score:.2f}</span></p>'
         + "".join(
             f'<div class="side"><p>{title}</p>{"".join(_documents(documents, folder, pictures))}</div>'
             for title, documents in sides
@@ -102,22 +131,20 @@ def _query(query: Any, metric: str, folder: Path, pictures: dict[str, str]) -> s
     )
 
 
-def _documents(
-    documents: Sequence[Any],  # Any: JSON objects
-    folder: Path,
-    pictures: dict[str, str],
-) -> Iterator[str]:
+def _documents(documents: Sequence[_Document], folder: Path, pictures: dict[str, str]) -> Iterator[str]:
     for document in documents:
-        name = html_text(document["id"])
-        shown = f'<div class="page">{html_text(document.get("text", "no picture"))}</div>'
-        path = _kept(folder, document["thumbnail"]) if document.get("thumbnail") else None
+        name = html_text(document.id)
+        shown = f'<div class="page">{html_text(document.text)}</div>'
+        path = _kept(folder, document.thumbnail) if document.thumbnail else None
         if path is not None and path.suffix in _PICTURES:
-            data = f"data:image/{_PICTURES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            data = (
+                f"data:image/{_PICTURES[path.suffix]};base64,{base64.b64encode(read_bytes(path, _MOST_BYTES)).decode()}"
+            )
             picture = pictures.setdefault(data, f"p{len(pictures)}")
             shown = f'<div class="thumb {picture}" role="img" aria-label="{name}"></div>'
-        rank = document.get("rank")
-        place = f" · {document['score']:.3f}" if "score" in document else f" · rank {rank}" if rank else " · not found"
-        right = ' class="right"' if document["grade"] > 0 else ""
+        score, rank = document.score, document.rank
+        place = f" · {score:.3f}" if score is not None else f" · rank {rank}" if rank else " · not found"
+        right = ' class="right"' if document.grade > 0 else ""
         yield f"<figure{right}>{shown}<figcaption>{name}{html_text(place)}</figcaption></figure>"
 
 
