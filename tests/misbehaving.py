@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmquant import Context, LoadedModel, Measurement, PluginSpec, Result
+from llmquant import Context, LoadedModel, Measurement, PluginSpec, Result, Sample
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,56 @@ class MisbehaveOptions:
     how: Literal["not", "raise", "exit", "kill", "sleep", "sleep_once", "oom", "return_objects"] = "not"
     marker: str = ""
     tag: str = ""
+
+
+class Unreadable(Exception):
+    """An exception whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class NoException(BaseException):
+    """What ``except Exception`` does not catch."""
+
+
+@dataclass(frozen=True)
+class BreakOptions:
+    """What is raised, after how many of three tasks."""
+
+    what: Literal["nothing", "unreadable", "base", "exit", "assert", "cycle", "wrong"] = "nothing"
+    after: int = 0
+
+
+class Break:
+    """Yields three tasks of two documents each, unless it breaks off."""
+
+    def __init__(self, options: BreakOptions) -> None:
+        self._options = options
+
+    def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
+        for number in range(3):
+            if number == self._options.after:
+                self._fail()
+            samples = [Sample(document, "p", {"score": 1.0}) for document in "ab"]
+            yield Result(f"task{number}", [Measurement(f"task{number}", "score", 1.0, n=2)], samples)
+        if self._options.what == "wrong":
+            yield Result("task3", [Measurement("task3", "score", "0.5")])
+
+    def _fail(self) -> None:
+        what = self._options.what
+        if what == "unreadable":
+            raise Unreadable
+        if what == "base":
+            raise NoException("it goes past except Exception")
+        if what == "exit":
+            sys.exit(3)
+        if what == "assert":
+            assert not what
+        if what == "cycle":
+            error = ValueError()
+            error.__cause__ = error
+            raise error
 
 
 class Misbehave:
@@ -51,6 +102,13 @@ class Misbehave:
         return [Result("misbehave", [Measurement("misbehave", "parameters", parameters)], details=details)]
 
 
+BREAK = PluginSpec(
+    kind="evaluator",
+    name="break",
+    summary="Breaks off on request.",
+    options="misbehaving:BreakOptions",
+    target="misbehaving:Break",
+)
 SPEC = PluginSpec(
     kind="evaluator",
     name="misbehave",

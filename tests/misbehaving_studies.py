@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import llmquant as lq
+from llmquant.executors import LocalExecutor
 from llmquant.plugins.registry import registry
+from llmquant.protocols import JobState
+from llmquant.store import Store
 
 HERE = Path(__file__).parent
 
@@ -24,6 +27,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
     before = list(registry().plugins)
     lq.register(misbehaving.SPEC)
+    lq.register(misbehaving.BREAK)
     yield
     registry().plugins = before
 
@@ -31,6 +35,25 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 def compare(tiny_model: Path, tmp_path: Path, *evaluators: str, **changes) -> lq.Comparison:
     options = {"executor": "local(device=cpu, threads=1)", "store": tmp_path / "store", "progress": False, **changes}
     return lq.compare(str(tiny_model), ["fp32_baseline"], evaluators, **options)
+
+
+class Here(LocalExecutor):
+    """Does jobs in the process of the test: that takes a second where a worker takes ten."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu")
+
+    def submit(self, job: Path, store: Path) -> str:
+        from llmquant.pipeline import work
+
+        work(job, Store(store))
+        return "here"
+
+    def collect(self, job_id: str, store: Path) -> JobState:
+        return "ended"
+
+    def cancel(self, job_id: str) -> None:
+        pass
 
 
 def by_evaluator(found: lq.Comparison) -> dict[str, lq.Run]:

@@ -110,8 +110,8 @@ def test_options_of_another_type_are_found(make):
         ({"documents": "[str(random.random())]"}, "other results or samples"),
         ({"documents": "'aa'"}, "a sample is given twice"),
         ({"times": 2}, "a number is given twice"),
-        ({"details": "{'module': subject}"}, "details cannot be written as JSON"),
-        ({"value": "'many'"}, "a measurement is no number"),
+        ({"details": "{'module': subject}"}, "details is .*\nIt must be JSON"),
+        ({"value": "'many'"}, "value is 'many' .str.\nIt must be a number"),
     ],
 )
 def test_an_evaluator_that_does_not_conform_is_found(make, fields, complaint, tmp_path):

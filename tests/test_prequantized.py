@@ -336,3 +336,31 @@ def test_a_quantized_model_is_pointed_to_prequantized(info):
     quantized = replace(info, config={**info.config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     with pytest.raises(UnsupportedError, match=r'and this one as -q "prequantized\('):
         BaselineOptions().check(quantized, "cpu")
+
+
+def test_the_models_tokenizer_reads_for_the_checkpoint(load, tiny_model, tmp_path):
+    """What the checkpoint's own does otherwise is in the note, and its way to attend is not taken over."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    saved = AutoModelForCausalLM.from_pretrained(
+        tiny_model,
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+    )
+    saved.save_pretrained(tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    config = tmp_path / "saved" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "attn_implementation": "eager"}))
+    loaded = load(tmp_path / "saved")
+    assert loaded.tokenizer.eos_token == "<|im_end|>"
+    assert "its tokenizer's eos_token is '<|endoftext|>', not '<|im_end|>'; the model's" in loaded.applied.note
+    assert loaded.module.config._attn_implementation == "sdpa"
+
+
+def test_a_checkpoint_with_other_positions_is_refused(copy_of, info):
+    """They decide how long a prompt may be: before anything is loaded."""
+    with pytest.raises(UnsupportedError, match="max_position_embeddings is 512, not 2048"):
+        _options(copy_of("gptq").config(max_position_embeddings=512)).check(info, "cpu")

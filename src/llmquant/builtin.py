@@ -216,6 +216,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         target="llmquant.quantizers.prequantized:Prequantized",
         requires=TORCH,
         install=_LOCAL,
+        version="2",  # the model's tokenizer is used
     ),
 )
 

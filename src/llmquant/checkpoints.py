@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from llmquant.cache import Cache
 from llmquant.call import Json
 from llmquant.checkpoint_files import file_digest
-from llmquant.errors import LlmquantError, ModelError, PluginError, RunError
+from llmquant.errors import LlmquantError, ModelError, PluginError, RunError, describe
 from llmquant.experiment import Digest, Documents, ModelUse, PluginUse
 from llmquant.job import end_with_parent, log_tail
 from llmquant.models import ModelInfo
@@ -56,6 +56,8 @@ def quantized_checkpoint(
     if not chosen.plugin.spec.checkpoint:
         path: Path = registry().construct(chosen).prepare(source, ctx.files / "checkpoint", ctx)
         return path
+    from llmquant.strict_loading import check_source
+
     engine = _engine_versions(chosen)
     key: Json = {
         "model": info.use().identity(),
@@ -65,6 +67,7 @@ def quantized_checkpoint(
 
     def make(out: Path) -> None:
         started = time.perf_counter()
+        check_source(source, info.source, trust_remote_code="trust_remote_code" in info.flags)
         _log.info("quantizing %s as %s", info.source, chosen.use.label)
         _run_child(source, out, info.use(), chosen, ctx, threads)
         _write_recipe(out, info, chosen, ctx, engine, time.perf_counter() - started)
@@ -233,9 +236,11 @@ def main() -> None:
 
         try:
             _quantize(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), tell)
-        except Exception as error:  # quantizers and their engines may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # quantizers and their engines may raise anything, and call sys.exit
             _log.exception("the quantization failed")
-            message = error.message if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
+            message = (isinstance(error, LlmquantError) and error.message) or describe(error)
             hint = error.hint if isinstance(error, LlmquantError) else ""
             tell({"message": message, "hint": hint, "out_of_memory": is_out_of_memory(error)})
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmquant.blanking import blank_secrets
 from llmquant.cli_inspect import AsJson, inspect_app, print_json, print_tables, say
 from llmquant.cli_options import (
     All,
@@ -246,7 +247,7 @@ def main() -> None:
     except LlmquantError as error:
         if debug:
             raise
-        text = f"error: {error}" if "\n" not in error.message else f"errors:\n{error}"
+        text = blank_secrets(f"error: {error}" if "\n" not in error.message else f"errors:\n{error}")
         say(*text.split("\n"), fg="red", err=True)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except KeyboardInterrupt:
@@ -310,7 +311,7 @@ class _Printable(logging.Formatter):
     """Writes out what a terminal would obey in a message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep="\n")
+        return printable(blank_secrets(super().format(record)), keep="\n")
 
 
 def _show_log(*, verbose: bool) -> None:

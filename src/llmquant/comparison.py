@@ -95,7 +95,7 @@ class Row:
         evaluator: its label.
         evaluator_key: equal for like measurements: evaluator, options, documents, seed and hardware.
         run_id: of the run.
-        status: ``missing``: not run yet.
+        status: ``missing``: not run yet; tasks that a failed run finished are ``completed``.
         attempt: which attempt of the run this is; ``None`` for a missing one.
         hardware: where it was measured, for evaluators whose numbers depend on it.
         task: with `metric` and `at` what was measured; ``""`` where the run gave nothing.
@@ -183,10 +183,11 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
     Args:
         record: what the study wants.
         runs: what is stored of the study's experiments; others do no harm.
-        samples: asked for completed runs only, once each.
+        samples: asked for runs with measurements only, once each.
 
     Returns:
-        One row a measurement, in the order of the study; one row for each experiment that failed or is missing.
+        One row per measurement, in the order of the study; one row for each experiment that failed or is missing. One
+        that failed half way has both: rows of the tasks that it finished, and one of its failure.
     """
     baselines = {
         _likeness(experiment): experiment for experiment in record.experiments if _is_baseline(record, experiment)
@@ -202,20 +203,21 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
     for experiment in record.experiments:
         run = runs.get(experiment.run_id)
         head = _head(record, experiment, run)
-        if run is None or run.status == "failed":
+        if run is None:
             found.append(Row(**head))
-            continue
-        if head["is_baseline"]:
-            found += [Row(**head, **vars(measurement)) for measurement in run.measurements]
             continue
         beside = baselines.get(_likeness(experiment))
         other = None if beside is None else runs.get(beside.run_id)
+        # A run that failed half way has rows of the tasks that it finished, and one of its failure.
+        finished = {**head, "status": "completed", "failure": None, "failure_kind": None}
         if other is not None:
-            head["provenance_differences"] = _provenance_differences(run, other)
+            finished["provenance_differences"] = _provenance_differences(run, other)
         for measurement in run.measurements:
             like = None if other is None else _like(measurement, other.measurements)
-            compared = _compare(measurement, like, run, other, samples_of)
-            found.append(Row(**head, **vars(measurement), **compared))
+            compared = {} if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
+            found.append(Row(**finished, **vars(measurement), **compared))
+        if run.status == "failed":
+            found.append(Row(**head))
     return _without_signal(found, samples_of)
 
 
@@ -337,10 +339,10 @@ def _compare(
     from llmquant.stats.paired import verdict
     from llmquant.stats.samples import pair_samples
 
-    if other is None or other.status == "failed":
-        return {"no_interval": "the baseline has not run" if other is None else "the baseline failed"}
+    if other is None:
+        return {"no_interval": "the baseline has not run"}
     if like is None:
-        return {"no_interval": "the baseline has no such value"}
+        return {"no_interval": "the baseline failed" if other.status == "failed" else "the baseline has no such value"}
     value, baseline = measurement.value, like.value
     found: dict[str, Any] = {"baseline_value": baseline, "difference": value - baseline}
     try:

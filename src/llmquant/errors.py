@@ -24,6 +24,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Sequence
 
 
@@ -114,6 +115,21 @@ class ItemError(RunError):
 
 class ReferenceFailedError(RunError):
     """The baseline's run, which an experiment is held against, failed or left no file."""
+
+
+def describe(error: BaseException) -> str:
+    """Word any exception for people; one without a text of its own says where it was raised."""
+    try:
+        text = str(error).strip()
+    except BaseException as broken:  # somebody else's `__str__` may raise anything
+        text, missing = "", f" whose message cannot be read ({type(broken).__name__} in its __str__)"
+    else:
+        missing = " without a message"
+    name = type(error).__name__
+    if text:
+        return text if isinstance(error, LlmquantError) else f"{name}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return name + missing + (f", at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llmquant.blanking import blank_secrets
 from llmquant.errors import RequestError
 from llmquant.experiment import Experiment, RunId
 from llmquant.protocols import Job
@@ -136,14 +136,9 @@ def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
 
 
 def log_tail(text: str, lines: int = 30) -> str:
-    """Return the last lines of a log, without progress bars and with tokens blanked."""
+    """Return the last lines of a log, without progress bars and with secrets blanked."""
     shown = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    return blank_tokens("\n".join([line for line in shown if line][-lines:]))
-
-
-def blank_tokens(text: str) -> str:
-    """Blank what looks like an access token."""
-    return re.sub(r"\b(hf_|ak-|as-|sk-|ghp_)[A-Za-z0-9_-]{12,}", r"\1***", text)
+    return blank_secrets("\n".join([line for line in shown if line][-lines:]))
 
 
 def end_with_parent() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from llmquant.errors import (
     MissingDependencyError,
@@ -20,8 +20,10 @@ from llmquant.errors import (
     SanityError,
 )
 from llmquant.hub import download
+from llmquant.loading_settings import config_differences, settle, tokenizer_differences
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadedModel, LoadStats
+from llmquant.strict_loading import load_causal, load_strict, warm_imports
 
 if TYPE_CHECKING:
     from llmquant.cache import Cache
@@ -59,17 +61,14 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
     In float32: a block's scale and minimum are float16 and its codes have at most 8 bits, so that products and sums
     need more digits than float16 or bfloat16 have.
     """
-    options: dict[str, Any] = {}  # Any: from_pretrained's keywords
+    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}  # Any: from_pretrained's keywords
     if hasattr(transformers, "GgufConfig"):  # versions before it always dequantize
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, **options
-        )
+        model = load_strict(transformers.AutoModelForCausalLM, gguf.parent, gguf.name, options, allow_pickle=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"transformers cannot convert {gguf.name}: {error}") from error
-    check_complete(report, gguf.name)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -84,14 +83,17 @@ def load_causal_lm(
     """Load the checkpoint at `path`, quantized, onto the context's device, and check what came out.
 
     Args:
-        path: what `materialize` or the quantizer's ``prepare`` returned.
+        path: what `materialize` or the quantizer's ``prepare`` returned; the tokenizer and the tokens that end a text
+            are those of the model itself, for every variant alike.
         options: the quantizer's; with ``requests()``, each of these must be found in the weights.
 
     Raises:
         ModelError: if it cannot be loaded, or lacks weights.
         NotHonouredError: if what was loaded is not what was asked for.
+        UnsupportedError: if `path` is a checkpoint of another model.
     """
     keywords = quantizer.load_kwargs(info, ctx)
+    warm_imports(transformers.AutoModelForCausalLM, path, trust_remote_code="trust_remote_code" in info.flags)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
         module = _from_pretrained(path, info, keywords, ctx.device)
@@ -101,34 +103,54 @@ def load_causal_lm(
         touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
     applied = quantizer.applied(module)
     check_honoured(options, applied)
-    tokenizer = load_tokenizer(path, info)
+    home = materialize(info, ctx.cache)
+    tokenizer = load_tokenizer(home, info)
+    if path != home:
+        notes = (applied.note, *_differences(module, tokenizer, path, home, info))
+        applied = replace(applied, note="; ".join(filter(None, notes)))
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    settle(module, home, tokenizer, trust_remote_code="trust_remote_code" in info.flags)
     return LoadedModel(module, tokenizer, info, applied, path, ctx.device, LoadStats(seconds, peak.bytes))
+
+
+def _differences(
+    module: Any,  # Any: transformers has no types
+    tokenizer: Any,
+    path: Path,
+    home: Path,
+    info: ModelInfo,
+) -> list[str]:
+    """Name what the checkpoint at `path` brings that differs from the model's own folder, whose tokenizer is used.
+
+    Raises:
+        UnsupportedError: if it was made from another model.
+    """
+    config = transformers.AutoConfig.from_pretrained(home, trust_remote_code="trust_remote_code" in info.flags)
+    found = config_differences(config, module.config, str(path), info.source)
+    try:
+        theirs = load_tokenizer(path, info)
+    except ModelError:
+        return [*found, "it has no tokenizer that transformers can load: the model's is used"]
+    other = tokenizer_differences(tokenizer, theirs, str(path), info.source)
+    return [*found, *other, *(["the model's tokenizer is used"] if other else [])]
 
 
 def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], device: str) -> Any:  # Any: transformers
     # Left to itself, transformers attends by sdpa wherever the model can, and eagerly otherwise.
-    try:
-        module, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            device_map=device_map(device),
-            trust_remote_code="trust_remote_code" in info.flags,
-            use_safetensors=None if "allow_pickle" in info.flags else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them; `check_complete` ignores none
-            **keywords,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
-    check_complete(report, info.source)
+    module = load_causal(
+        path,
+        info.source,
+        {"device_map": device_map(device), "trust_remote_code": "trust_remote_code" in info.flags, **keywords},
+        allow_pickle="allow_pickle" in info.flags,
+    )
     left = [str(place) for place in (getattr(module, "hf_device_map", None) or {}).values() if place in ("cpu", "disk")]
     if left and device != "cpu":
         raise ModelError(
             f"{info.source} does not fit on {torch.cuda.device_count()} GPUs: {len(left)} of its parts were left out",
             hint="Give a job more of them (gpus_per_job), or quantize to fewer bits.",
         )
-    return module.eval()
+    return module
 
 
 def device_map(device: str) -> str | dict[str, str]:
@@ -147,31 +169,6 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code="trust_remote_code" in info.flags)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
-
-
-def check_complete(report: Mapping[str, Any], source: str) -> None:  # Any: transformers' loading report
-    """Refuse a model some of whose weights were not in the files: they are random numbers.
-
-    Raises:
-        ModelError: naming the first of them.
-    """
-    missing = sorted(report.get("missing_keys") or ())
-    if missing:
-        raise ModelError(
-            f"{source} lacks {len(missing)} of the weights its configuration asks for, first {missing[0]!r}",
-            hint="Its config.json belongs to another model, or its weights are not all there.",
-        )
-    mismatched = sorted(report.get("mismatched_keys") or ())
-    if mismatched:
-        name, stored, expected = mismatched[0]
-        raise ModelError(
-            f"{source}: {len(mismatched)} weights have another shape than its configuration says, first {name!r}: "
-            f"{tuple(stored)}, not {tuple(expected)}",
-            hint="Its config.json belongs to another model.",
-        )
-    errors = list(report.get("error_msgs") or ())
-    if errors:
-        raise ModelError(f"{source} was not loaded whole: {errors[0]}")
 
 
 def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses
@@ -208,14 +205,6 @@ def sanity_check(model: LoadedModel) -> str:
     module, tokenizer = model.module, model.tokenizer
     inputs = tokenizer(_PROMPT, return_tensors="pt").to(module.device)
     prompt = inputs["input_ids"]
-    settings = transformers.GenerationConfig(
-        max_new_tokens=_SANITY_TOKENS,
-        min_new_tokens=_SANITY_TOKENS,
-        do_sample=False,
-        bos_token_id=module.generation_config.bos_token_id,
-        eos_token_id=module.generation_config.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     with torch.no_grad():
         logits = module(input_ids=prompt, attention_mask=inputs["attention_mask"]).logits
         finite = torch.isfinite(logits)
@@ -225,9 +214,14 @@ def sanity_check(model: LoadedModel) -> str:
                 f"{share:.0%} of the logits of {model.info.source} as {model.applied.code} are not finite",
                 hint="float16 overflows in some models trained in bfloat16; try bfloat16.",
             )
-        tokens = module.generate(input_ids=prompt, attention_mask=inputs["attention_mask"], generation_config=settings)[
-            0, prompt.shape[1] :
-        ].tolist()
+        answer = module.generate(
+            input_ids=prompt,
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=_SANITY_TOKENS,
+            min_new_tokens=_SANITY_TOKENS,
+            do_sample=False,
+        )
+        tokens = answer[0, prompt.shape[1] :].tolist()
     text = str(tokenizer.decode(tokens))
     if not text.strip():
         raise SanityError(f"{model.info.source} as {model.applied.code} says nothing: {text!r}")

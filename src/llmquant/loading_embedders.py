@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import transformers
 
 from llmquant.errors import SanityError, UnsupportedError
 from llmquant.experiment import VectorForm, digest_of
@@ -17,6 +18,7 @@ from llmquant.loading import check_honoured, materialize
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadStats
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.strict_loading import warm_imports
 
 if TYPE_CHECKING:
     from llmquant.cache import Cache
@@ -78,9 +80,12 @@ def load_embedder(
     if info.embeds is None:
         raise UnsupportedError(f"{info.source} is no embedder")
     path = materialize_embedder(info, embedder, ctx.cache)
+    keywords = quantizer.load_kwargs(info, ctx)
+    if path is not None:
+        warm_imports(transformers.AutoModel, path)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
-        opened = embedder.open(path or ctx.files, info, quantizer.load_kwargs(info, ctx), ctx)
+        opened = embedder.open(path or ctx.files, info, keywords, ctx)
         if ctx.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from llmquant.errors import describe
+
 # GPTQ, AWQ and compressed-tensors layers keep codes and scales side by side as buffers or parameters of these names.
 _CODE_NAMES = frozenset({"qweight", "weight_packed"})
 _STATE_NAMES = frozenset(
@@ -151,8 +153,11 @@ def _attached(holder: Any) -> Iterator[torch.Tensor]:  # Any: a parameter or a s
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error, or what caused it, is memory that could not be had, on any device."""
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, torch.OutOfMemoryError | MemoryError) or any(text in str(seen) for text in _OUT_OF_MEMORY):
+    known: set[int] = set()
+    while seen is not None and id(seen) not in known:
+        known.add(id(seen))
+        text = describe(seen)
+        if isinstance(seen, torch.OutOfMemoryError | MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -122,6 +122,9 @@ def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
         shutil.copytree(loaded.path, folder)
     else:
         loaded.module.save_pretrained(folder)
+        said = loaded.path / "generation_config.json"  # what is evaluated leaves most of it out
+        if said.exists():
+            shutil.copy(said, folder)
         load_tokenizer(loaded.path, loaded.info).save_pretrained(folder)  # the loaded one may have got a padding token
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     card = model_card(loaded.info, loaded.applied, chosen.use.label, read_recipe(folder), size)

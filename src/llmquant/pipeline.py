@@ -20,11 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmquant.blanking import blank_secrets
 from llmquant.cache import Cache
 from llmquant.call import Json
-from llmquant.errors import LlmquantError, ReferenceFailedError
+from llmquant.checked_results import checked_results
+from llmquant.errors import ReferenceFailedError, describe
 from llmquant.experiment import Digest, Documents, Experiment, ModelUse, digest_of
-from llmquant.job import JobRecord, Journal, blank_tokens, end_with_parent, log_path, log_tail
+from llmquant.job import JobRecord, Journal, end_with_parent, log_path, log_tail
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.protocols import Context, Job, LoadedModel
@@ -36,6 +38,7 @@ from llmquant.subjects import restore_subject
 if TYPE_CHECKING:
     from llmquant.protocols import Evaluator
     from llmquant.retrieval.loaded import LoadedEmbedder
+    from llmquant.run import Result
 
     Subject = LoadedModel | LoadedEmbedder
 
@@ -55,7 +58,9 @@ def work(record: Path, store: Store) -> None:
             for spec in job.plugins:
                 registry().register(spec_from_json(spec))
             subject = _load(job, experiments[0][0], context, journal)
-        except Exception as error:  # models, quantizers and their backends may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # models, quantizers and their backends may raise anything, and call sys.exit
             _log.exception("the model could not be loaded")
             for experiment, attempt in experiments:
                 run = _failed(experiment, attempt, error, started, record, 0)
@@ -119,38 +124,46 @@ def _evaluate(
     journal.write("started", experiment.run_id)
     _log.info("%s started", experiment.evaluator.label)
     set_seed(experiment.seed)
+    finished: list[Result] = []
+    failure = None
     try:
         evaluator: Evaluator = registry().construct(registry().restore("evaluator", experiment.evaluator))
-        results = list(
-            evaluator.evaluate(
-                _as_variant(subject, experiment),
-                replace(
-                    context,
-                    seed=experiment.seed,
-                    documents=experiment.documents or Documents(),
-                    reference=_reference(experiment, store),
-                    files=partial / "files",
-                    progress=lambda done, total: journal.write("progress", experiment.run_id, done=done, total=total),
-                ),
-            )
+        results = evaluator.evaluate(
+            _as_variant(subject, experiment),
+            replace(
+                context,
+                seed=experiment.seed,
+                documents=experiment.documents or Documents(),
+                reference=_reference(experiment, store),
+                files=partial / "files",
+                progress=lambda done, total: journal.write("progress", experiment.run_id, done=done, total=total),
+            ),
         )
-        run = Run(
-            experiment,
-            "completed",
-            tuple(measurement for result in results for measurement in result.measurements),
-            _applied(subject),
-            _provenance(subject, record),
-            started,
-            _now(),
-            {result.task: dict(result.details) for result in results},
-            attempt=attempt,
-        )
-        samples = {result.task: result.samples for result in results}
-        _commit(store, journal, run, samples, record, log_from, partial)
-    except Exception as error:  # evaluators and their backends may raise anything, and return what cannot be stored
+        for result in checked_results(results, experiment.evaluator.plugin):
+            finished.append(result)  # one by one: what is finished is kept where the next task fails
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # evaluators and their backends may raise anything, and call sys.exit
         _log.exception("%s failed", experiment.evaluator.label)
-        run = _failed(experiment, attempt, error, started, record, log_from)
-        run = replace(run, applied=_applied(subject), provenance=_provenance(subject, record))
+        failure = _failure(error, record, log_from)
+    run = Run(
+        experiment,
+        "completed" if failure is None else "failed",
+        tuple(measurement for result in finished for measurement in result.measurements),
+        _applied(subject),
+        _provenance(subject, record),
+        started,
+        _now(),
+        {result.task: dict(result.details) for result in finished},
+        failure,
+        attempt,
+    )
+    samples = {result.task: result.samples for result in finished}
+    try:
+        _commit(store, journal, run, samples, record, log_from, partial)
+    except Exception as error:  # a disk that is full, or what cannot be written after all
+        _log.exception("%s could not be stored", experiment.evaluator.label)
+        run = replace(run, status="failed", measurements=(), details={}, failure=_failure(error, record, log_from))
         shutil.rmtree(partial / "samples", ignore_errors=True)
         _commit(store, journal, run, {}, record, log_from, partial if partial.exists() else None)
     gc.collect()
@@ -158,16 +171,20 @@ def _evaluate(
         torch.cuda.empty_cache()
 
 
-def _failed(experiment: Experiment, attempt: int, error: Exception, started: str, record: Path, log_from: int) -> Run:
+def _failed(
+    experiment: Experiment, attempt: int, error: BaseException, started: str, record: Path, log_from: int
+) -> Run:
+    failure, where = _failure(error, record, log_from), _provenance(None, record)
+    return Run(experiment, "failed", (), None, where, started, _now(), failure=failure, attempt=attempt)
+
+
+def _failure(error: BaseException, record: Path, log_from: int) -> Failure:
     from llmquant.memory import is_out_of_memory
 
     kind: FailureKind = "out_of_memory" if is_out_of_memory(error) else "error"
     if isinstance(error, ReferenceFailedError):
         kind = "reference_failed"
-    message = str(error) if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
-    failure = Failure(kind, blank_tokens(message), log_tail(_log_since(record, log_from)))
-    where = _provenance(None, record)
-    return Run(experiment, "failed", (), None, where, started, _now(), failure=failure, attempt=attempt)
+    return Failure(kind, blank_secrets(describe(error)), log_tail(_log_since(record, log_from)))
 
 
 def _provenance(subject: Subject | None, record: Path) -> dict[str, Json]:
@@ -184,7 +201,7 @@ def _commit(
     partial: Path | None = None,
 ) -> None:
     partial = partial or store.begin(run.run_id)
-    (partial / "log.txt").write_text(blank_tokens(_log_since(record, log_from)), encoding="utf-8")
+    (partial / "log.txt").write_text(blank_secrets(_log_since(record, log_from)), encoding="utf-8")
     store.commit(run, partial, samples)
     journal.write("finished", run.run_id)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llmquant.blanking import blank_secrets
 from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.comparison import StudyRecord
@@ -124,10 +125,10 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
     notes += _overlaps(quantizers, parts)
     record = StudyRecord(
         study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
-        title=", ".join(info.use().name for info in known),
+        title=blank_secrets(", ".join(info.use().name for info in known)),
         experiments=tuple(by_variant),
         baselines={info.digest: baseline.use.label for info in known if baseline is not None},
-        notes=(*notes, *executor.notices),
+        notes=tuple(map(blank_secrets, (*notes, *executor.notices))),
         limit=study.limit,
         seed=study.seed,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -89,12 +89,15 @@ class Result:
 
     Attributes:
         details: what else is worth keeping: task versions, token counts, the batch size that fitted.
+        not_means: metrics whose value is not the mean of the samples' scores of the same name, such as the BLEU of
+            a corpus; of all others the mean is checked.
     """
 
     task: str
     measurements: Sequence[Measurement]
     samples: Sequence[Sample] = ()
     details: Mapping[str, Json] = field(default_factory=dict)
+    not_means: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Run:
             "experiment": self.experiment.to_json(),
             "measurements": [measurement.to_json() for measurement in self.measurements],
             "applied": None if self.applied is None else dict(self.applied),
-            "details": _finite(self.details),
+            "details": finite_json(self.details),
             "provenance": dict(self.provenance),
             "started_at": self.started_at,
             "finished_at": self.finished_at,
@@ -209,10 +212,10 @@ def _number_out(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _finite(value: Json) -> Json:
+def finite_json(value: Json) -> Json:
     """Write numbers that are not finite as strings, since JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite_json(item) for item in value]
     return _number_out(value) if isinstance(value, float) else value

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llmquant.blanking import blank_secrets
 from llmquant.errors import DamagedError, StoreError
 from llmquant.experiment import Experiment, RunId
 from llmquant.grouping import make_groups
-from llmquant.job import JobRecord, blank_tokens, log_path, log_tail, read_journal
+from llmquant.job import JobRecord, log_path, log_tail, read_journal
 from llmquant.plan import Planned, plan
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.spec import RunEvent, spec_to_json
@@ -284,7 +285,7 @@ class Scheduler:
             failed = left[:1]  # it ended between two experiments
         path = log_path(active.record)
         raw = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        log = blank_tokens(raw)
+        log = blank_secrets(raw)
         if log != raw:  # the worker wrote it past us
             path.write_text(log, encoding="utf-8")
         for experiment in failed:
@@ -298,7 +299,7 @@ class Scheduler:
                 {"executor_hardware": self._executor.hardware},
                 started,
                 now,
-                failure=Failure(kind, reason, log_tail(log)),
+                failure=Failure(kind, blank_secrets(reason), log_tail(log)),
                 attempt=active.attempts[experiment.run_id],
             )
             self._store_failed(run, log)
@@ -308,7 +309,7 @@ class Scheduler:
     def _store_failed(self, run: Run, log: str) -> None:
         try:
             partial = self._store.begin(run.run_id)
-            (partial / "log.txt").write_text(blank_tokens(log), encoding="utf-8")
+            (partial / "log.txt").write_text(blank_secrets(log), encoding="utf-8")
             self._store.commit(run, partial, {})
         except (StoreError, OSError) as error:  # a full disk: the run is told, if not kept
             _log.warning("a failed run could not be stored: %s", error)
@@ -380,7 +381,7 @@ def _readable(store: Store, run_id: RunId) -> Run | None:
 
 
 def _tell(active: _Active) -> None:
-    """Log what the worker wrote since the last time, its executor having blanked tokens in it."""
+    """Log what the worker wrote since the last time."""
     path = log_path(active.record)
     if path.exists() and path.stat().st_size > active.told:
         with path.open("rb") as stream:
@@ -390,7 +391,7 @@ def _tell(active: _Active) -> None:
         active.told += len(whole)
         label = active.experiments[0].variant.quantizer.label
         for line in whole.decode(errors="replace").splitlines():
-            _log.info("%s: %s", label, line.rsplit("\r", 1)[-1].rstrip())
+            _log.info("%s: %s", label, blank_secrets(line.rsplit("\r", 1)[-1].rstrip()))
 
 
 def _running(active: _Active) -> Running:

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote
 
 import psutil
 
+from llmquant.blanking import blank_run
 from llmquant.errors import DamagedError, StoreError
 from llmquant.experiment import RunId, path_of
 from llmquant.job import JobRecord
@@ -133,7 +134,7 @@ class Store:
         return partial
 
     def commit(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> bool:
-        """Write a run into its partial folder and put that in its place.
+        """Write a run into its partial folder, secrets blanked, and put that in its place.
 
         Args:
             samples: by task.
@@ -145,6 +146,7 @@ class Store:
             StoreError: if the disk is full or cannot be written.
         """
         try:
+            run, samples = blank_run(run, samples, partial / "files")
             for task, scored in samples.items():
                 if scored:
                     _write_samples(partial / "samples" / f"{quote(task, safe='')}.parquet", scored)

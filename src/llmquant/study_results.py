@@ -104,7 +104,7 @@ class Comparison:
 
     def samples(self) -> dict[RunId, Mapping[str, Sequence[Sample]]]:
         """Return the scored documents by run and task."""
-        return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.status == "completed"}
+        return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.measurements}
 
     def to_frame(self) -> pd.DataFrame:
         """Return `rows` as a data frame.

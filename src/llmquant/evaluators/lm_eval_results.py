@@ -28,6 +28,8 @@ _PROMPT = (
 _LIKELIHOODS = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_per_byte": "bytes"}
 # ... or the same computation over this document alone: its own Brier score or BLEU.
 _ALONE = frozenset({"brier_score", "bleu", "chrf", "chrfpp", "ter"})
+# What of lm-eval's aggregations is a mean, or a ratio of sums.
+_MEANS = frozenset({"mean", "weighted_perplexity", "bits_per_byte", "brier_score"})
 
 
 def results(
@@ -57,7 +59,13 @@ def results(
         configuration = output["configs"][name]
         own["config"] = {key: _json(configuration[key]) for key in _KEPT if key in configuration}
         own["prompt_template"] = digest_of({key: _json(configuration.get(key)) for key in _PROMPT})
-        yield Result(name, measurements, tuple(_samples(output["samples"][name], tasks[name])), own)
+        aggregation = tasks[name].aggregation()
+        not_means = [
+            measurement.metric
+            for measurement in measurements
+            if getattr(aggregation.get(measurement.metric.partition(",")[0]), "__name__", "") not in _MEANS
+        ]
+        yield Result(name, measurements, tuple(_samples(output["samples"][name], tasks[name])), own, not_means)
 
 
 def _measurements(

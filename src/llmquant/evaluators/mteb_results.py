@@ -97,7 +97,8 @@ def results(
         stderr, n = _stderr(list(samples.values()), name)
         shown = name == main
         measurements.append(Measurement(task, name, value, higher_is_better=better, stderr=stderr, n=n, headline=shown))
-    yield Result(task, (*measurements, *extra), everything, details)
+    # Over several subsets it is a mean of means.
+    yield Result(task, (*measurements, *extra), everything, details, metrics if len(entries) > 1 else ())
     if len(entries) < 2:
         return
     for place, entry in entries.items():

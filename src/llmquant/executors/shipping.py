@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmquant.blanking import blank_secrets
 from llmquant.errors import ModelError, StoreError, UnsupportedError
 from llmquant.experiment import Experiment, path_of
-from llmquant.job import blank_tokens, journal_path, log_path
+from llmquant.job import journal_path, log_path
 
 _RECORD = "job.json"
 _MODEL = "model"
@@ -229,7 +230,7 @@ def _news(source: Path, home: Path, *, ended: bool) -> tuple[int, bytes]:
 def _blank(line: bytes) -> bytes:
     """Blank tokens and keep the length, so that the size of the copy says how far it is."""
     text = line.rstrip(b"\r\n")
-    blanked = blank_tokens(text.decode("latin-1")).encode("latin-1")
+    blanked = blank_secrets(text.decode("latin-1")).encode("latin-1")
     return blanked.ljust(len(text)) + line[len(text) :]
 
 

@@ -18,7 +18,7 @@ import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from llmquant.errors import LlmquantError, OptionError, PluginError, nearest
+from llmquant.errors import OptionError, PluginError, describe, nearest
 from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.spec import Hooks, PluginSpec
 
@@ -174,4 +174,4 @@ def _check_names_are_new(plugin: Plugin, plugins: Iterable[Plugin]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).replace("\n", ". ") if isinstance(error, LlmquantError) else f"{type(error).__name__}: {error}"
+    return describe(error).replace("\n", ". ")

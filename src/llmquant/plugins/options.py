@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from llmquant.blanking import blank_secrets
 from llmquant.call import Call, Json
 from llmquant.errors import (
     LlmquantError,
@@ -18,6 +19,7 @@ from llmquant.errors import (
     RequestError,
     RequestErrors,
     UnknownNameError,
+    describe,
     nearest,
 )
 from llmquant.experiment import Digest, InputFile
@@ -58,9 +60,9 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
     except LlmquantError:
         raise
     except ValueError as error:
-        raise OptionError(f"{call.name}: {error}") from error
+        raise OptionError(f"{call.name}: {str(error) or describe(error)}") from error
     except Exception as error:  # the plugin author's own checks may raise anything
-        raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {error!r}") from error
+        raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {describe(error)}") from error
 
 
 def required(cls: type[Any]) -> list[str]:  # Any: see Options
@@ -83,7 +85,7 @@ def label(call: Call, options: Options) -> str:
     first = next((f.name for f in dataclasses.fields(options)), "")
     args = _shown(list(call.args), getattr(options, first)) if call.args else []
     named = {key: _shown(value, getattr(options, key)) for key, value in call.options.items()}
-    return str(Call(call.name, tuple(args if isinstance(args, list) else [args]), named))
+    return blank_secrets(str(Call(call.name, tuple(args if isinstance(args, list) else [args]), named)))
 
 
 def _shown(written: Json, value: Any) -> Json:  # Any: option values
@@ -123,7 +125,7 @@ def _positional(call: Call, types: Mapping[str, Any]) -> dict[str, Json]:  # Any
 
 def _dump(value: Any) -> Json:  # Any: option values
     if isinstance(value, InputFile):
-        return {"digest": value.digest, "name": value.name}
+        return {"digest": value.digest, "name": blank_secrets(value.name)}
     if isinstance(value, tuple | list):
         return [_dump(item) for item in value]
     if isinstance(value, Mapping):

@@ -21,6 +21,7 @@ from llmquant.errors import (
     MissingDependencyError,
     PluginError,
     UnknownNameError,
+    describe,
     nearest,
 )
 from llmquant.experiment import PluginKind, PluginUse
@@ -162,8 +163,9 @@ class Registry:
             return self.target(chosen.plugin)(chosen.options)
         except LlmquantError:
             raise
-        except Exception as error:  # the plugin author's constructor may raise anything
-            raise PluginError(f"{chosen.plugin.full_name} failed while it was constructed: {error!r}") from error
+        except (Exception, SystemExit) as error:  # the plugin author's constructor may raise anything
+            name = chosen.plugin.full_name
+            raise PluginError(f"{name} failed while it was constructed: {describe(error)}") from error
 
     def missing(self, plugin: Plugin) -> MissingDependencyError | None:
         """Say what has to be installed before this plugin can run; ``None`` if nothing."""
@@ -251,8 +253,8 @@ def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party
         return getattr(importlib.import_module(module), name)
     except LlmquantError:
         raise
-    except Exception as error:  # a third party's module may raise anything
-        raise PluginError(f"{plugin.full_name}: {text} cannot be imported: {error!r}") from error
+    except (Exception, SystemExit) as error:  # a third party's module may raise anything
+        raise PluginError(f"{plugin.full_name}: {text} cannot be imported: {describe(error)}") from error
 
 
 # Names people bring along from packages that no longer work.

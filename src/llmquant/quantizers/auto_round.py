@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from llmquant.errors import NotHonouredError
 from llmquant.protocols import AppliedQuantization
@@ -16,6 +16,7 @@ from llmquant.quantizers.auto_round_options import AutoRoundOptions
 from llmquant.quantizers.calibration import calibration_tokens
 from llmquant.quantizers.gptqmodel import loaded_dtype
 from llmquant.quantizers.reading import dtype_name, elements_by_dtype, linear_names, only
+from llmquant.strict_loading import load_causal
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -43,7 +44,7 @@ class AutoRound:
         tokenizer = AutoTokenizer.from_pretrained(model)
         tokens = calibration_tokens(options, tokenizer, ctx)
         engine = auto_round.AutoRound(
-            AutoModelForCausalLM.from_pretrained(model, dtype="auto"),
+            load_causal(model, model.name, {"dtype": "auto"}, allow_pickle=True),
             tokenizer,
             scheme=auto_round.QuantizationScheme(bits=options.bits, group_size=options.group_size),
             alg_configs=auto_round.SignRoundConfig(iters=options.iters),

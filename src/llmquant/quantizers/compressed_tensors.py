@@ -17,12 +17,13 @@ from compressed_tensors.quantization import (
     preset_name_to_scheme,
 )
 from compressed_tensors.quantization.utils import calculate_qparams
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from llmquant.errors import NotHonouredError
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.compressed_tensors_options import CompressedTensorsOptions
 from llmquant.quantizers.reading import dtype_name, elements_by_dtype, only
+from llmquant.strict_loading import load_causal
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -46,7 +47,7 @@ class CompressedTensors:
         Scales are compressed-tensors' own: ``max|w|`` of a row or group is half the range of codes.
         """
         # Not in bfloat16: dividing by the scale would round int8 codes a second time, by up to half a step.
-        module = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        module = load_causal(model, model.name, {"dtype": torch.float32}, allow_pickle=True)
         head = module.get_output_embeddings()
         scheme = preset_name_to_scheme(_PRESETS[self._options.scheme], ["Linear"])
         if self._options.scheme == "w4a16":

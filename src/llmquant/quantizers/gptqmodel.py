@@ -18,6 +18,7 @@ from llmquant.quantizers.calibration_options import Calibrated
 from llmquant.quantizers.gptqmodel_layers import read_gptqmodel_layers
 from llmquant.quantizers.gptqmodel_options import AwqOptions, Dtype, GptqOptions, RoundToNearestOptions
 from llmquant.quantizers.gptqmodel_settings import prepare_environment
+from llmquant.strict_loading import check_source
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -151,6 +152,7 @@ def _quantize(
             f"GPTQModel does not know the architecture {kind!r}",
             hint="bnb_4bit_nf4 takes any model with linear layers.",
         )
+    check_source(model, model.name)  # GPTQModel loads layer by layer, and reports nothing
     tokenizer = AutoTokenizer.from_pretrained(model)
     digest, sequences = None, None
     if calibrated is not None:

@@ -49,6 +49,8 @@ class Prequantized:
         """Return the type of what is not quantized, and the configuration with the settings in it."""
         folder, settings = _fetch(self._options, ctx)
         config = AutoConfig.from_pretrained(folder)
+        # How to attend is the model's choice, for all of its variants alike.
+        config._attn_implementation = AutoConfig.from_pretrained(materialize(model, ctx.cache))._attn_implementation
         method = settings.get("quant_method")
         if method in _UNPACKING:
             prepare_environment(ctx.device)

@@ -43,6 +43,11 @@ _SAME = (
     "num_key_value_heads",
     "head_dim",
     "vocab_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "sliding_window",
 )
 _AUTO_GPTQ_CONFIG = "quantize_config.json"
 _WORD_BITS = 32

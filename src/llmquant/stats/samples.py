@@ -67,6 +67,22 @@ _SUMS: Mapping[str, _Sum] = {
 }
 
 
+def scored_for(measurement: Measurement, samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples that have the scores that a measurement's value is made of."""
+    metric = _SUMS.get(measurement.metric, _Sum(measurement.metric))
+    return [sample for sample in samples if metric.has(sample)]
+
+
+def contradicts(measurement: Measurement, scored: Sequence[Sample]) -> bool:
+    """Tell whether the scores of a measurement's samples add up to another value."""
+    metric = _SUMS.get(measurement.metric, _Sum(measurement.metric))
+    if math.isfinite(measurement.value):
+        return not metric.gives(measurement.value, scored)
+    # The exponential of a finite mean may be too large for a float.
+    overflows = metric.scale == "log" and measurement.value == math.inf
+    return not overflows and all(math.isfinite(sample.scores[metric.score]) for sample in scored)
+
+
 def pair_samples(
     variant: Measurement,
     baseline: Measurement,

@@ -16,7 +16,6 @@ import math
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import pluggy
 
 from llmquant.cache import Cache
 from llmquant.call import Call
+from llmquant.checked_results import checked_results
 from llmquant.errors import PluginError
 from llmquant.experiment import Documents, ModelRequest, PluginUse
 from llmquant.models import inspect_model
@@ -127,8 +127,8 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
 def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: Path) -> list[Result]:
     """Evaluate a loaded model twice, and check what comes out.
 
-    Results can be stored, no number is given twice, samples are unique in their task; and, unless the numbers depend on
-    the machine, both times give equal numbers on equal samples.
+    Results are what a worker accepts (`checked_results`); and, unless the numbers depend on the machine, both times
+    give equal numbers on equal samples.
 
     Args:
         call: the evaluator as one would write it.
@@ -145,11 +145,7 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
     if hasattr(chosen.options, "check"):
         chosen.options.check(subject.info, subject.device)
     context = _context(folder)
-    first, second = (list(known.construct(chosen).evaluate(subject, context)) for _ in range(2))
-    if not first:
-        raise PluginError(f"{call} yields no result")
-    for result in first:
-        _check_result(result, call)
+    first, second = (list(checked_results(known.construct(chosen).evaluate(subject, context), call)) for _ in range(2))
     if not spec.hardware:
         _check_equal(first, second, call)
     return first
@@ -237,24 +233,6 @@ def _json(value: Any, what: str) -> Any:  # Any: a JSON value
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise PluginError(f"{what} cannot be written as JSON: {error}") from error
-
-
-def _check_result(result: Any, call: str) -> None:  # Any: what a third party yielded
-    if not isinstance(result, Result):
-        raise PluginError(f"{call} yields {type(result).__name__}, not Result")
-    where = f"{call}, task {result.task!r}"
-    try:
-        numbers_json = [measurement.to_json() for measurement in result.measurements]
-    except (TypeError, ValueError) as error:
-        raise PluginError(f"{where}: a measurement is no number: {error}") from error
-    _json(numbers_json, f"{where}: measurements")
-    _json(dict(result.details), f"{where}: details")
-    numbers = Counter((m.task, m.metric, json.dumps(dict(m.at), sort_keys=True)) for m in result.measurements)
-    samples = Counter((sample.document, sample.occurrence) for sample in result.samples)
-    for counted, what in ((numbers, "number"), (samples, "sample")):
-        twice = [key for key, count in counted.items() if count > 1]
-        if twice:
-            raise PluginError(f"{where}: a {what} is given twice: {twice[0]}")
 
 
 def _check_equal(first: Sequence[Result], second: Sequence[Result], call: str) -> None:
