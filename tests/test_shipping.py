@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from llmquant.executors.shipping import bring_home, pack, record_path, unpack
+from llmquant.job import read_log
 
 TOKEN = b"hf_abcdefghijklmnopqrstuvwxyz"
 STUDY = "study"
@@ -89,3 +90,29 @@ def test_a_run_that_is_home_stays(tmp_path: Path):
     bring_home(work, home, STUDY, 1)
     found = {path.parent.name: path.read_text() for path in (home / "runs").glob("*/run.json")}
     assert found == {"abc": "old", "abc-2": "new"}
+
+
+def test_a_flood_of_output_is_cut_in_the_middle(tmp_path: Path):
+    """Of 40 MB the beginning and the end come home, as whole lines, however often it was looked at."""
+    _, log = worker_files(tmp_path / "work")
+    home = record_path(tmp_path / "store", STUDY, 1).with_suffix(".log")
+    log.write_bytes(b"first line\n" + b"flood, flood, flood\n" * 2_000_000)
+    bring_home(tmp_path / "work", tmp_path / "store", STUDY, 1)
+    with log.open("ab") as stream:
+        stream.write(b"the reason: " + TOKEN + b"\n")
+    for _ in range(2):
+        bring_home(tmp_path / "work", tmp_path / "store", STUDY, 1, ended=True)
+    lines = home.read_bytes().splitlines()
+    assert (lines[0], lines[-1]) == (b"first line", b"the reason: hf_***".ljust(len(lines[-1])))
+    assert set(lines[1:-1]) - {b"flood, flood, flood"} == {line for line in lines if b"left out" in line}
+    assert home.stat().st_size < 10 * 2**20
+    assert home.stat().st_size > 8 * 2**20
+
+
+def test_a_flood_without_a_line_break_is_left_out(tmp_path: Path):
+    """Half a line could hold half a token."""
+    record = record_path(tmp_path / "work", STUDY, 1)
+    worker_files(tmp_path / "work")[1].write_bytes(b"first line\n" + TOKEN * 100_000 + b"\nlast line\n")
+    shown = read_log(record)
+    assert [shown.splitlines()[0], shown.splitlines()[-1]] == ["first line", "last line"]
+    assert TOKEN.decode() not in shown

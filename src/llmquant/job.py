@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import logging
+import math
 import os
+import signal
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -19,6 +24,8 @@ from llmquant.reading import Count, NumberFromZero, Positive, load, loads, neste
 from llmquant.run import SCHEMA_VERSION, check_schema
 
 _log = logging.getLogger(__name__)
+_PR_SET_PDEATHSIG = 1
+LOG_BYTES = 2**20
 
 JournalEvent = Literal["loading", "loaded", "started", "progress", "finished", "end"]
 
@@ -106,17 +113,17 @@ class Journal:
 
     def __init__(self, record: Path) -> None:
         self._path = journal_path(record)
-        self._progress_at = 0.0
+        self._progress_at = -math.inf
 
     def write(self, event: JournalEvent, run_id: str = "", *, done: int = 0, total: int = 0) -> None:
         """Append an event; progress at most five times a second."""
-        now = time.time()
         if event == "progress":
+            now = time.monotonic()
             if now - self._progress_at < 0.2 and done < total:
                 return
             self._progress_at = now
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(Entry(event, now, run_id, done, total))) + "\n")
+            stream.write(json.dumps(asdict(Entry(event, time.time(), run_id, done, total))) + "\n")
 
 
 def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
@@ -135,6 +142,22 @@ def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
     return [entry for line in whole.splitlines() if (entry := _entry(line, record))], offset + len(whole)
 
 
+def read_log(record: Path, start: int = 0) -> str:
+    """Read what a job logged from an offset on: whole lines, of more than `LOG_BYTES` the first and the last."""
+    with contextlib.suppress(FileNotFoundError), log_path(record).open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(start)
+        if size - start <= LOG_BYTES:
+            return stream.read().decode(errors="replace")
+        # Half a line might end in half a token, which nobody could tell from a word.
+        head = stream.read(LOG_BYTES // 2).rpartition(b"\n")[0]
+        stream.seek(size - LOG_BYTES // 2)
+        tail = stream.read().partition(b"\n")[2]
+        left_out = f"\n[{size - start - len(head) - len(tail):,} bytes of the log are left out here]\n"
+        return head.decode(errors="replace") + left_out + tail.decode(errors="replace")
+    return ""
+
+
 def log_tail(text: str, lines: int = 30) -> str:
     """Return the last lines of a log, without progress bars and with secrets blanked."""
     shown = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
@@ -142,7 +165,12 @@ def log_tail(text: str, lines: int = 30) -> str:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone: its end of our standard input closes."""
+    """End this process when the one that started it is gone: its end of our standard input closes.
+
+    On Linux the system sees to it, also where foreign code holds Python's lock.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     def watch() -> None:
         # Not `sys.stdin`: its lock, held by this thread while Python shuts down, would abort the process.

@@ -14,9 +14,10 @@ import logging
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from llmquant.call import Json
 from llmquant.checked_results import checked_results
 from llmquant.errors import ReferenceFailedError, describe
 from llmquant.experiment import Digest, Documents, Experiment, ModelUse, digest_of
-from llmquant.job import JobRecord, Journal, end_with_parent, log_path, log_tail
+from llmquant.job import JobRecord, Journal, end_with_parent, log_path, log_tail, read_log
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.protocols import Context, Job, LoadedModel
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     Subject = LoadedModel | LoadedEmbedder
 
 _log = logging.getLogger(__name__)
+_STARTED, _STARTED_AT = datetime.now(UTC), time.monotonic()
 
 
 def work(record: Path, store: Store) -> None:
@@ -255,15 +257,14 @@ def _log_size(record: Path) -> int:
 
 
 def _log_since(record: Path, offset: int) -> str:
-    if _log_size(record) <= offset:
-        return ""
-    with log_path(record).open("rb") as stream:
-        stream.seek(offset)
-        return stream.read().decode(errors="replace")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return read_log(record, offset)
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """Return the time, as it was when this process began and what a clock that nobody sets says has passed since."""
+    return (_STARTED + timedelta(seconds=time.monotonic() - _STARTED_AT)).isoformat(timespec="milliseconds")
 
 
 def main() -> None:

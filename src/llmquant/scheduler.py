@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from llmquant.blanking import blank_secrets
 from llmquant.errors import DamagedError, StoreError
 from llmquant.experiment import Experiment, RunId
 from llmquant.grouping import make_groups
-from llmquant.job import JobRecord, log_path, log_tail, read_journal
+from llmquant.job import JobRecord, log_path, log_tail, read_journal, read_log
 from llmquant.plan import Planned, plan
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.spec import RunEvent, spec_to_json
@@ -33,7 +33,7 @@ class Running:
     Attributes:
         label: ``bnb_4bit_nf4 · lm_eval(coqa)``.
         done: with `total`, how far it is; `total` is 0 while that is not known.
-        since: seconds since the epoch.
+        since: when it began, by `time.monotonic`; of a job that was taken up, when that happened.
     """
 
     label: str
@@ -69,7 +69,7 @@ class _Active:
     attempts: dict[RunId, int]
     offset: int = 0
     current: RunId | None = None
-    since: float = field(default_factory=time.time)
+    since: float = field(default_factory=time.monotonic)  # clocks of people are set while a study runs
     loaded: bool = False
     done: int = 0
     total: int = 0
@@ -246,6 +246,7 @@ class Scheduler:
         if _log.isEnabledFor(logging.INFO):
             _tell(active)
         entries, active.offset = read_journal(active.record, active.offset)
+        now = time.monotonic()
         for entry in entries:
             run_id = RunId(entry.run_id)
             if run_id and run_id not in active.attempts:
@@ -255,17 +256,17 @@ class Scheduler:
             elif entry.event == "loaded":
                 active.loaded = True
             elif entry.event == "started":
-                active.loaded, active.current, active.since, active.done, active.total = True, run_id, entry.at, 0, 0
+                active.loaded, active.current, active.since, active.done, active.total = True, run_id, now, 0, 0
                 self._notify(active, run_id, "started")
             elif entry.event == "progress":
                 active.done, active.total = entry.done, entry.total
             elif entry.event == "finished":
-                active.current, active.since, active.done, active.total = None, entry.at, 0, 0
+                active.current, active.since, active.done, active.total = None, now, 0, 0
                 self._finish(active, run_id, self._stored(active, run_id))
         if state in ("ended", "lost"):
             reason = self._executor.why_lost(active.job_id) if state == "lost" else "the worker ended without a result"
             self._settle(active, "lost", reason)
-        elif self._timeout_s is not None and time.time() - active.since > self._timeout_s:
+        elif self._timeout_s is not None and now - active.since > self._timeout_s:
             self._executor.cancel(active.job_id)
             what = "the experiment" if active.loaded else "loading the model"
             self._settle(active, "timeout", f"{what} took longer than {self._timeout_s:g} s")
@@ -283,22 +284,21 @@ class Scheduler:
         failed = [e for e in left if e.run_id == active.current] if active.loaded else left
         if left and not failed and kind in ("lost", "timeout"):
             failed = left[:1]  # it ended between two experiments
-        path = log_path(active.record)
-        raw = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        raw = read_log(active.record)
         log = blank_secrets(raw)
         if log != raw:  # the worker wrote it past us
-            path.write_text(log, encoding="utf-8")
+            log_path(active.record).write_text(log, encoding="utf-8")
         for experiment in failed:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            started = datetime.fromtimestamp(active.since, UTC).isoformat(timespec="milliseconds")
+            ended = datetime.now(UTC)
+            started = ended - timedelta(seconds=time.monotonic() - active.since)
             run = Run(
                 experiment,
                 "failed",
                 (),
                 None,
                 {"executor_hardware": self._executor.hardware},
-                started,
-                now,
+                started.isoformat(timespec="milliseconds"),
+                ended.isoformat(timespec="milliseconds"),
                 failure=Failure(kind, blank_secrets(reason), log_tail(log)),
                 attempt=active.attempts[experiment.run_id],
             )
@@ -362,7 +362,7 @@ class Scheduler:
         for experiment in plan(self._planned.record, self.runs):
             known = took.get(experiment.evaluator.label)
             active = next((a for a in self._active if a.current == experiment.run_id), None)
-            spent = time.time() - active.since if active else 0.0
+            spent = time.monotonic() - active.since if active else 0.0
             if active and active.done:
                 total += spent * (active.total - active.done) / active.done
             elif known:

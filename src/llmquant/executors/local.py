@@ -7,7 +7,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import psutil
 from llmquant.errors import StoreError, UnsupportedError
 from llmquant.executors.local_options import LocalOptions
 from llmquant.executors.shipping import bring_home, record_path
-from llmquant.executors.worker_process import end_family, how_it_ended, lives, start
+from llmquant.executors.worker_process import how_it_ended, is_held, make_folder, start, stop, stop_other
 from llmquant.hardware import Gpu, cpu_name, default_device, nvidia_gpus
 from llmquant.protocols import Device, Job, JobState
 
@@ -116,7 +115,7 @@ class LocalExecutor:
         """Refuse nothing: what could not run here was refused with the plan, and nothing is paid for."""
 
     def submit(self, job: Path, store: Path) -> str:
-        """Start a worker process for the job; return its pid, its start time and where it keeps its journal and log.
+        """Start a worker process for the job; return its pid and where it keeps its journal and log.
 
         These are in a folder of their own: a log may hold a token until `collect` has blanked it.
         """
@@ -125,13 +124,13 @@ class LocalExecutor:
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
-        scratch = Path(tempfile.mkdtemp(prefix="llmquant-local-"))
+        scratch = make_folder()
         record = record_path(scratch, job.parent.parent.name, int(job.stem))
         record.parent.mkdir(parents=True)
         shutil.copyfile(job, record)
         # Plugins that were registered may lie beside the script or notebook, which only this process searches.
-        process = start(record, store, search=[path for path in sys.path if path], environment=environment)
-        job_id = f"{process.pid}:{psutil.Process(process.pid).create_time():.2f}:{record}"
+        process = start(scratch, record, store, search=[path for path in sys.path if path], environment=environment)
+        job_id = f"{process.pid}:{record}"
         self._workers[job_id] = _Worker(process, gpus, store)
         return job_id
 
@@ -139,13 +138,13 @@ class LocalExecutor:
         """Bring the journal and the log to the store, where the runs are already, and say how the job stands."""
         worker = self._workers.get(job_id)
         if worker is None:
-            state: JobState = "running" if _alive(job_id) else "lost"
+            state: JobState = "running" if is_held(_folder(job_id)) else "lost"
         else:
             code = worker.process.poll()
             state = "running" if code is None else "ended" if code == 0 else "lost"
         _bring_home(job_id, store, ended=state != "running")
         if worker is not None and state != "running":
-            _close_input(worker.process)
+            stop(worker.process)
         return state
 
     def why_lost(self, job_id: str) -> str:
@@ -159,13 +158,11 @@ class LocalExecutor:
 
     def cancel(self, job_id: str) -> None:
         """End the worker and its children, asked first, then killed; bring home what a worker of this process did."""
-        if _alive(job_id):
-            end_family(_pid(job_id))
         worker = self._workers.get(job_id)
         if worker is None:
+            stop_other(int(job_id.partition(":")[0]), _folder(job_id))
             return
-        worker.process.wait()
-        _close_input(worker.process)
+        stop(worker.process)
         try:
             _bring_home(job_id, worker.store, ended=True)
         except StoreError as error:  # a full disk must not keep other workers from being ended
@@ -222,27 +219,15 @@ def from_options(options: LocalOptions) -> LocalExecutor:
 
 def _bring_home(job_id: str, store: Path, *, ended: bool) -> None:
     """Copy what is new of a job's journal and log; delete its folder when it has ended."""
-    record = Path(job_id.split(":", 2)[2])
-    scratch = record.parents[3]
+    record, scratch = _record(job_id), _folder(job_id)
     bring_home(scratch, store, record.parents[1].name, int(record.stem), ended=ended)
     if ended:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _close_input(process: subprocess.Popen[bytes]) -> None:
-    """Close our end of the pipe that kept the worker alive."""
-    if process.stdin is not None:
-        process.stdin.close()
+def _record(job_id: str) -> Path:
+    return Path(job_id.partition(":")[2])
 
 
-def _pid(job_id: str) -> int:
-    return int(job_id.partition(":")[0])
-
-
-def _alive(job_id: str) -> bool:
-    started = float(job_id.split(":", 2)[1])
-    try:
-        process = psutil.Process(_pid(job_id))
-        return abs(process.create_time() - started) < 1 and lives(process)
-    except psutil.NoSuchProcess:
-        return False
+def _folder(job_id: str) -> Path:
+    return _record(job_id).parents[3]

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from llmquant.executors.shipping import bring_home, unpack
-from llmquant.executors.worker_process import how_it_ended
+from llmquant.executors.worker_process import how_it_ended, start, stop
 from llmquant.experiment import Experiment
 from llmquant.hardware import nvidia_gpus
 from llmquant.job import journal_path, log_path, read_journal
@@ -126,7 +126,8 @@ def work(order: Order, mount: Path, commit: Callable[[], None]) -> Outcome:
         try:
             code, why = 0, ""
             if missing:
-                code, why = _supervise(record, store, environment(mount, cache, os.environ), deadline, leave)
+                differs = environment(mount, cache, os.environ)
+                code, why = _supervise(Path(scratch), record, store, differs, deadline, leave)
         finally:
             # What was sent has done its work; a job that is started again is sent again.
             shutil.rmtree(folder / "packed", ignore_errors=True)
@@ -160,20 +161,10 @@ def take_over(left: Path, record: Path, store: Path) -> bool:
 
 
 def environment(mount: Path, cache: Path, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the worker's environment: where its caches are, and the Hub's token under the name it reads."""
-    result = {
-        **inherited,
-        "HF_HOME": str(mount / "hf"),
-        "LLMQUANT_CACHE": str(cache),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-    }
-    if "HF_TOKEN" not in result and "HUGGINGFACE_TOKEN" in result:
-        result["HF_TOKEN"] = result["HUGGINGFACE_TOKEN"]
-    return result
+    """Return what differs in the worker's: where its caches are, and the Hub's token under the name it reads."""
+    result = {"HF_HOME": str(mount / "hf"), "LLMQUANT_CACHE": str(cache)}
+    token = inherited.get("HF_TOKEN", inherited.get("HUGGINGFACE_TOKEN"))
+    return result if token is None else {**result, "HF_TOKEN": token}
 
 
 def link_made(shared: Path, cache: Path) -> None:
@@ -210,12 +201,15 @@ def share_made(cache: Path, shared: Path, done: set[Path]) -> bool:
 
 
 def _supervise(
-    record: Path, store: Path, environment: Mapping[str, str], deadline: float, leave: Callable[..., None]
+    folder: Path,
+    record: Path,
+    store: Path,
+    environment: Mapping[str, str],
+    deadline: float,
+    leave: Callable[..., None],
 ) -> tuple[int, str]:
-    command = [sys.executable, "-m", "llmquant.pipeline", str(record), str(store), "--attached"]
-    with record.with_suffix(".log").open("ab") as log:
-        # Its end of the pipe closes with this process, however that ends, and the child ends with it.
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+    search = [path for path in sys.path if path]
+    child = start(folder, record, store, search=search, environment=environment)
     try:
         while True:
             left = deadline - time.monotonic()
@@ -228,10 +222,7 @@ def _supervise(
             else:
                 return code, "" if code == 0 else _why(code)
     finally:
-        child.kill()
-        child.wait()
-        if child.stdin is not None:
-            child.stdin.close()
+        stop(child)
 
 
 def _why(code: int) -> str:

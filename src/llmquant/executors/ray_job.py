@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmquant.executors.shipping import record_path, unpack
-from llmquant.executors.worker_process import end_family, start
+from llmquant.executors.shipping import bring_log, record_path, unpack
+from llmquant.executors.worker_process import start, stop
 from llmquant.hardware import cpu_name, nvidia_gpus
 from llmquant.job import journal_path, log_path
 from llmquant.protocols import Device
@@ -63,13 +63,14 @@ class RayJob:
         extract(b"".join(packed) or _take_down(packed_name(job_id)), self._folder / "packed")
         record, self._store = unpack(self._folder / "packed", self._folder / "work")
         self._record = record_path(self._store, study, number)
+        self._log = self._folder / "job.log"
         self._tars: dict[str, bytes] = {}
         environment = {"OMP_NUM_THREADS": str(threads)}
         if device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         # The working folder is where Ray puts what `working_dir` of its runtime environment names.
         search = [str(Path.cwd()), *(path for path in search if Path(path).is_dir())]
-        self._child = start(record, self._store, search=search, environment=environment)
+        self._child = start(self._folder, record, self._store, search=search, environment=environment)
         self._asked = time.monotonic()
         self._one_at_a_time = threading.Lock()
         threading.Thread(target=self._make_room, daemon=True, name="make-room").start()
@@ -82,7 +83,8 @@ class RayJob:
             self._asked = time.monotonic()
             code = self._child.poll()
             journal = _read(journal_path(self._record), journal_from)
-            log = _read(log_path(self._record), log_from)
+            bring_log(log_path(self._record), self._log, ended=code is not None)
+            log = _read(self._log, log_from)
             for run in (self._store / "runs").glob("[!.]*"):
                 if run.name not in self._tars:
                     self._tars[run.name] = tar(run)
@@ -97,8 +99,7 @@ class RayJob:
     def end(self) -> None:
         """End the worker and its children."""
         if self._child.poll() is None:
-            end_family(self._child.pid)
-            self._child.wait()
+            stop(self._child)
 
     def tidy(self) -> None:
         """Delete what the job left on this machine; the last call."""
@@ -116,7 +117,7 @@ class RayJob:
         report = self.report(0, 0)
         with self._one_at_a_time:
             things = {"code": str(code).encode(), "node": report.node.encode(), **self._tars}
-            things |= {"journal": _whole(journal_path(self._record)), "log": _whole(log_path(self._record))}
+            things |= {"journal": _whole(journal_path(self._record)), "log": _whole(self._log)}
             put_up(done_name(self._job_id), things)
             shutil.rmtree(self._folder, ignore_errors=True)
             ray.kill(ray.get_runtime_context().current_actor)

@@ -20,6 +20,9 @@ from llmquant.job import journal_path, log_path
 
 _RECORD = "job.json"
 _MODEL = "model"
+# Of a log, what comes home: its beginning as it is written, and its end when the job has ended.
+_LOG_BYTES = 8 * 2**20
+_LOG_END_BYTES = 2**20
 
 
 def pack(record: Path, store: Path, out: Path, *, with_model: bool) -> int:
@@ -114,13 +117,27 @@ def bring_home(work_store: Path, store: Path, study: str, number: int, *, ended:
         for run in sorted((work_store / "runs").glob("[!.]*")):
             if not (store / "runs" / run.name).exists():
                 _place(run, store / "runs" / run.name)
-        _write_at(log_path(record), *_news(log_path(source), log_path(record), ended=ended))
+        bring_log(log_path(source), log_path(record), ended=ended)
         _write_at(journal_path(record), *journal)
     except OSError as error:
         raise StoreError(
             f"job {number} of {study} could not be brought to {store}: {error.strerror or error}",
             hint="Free some space and give the same command again; what is stored is reused.",
         ) from error
+
+
+def bring_log(source: Path, home: Path, *, ended: bool) -> None:
+    """Copy what is new of a log, tokens blanked: its first `_LOG_BYTES` and, once the job has ended, its last lines."""
+    size = source.stat().st_size if source.exists() else 0
+    whole = ended and size <= _LOG_BYTES + 2 * _LOG_END_BYTES
+    offset, data = _news(source, home, ended=whole, end=None if whole else _LOG_BYTES)
+    if ended and not whole and offset <= _LOG_BYTES:
+        with source.open("rb") as stream:
+            stream.seek(size - _LOG_END_BYTES)
+            last = stream.read().partition(b"\n")[2]
+        left_out = f"[{size - offset - len(data) - len(last):,} bytes of the log are left out here]\n"
+        data += left_out.encode() + _blanked(last)
+    _write_at(home, offset, data)
 
 
 def record_path(store: Path, study: str, number: int) -> Path:
@@ -215,16 +232,20 @@ def _place(run: Path, target: Path) -> None:
             raise
 
 
-def _news(source: Path, home: Path, *, ended: bool) -> tuple[int, bytes]:
-    """Return how far `home` is, and the whole lines that follow in `source`, tokens blanked."""
+def _news(source: Path, home: Path, *, ended: bool, end: int | None = None) -> tuple[int, bytes]:
+    """Return how far `home` is, and the whole lines that follow in `source`, as far as `end`, tokens blanked."""
     offset = home.stat().st_size if home.exists() else 0
     data = b""
     with contextlib.suppress(FileNotFoundError), source.open("rb") as stream:
         stream.seek(offset)
-        data = stream.read()
+        data = stream.read(-1 if end is None else max(0, end - offset))
     if not ended:  # half a token could not be told
         data = data[: 1 + max(data.rfind(b"\n"), data.rfind(b"\r"))]
-    return offset, b"".join(_blank(line) for line in data.splitlines(keepends=True))
+    return offset, _blanked(data)
+
+
+def _blanked(data: bytes) -> bytes:
+    return b"".join(_blank(line) for line in data.splitlines(keepends=True))
 
 
 def _blank(line: bytes) -> bytes:

@@ -1,28 +1,60 @@
-"""A worker process on the machine it runs on: its start, its end, and how that is told."""
+"""A worker process on the machine it runs on: its folder, its start, its end, and how that is told."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import filelock
 import psutil
 
+from llmquant.executors import supervisor
 from llmquant.job import log_path
 
-_KILL_AFTER_S = 5.0
+# What the supervisor takes at most to end a worker and its children, and some more.
+_ENDED_AFTER_S = 15.0
+_FOLDERS = "llmquant-worker-"
+_UNSTARTED_S = 86400.0
+
+
+def make_folder() -> Path:
+    """Make a folder for a job on this machine, private to the user, and delete those that ended programs left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        with contextlib.suppress(OSError):  # another program deletes it too
+            found = folder.lstat()
+            started = (folder / supervisor.LOCK).exists() or time.time() - found.st_mtime > _UNSTARTED_S
+            if found.st_uid == os.getuid() and started and not is_held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=_FOLDERS))
+
+
+def is_held(folder: Path) -> bool:
+    """Say whether the worker of a folder, or what stands beside it, still runs."""
+    if not (folder / supervisor.LOCK).exists():
+        return False
+    lock = filelock.FileLock(folder / supervisor.LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def start(
-    record: Path, store: Path, *, search: Sequence[str], environment: Mapping[str, str]
+    folder: Path, record: Path, store: Path, *, search: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start the pipeline on a job; it ends when its standard input is closed, as it is when this process ends.
+    """Start the pipeline on a job; nothing of it is left when this process ends.
 
     Args:
+        folder: from `make_folder`, or another that only this job uses.
         record: the job's; its journal and log are written beside it.
         search: folders that Python finds modules in, beside those of the installed packages.
         environment: what differs from this process's.
@@ -30,6 +62,9 @@ def start(
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": os.pathsep.join(search)}
     command = [sys.executable, "-m", "llmquant.pipeline", str(record), str(store), "--attached"]
+    if os.name == "posix":
+        # -P: the supervisor must not take a module of ours, such as `ray`, for an installed one.
+        command = [sys.executable, "-P", supervisor.__file__, str(folder), *command]
     with log_path(record).open("ab") as log:
         return subprocess.Popen(
             command,
@@ -41,26 +76,28 @@ def start(
         )
 
 
-def end_family(pid: int) -> None:
-    """End a process and its children: asked first, then killed."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        left = [*parent.children(recursive=True), parent]
-        for end in (psutil.Process.terminate, psutil.Process.kill):
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    end(process)
-            until = time.monotonic() + _KILL_AFTER_S
-            while (left := [process for process in left if lives(process)]) and time.monotonic() < until:
-                time.sleep(0.02)
-
-
-def lives(process: psutil.Process) -> bool:
-    """Say whether a process runs; one that has ended and that its parent has not asked about does not."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a worker that this process started, with its children: asked first, then killed."""
+    process.terminate()
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        process.wait(timeout=_ENDED_AFTER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def stop_other(pid: int, folder: Path) -> None:
+    """End a worker that another process started, if it runs."""
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        if not is_held(folder):
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            end(psutil.Process(pid))
+        until = time.monotonic() + _ENDED_AFTER_S
+        while is_held(folder) and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def how_it_ended(code: int) -> str:

@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
 def _panel(state: Progress) -> Group:
     grid = Table.grid(padding=(0, 1))
     for running in state.running:
-        elapsed = time.time() - running.since
+        elapsed = time.monotonic() - running.since
         count = f"{running.done}/{running.total}" if running.total else ""
         bar = ProgressBar(total=running.total or None, completed=running.done, width=24, pulse=not running.total)
         grid.add_row(
@@ -84,8 +84,8 @@ def _line_printer(console: Console) -> Callable[[Progress], None]:
         nonlocal last_key, last_at
         running = ", ".join(f"{r.label} {r.done}/{r.total}" if r.total else r.label for r in state.running)
         key = f"{state.completed} {state.failed} {[r.label for r in state.running]}"
-        if key != last_key or time.time() - last_at > _LINE_EVERY_S:
-            last_key, last_at = key, time.time()
+        if key != last_key or time.monotonic() - last_at > _LINE_EVERY_S:
+            last_key, last_at = key, time.monotonic()
             line = f"{headline(state)}{f' · now {running}' if running else ''}"
             console.print(Text(printable(line)), soft_wrap=True)
 
