@@ -326,7 +326,10 @@ def open_executor(executor: str | Executor) -> Iterator[Executor]:
     if not isinstance(executor, str):
         yield executor
         return
-    opened: Executor = registry().construct(registry().choose("executor", Call.parse(executor)))
+    call = Call.parse(executor)
+    if call.name == "local":  # the default means one thing, whatever else is installed
+        call = replace(call, name="llmquant/local")
+    opened: Executor = registry().construct(registry().choose("executor", call))
     try:
         yield opened
     finally:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -19,7 +24,35 @@ cache_app = typer.Typer(help="Show or prune what can be made again.", no_args_is
 inspect_app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 inspect_app.add_typer(cache_app, name="cache")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+# Where JSON goes while standard output is kept for it alone.
+_stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
+
+
+@contextlib.contextmanager
+def _stdout_alone() -> Iterator[None]:
+    """Send what others print, such as a plugin while it is imported, to standard error."""
+    stream: TextIO = sys.stdout
+    with contextlib.ExitStack() as stack:
+        if sys.stdout is sys.__stdout__:  # else somebody reads it in this process, where it has no number
+            stream.flush()
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 1)
+            stack.callback(stream.flush)
+            os.dup2(2, 1)
+            stream = stack.enter_context(os.fdopen(kept, "w", encoding=stream.encoding, closefd=False))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.callback(_stdout.reset, _stdout.set(stream))
+        yield
+
+
+def _keep_stdout(context: typer.Context, as_json: bool) -> bool:
+    if as_json:
+        context.with_resource(_stdout_alone())
+    return as_json
+
+
+AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Print JSON on standard output.")]
 
 
 @inspect_app.command()
@@ -201,8 +234,8 @@ def print_tables(tables: Sequence[Table]) -> None:
 
 
 def print_json(data: Any) -> None:  # Any: a JSON value
-    """Print a value as JSON."""
-    typer.echo(json_text(data))
+    """Print a value as JSON, alone on standard output."""
+    typer.echo(json_text(data), file=_stdout.get())
 
 
 def say(*lines: str, err: bool = False, fg: str | None = None) -> None:

@@ -60,7 +60,7 @@ def study_of(
     return make_study(
         [ModelRequest(model, trust_remote_code, allow_pickle) for model in models],
         quantizers or [],
-        [*(evaluators or []), *(Call("lm_eval", (name,)) for name in tasks or [])],
+        [*(evaluators or []), *(Call("llmquant/lm_eval", (name,)) for name in tasks or [])],
         vectors=vectors,
         baseline=baseline,
         limit=_limit(limit),

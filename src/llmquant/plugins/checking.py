@@ -23,11 +23,11 @@ def plugin_rows(known: Registry) -> list[dict[str, Any]]:  # Any: JSON objects
                 rows.append(
                     {
                         "kind": kind,
-                        "name": plugin.spec.name,
+                        "name": known.shown(plugin, plugin.spec.name),
                         "package": plugin.package,
                         "version": plugin.version,
                         "summary": plugin.spec.summary,
-                        "presets": list(plugin.spec.presets),
+                        "presets": [known.shown(plugin, preset) for preset in plugin.spec.presets],
                         "missing": f"{missing.message}. {missing.hint}" if missing else "",
                     }
                 )
@@ -42,7 +42,7 @@ def check_plugin(name: str) -> Iterator[str]:
         PluginError: if its own code fails.
     """
     known = registry()
-    kinds = [kind for kind in _KINDS if name.rpartition("/")[2] in known.names(kind)]
+    kinds = [kind for kind in _KINDS if known.offers(kind, name)]
     if not kinds:
         everything = [n for kind in _KINDS for n in known.names(kind)]
         raise UnknownNameError(f"no plugin is called {name!r}", hint=nearest(name, everything))

@@ -90,7 +90,9 @@ def load_entry_points(entry_points: Iterable[importlib.metadata.EntryPoint], dis
         name = f"{package}:{entry.name}"
         try:
             found = _load(entry, name, hooks)
-        except (Exception, SystemExit) as error:  # a third party's module may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a third party's module may raise anything
             if hooks.has_plugin(name):
                 hooks.unregister(name=name)
             broken.append(Broken(name, _reason(error)))
@@ -160,7 +162,7 @@ def _load(entry: importlib.metadata.EntryPoint, name: str, hooks: pluggy.PluginM
     for implementation in hooks.hook.llmquant_register.get_hookimpls():
         if implementation.plugin_name == name:
             returned = implementation.function()
-            if not isinstance(returned, Iterable):
+            if not isinstance(returned, Iterable) or isinstance(returned, str):
                 raise PluginError(f"llmquant_register returned {returned!r}", hint="Return a list of PluginSpec.")
             specs += returned
     return specs

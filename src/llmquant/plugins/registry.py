@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pluggy
@@ -27,7 +27,7 @@ from llmquant.errors import (
 from llmquant.experiment import PluginKind, PluginUse
 from llmquant.plugins import options as option_types
 from llmquant.plugins.discovery import GROUP, Broken, Plugin, checked_spec, load_entry_points
-from llmquant.plugins.sources import find_source, plugin_version
+from llmquant.plugins.sources import check_target, plugin_version
 from llmquant.plugins.spec import PluginSpec, RunEvent
 
 DISABLE = "LLMQUANT_DISABLE_PLUGINS"
@@ -67,14 +67,26 @@ class Registry:
         return [name for plugin in self.plugins if plugin.spec.kind == kind for name in plugin.names]
 
     def ready(self, kind: PluginKind) -> list[tuple[Plugin, str]]:
-        """List what can be asked for as it is: presets, and plugins without any that need no option."""
+        """List what can be asked for as it is: presets, and plugins without any that need no option.
+
+        Returns:
+            Each plugin with the name to ask for, as `shown` writes it.
+        """
         found: list[tuple[Plugin, str]] = []
         for plugin in self.plugins:
             if plugin.spec.kind == kind and plugin.spec.presets:
-                found += [(plugin, name) for name in plugin.spec.presets]
+                found += [(plugin, self.shown(plugin, name)) for name in plugin.spec.presets]
             elif plugin.spec.kind == kind and not option_types.required(self.options_class(plugin)):
-                found.append((plugin, plugin.spec.name))
+                found.append((plugin, self.shown(plugin, plugin.spec.name)))
         return found
+
+    def offers(self, kind: PluginKind, name: str) -> bool:
+        """Tell whether a short or full name, or a preset, is known."""
+        return bool(self._offering(kind, name))
+
+    def shown(self, plugin: Plugin, name: str) -> str:
+        """Write a plugin's name or preset as short as it is clear: with its package where another offers it too."""
+        return f"{plugin.package}/{name}" if len(self._offering(plugin.spec.kind, name)) > 1 else name
 
     def find(self, kind: PluginKind, name: str) -> tuple[Plugin, dict[str, Json]]:
         """Find a plugin by short or full name or by preset.
@@ -86,12 +98,8 @@ class Registry:
             UnknownNameError: if there is none; the nearest names and the broken packages are in the hint.
             AmbiguousNameError: if several packages offer the short name.
         """
-        package, slash, short = name.rpartition("/")
-        found = [
-            plugin
-            for plugin in self.plugins
-            if plugin.spec.kind == kind and short in plugin.names and (not slash or plugin.package == package)
-        ]
+        short = name.rpartition("/")[2]
+        found = self._offering(kind, name)
         if not found:
             raise UnknownNameError(f"no {kind} is called {name!r}", hint=self._hint(kind, name))
         if len(found) > 1:
@@ -109,7 +117,8 @@ class Registry:
         """
         plugin, preset = self.find(kind, call.name)
         options = option_types.build(self.options_class(plugin), call, preset)
-        return self.chosen(plugin, options, label=option_types.label(call, options))
+        shown = replace(call, name=self.shown(plugin, call.name.rpartition("/")[2]))
+        return self.chosen(plugin, options, label=option_types.label(shown, options))
 
     def chosen(self, plugin: Plugin, options: Any, *, label: str) -> Chosen:  # Any: see Chosen
         """Pair a plugin with options that exist already."""
@@ -193,17 +202,16 @@ class Registry:
         """Add a plugin from a notebook or script; one of the same name that was registered before is replaced.
 
         Raises:
-            PluginError: if its classes live in ``__main__``, where no worker can import them, or do not import.
+            PluginError: if its classes live in ``__main__``, where no worker can import them, or are not there.
         """
         plugin = Plugin(checked_spec(spec), "registered", spec.version)
         for text in (spec.options, spec.target):
-            module = text.split(":")[0]
-            if module == "__main__":
+            if text.partition(":")[0] == "__main__":
                 raise PluginError(
                     f"{text} lives in __main__, which a worker process cannot import",
                     hint="Move the class into a module (a .py file beside the notebook will do).",
                 )
-            find_source(module)
+            check_target(text)
         self.options_class(plugin)
         others = [p for p in self.plugins if p.full_name != plugin.full_name or p.spec.kind != spec.kind]
         self.plugins = [*others, plugin]
@@ -215,8 +223,18 @@ class Registry:
         for implementation in hook.get_hookimpls():
             try:
                 implementation.function(**({"event": event} if "event" in implementation.argnames else {}))
-            except Exception:  # an observer is somebody else's code and must not fail a run
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # an observer is somebody else's code and must not fail a run, by sys.exit neither
                 _log.exception("observer %s failed", implementation.plugin_name)
+
+    def _offering(self, kind: PluginKind, name: str) -> list[Plugin]:
+        package, slash, short = name.rpartition("/")
+        return [
+            plugin
+            for plugin in self.plugins
+            if plugin.spec.kind == kind and short in plugin.names and (not slash or plugin.package == package)
+        ]
 
     def _hint(self, kind: PluginKind, name: str) -> str:
         """Say what an unknown name may have meant."""

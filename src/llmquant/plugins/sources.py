@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from llmquant.errors import PluginError
+from llmquant.errors import PluginError, nearest
 from llmquant.plugins.discovery import Plugin
 
 
@@ -30,14 +32,46 @@ def find_source(module: str) -> Path:
     """
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise PluginError(f"{module} cannot be imported: {error}") from error
+    except Exception as error:  # this imports the packages above the module, which may raise anything
+        raise PluginError(f"{module} cannot be imported: {error!r}") from error
     if found is None or found.origin is None or not Path(found.origin).is_file():
         raise PluginError(
             f"{module} cannot be imported by a worker process",
             hint="Put it into a .py file beside the notebook, or into a package that is installed.",
         )
     return Path(found.origin)
+
+
+def check_target(text: str) -> None:
+    """Check that ``module:Class`` is there, without importing it: what it imports may be heavy, or not installed.
+
+    Raises:
+        PluginError: if it is not. A module that is not Python source, or takes names from others by ``*`` or
+            ``__getattr__``, may define any.
+    """
+    module, _, name = text.partition(":")
+    source = find_source(module)
+    if source.suffix != ".py":
+        return
+    try:
+        defined = set(_defined(ast.parse(source.read_bytes())))
+    except (SyntaxError, ValueError) as error:
+        raise PluginError(f"{text} cannot be imported: {error}") from error
+    if not defined & {name, "*", "__getattr__"}:
+        raise PluginError(f"{text} cannot be imported: {source.name} defines no {name!r}", hint=nearest(name, defined))
+
+
+def _defined(node: ast.AST) -> Iterator[str]:
+    """Yield the names that a module defines, under conditions too."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef):
+            yield child.name
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in child.names)
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        else:
+            yield from _defined(child)
 
 
 @functools.cache
