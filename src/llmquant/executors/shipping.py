@@ -245,14 +245,12 @@ def _news(source: Path, home: Path, *, ended: bool, end: int | None = None) -> t
 
 
 def _blanked(data: bytes) -> bytes:
-    return b"".join(_blank(line) for line in data.splitlines(keepends=True))
-
-
-def _blank(line: bytes) -> bytes:
-    """Blank tokens and keep the length, so that the size of the copy says how far it is."""
-    text = line.rstrip(b"\r\n")
-    blanked = blank_secrets(text.decode("latin-1")).encode("latin-1")
-    return blanked.ljust(len(text)) + line[len(text) :]
+    """Blank tokens and keep the length of each line, so that the size of the copy says how far it is."""
+    lines = data.decode("latin-1").split("\n")
+    blanked = blank_secrets("\n".join(lines)).split("\n")  # at once: a line at a time takes 40 times as long
+    if len(blanked) != len(lines):  # a secret of several lines
+        blanked = [blank_secrets(line) for line in lines]
+    return "\n".join(new.ljust(len(old)) for old, new in zip(lines, blanked, strict=True)).encode("latin-1")
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:
