@@ -17,7 +17,7 @@ import llmquant as lq
 from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.checkpoints import quantized_checkpoint, read_recipe
-from llmquant.errors import ModelError, RunError
+from llmquant.errors import RunError, StoreError
 from llmquant.experiment import ModelRequest
 from llmquant.memory import is_out_of_memory
 from llmquant.models import inspect_model
@@ -80,7 +80,7 @@ def test_a_changed_checkpoint_is_refused(make):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=r"model\.safetensors is not what was written.*\n.*made again"):
+    with pytest.raises(StoreError, match=r"model\.safetensors in the cache is not what was made.*\n.*made again"):
         make()
 
 

@@ -92,12 +92,14 @@ def test_the_digest_leaves_out_what_is_for_people(folder, cache):
 
 
 def test_large_files_are_hashed_once_until_they_change(tmp_path, monkeypatch):
-    """The second look-up reads no content; a change in place is seen."""
+    """The second look-up of a file that was not just written reads no content; a change in place is seen."""
     import hashlib
 
+    from llmquant import checkpoint_files
     from llmquant.checkpoint_files import file_digest
 
     read = []
+    monkeypatch.setattr(checkpoint_files, "_SETTLED_NS", 0)
     monkeypatch.setattr(hashlib, "file_digest", lambda *args, real=hashlib.file_digest: read.append(1) or real(*args))
     path = tmp_path / "large.safetensors"
     path.write_bytes(b"x" * (17 * 2**20))

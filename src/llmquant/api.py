@@ -54,7 +54,7 @@ def compare(
         limit: documents a task, of retrieval queries; ``None`` for all.
         executor: a name, a call such as ``local(threads=2)``, or an executor.
         store: folder of the results; what it holds already is reused.
-        fresh: repeat what is stored; nothing is deleted.
+        fresh: repeat what is stored, and read local weights again; nothing is deleted.
         timeout_s: longest time for one experiment.
         progress: show how it goes on.
 
@@ -109,7 +109,7 @@ def run_study(
 ) -> Comparison:
     """Run a study, as `compare` does."""
     with open_executor(executor) as where:
-        planned = resolve(study, registry(), Cache.default(), where)
+        planned = resolve(study, registry(), Cache.default(), where, fresh=fresh)
         return execute(planned, where, store, fresh=fresh, timeout_s=timeout_s, progress=progress)
 
 
@@ -122,7 +122,7 @@ def submit_study(
         RequestError: as `run_study`; also if the executor's jobs end with this program.
     """
     with open_executor(executor) as where:
-        planned = resolve(study, registry(), Cache.default(), where)
+        planned = resolve(study, registry(), Cache.default(), where, fresh=fresh)
         submit(planned, where, store, fresh=fresh)
     return planned.record.study_id
 

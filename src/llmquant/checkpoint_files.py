@@ -7,14 +7,16 @@ import hashlib
 import json
 import os
 import re
-import uuid
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from llmquant.atomic import make_folder, write_text
 from llmquant.errors import ModelError
 from llmquant.experiment import digest_of
+from llmquant.folders import list_files
 from llmquant.weight_headers import TensorInfo, read_pickle_header, read_safetensors_header
 
 INDEX = ".index.json"
@@ -25,6 +27,8 @@ _SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", 
 _FOR_PEOPLE = ("readme", "license", "notice", "requirements")
 # Files above this size are hashed once and remembered; below, looking up is no faster than hashing.
 _REMEMBERED_BYTES = 16 * 2**20
+# A file that was changed this shortly before it was read may be changed again without its times showing it.
+_SETTLED_NS = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -163,44 +167,51 @@ def folder_digest(folder: Path, weight_files: Collection[str], remembered: Path)
     Returns:
         ``sha256:`` and 64 hexadecimal digits.
     """
+    files = list_files(folder, ("additional_chat_templates", "[0-9]_*"))
     names = [
-        path.relative_to(folder).as_posix()
-        for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.glob("[0-9]_*/*"))
-        if path.is_file()
-        and (
-            path.name in weight_files
-            or path.parent != folder  # sentence-transformers' modules have weights of their own
-            or (path.suffix in _SUFFIXES and not path.name.lower().startswith(_FOR_PEOPLE))
-        )
+        name
+        for name, path in files.items()
+        if name in weight_files
+        or "/" in name  # sentence-transformers' modules have weights of their own
+        or (path.suffix in _SUFFIXES and not name.lower().startswith(_FOR_PEOPLE))
     ]
-    return digest_of({name: file_digest(folder / name, remembered) for name in sorted(names)})
+    return digest_of({name: file_digest(files[name], remembered) for name in names})
 
 
 def file_digest(path: Path, remembered: Path) -> str:
-    """Digest a file's content; a large one only if its path, size, time of change or inode are new.
+    """Digest a file's content; a large one only if its path, size, times, inode or disk are new.
+
+    The time of the last change of the inode is among them, which no copy, ``touch`` or ``rsync`` can set.
 
     Returns:
         ``sha256:`` and 64 hexadecimal digits.
     """
     path = path.resolve()
-    stat = path.stat()
-    if stat.st_size <= _REMEMBERED_BYTES:
-        return _sha256(path)
-    state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    record = remembered / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whatever is wrong with it, hash again
-        known = json.loads(record.read_text(encoding="utf-8"))
-        if known["state"] == state:
-            return str(known["digest"])
-    digest = _sha256(path)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
-        remembered.mkdir(parents=True, exist_ok=True)
-        partial = record.with_suffix(f".{uuid.uuid4().hex[:8]}")
-        partial.write_text(json.dumps({"path": str(path), "state": state, "digest": digest}), encoding="utf-8")
-        partial.replace(record)
+    with path.open("rb") as stream:  # opened first: a network disk then asks for the file as it is now
+        state = _state(stream)
+        record = remembered / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+        if state["size"] > _REMEMBERED_BYTES:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whatever is wrong with it, hash again
+                known = json.loads(record.read_text(encoding="utf-8"))
+                if known["state"] == state:
+                    return str(known["digest"])
+        started = time.time_ns()
+        digest = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        settled = max(state["changed_ns"], state["modified_ns"]) <= started - _SETTLED_NS and _state(stream) == state
+    if settled and state["size"] > _REMEMBERED_BYTES:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+            make_folder(remembered)
+            write_text(record, json.dumps({"path": str(path), "state": state, "digest": digest}))
     return digest
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+def _state(stream: BinaryIO) -> dict[str, int]:
+    """Return all that tells a file from another one, or from itself before a change, without reading it."""
+    found = os.fstat(stream.fileno())
+    return {
+        "size": found.st_size,
+        "modified_ns": found.st_mtime_ns,
+        "changed_ns": found.st_ctime_ns,
+        "inode": found.st_ino,
+        "device": found.st_dev,
+    }

@@ -282,7 +282,7 @@ def _run(
 
     _show_log(verbose=verbose)
     with open_executor(on) as executor:
-        planned = resolve(study, registry(), Cache.default(), executor)
+        planned = resolve(study, registry(), Cache.default(), executor, fresh=fresh)
         if not quiet:
             _announce(planned, executor, store)
         study_id = planned.record.study_id

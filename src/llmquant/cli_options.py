@@ -32,7 +32,7 @@ Budget = Annotated[float | None, typer.Option(help="Dollars that it may cost at 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree to what it may cost.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Submit it and end; `llmquant attach` waits for it.")]
 StoreDir = Annotated[str, typer.Option("--store", help="Folder of the results; what it holds is reused.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat what is stored; nothing is deleted.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat what is stored; read local weights again.")]
 Timeout = Annotated[float | None, typer.Option(help="Longest time for one experiment, in seconds.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint carries.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin checkpoints, which can run code.")]

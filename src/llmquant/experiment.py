@@ -12,6 +12,7 @@ from typing import Any, Literal, NewType
 
 from llmquant.call import Json
 from llmquant.errors import OptionError
+from llmquant.folders import file_sha256, list_files
 from llmquant.reading import Count, Positive, nested, read_as, stored, table
 
 RunId = NewType("RunId", str)
@@ -33,6 +34,11 @@ def canonical_json(value: Json) -> str:
 def digest_of(value: Json) -> Digest:
     """Digest a JSON value: ``sha256:`` and 64 hexadecimal digits."""
     return Digest("sha256:" + hashlib.sha256(canonical_json(value).encode()).hexdigest())
+
+
+def visible(text: str) -> str:
+    r"""Return a text that can be stored and printed: a lone surrogate, which UTF-8 cannot hold, becomes ``\ud800``."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def path_of(text: str | Path) -> Path:
@@ -65,14 +71,13 @@ class InputFile:
             OptionError: if it is not a readable, non-empty file.
         """
         try:
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = file_sha256(path)
             size = path.stat().st_size
         except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
             raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
         if size == 0:
             raise OptionError(f"{path} is empty")
-        return cls(Digest(f"sha256:{digest}"), path.name, path.absolute())
+        return cls(Digest(f"sha256:{digest}"), _name(path), path.absolute())
 
 
 @dataclass(frozen=True)
@@ -81,24 +86,20 @@ class InputFolder(InputFile):
 
     @classmethod
     def read(cls, path: Path) -> InputFolder:
-        """Digest the files in the folder at `path`; hidden ones do not count.
+        """Digest the files in the folder at `path`, as `list_files` lists them.
 
         Raises:
-            OptionError: if it is no folder, cannot be read or has no files.
+            OptionError: if it is no folder, has no files, or something in it cannot be read.
         """
         if not path.is_dir():
             raise OptionError(f"{path} is no folder" if path.exists() else f"{path} is not there")
         try:
-            files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-            digests: dict[str, Json] = {}
-            for file in files:
-                with file.open("rb") as stream:
-                    digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+            digests: dict[str, Json] = {name: file_sha256(file) for name, file in list_files(path).items()}
         except OSError as error:
             raise OptionError(f"cannot read {error.filename or path}: {error.strerror}") from error
-        if not files:
+        if not digests:
             raise OptionError(f"{path} has no files")
-        return cls(digest_of(digests), path.absolute().name, path.absolute())
+        return cls(digest_of(digests), _name(path), path.absolute())
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,12 @@ class ModelRequest:
     def flags(self) -> tuple[str, ...]:
         """Name the settings that are on."""
         return tuple(name for name in ("trust_remote_code", "allow_pickle") if getattr(self, name))
+
+
+def _name(path: Path) -> str:
+    if str(path.absolute()) != visible(str(path.absolute())):
+        raise OptionError(f"{visible(str(path))} has a name that is not UTF-8", hint="Rename it.")
+    return path.absolute().name
 
 
 def _by_content(value: Json) -> Json:

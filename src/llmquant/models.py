@@ -209,7 +209,7 @@ def _inspect_folder(folder: Path, request: ModelRequest, cache: Cache) -> ModelI
     _refuse_code(found.config, request)
     info = ModelInfo(
         source=request.source,
-        digest=folder_digest(folder, found.weight_files, cache.root / "digests"),
+        digest=folder_digest(folder, found.weight_files, cache.digests),
         flags=request.flags,
         kind="folder",
         location=folder,
@@ -228,7 +228,7 @@ def _inspect_gguf(path: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
     quantized = header.block_type not in _FLOATS
     return ModelInfo(
         source=request.source,
-        digest=file_digest(path, cache.root / "digests"),
+        digest=file_digest(path, cache.digests),
         flags=request.flags,
         kind="gguf",
         location=path,

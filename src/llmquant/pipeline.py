@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import getpass
 import logging
 import shutil
 import sys
@@ -26,8 +25,9 @@ from llmquant.cache import Cache
 from llmquant.call import Json
 from llmquant.checked_results import checked_results
 from llmquant.errors import ReferenceFailedError, describe
-from llmquant.experiment import Digest, Documents, Experiment, ModelUse, digest_of
+from llmquant.experiment import Digest, Documents, Experiment, ModelUse
 from llmquant.job import JobRecord, Journal, end_with_parent, log_path, log_tail, read_log
+from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.protocols import Context, Job, LoadedModel
@@ -88,6 +88,7 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     torch.manual_seed(context.seed)
     info = restore_subject(ModelUse.from_json(job.model), registry(), context.cache)
     chosen = registry().restore("quantizer", experiment.variant.quantizer)
+    verify_inputs(chosen.options, context.inputs)
     label = experiment.variant.quantizer.label
     if info.embedder is not None:
         embedder = registry().construct(registry().restore("embedder", info.embedder))
@@ -129,7 +130,9 @@ def _evaluate(
     finished: list[Result] = []
     failure = None
     try:
-        evaluator: Evaluator = registry().construct(registry().restore("evaluator", experiment.evaluator))
+        chosen = registry().restore("evaluator", experiment.evaluator)
+        verify_inputs(chosen.options, context.inputs)
+        evaluator: Evaluator = registry().construct(chosen)
         results = evaluator.evaluate(
             _as_variant(subject, experiment),
             replace(
@@ -242,9 +245,7 @@ def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
     """Keep the host quiet for hardware experiments: they run alone, all others may share it."""
     from filelock import ReadWriteLock
 
-    # Named by the cache and not in it: that may be a disk which several hosts share.
-    name = digest_of([getpass.getuser(), str(cache.root)]).removeprefix("sha256:")[:12]
-    lock = ReadWriteLock(str(Path(tempfile.gettempdir(), f"llmquant-{name}.lock")))
+    lock = ReadWriteLock(cache.host_lock())
     with lock.write_lock() if exclusive else lock.read_lock():
         yield
 

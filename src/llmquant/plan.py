@@ -74,13 +74,18 @@ class Planned:
     inputs: Mapping[Digest, Path]
 
 
-def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor) -> Planned:
+def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, *, fresh: bool = False) -> Planned:
     """Look up everything a study names.
+
+    Args:
+        fresh: read local weights again, however their files look.
 
     Raises:
         RequestError: for one mistake.
         RequestErrors: for several, all of the study's at once.
     """
+    if fresh:
+        cache.forget_digests()
     errors: list[RequestError] = _wrong_numbers(study)
     notes: list[str] = []
     infos = [_try(errors, inspect_subject, request, registry, cache) for request in dict.fromkeys(study.models)]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llmquant.call import Json
 from llmquant.errors import DamagedError, StoreError
-from llmquant.experiment import Experiment, RunId
+from llmquant.experiment import Experiment, RunId, visible
 from llmquant.reading import Count, Number, NumberFromZero, Positive, brief, read_as, stored, value_of
 
 SCHEMA_VERSION = 1
@@ -155,13 +155,13 @@ class Run:
             "attempt": self.attempt,
             "status": self.status,
             "experiment": self.experiment.to_json(),
-            "measurements": [measurement.to_json() for measurement in self.measurements],
-            "applied": None if self.applied is None else dict(self.applied),
+            "measurements": [finite_json(measurement.to_json()) for measurement in self.measurements],
+            "applied": finite_json(self.applied),
             "details": finite_json(self.details),
-            "provenance": dict(self.provenance),
+            "provenance": finite_json(self.provenance),
             "started_at": self.started_at,
             "finished_at": self.finished_at,
-            "failure": None if self.failure is None else dict(vars(self.failure)),
+            "failure": None if self.failure is None else finite_json(vars(self.failure)),
         }
 
     @classmethod
@@ -213,9 +213,11 @@ def _number_out(value: float) -> float | str:
 
 
 def finite_json(value: Json) -> Json:
-    """Write numbers that are not finite as strings, since JSON has no NaN."""
+    """Write as text what JSON and UTF-8 cannot hold: numbers that are not finite, lone surrogates."""
+    if isinstance(value, str):
+        return visible(value)
     if isinstance(value, Mapping):
-        return {key: finite_json(item) for key, item in value.items()}
+        return {visible(key) if isinstance(key, str) else key: finite_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite_json(item) for item in value]
     return _number_out(value) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Runs on disk: a plain folder, written atomically, by as many processes as like to.
+"""Runs on disk: a plain folder, written atomically, by as many processes as like to, for this user alone.
 
 ::
 
@@ -6,29 +6,28 @@
     STORE/studies/<study_id>/{study.json, jobs/<n>.json, jobs/<n>.journal, jobs/<n>.log}
 
 A run is written beside its place and renamed. A second writer's rename loses and its run is dropped.
+A task's samples say themselves which task's they are: a long name is cut in the file's.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-import psutil
-
+from llmquant.atomic import begin_folder, file_mode, make_folder, publish_folder, sweep, write_text
 from llmquant.blanking import blank_run
 from llmquant.errors import DamagedError, StoreError
-from llmquant.experiment import RunId, path_of
+from llmquant.experiment import RunId, path_of, visible
 from llmquant.job import JobRecord
 from llmquant.reading import MOST_BYTES, brief, load, read_as, stored
 from llmquant.run import Run, Sample
@@ -36,12 +35,14 @@ from llmquant.run import Run, Sample
 T = TypeVar("T")
 
 _SCORE = "score:"
+_TASK = b"task"
+# File systems take 255 bytes.
+_NAME_BYTES = 180
 _REMADE = "Delete its run's folder; the run is made again."
 # Of samples that are read together: each of them may be long.
 _ROWS = 1024
 
 _log = logging.getLogger(__name__)
-_ABANDONED_S = 7 * 86400.0
 
 
 class Store:
@@ -53,6 +54,7 @@ class Store:
 
     def __init__(self, root: Path | str) -> None:
         self.root = path_of(root).absolute()
+        self._held: dict[Path, int] = {}
 
     @classmethod
     def existing(cls, root: Path | str) -> Store:
@@ -129,8 +131,8 @@ class Store:
 
     def begin(self, run_id: RunId) -> Path:
         """Make a folder to write a run into; `commit` puts it in its place."""
-        partial = self._runs / f".partial-{run_id}-{os.getpid()}@{platform.node()}-{uuid.uuid4().hex[:8]}"
-        (partial / "files").mkdir(parents=True)
+        partial, self._held[partial] = begin_folder(self._runs)
+        (partial / "files").mkdir()
         return partial
 
     def commit(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> bool:
@@ -149,20 +151,22 @@ class Store:
             run, samples = blank_run(run, samples, partial / "files")
             for task, scored in samples.items():
                 if scored:
-                    _write_samples(partial / "samples" / f"{quote(task, safe='')}.parquet", scored)
-            write_json(partial / "run.json", run.to_json())
+                    _write_samples(partial / "samples", visible(task), scored)
             if not any((partial / "files").iterdir()):
                 (partial / "files").rmdir()
-            partial.rename(self.folder(run.run_id, run.attempt))
+            publish_folder(partial, self.folder(run.run_id, run.attempt), "run.json", _json_text(run.to_json()))
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
+            self._let_go(partial)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return False
-            raise StoreError(
-                f"run {run.run_id} could not be stored in {self.root}: {error.strerror or error}",
-                hint="Free some space and give the same command again; what is stored is reused.",
-            ) from error
+            message = f"run {run.run_id} could not be stored in {self.root}: {error.strerror or error}"
+            raise StoreError(message, hint=_what_to_do(error)) from error
+        self._let_go(partial)
         return True
+
+    def _let_go(self, partial: Path) -> None:
+        os.close(self._held.pop(partial))
 
     def samples(self, run: Run) -> dict[str, list[Sample]]:
         """Read a run's samples by task.
@@ -171,7 +175,7 @@ class Store:
             DamagedError: if they cannot be read.
         """
         folder = self.folder(run.run_id, run.attempt) / "samples"
-        return {unquote(path.stem): _read_samples(path) for path in sorted(folder.glob("*.parquet"))}
+        return dict(_read_samples(path) for path in sorted(folder.glob("*.parquet")))
 
     def files(self, run: Run) -> Path:
         """Return the folder of what an evaluator kept with a run; it need not be there.
@@ -185,28 +189,30 @@ class Store:
         return self.folder(run.run_id, run.attempt) / "log.txt"
 
     def sweep(self) -> None:
-        """Delete what writers left when they died: those of this host at once, others after a week."""
-        for left in self._runs.glob(".partial-*"):
-            pid, _, host = left.name.split("-", 2)[2].rpartition("-")[0].partition("@")
-            dead = host == platform.node() and not psutil.pid_exists(int(pid))
-            if dead or time.time() - left.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(left, ignore_errors=True)
+        """Delete what writers left when they died; of a disk without locks, a week later."""
+        sweep(self._runs)
 
     # -- studies ------------------------------------------------------------------------------------------------------
 
     def studies(self) -> list[str]:
-        """List the ids of the studies, the newest last."""
-        files = sorted((self.root / "studies").glob("*/study.json"), key=lambda file: file.stat().st_mtime)
-        return [file.parent.name for file in files]
+        """List the ids of the studies, the one that was started last at the end."""
+        files = (self.root / "studies").glob("*/study.json")
+        return [file.parent.name for file in sorted(files, key=lambda file: (_started_at(file), file))]
 
     def write_study(self, study_id: str, data: Mapping[str, Any]) -> None:  # Any: a JSON object
-        """Write a study's record."""
+        """Write a study's record, after what dead writers left was deleted, which may fill the disk.
+
+        Raises:
+            StoreError: if the disk is full or cannot be written.
+        """
+        self.sweep()
         folder = self.root / "studies" / study_id
         try:
-            (folder / "jobs").mkdir(parents=True, exist_ok=True)
+            make_folder(folder / "jobs")
             write_json(folder / "study.json", data)
         except OSError as error:
-            raise StoreError(f"cannot write to {self.root}: {error.strerror or error}") from error
+            message = f"cannot write to {self.root}: {error.strerror or error}"
+            raise StoreError(message, hint=_what_to_do(error)) from error
 
     def read_study(self, study_id: str, read: Callable[[Any], T]) -> T:  # Any: a JSON value
         """Read a study's record.
@@ -235,12 +241,12 @@ class Store:
             Its number, and where its record belongs.
         """
         folder = self.root / "studies" / study_id / "jobs"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         taken = (int(file.stem) for file in folder.glob("*.json") if re.fullmatch("[0-9]+", file.stem))
         number = 1 + max(taken, default=0)
         while True:
             try:
-                (folder / f"{number}.json").touch(exist_ok=False)
+                (folder / f"{number}.json").touch(file_mode(), exist_ok=False)
             except FileExistsError:
                 number += 1
             else:
@@ -278,36 +284,51 @@ class Store:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:  # Any: a JSON object
     """Write a JSON file atomically."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    write_text(path, _json_text(data))
+
+
+def _json_text(data: Mapping[str, Any]) -> str:  # Any: a JSON object
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _what_to_do(error: OSError) -> str:
+    cure = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
+    return f"{cure} and run the same command again; what is stored is reused."
+
+
+def _started_at(study: Path) -> datetime:
+    """Return when a study was started, as its record says; one that does not say is older than all others."""
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump(data, stream, indent=1, ensure_ascii=False, allow_nan=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        found = load(study, lambda data: datetime.fromisoformat(data["started_at"]), hint="")
+    except (StoreError, KeyError, TypeError):
+        found = datetime.min
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _write_samples(path: Path, samples: Sequence[Sample]) -> None:
+def _write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def texts(column: str) -> pa.Array:
+        values = [getattr(sample, column) for sample in samples]
+        return pa.array([None if value is None else visible(value) for value in values], pa.string())
+
     metrics = list(dict.fromkeys(metric for sample in samples for metric in sample.scores))
     columns: dict[str, pa.Array] = {
-        "document": pa.array([s.document for s in samples], pa.string()),
-        "occurrence": pa.array([s.occurrence for s in samples], pa.int32()),
-        "prompt": pa.array([s.prompt for s in samples], pa.string()),
-        "group": pa.array([s.group for s in samples], pa.string()),
-        "answer": pa.array([s.answer for s in samples], pa.string()),
-        "target": pa.array([s.target for s in samples], pa.string()),
-        **{f"{_SCORE}{m}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
+        "document": texts("document"),
+        "occurrence": pa.array([s.occurrence for s in samples], pa.int64()),
+        **{column: texts(column) for column in ("prompt", "group", "answer", "target")},
+        **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    name = quote(task, safe="")
+    if len(name) > _NAME_BYTES:
+        name = f"{name[:_NAME_BYTES]}~{hashlib.sha256(task.encode()).hexdigest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns, metadata={_TASK: task}), folder / f"{name}.parquet", compression="zstd")
 
 
-def _read_samples(path: Path) -> list[Sample]:
+def _read_samples(path: Path) -> tuple[str, list[Sample]]:
+    """Return the task and its samples."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -317,14 +338,16 @@ def _read_samples(path: Path) -> list[Sample]:
             raise OSError("it is not a file")
         size = 0
         try:
-            for batch in pq.ParquetFile(path).iter_batches(_ROWS):
+            file = pq.ParquetFile(path)
+            task = (file.schema_arrow.metadata or {}).get(_TASK, unquote(path.stem).encode()).decode()
+            for batch in file.iter_batches(_ROWS):
                 size += batch.nbytes
                 if size > MOST_BYTES:  # a few bytes on disk can say a great deal
                     raise OSError(f"it holds more than {MOST_BYTES:,} bytes")
                 found += map(_sample, batch.to_pylist())
         except pa.ArrowException as error:
             raise OSError(str(error)) from error
-    return found
+    return task, found
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:  # Any: a table's columns

@@ -138,7 +138,7 @@ def _find_adapter(source: str, cache: Cache) -> tuple[Adapter, Mapping[str, Any]
         return None
     if not (folder / _ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{source} has an adapter_config.json and no {_ADAPTER_WEIGHTS}")
-    digest = folder_digest(folder, (_ADAPTER_WEIGHTS,), cache.root / "digests")
+    digest = folder_digest(folder, (_ADAPTER_WEIGHTS,), cache.digests)
     return Adapter(digest, folder), read_json(folder / "adapter_config.json")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmquant.errors import MissingDependencyError, OptionError, RequestError
+from llmquant.folders import composed, file_sha256, list_files
 
 if TYPE_CHECKING:
     from llmquant.cache import Cache
@@ -79,14 +80,10 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
         dpi: at which PDFs will be rendered.
     """
     errors: list[RequestError] = []
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        named = [(file.relative_to(path).as_posix(), file) for file in files]
-    else:
-        named = [(name, path)]
+    files = list_files(path) if path.is_dir() else {name: path}
     pages: list[Page] = []
     others = []
-    for label, file in named:
+    for label, file in files.items():
         suffix = Path(label).suffix.lower()
         if suffix not in (*IMAGES, ".txt", ".pdf"):
             others.append(label)
@@ -146,10 +143,7 @@ def _readable(file: Path) -> bool:
 
 
 def _render(file: Path, dpi: int, cache: Cache) -> Path:
-    import hashlib
-
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(file)
 
     def make(folder: Path) -> None:
         with _opened(file, file.name) as pdf:
@@ -185,6 +179,7 @@ def _opened(file: Path, label: str) -> Iterator[Any]:  # Any: pypdfium2's docume
 
 def resolve(name: str, names: Mapping[str, str]) -> str | None:
     """Return the id of the page that a query calls `name`; ``None`` if there is none."""
+    name = composed(name)
     return names.get(name) or names.get(name.removeprefix("./"))
 
 

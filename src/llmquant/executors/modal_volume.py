@@ -14,6 +14,7 @@ from typing import Any
 from llmquant.errors import StoreError
 from llmquant.executors.modal_worker import STARTED
 from llmquant.executors.shipping import bring_home, local_path
+from llmquant.folders import list_files
 from llmquant.protocols import Job
 
 _log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ def local_bytes(job: Job) -> int:
 
 def size(path: Path) -> int:
     """Return how many bytes a file or a folder holds."""
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+    files = list_files(path).values() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def new_key(study: str, number: int, submitted: float, timeout: float) -> str:

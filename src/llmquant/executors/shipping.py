@@ -6,16 +6,16 @@ import contextlib
 import errno
 import json
 import os
-import platform
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmquant.atomic import begin_folder, file_mode, make_folder, publish_folder
 from llmquant.blanking import blank_secrets
 from llmquant.errors import ModelError, StoreError, UnsupportedError
 from llmquant.experiment import Experiment, path_of
+from llmquant.folders import list_files
 from llmquant.job import journal_path, log_path
 
 _RECORD = "job.json"
@@ -44,6 +44,7 @@ def pack(record: Path, store: Path, out: Path, *, with_model: bool) -> int:
 
     Raises:
         ModelError: if a local checkpoint is no longer there.
+        OptionError: if a folder holds what cannot be sent.
         UnsupportedError: if a checkpoint needs another local folder.
     """
     job = json.loads(record.read_text(encoding="utf-8"))
@@ -122,7 +123,7 @@ def bring_home(work_store: Path, store: Path, study: str, number: int, *, ended:
     except OSError as error:
         raise StoreError(
             f"job {number} of {study} could not be brought to {store}: {error.strerror or error}",
-            hint="Free some space and give the same command again; what is stored is reused.",
+            hint="Free some space and run the same command again; what is stored is reused.",
         ) from error
 
 
@@ -150,12 +151,12 @@ def _folder(store: Path, run_id: str, attempt: int) -> Path:
 
 
 def _pack_input(digest: str, path: Path, out: Path, with_model: bool) -> str:
-    """Copy a file; a folder is a checkpoint."""
+    """Copy a file or a folder; without checkpoints, folders have to be on the worker's machine."""
     if path.is_dir() and not with_model:
         return str(path.absolute())
     name = f"inputs/{digest.rpartition(':')[2]}"
     if path.is_dir():
-        _copy_checkpoint(path, out / name)
+        _copy_folder(path, out / name)
     else:
         shutil.copyfile(path, out / name)
     return name
@@ -171,11 +172,11 @@ def _pack_model(model: Mapping[str, Any], out: Path) -> dict[str, Any]:  # Any: 
         (out / _MODEL).mkdir()
         _link(path, out / _MODEL / path.name)
         return _with_source(model, Path(_MODEL, path.name))
-    _copy_checkpoint(path, out / _MODEL)
+    _copy_folder(path, out / _MODEL)
     return _with_source(model, Path(_MODEL))
 
 
-def _copy_checkpoint(folder: Path, out: Path) -> None:
+def _copy_folder(folder: Path, out: Path) -> None:
     adapter = folder / "adapter_config.json"
     base = json.loads(adapter.read_text()).get("base_model_name_or_path") if adapter.is_file() else None
     if base and path_of(base).is_dir():
@@ -183,13 +184,15 @@ def _copy_checkpoint(folder: Path, out: Path) -> None:
             f"{folder} is an adapter for {base}, another local folder, and cannot be sent elsewhere",
             hint="Merge the adapter into its base and give the merged checkpoint.",
         )
-    shutil.copytree(folder, out, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
+    for name, file in list_files(folder).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        _link(file, out / name)
 
 
-def _link(source: Path | str, target: Path | str) -> None:
+def _link(source: Path, target: Path) -> None:
     """Link a file that may hold gigabytes, or copy it where that cannot be."""
     try:
-        os.link(Path(source).resolve(), target)
+        os.link(source.resolve(), target)
     except OSError:  # another disk
         shutil.copyfile(source, target)
 
@@ -221,15 +224,16 @@ def _with_source(model: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 
 def _place(run: Path, target: Path) -> None:
     """Copy a run beside its place and rename it, as a writer of the store does."""
-    run_id = run.name.partition("-")[0]
-    partial = target.with_name(f".partial-{run_id}-{os.getpid()}@{platform.node()}-{uuid.uuid4().hex[:8]}")
+    partial, held = begin_folder(target.parent)
     try:
-        shutil.copytree(run, partial)
-        partial.rename(target)
+        shutil.copytree(run, partial, dirs_exist_ok=True)
+        publish_folder(partial, target, "run.json", (run / "run.json").read_text(encoding="utf-8"))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was first
             raise
+    finally:
+        os.close(held)
 
 
 def _news(source: Path, home: Path, *, ended: bool, end: int | None = None) -> tuple[int, bytes]:
@@ -257,7 +261,8 @@ def _write_at(path: Path, offset: int, data: bytes) -> None:
     """Write where the copy ended: two processes write the same bytes to the same place."""
     if not data:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("r+b" if path.exists() else "wb") as stream:
+    make_folder(path.parent)
+    path.touch(file_mode())
+    with path.open("r+b") as stream:
         stream.seek(offset)
         stream.write(data)

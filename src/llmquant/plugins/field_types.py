@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llmquant.errors import OptionError, PluginError, nearest
-from llmquant.experiment import Digest, InputFile, canonical_json, path_of
+from llmquant.experiment import Digest, InputFile, canonical_json, path_of, visible
 
 Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
 
@@ -26,7 +26,7 @@ _SCALARS: dict[type, tuple[str, Callable[[Any], bool]]] = {  # Any: option value
     bool: ("true or false", lambda v: isinstance(v, bool)),
     int: ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
     float: ("a finite number", lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf),
-    str: ("a text", lambda v: isinstance(v, str)),
+    str: ("a text", lambda v: isinstance(v, str) and v == visible(v)),
 }
 
 

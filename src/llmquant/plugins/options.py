@@ -18,11 +18,12 @@ from llmquant.errors import (
     PluginError,
     RequestError,
     RequestErrors,
+    RunError,
     UnknownNameError,
     describe,
     nearest,
 )
-from llmquant.experiment import Digest, InputFile
+from llmquant.experiment import Digest, InputFile, InputFolder
 from llmquant.plugins.field_types import coerce, field_types, takes_many
 
 Options = Any  # Any: plugins bring their own dataclasses
@@ -105,6 +106,32 @@ def input_files(options: Options) -> dict[Digest, Path]:
             if isinstance(item, InputFile) and item.path is not None:
                 found[item.digest] = item.path
     return found
+
+
+def verify_inputs(options: Options, inputs: Mapping[Digest, Path]) -> None:
+    """Refuse files and folders that are not what the options were made with.
+
+    A folder that is a checkpoint is left to its quantizer, which digests it in another way.
+
+    Args:
+        inputs: where they are on this machine, by content.
+
+    Raises:
+        RunError: if one changed since, or was damaged on its way here.
+        OptionError: if one cannot be read.
+    """
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            path = inputs.get(item.digest) if isinstance(item, InputFile) else None
+            if path is None or (path.is_dir() and not isinstance(item, InputFolder)):
+                continue
+            found = (InputFolder if path.is_dir() else InputFile).read(path).digest
+            if found != item.digest:
+                raise RunError(
+                    f"{item.name} is not what the study was planned with: {found}, not {item.digest}",
+                    hint="It changed since, or was damaged on its way here. Run the same command again.",
+                )
 
 
 def _positional(call: Call, types: Mapping[str, Any]) -> dict[str, Json]:  # Any: types

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from llmquant.atomic import file_mode, make_folder
 from llmquant.cache import Cache
 from llmquant.experiment import Digest
 from llmquant.protocols import Role
@@ -151,8 +152,9 @@ class EmbeddingCache:
         head = _HEADER.pack(_MAGIC, len(vectors), int(counts.sum()), self._width, self.dtype.itemsize, 0)[:-4]
         name = f"{self._role}-{uuid.uuid4().hex}{_SUFFIX}"
         partial = self.folder / f".{name}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         try:
+            partial.touch(file_mode())
             with partial.open("wb") as file:
                 file.write(head + struct.pack("<I", zlib.crc32(head + index)) + index)
                 for value in values:

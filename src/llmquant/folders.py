@@ -1,0 +1,88 @@
+"""A folder as input: which of its files count and what they are called, and the digest of what a file holds."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import unicodedata
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from llmquant.errors import OptionError
+
+_HIDE = "Repair or delete it, or give it a name that begins with a dot: hidden files and folders do not count."
+
+
+def list_files(folder: Path, subfolders: Sequence[str] = ("*",)) -> dict[str, Path]:
+    """List the files of a folder: the one rule for its digest, for its use and for copies of it.
+
+    Hidden files and folders do not count. A link is what it leads to. Names have ``/`` between folders and are in
+    Unicode's composed form, which file systems of macOS do not keep. They are sorted folder by folder, by code point.
+
+    Args:
+        subfolders: patterns of the folders to look into, such as ``1_*``.
+
+    Returns:
+        Where each file is, by its name in the folder.
+
+    Raises:
+        OptionError: for what cannot be read, is neither a file nor a folder, has no name in UTF-8 or the name of
+            another one, and for a link that leads back to a folder which it is in.
+    """
+    found: dict[str, Path] = {}
+    waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(folder, "", frozenset())]
+    while waiting:
+        place, prefix, above = waiting.pop()
+        try:
+            state = place.stat()
+            if (state.st_dev, state.st_ino) in above:
+                raise OptionError(f"{place} is a link that leads back to a folder which it is in", hint=_HIDE)
+            with os.scandir(place) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+            for entry in visible:
+                path = place / entry.name
+                name = prefix + _composed(path)
+                if entry.is_dir():
+                    if any(fnmatchcase(name, pattern) for pattern in subfolders):
+                        waiting.append((path, f"{name}/", above | {(state.st_dev, state.st_ino)}))
+                elif not entry.is_file():
+                    what = "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"
+                    raise OptionError(f"{path} is {what}", hint=_HIDE)
+                elif name in found:
+                    raise OptionError(f"{path} and {found[name]} have one name, written in two ways", hint=_HIDE)
+                else:
+                    found[name] = path
+        except OSError as error:
+            raise OptionError(f"cannot read {error.filename or place}: {error.strerror}", hint=_HIDE) from error
+    return {name: found[name] for name in sorted(found, key=lambda name: name.split("/"))}
+
+
+def composed(name: str) -> str:
+    """Return a name as `list_files` writes it, whichever way it was typed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def file_sha256(path: Path) -> str:
+    """Digest what a file holds: 64 hexadecimal digits.
+
+    Raises:
+        OSError: if it cannot be read, or is a pipe or a device, which would give something else the next time.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _composed(path: Path) -> str:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"{str(path)!a} has a name that is not UTF-8", hint="Rename it.") from error
+    return composed(path.name)
+
+
+__all__ = ["composed", "file_sha256", "list_files"]
