@@ -231,6 +231,7 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.0"),
         install=_LOCAL,
         documents=True,
+        version="2",  # the log-softmax is taken in float32
     ),
     PluginSpec(
         kind="evaluator",

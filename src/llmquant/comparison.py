@@ -125,6 +125,7 @@ class Row:
         provenance_differences: versions and devices in which the run differs from its baseline's.
         compute_dtype: in which the quantized layers multiply, read back from the loaded model.
         applied_note: what else the quantizer said about what it put into the weights.
+        evaluator_note: what the evaluator said that a reader of the table must know, such as prompts that were cut.
         dollars: about what the whole run cost; ``None`` where nothing was paid for.
     """
 
@@ -169,6 +170,7 @@ class Row:
     provenance_differences: tuple[str, ...] = ()
     compute_dtype: str | None = None
     applied_note: str = ""
+    evaluator_note: str = ""
     dollars: float | None = None
 
     def to_json(self) -> dict[str, Json]:
@@ -215,7 +217,8 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
         for measurement in run.measurements:
             like = None if other is None else _like(measurement, other.measurements)
             compared = {} if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
-            found.append(Row(**finished, **vars(measurement), **compared))
+            note = _note(run, measurement.task)
+            found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note))
         if run.status == "failed":
             found.append(Row(**head))
     return _without_signal(found, samples_of)
@@ -324,6 +327,13 @@ def _head(record: StudyRecord, experiment: Experiment, run: Run | None) -> dict[
         "compute_dtype": applied.get("compute_dtype"),
         "applied_note": applied.get("note") or "",
     }
+
+
+def _note(run: Run, task: str) -> str:
+    """Join the ``notes`` that an evaluator left in the details of a task."""
+    details = run.details.get(task)
+    notes = details.get("notes") if isinstance(details, Mapping) else None
+    return "; ".join(map(str, notes)) if isinstance(notes, list | tuple) else ""
 
 
 def _like(measurement: Measurement, others: Iterable[Measurement]) -> Measurement | None:

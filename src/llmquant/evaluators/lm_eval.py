@@ -76,6 +76,8 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         shrink=options.batch_size == "auto",
         max_length=options.max_length,
         progress=ctx.progress,
+        enable_thinking=options.enable_thinking,
+        think_end_token=options.think_end_token,
     )
     output = lm_eval.evaluator.simple_evaluate(
         model=model,
@@ -100,8 +102,24 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         "seed": ctx.seed,
         "bootstraps": _BOOTSTRAPS,
         "chat_template": options.apply_chat_template,
+        "log_softmax": "float32",
+        "eos_token_id": subject.module.generation_config.eos_token_id,
     }
-    return results(output, loaded["tasks"], details)
+    return results(output, loaded["tasks"], model.prompts, details, _notes(options, subject, model))
+
+
+def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> list[str]:
+    """Say about reasoning what a reader of the table must know."""
+    notes: list[str] = []
+    undecided = options.apply_chat_template and options.enable_thinking is None
+    if undecided and "enable_thinking" in str(subject.tokenizer.chat_template):
+        notes.append(
+            "the chat template can turn reasoning on and off, and nobody chose: "
+            "give enable_thinking=false, or true with think_end_token"
+        )
+    if model.endless:
+        notes.append(f"{model.endless} answers have no {options.think_end_token}: they are scored as they are")
+    return notes
 
 
 def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[str, Any]:  # Any: lm-eval's TaskDict

@@ -1,22 +1,40 @@
-"""The loaded model as lm-eval sees it: in batches that fit into memory, counted for the progress line."""
+"""The loaded model as lm-eval sees it: in batches that fit into memory, with a record of what it read."""
 
 from __future__ import annotations
 
 import copy
 import gc
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from transformers import LogitsProcessor, LogitsProcessorList
 
+from llmquant.errors import RunError
 from llmquant.memory import is_out_of_memory
 from llmquant.protocols import LoadedModel
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model read for one request.
+
+    Attributes:
+        digest: of the token ids.
+        cut_to: the number of tokens that were left where there were too many: lm-eval drops the first ones.
+    """
+
+    digest: str
+    cut_to: int | None
 
 
 class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
@@ -27,7 +45,13 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     Args:
         batch_size: requests at a time; with `shrink` halved for good whenever memory runs out.
         max_length: tokens of prompt and answer; ``None``: as many as the model has positions.
+        enable_thinking: given to the chat template; ``None`` leaves the choice to it.
+        think_end_token: what ends the reasoning: only what follows is the answer.
         progress: called with (done, total) requests.
+
+    Attributes:
+        prompts: what was read, by the texts of a request.
+        endless: answers in which `think_end_token` does not occur.
     """
 
     def __init__(
@@ -38,12 +62,26 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         shrink: bool,
         max_length: int | None,
         progress: Callable[[int, int], None],
+        enable_thinking: bool | None = None,
+        think_end_token: str | None = None,
     ) -> None:
         # A copy: lm-eval gives the tokenizer a padding token, which other evaluators must not find there.
         tokenizer = copy.deepcopy(subject.tokenizer)
+        # Special tokens are not in the decoded text, where lm-eval looks for a string; for their ids it looks before.
+        special = think_end_token in tokenizer.all_special_tokens
         super().__init__(
-            subject.module, backend="causal", tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
+            subject.module,
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype="float32",
+            enable_thinking=enable_thinking,
+            think_end_token=tokenizer.convert_tokens_to_ids(think_end_token) if special else think_end_token,
         )
+        self.prompts: dict[tuple[str, ...], Prompt] = {}
+        self.endless = 0
+        self._think_end = think_end_token
         self._shrink = shrink
         self._progress = progress
         self._done = self._total = 0
@@ -53,8 +91,21 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         return {}
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # Any: Instance
-        """Answer prompts greedily, as lm-eval does."""
+        """Answer prompts, as lm-eval does.
+
+        Raises:
+            RunError: if a task asks for more tokens than the model has positions.
+        """
         self._expect(len(requests))
+        for context, settings in (request.args for request in requests):
+            wanted = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+            if wanted >= self.max_length:
+                raise RunError(
+                    f"the task asks for answers of {wanted} tokens, and prompt and answer have {self.max_length}",
+                    hint='Ask for fewer: gen_kwargs={"max_gen_toks": 64}.',
+                )
+            ids = self.tok_encode(context)
+            self._note((context,), ids, len(ids), self.max_length - wanted)
         answers: list[str] = super().generate_until(requests, disable_tqdm=True)
         return answers
 
@@ -68,8 +119,10 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # Any: Instance
         """Score whole texts, as lm-eval does; progress counts windows."""
-        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
-        self._expect(sum(-(-length // self.max_length) for length in lengths))
+        encoded = [self.tok_encode(request.args[0]) for request in requests]
+        for request, ids in zip(requests, encoded, strict=True):
+            self._note(request.args, ids, len(ids), len(ids))  # in windows, so nothing is cut
+        self._expect(sum(-(-len(ids) // self.max_length) for ids in encoded))
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
         return scores
 
@@ -82,10 +135,17 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> torch.Tensor:
         mask = generation_kwargs.pop("attention_mask")
         generate = super()._model_generate
+        if self._think_end:
+            after = _AfterThinking(self.tokenizer, self._think_end, stop, context.shape[1])
+            generation_kwargs["logits_processor"] = LogitsProcessorList([after])
+            stop = []
 
         def rows(start: int, end: int) -> torch.Tensor:
             part = {**generation_kwargs, "attention_mask": mask[start:end]}
             answers: torch.Tensor = generate(context[start:end], max_length, stop, **part)
+            if self._think_end:
+                said = self.tokenizer.batch_decode(answers[:, context.shape[1] :])
+                self.endless += sum(self._think_end not in text for text in said)
             return answers
 
         parts = list(self._fitting(len(context), rows, lambda start, end: end - start))
@@ -103,7 +163,15 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> list[tuple[float, bool]]:
         # lm-eval computes continuations that differ in the last token only once: they must stay in one batch.
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (_, context, continuation) in enumerate(requests):
+        for index, (texts, context, continuation) in enumerate(requests):
+            if len(continuation) > self.max_length:
+                raise RunError(
+                    f"an answer to score has {len(continuation)} tokens, and the model reads {self.max_length}",
+                    hint="Leave out max_length, or this task.",
+                )
+            if texts is not None:
+                ids = [*context, *continuation]
+                self._note(texts, ids, len(ids) - 1, self.max_length)  # the last token is predicted and not read
             groups[*context, *continuation[:-1]].append(index)
 
         def lm_eval_order(group: list[int]) -> tuple[int, tuple[int, ...]]:
@@ -149,5 +217,24 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def _expect(self, requests: int) -> None:
         self._total += requests
 
+    def _note(self, texts: tuple[str, ...], ids: Sequence[int], tokens: int, limit: int) -> None:
+        digest = hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+        self.prompts[texts] = Prompt(digest, limit if tokens > limit else None)
 
-__all__ = ["FittingLM"]
+
+class _AfterThinking(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """Ends an answer at a stop sequence; inside the reasoning that goes before, these mean nothing."""
+
+    def __init__(self, tokenizer: Any, think_end: str, stop: Sequence[str], start: int) -> None:  # Any: as above
+        self._tokenizer, self._think_end, self._stop, self._start = tokenizer, think_end, stop, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for row, text in enumerate(self._tokenizer.batch_decode(input_ids[:, self._start :])):
+            _, ended, answer = text.rpartition(self._think_end)
+            if ended and any(stop in answer.lstrip() for stop in self._stop):
+                scores[row] = -torch.inf
+                scores[row, self._tokenizer.eos_token_id] = 0.0
+        return scores
+
+
+__all__ = ["FittingLM", "Prompt"]

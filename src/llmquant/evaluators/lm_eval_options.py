@@ -51,6 +51,10 @@ class LmEvalOptions:
         num_fewshot: examples in front of each question; ``None``: as many as the task says.
         apply_chat_template: wrap prompts as the model's chat template says.
         fewshot_as_multiturn: make each example a turn of the chat.
+        enable_thinking: whether a chat template that can turn reasoning on and off does; ``None`` leaves it to the
+            template. Reasoning is for tasks that generate, and needs `think_end_token`.
+        think_end_token: text that ends the reasoning, such as ``</think>``: what follows its last occurrence is the
+            answer, and stop sequences count from there.
         system_instruction: text in front of everything else.
         gen_kwargs: over the task's own, for tasks that generate: ``{"max_gen_toks": 32}``.
         batch_size: ``auto`` starts with 16 on a GPU and 1 on a CPU and is halved when memory runs out; a number is
@@ -64,6 +68,8 @@ class LmEvalOptions:
     num_fewshot: int | None = None
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = False
+    enable_thinking: bool | None = None
+    think_end_token: str | None = None
     system_instruction: str | None = None
     gen_kwargs: Mapping[str, Json] | None = None
     batch_size: int | Literal["auto"] = "auto"
@@ -124,6 +130,12 @@ class LmEvalOptions:
         name = task if isinstance(task, str) else task.name
         for configuration in configurations:
             _refuse_unsupported(configuration)
+            kind = configuration.get("output_type", "generate_until")
+            if self.enable_thinking and kind != "generate_until":
+                raise UnsupportedError(
+                    f"lm_eval: task {configuration.get('task')!r} scores given answers and generates nothing",
+                    hint="Leave out enable_thinking, or give enable_thinking=false.",
+                )
             if self.num_fewshot and configuration.get("num_fewshot") == 0:
                 raise OptionError(
                     f"lm_eval: task {configuration.get('task')!r} is defined for 0 examples, found "
@@ -181,6 +193,16 @@ def _wrong_values(options: LmEvalOptions) -> Iterator[OptionError]:
         yield OptionError(
             "lm_eval: fewshot_as_multiturn makes turns of a chat, and apply_chat_template is false",
             hint="Add apply_chat_template=true.",
+        )
+    if options.enable_thinking is not None and not options.apply_chat_template:
+        yield OptionError(
+            "lm_eval: enable_thinking is for the chat template, and apply_chat_template is false",
+            hint="Add apply_chat_template=true.",
+        )
+    if options.enable_thinking and not options.think_end_token:
+        yield OptionError(
+            "lm_eval: enable_thinking=true needs think_end_token, or the reasoning is scored as the answer",
+            hint='For most models: think_end_token="</think>".',
         )
     if options.data is not None and len(options.tasks) > 1:
         yield OptionError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmquant.call import Json
+from llmquant.evaluators.lm_eval_model import Prompt
 from llmquant.experiment import digest_of
 from llmquant.run import Measurement, Result, Sample
 
@@ -35,13 +36,17 @@ _MEANS = frozenset({"mean", "weighted_perplexity", "bits_per_byte", "brier_score
 def results(
     output: Mapping[str, Any],  # Any: lm-eval's results
     tasks: Mapping[str, Any],  # Any: lm-eval's Task, by name
+    prompts: Mapping[tuple[str, ...], Prompt],
     details: Mapping[str, Json],
+    notes: Sequence[str],
 ) -> Iterator[Result]:
     """Yield a result for each task and for each group that has scores of its own.
 
     Args:
         output: what ``simple_evaluate`` returned, samples included.
+        prompts: what the model read, by the texts of a request.
         details: to keep with every result.
+        notes: what a reader of the table must know of every result.
     """
     for name, values in output["results"].items():
         measurements = tuple(_measurements(name, values, output["higher_is_better"].get(name) or {}))
@@ -49,6 +54,7 @@ def results(
             continue  # a group without an aggregate
         own = {
             **details,
+            "notes": list(notes),
             "task_version": _json(output["versions"].get(name)),
             "num_fewshot": output["n-shot"].get(name),
         }
@@ -65,7 +71,19 @@ def results(
             for measurement in measurements
             if getattr(aggregation.get(measurement.metric.partition(",")[0]), "__name__", "") not in _MEANS
         ]
-        yield Result(name, measurements, tuple(_samples(output["samples"][name], tasks[name])), own, not_means)
+        logged = output["samples"][name]
+        documents = {entry["doc_id"]: _read(entry, prompts) for entry in logged}
+        cut = [min(lengths) for read in documents.values() if (lengths := [p.cut_to for p in read if p.cut_to])]
+        own["prompts_cut"] = len(cut)
+        if cut:
+            said = f"{len(cut)} of {len(documents)} prompts were cut to {min(cut)} tokens: their beginning is missing"
+            own["notes"] = [*notes, said]
+        yield Result(name, measurements, tuple(_samples(logged, tasks[name], documents)), own, not_means)
+
+
+def _read(entry: Mapping[str, Any], prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:  # Any: lm-eval's sample
+    """Return what the model read for each request of a document."""
+    return [prompts[tuple(part for part in texts if isinstance(part, str))] for texts in entry["arguments"]]
 
 
 def _measurements(
@@ -87,7 +105,11 @@ def _measurements(
         )
 
 
-def _samples(logged: Sequence[Mapping[str, Any]], task: Any) -> Iterator[Sample]:  # Any: lm-eval's samples and Task
+def _samples(
+    logged: Sequence[Mapping[str, Any]],  # Any: lm-eval's samples
+    task: Any,  # Any: lm-eval's Task
+    read: Mapping[int, Sequence[Prompt]],
+) -> Iterator[Sample]:
     """Yield a sample a document; a document that several filters read is logged once for each."""
     documents: dict[int, list[Mapping[str, Any]]] = {}  # Any: lm-eval's samples
     for entry in logged:
@@ -101,7 +123,8 @@ def _samples(logged: Sequence[Mapping[str, Any]], task: Any) -> Iterator[Sample]
                 scores |= _scores(metric, entry["filter"], entry[metric], task.aggregation().get(metric))
         answer, target = _answer_and_target(first, task)
         document = first["doc_hash"]
-        yield Sample(document, first["prompt_hash"], scores, answer, target, occurrence=seen[document])
+        prompt = digest_of([each.digest for each in read[first["doc_id"]]]).removeprefix("sha256:")
+        yield Sample(document, prompt, scores, answer, target, occurrence=seen[document])
         seen[document] += 1
 
 

@@ -43,7 +43,7 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
 
 
 def _applied(block: Block) -> list[str]:
-    """Say what the loaded models really compute in, where that differs, and what the quantizers noted."""
+    """Say what the loaded models really compute in, where that differs, and what quantizers and evaluators noted."""
     dtypes: dict[str, dict[str, None]] = {}
     notes: dict[str, dict[str, None]] = {}
     for row in block.rows:
@@ -51,6 +51,8 @@ def _applied(block: Block) -> list[str]:
             dtypes.setdefault(row.compute_dtype, {})[row.variant] = None
         if row.applied_note:
             notes.setdefault(row.applied_note, {})[row.variant] = None
+        if row.evaluator_note:
+            notes.setdefault(f"{row.task}: {row.evaluator_note}", {})[row.variant] = None
     found = []
     if len(dtypes) > 1:
         found.append("Computes in " + "; in ".join(f"{d}: {', '.join(v)}" for d, v in dtypes.items()) + ".")

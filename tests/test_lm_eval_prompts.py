@@ -1,0 +1,245 @@
+"""What the model reads and answers under lm-eval: token ids, cut prompts, reasoning, the float32 log-softmax."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+
+import pytest
+
+from llmquant.call import Call
+from llmquant.comparison import rows
+from llmquant.errors import OptionError, RequestErrors, RunError, UnsupportedError
+from llmquant.evaluators.lm_eval_options import LmEvalOptions
+from llmquant.plugins.options import build
+from llmquant.report.tables import summary
+from made_up import BASELINE, MadeUpStudy, completed, experiment, scored
+from subjects import load_subject
+
+QUESTIONS = [{"q": "How many sacks were sold? " * (1 + 9 * long), "a": str(long)} for long in (0, 0, 1)]
+GENERATION = """
+task: asked
+dataset_path: json
+test_split: test
+output_type: generate_until
+doc_to_text: "Question: {{q}}Answer:"
+doc_to_target: "{{a}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 16}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+CHOICE = """
+task: chosen
+dataset_path: json
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{q}}Answer:"
+doc_to_choice: ["yes", "no"]
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+ROLLING = """
+task: rolled
+dataset_path: json
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{q}}"
+metric_list: [{metric: bits_per_byte}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Check against an index of tasks in a folder of the tests' own."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "task-index"))
+
+
+@pytest.fixture
+def subject(tiny_model, context):
+    return load_subject(tiny_model, context().cache)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes the call of a task with its rows."""
+
+    def run(task, **given):
+        (tmp_path / "task.yaml").write_text(task)
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+        return Call("lm_eval", (str(tmp_path / "task.yaml"),), {"data": str(tmp_path / "rows.jsonl"), **given})
+
+    return run
+
+
+@pytest.fixture
+def evaluate(subject, context, write):
+    """Return a function that evaluates a task on the tiny model, or on another subject."""
+    from llmquant.evaluators.lm_eval import LmEval
+
+    def run(task, other=None, **given):
+        (result,) = LmEval(build(LmEvalOptions, write(task, **given))).evaluate(other or subject, context())
+        return result
+
+    return run
+
+
+@pytest.fixture
+def says(subject, monkeypatch):
+    """Return a function that lets the model say a text, whatever it is asked, and then its last token for ever."""
+
+    def run(text):
+        ids = subject.tokenizer(text, add_special_tokens=False).input_ids
+        start = []
+        generate, forward = subject.module.generate, subject.module.forward
+
+        def remember(**given):
+            start.append(given["input_ids"].shape[1])
+            return generate(**given)
+
+        @functools.wraps(forward)
+        def say(input_ids=None, **given):
+            output = forward(input_ids=input_ids, **given)
+            place = given["past_key_values"].get_seq_length() - start[-1]
+            output.logits[:, -1] = -1e4
+            output.logits[:, -1, ids[min(place, len(ids) - 1)]] = 0.0
+            return output
+
+        monkeypatch.setattr(subject.module, "generate", remember)
+        monkeypatch.setattr(subject.module, "forward", say)
+
+    return run
+
+
+@pytest.mark.parametrize(("task", "cut_to"), [(GENERATION, 48), (CHOICE, 64)], ids=["generation", "choice"])
+def test_prompts_that_are_cut_are_counted(evaluate, task, cut_to):
+    """lm-eval drops their first tokens, the BOS with them: the table says how many and what is left."""
+    result = evaluate(task, max_length=64)
+    assert result.details["prompts_cut"] == 1
+    assert result.details["notes"] == [f"1 of 3 prompts were cut to {cut_to} tokens: their beginning is missing"]
+
+
+@pytest.mark.parametrize("task", [GENERATION, CHOICE, ROLLING], ids=["generation", "choice", "rolling"])
+def test_prompts_that_fit_are_not_said_to_be_cut(evaluate, task):
+    """Texts that are scored in windows lose nothing."""
+    result = evaluate(task, **({"max_length": 16} if task == ROLLING else {}))
+    assert (result.details["prompts_cut"], result.details["notes"]) == (0, [])
+
+
+def test_an_answer_longer_than_the_context_is_refused(evaluate):
+    """With the option that mends it."""
+    with pytest.raises(RunError, match=r"answers of 16 tokens, and prompt and answer have 16\n.*max_gen_toks"):
+        evaluate(GENERATION, max_length=16)
+
+
+def test_documents_pair_by_the_tokens_that_were_read(evaluate, subject):
+    """The same text with and without a BOS is not the same prompt."""
+    from tokenizers.processors import TemplateProcessing
+
+    plain = evaluate(CHOICE)
+    other = replace(subject, tokenizer=type(subject.tokenizer).from_pretrained(subject.path))
+    other.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    lead = evaluate(CHOICE, other)
+    assert [sample.document for sample in plain.samples] == [sample.document for sample in lead.samples]
+    assert not {sample.prompt for sample in plain.samples} & {sample.prompt for sample in lead.samples}
+    assert [sample.prompt for sample in plain.samples] == [sample.prompt for sample in evaluate(CHOICE).samples]
+
+
+def test_log_likelihoods_are_taken_in_float32(subject, evaluate):
+    """In bfloat16 they would be multiples of a quarter where they are large, and choices would tie."""
+    import torch
+    from lm_eval.api.instance import Instance
+
+    from llmquant.evaluators.lm_eval_model import FittingLM
+
+    subject.module.to(torch.bfloat16)
+    model = FittingLM(subject, batch_size=1, shrink=False, max_length=None, progress=lambda done, total: None)
+    text, answer = "Question: How many?", " nine sacks"
+    ((found, _),) = model.loglikelihood([Instance("loglikelihood", {}, (text, answer), 0)])
+    ids = subject.tokenizer(text + answer, return_tensors="pt").input_ids
+    count = ids.shape[1] - len(subject.tokenizer(text).input_ids)
+    with torch.no_grad():
+        logits = subject.module(ids[:, :-1]).logits.float()
+    exact = logits.log_softmax(-1)[0, -count:].gather(1, ids[0, -count:, None]).sum()
+    assert found == pytest.approx(float(exact), abs=1e-4)
+    assert evaluate(CHOICE).details["log_softmax"] == "float32"
+
+
+def test_only_what_follows_the_reasoning_is_the_answer(evaluate, says):
+    """Stop sequences inside it, and the line break before the answer, end nothing."""
+    says("x\ny</think>\n42\nnext")
+    result = evaluate(GENERATION, think_end_token="</think>", gen_kwargs={"max_gen_toks": 64})
+    assert [sample.answer for sample in result.samples] == ["42"] * 3
+    assert result.details["notes"] == []
+
+
+def test_a_special_token_may_end_the_reasoning(evaluate, says):
+    """It is not in the decoded text, and found all the same."""
+    says("x\ny<|endoftext|>42\nnext")
+    result = evaluate(GENERATION, think_end_token="<|endoftext|>", gen_kwargs={"max_gen_toks": 64})
+    assert [sample.answer for sample in result.samples] == ["42"] * 3
+
+
+def test_reasoning_without_an_end_is_counted(evaluate, says):
+    """Such answers are scored as they are, and the table says how many."""
+    says("thinking and thinking")
+    result = evaluate(GENERATION, think_end_token="</think>")
+    assert result.details["notes"] == ["3 answers have no </think>: they are scored as they are"]
+
+
+THINKING = "{% if enable_thinking is not defined or enable_thinking %}think {% endif %}{{ messages[-1]['content'] }}"
+
+
+@pytest.mark.parametrize(("chosen", "begins"), [(None, "think Q"), (True, "think Q"), (False, "Q")])
+def test_reasoning_is_turned_on_and_off(evaluate, subject, monkeypatch, chosen, begins):
+    """The chat template gets what was chosen; where it could choose and nobody did, the table says so."""
+    from llmquant.evaluators import lm_eval_model
+
+    subject.tokenizer.chat_template = THINKING
+    seen = []
+    generate = lm_eval_model.FittingLM.generate_until
+    monkeypatch.setattr(
+        lm_eval_model.FittingLM,
+        "generate_until",
+        lambda self, requests: [seen.extend(r.args[0] for r in requests), generate(self, requests)][1],
+    )
+    given = {} if chosen is None else {"enable_thinking": chosen, "think_end_token": "</think>"}
+    result = evaluate(GENERATION, apply_chat_template=True, **given)
+    assert all(prompt.startswith(begins) for prompt in seen)
+    assert any("nobody chose" in note for note in result.details["notes"]) == (chosen is None)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"enable_thinking": False}, "apply_chat_template is false"),
+        ({"enable_thinking": True, "apply_chat_template": True}, "needs think_end_token"),
+    ],
+)
+def test_options_of_reasoning_that_miss_another_are_refused(write, given, words):
+    """Before anything is loaded."""
+    with pytest.raises((OptionError, RequestErrors), match=words):
+        build(LmEvalOptions, write(GENERATION, **given))
+
+
+def test_reasoning_before_given_answers_is_refused(write):
+    """Nothing is generated there."""
+    given = {"enable_thinking": True, "apply_chat_template": True, "think_end_token": "</think>"}
+    with pytest.raises(UnsupportedError, match="scores given answers"):
+        build(LmEvalOptions, write(CHOICE, **given)).check(None, "cpu")
+
+
+def test_the_table_says_what_the_evaluator_noted():
+    """Once for all variants that it is true of."""
+    study = MadeUpStudy()
+    for label in (BASELINE, "nf4"):
+        mean, samples = scored("coqa", "f1", [1.0, 0.0])
+        run = completed(experiment(label, "lm_eval(coqa)"), mean)
+        said = {"coqa": {"notes": ["1 of 2 prompts were cut to 64 tokens: their beginning is missing"]}}
+        study.add(replace(run, details=said), {"coqa": samples})
+    found = rows(study.record, study.runs, study.read)
+    (table,) = [table for table in summary(found, study.record) if table.title == "Quality"]
+    said = [note for note in table.footnotes if "prompts were cut" in note]
+    assert said == [f"{BASELINE}, nf4: coqa: 1 of 2 prompts were cut to 64 tokens: their beginning is missing."]
