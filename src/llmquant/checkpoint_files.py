@@ -23,6 +23,8 @@ INDEX = ".index.json"
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
 # What auto-gptq calls its one file, as in gptq_model-4bit-128g.safetensors; transformers does not find it.
 _AUTO_GPTQ = re.compile(r"gptq_model-\d+bit-(-1|\d+)g\.safetensors")
+# What auto-gptq writes its settings to, beside a config.json without them.
+AUTO_GPTQ_CONFIG = "quantize_config.json"
 _SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm"})
 _FOR_PEOPLE = ("readme", "license", "notice", "requirements")
 # Files above this size are hashed once and remembered; below, looking up is no faster than hashing.
@@ -59,17 +61,21 @@ def read_checkpoint(folder: Path, source: str, *, allow_pickle: bool) -> Checkpo
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
     if "config.json" not in names:
         raise _no_config(folder, names, source)
-    files = choose_weights(names, lambda name: read_json(folder / name), source, allow_pickle=allow_pickle)
-    tensors: list[TensorInfo] = []
+
+    def read(name: str) -> dict[str, Any]:  # Any: a JSON object
+        return read_json(folder / name)
+
+    files = choose_weights(names, read, source, allow_pickle=allow_pickle)
+    headers: dict[str, tuple[TensorInfo, ...]] = {}
     for name in files:
         if name.endswith(".safetensors"):
-            tensors += read_safetensors_header(folder / name)
+            headers[name] = read_safetensors_header(folder / name)
         else:
             with (folder / name).open("rb") as stream:
-                tensors += read_pickle_header(stream, str(folder / name))
+                headers[name] = read_pickle_header(stream, str(folder / name))
     return Checkpoint(
         config=read_json(folder / "config.json"),
-        tensors=tuple(tensors),
+        tensors=joined(headers, read, source),
         weight_files=files,
         disk_bytes=sum((folder / name).stat().st_size for name in files),
     )
@@ -129,6 +135,41 @@ def _shards(names: Collection[str], index: Mapping[str, Any], index_name: str, s
             hint="The download was interrupted; fetch the missing files.",
         )
     return tuple(shards)
+
+
+def joined(
+    headers: Mapping[str, tuple[TensorInfo, ...]],
+    read_index: Callable[[str], Mapping[str, Any]],  # Any: a JSON object
+    source: str,
+) -> tuple[TensorInfo, ...]:
+    """Put the tensors of all files together, and compare them with the index where there is one.
+
+    Args:
+        headers: what each file that `choose_weights` chose holds.
+        read_index: reads a file of the checkpoint as JSON.
+
+    Raises:
+        ModelError: if a file lacks what the index says it holds, or two files hold tensors of one name.
+    """
+    places: dict[str, list[str]] = {}
+    for file, tensors in headers.items():
+        for tensor in tensors:
+            places.setdefault(tensor.name, []).append(file)
+    twice = next((name for name, files in places.items() if len(files) > 1), None)
+    if twice is not None:
+        raise ModelError(
+            f"{source}: {' and '.join(places[twice])} both hold {twice!r}",
+            hint="Files of two checkpoints were mixed; fetch them again into an empty folder.",
+        )
+    stem = _SAFETENSORS if next(iter(headers)).endswith(".safetensors") else _PICKLE
+    if stem not in headers and not any(_AUTO_GPTQ.fullmatch(file) for file in headers):
+        for name, file in read_index(stem + INDEX)["weight_map"].items():
+            if file not in places.get(name, ()):
+                raise ModelError(
+                    f"{source}: {stem}{INDEX} says that {file} holds {name!r}, and it does not",
+                    hint="The index belongs to another checkpoint, or the file was replaced; fetch both again.",
+                )
+    return tuple(tensor for tensors in headers.values() for tensor in tensors)
 
 
 def _no_config(folder: Path, names: Collection[str], source: str) -> ModelError:

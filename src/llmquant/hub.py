@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.checkpoint_files import Checkpoint, choose_weights, read_checkpoint, read_json
+from llmquant.checkpoint_files import Checkpoint, choose_weights, joined, read_checkpoint, read_json
 from llmquant.errors import ModelError
 from llmquant.weight_headers import TensorInfo, read_pickle_header, read_safetensors_header, tensor_from_safetensors
 
@@ -97,8 +97,8 @@ def _read_online(api: HfApi, repo: str, revision: str | None, name: str, *, allo
 
     files = choose_weights(sizes, read, name, allow_pickle=allow_pickle)
     with ThreadPoolExecutor(8) as pool:
-        headers = list(pool.map(lambda file: _read_header(api, repo, file, commit), files))
-    tensors = tuple(tensor for header in headers for tensor in header)
+        headers = pool.map(lambda file: _read_header(api, repo, file, commit), files)
+        tensors = joined(dict(zip(files, headers, strict=True)), read, name)
     return HubCheckpoint(commit, Checkpoint(config, tensors, files, sum(sizes[file] for file in files)))
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmquant.checkpoint_files import file_digest, folder_digest, read_checkpoint
+from llmquant.checkpoint_files import AUTO_GPTQ_CONFIG, file_digest, folder_digest, read_checkpoint
 from llmquant.errors import ModelError
 from llmquant.experiment import ModelRequest, ModelUse, PluginUse, path_of
 from llmquant.gguf_header import read_gguf_header
-from llmquant.hub import read_hub
+from llmquant.hub import find_file, read_hub
 from llmquant.protocols import EmbedderInfo
 from llmquant.weight_headers import TensorInfo
 
@@ -29,6 +29,8 @@ _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)
 # ... and the experts of a mixture, which transformers fuses into one tensor for all experts.
 _EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+# Of positions, steps and masks, besides weights.
+_COUNTS = frozenset({"int64", "bool"})
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class ModelInfo:
         """Name the method the checkpoint is quantized by already; ``None`` for floating-point weights."""
         found = self.config.get("quantization_config") or self.text_config.get("quantization_config")
         if not isinstance(found, Mapping) or not found:
-            return None
+            return "gptq" if self.codes else None  # auto-gptq's settings are in a file beside: see `_noted`
         bits = found.get("bits") or (4 if found.get("load_in_4bit") else 8 if found.get("load_in_8bit") else None)
         return str(found.get("quant_method", "unknown")) + (f" {bits}-bit" if bits else "")
 
@@ -120,6 +122,18 @@ class ModelInfo:
             if not _NOT_WEIGHTS.search(tensor.name)
             and not (tied and _HEAD.search(tensor.name) and len(names) > 1)
             and not (tensor.name.endswith((".attn.bias", ".attention.bias")) and len(tensor.shape) == 4)
+        )
+
+    @property
+    def codes(self) -> tuple[TensorInfo, ...]:
+        """Return the tensors whose numbers mean nothing without a quantization's settings: integers, float8, float4."""
+        return tuple(
+            tensor
+            for tensor in self.weights
+            if self.kind != "gguf"
+            and tensor.dtype not in _FLOATS
+            and (tensor.dtype not in _COUNTS or tensor.name.endswith("weight"))
+            and tensor.shape[:2] != (1, 1)  # masks that old checkpoints hold
         )
 
     @property
@@ -273,8 +287,23 @@ def _inspect_hub(source: str, request: ModelRequest) -> ModelInfo:
 
 
 def _noted(info: ModelInfo) -> ModelInfo:
+    """Note that a checkpoint is quantized, and refuse codes without settings: they would be taken for weights."""
+    configured = info.config.get("quantization_config") or info.text_config.get("quantization_config")
+    if info.codes and not configured and not _has_auto_gptq(info):
+        first = info.codes[0]
+        raise ModelError(
+            f"{info.source} stores {len(info.codes)} tensors as {first.dtype}, first {first.name!r}, and its "
+            "config.json has no quantization_config that says what they stand for",
+            hint="Restore the config.json that was saved with these weights, or give the unquantized checkpoint.",
+        )
     said = f"already quantized: {info.quantized_as}" if info.quantized_as else ""
     return replace(info, note="; ".join(part for part in (info.note, said) if part))
+
+
+def _has_auto_gptq(info: ModelInfo) -> bool:
+    if info.location is not None:
+        return (info.location / AUTO_GPTQ_CONFIG).is_file()
+    return bool(info.repo and info.commit and find_file(info.repo, info.commit, AUTO_GPTQ_CONFIG))
 
 
 def is_path(source: str) -> bool:

@@ -80,7 +80,7 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     import torch
 
     from llmquant.checkpoints import quantized_checkpoint
-    from llmquant.loading import load_causal_lm, materialize, sanity_check
+    from llmquant.loading import check_causality, load_causal_lm, materialize, sanity_check
     from llmquant.loading_embedders import load_embedder
 
     if job.threads is not None:
@@ -102,6 +102,8 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     model: LoadedModel = load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
     _log.info("loaded %s as %s in %.1f s", info.source, label, model.load.seconds)
     _log.info("it says: %s", sanity_check(model))
+    if model.applied.method == "none":
+        check_causality(model)
     return model
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from llmquant.causal import untied_head
 from llmquant.checkpoint_files import read_json
 from llmquant.errors import ModelError
 from llmquant.memory import is_out_of_memory
@@ -172,16 +173,6 @@ def _check_tied(model: Any, source: str) -> None:  # Any: transformers
     apart = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys())
     if apart:
         raise untied_head(source, apart[0])
-
-
-def untied_head(source: str, name: str) -> ModelError:
-    """Say that a tensor should be the embedding, and is another one."""
-    return ModelError(
-        f"{source} ties {name!r} to its embedding (tie_word_embeddings), and its file has another tensor of that name: "
-        "engines differ in which of the two they use",
-        hint='If the tensor belongs to the model, write "tie_word_embeddings": false in its config.json; else delete '
-        "the tensor.",
-    )
 
 
 __all__ = ["check_source", "check_strict", "load_causal", "load_strict", "warm_imports"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmquant.cache import Cache
 from llmquant.call import Call, Json
+from llmquant.causal import check_causal
 from llmquant.checkpoint_files import folder_digest, read_json
 from llmquant.errors import ModelError, OptionError, UnknownNameError, nearest
 from llmquant.experiment import ModelRequest, ModelUse, digest_of, path_of
@@ -31,7 +32,11 @@ def inspect_subject(request: ModelRequest, registry: Registry, cache: Cache) -> 
         RequestError: if it is missing or wrong.
     """
     chosen = _embedder(request.source.strip(), registry)
-    return inspect_model(request, cache) if chosen is None else inspect_embedder(chosen, request, cache)
+    if chosen is not None:
+        return inspect_embedder(chosen, request, cache)
+    info = inspect_model(request, cache)
+    check_causal(info)
+    return info
 
 
 def restore_subject(use: ModelUse, registry: Registry, cache: Cache) -> ModelInfo:

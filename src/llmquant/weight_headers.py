@@ -7,7 +7,7 @@ import json
 import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +33,7 @@ _SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8
 _SAFETENSORS_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # The limit of the safetensors library itself; a larger number is no header.
 _LARGEST_HEADER = 100 * 2**20
+_PIECE = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,19 @@ def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
     if size != 8 + length + end:
         raise _damaged(path, f"its tensors end at byte {8 + length + end:,} and the file has {size:,}")
     return tensors
+
+
+def stored_bytes(path: Path, name: str) -> Iterator[bytes]:
+    """Yield one tensor's bytes in pieces, from a ``.safetensors`` file whose header `read_safetensors_header` accepts.
+
+    Nothing comes from a file that does not hold the tensor.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        begin, end = json.loads(stream.read(length)).get(name, {}).get("data_offsets", (0, 0))
+        stream.seek(8 + length + begin)
+        for start in range(begin, end, _PIECE):
+            yield stream.read(min(_PIECE, end - start))
 
 
 def tensor_from_safetensors(name: str, dtype: str, shape: list[int]) -> TensorInfo:

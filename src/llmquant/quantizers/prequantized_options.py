@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmquant.cache import Cache
-from llmquant.checkpoint_files import read_json
+from llmquant.checkpoint_files import AUTO_GPTQ_CONFIG, read_json
 from llmquant.errors import MissingDependencyError, ModelError, OptionError, UnsupportedError
 from llmquant.experiment import Digest, InputFile, ModelRequest
 from llmquant.hub import find_file
@@ -49,7 +49,6 @@ _SAME = (
     "rope_theta",
     "sliding_window",
 )
-_AUTO_GPTQ_CONFIG = "quantize_config.json"
 _WORD_BITS = 32
 # What stays as it is stored, whatever type the rest is loaded in, and of this what loading only reads.
 _STATE = re.compile(r"\.(scales|SCB|weight_format|weight_(scale|zero_point|shape|g_idx))$|\.weight\.")
@@ -168,9 +167,9 @@ def quantization_settings(info: ModelInfo) -> Mapping[str, Any]:  # Any: a JSON 
         return dict(found)
     beside: Path | None = None
     if info.location is not None:
-        beside = info.location / _AUTO_GPTQ_CONFIG
+        beside = info.location / AUTO_GPTQ_CONFIG
     elif info.repo and info.commit:
-        beside = find_file(info.repo, info.commit, _AUTO_GPTQ_CONFIG)
+        beside = find_file(info.repo, info.commit, AUTO_GPTQ_CONFIG)
     return {"quant_method": "gptq", **read_json(beside)} if beside is not None and beside.exists() else {}
 
 

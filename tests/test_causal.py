@@ -1,0 +1,202 @@
+"""What is scored as a causal language model is one, and its files agree with each other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from llmquant.cache import Cache
+from llmquant.errors import ModelError, SanityError, UnsupportedError
+from llmquant.experiment import ModelRequest
+from llmquant.plugins.registry import registry
+from llmquant.subjects import inspect_subject
+
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+_WIDE = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+_WIDE |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """Copy the tiny model to where a test may damage it."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def inspect(tmp_path):
+    """Return a function that inspects a folder as a study does, before anything is loaded."""
+    return lambda folder: inspect_subject(ModelRequest(str(folder)), registry(), Cache(tmp_path / "cache"))
+
+
+def _edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def _edit_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _refusal(inspect, folder, kind=ModelError):
+    with pytest.raises(kind) as caught:
+        inspect(folder)
+    return caught.value
+
+
+_NOT_CAUSAL = {
+    "BERT": (transformers.BertForMaskedLM, transformers.BertConfig, _SMALL),
+    "RoBERTa": (transformers.RobertaForMaskedLM, transformers.RobertaConfig, _SMALL),
+    "RoBERTa as causal": (transformers.RobertaForCausalLM, transformers.RobertaConfig, _SMALL),
+    "ELECTRA": (transformers.ElectraForCausalLM, transformers.ElectraConfig, {**_SMALL, "is_decoder": False}),
+    "T5": (
+        transformers.T5ForConditionalGeneration,
+        transformers.T5Config,
+        {"d_model": 32, "d_ff": 64, "num_layers": 1},
+    ),
+    "BART": (transformers.BartForConditionalGeneration, transformers.BartConfig, _WIDE),
+    "DistilBERT": (transformers.DistilBertForMaskedLM, transformers.DistilBertConfig, {"dim": 24, "n_layers": 1}),
+}
+
+
+@pytest.mark.parametrize(("model", "config", "sizes"), _NOT_CAUSAL.values(), ids=_NOT_CAUSAL)
+def test_masked_and_encoder_decoder_models_are_refused_before_loading(inspect, tmp_path, model, config, sizes):
+    """Transformers would load most of them as causal models, and a perplexity would come out."""
+    model(config(vocab_size=64, pad_token_id=0, **sizes)).save_pretrained(tmp_path / "odd")
+    assert "would mean nothing" in _refusal(inspect, tmp_path / "odd", UnsupportedError).message
+
+
+def test_a_model_that_attends_in_both_directions_is_refused(inspect, folder):
+    """As some embedding models made of decoders say of themselves."""
+    _edit_config(folder, is_causal=False)
+    assert "both directions" in _refusal(inspect, folder, UnsupportedError).message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.float8_e4m3fn], ids=str)
+def test_codes_without_a_quantization_config_are_refused(inspect, folder, dtype):
+    """Loaded as they are, a model saved in 8 bits counts as bfloat16, and has a perplexity in the millions."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    _edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    refusal = _refusal(inspect, folder)
+    assert name in refusal.message
+    assert "no quantization_config" in refusal.message
+
+
+@pytest.mark.parametrize("said", [1, 4])
+def test_another_number_of_layers_than_the_files_is_refused(inspect, folder, said):
+    """With fewer, the rest would be ignored; with more, it would be random."""
+    _edit_config(folder, num_hidden_layers=said)
+    assert f"holds 2 layers (model.layers), and its configuration says {said}" in _refusal(inspect, folder).message
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "bos_token_id", "eos_token_id"])
+def test_a_token_id_of_the_configuration_has_a_row(inspect, folder, name):
+    """The message names the id and the rows."""
+    _edit_config(folder, **{name: 32_000})
+    assert f"the {name} of {folder} is 32000" in _refusal(inspect, folder).message
+
+
+def test_a_word_of_the_tokenizer_has_a_row(inspect, folder):
+    """Before loading, from ``tokenizer.json``: on CUDA a text with such a word ends the process."""
+    name = "model.embed_tokens.weight"
+    _edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name][:-3].clone()}))
+    assert "has 3 tokens without a row in its embedding" in _refusal(inspect, folder).message
+
+
+def test_a_tied_head_with_other_bytes_is_refused(inspect, folder):
+    """The prediction of its size was off by a head, and engines differ in what they do."""
+    name = "model.embed_tokens.weight"
+    _edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[name] + 1}))
+    assert "ties 'lm_head.weight'" in _refusal(inspect, folder).message
+
+
+def test_a_tied_head_with_equal_bytes_is_no_fault(inspect, folder):
+    """Pickles and older versions store both."""
+    name = "model.embed_tokens.weight"
+    _edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[name].clone()}))
+    inspect(folder)
+
+
+def test_an_untied_head_that_is_not_there_is_refused(inspect, folder):
+    """Transformers would make one up."""
+    _edit_config(folder, tie_word_embeddings=False)
+    assert "has no lm_head.weight" in _refusal(inspect, folder).message
+
+
+@pytest.fixture
+def sharded(tiny_model, tmp_path):
+    """Save the tiny model in several files with an index."""
+    folder = tmp_path / "sharded"
+    transformers.AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(folder, max_shard_size="150KB")
+    return folder
+
+
+def test_files_hold_what_the_index_says(inspect, sharded):
+    """A file of another checkpoint under the right name is found."""
+    inspect(sharded)
+    first, *_, last = sorted(sharded.glob("model-*.safetensors"))
+    shutil.copyfile(last, first)
+    assert "both hold" in _refusal(inspect, sharded).message
+    save_file({"other": torch.zeros(1)}, first)
+    assert f"says that {first.name} holds" in _refusal(inspect, sharded).message
+
+
+@pytest.fixture
+def load(context):
+    """Return a function that loads a folder as the baseline."""
+    from llmquant.quantizers.baseline import Baseline
+    from llmquant.quantizers.baseline_options import BaselineOptions
+    from quantizing import load_as
+
+    return lambda folder, dtype="float32": load_as(Baseline, BaselineOptions(dtype), folder, context())
+
+
+def test_padding_without_a_row_is_replaced_and_said(load, folder):
+    """Padding is masked: the token that ends a text does as well, and the numbers stay."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    rows = tokenizer.pad_token_id
+    tokenizer.save_pretrained(folder)
+    model = load(folder)
+    assert model.tokenizer.pad_token == model.tokenizer.eos_token
+    assert f"'[PAD]' ({rows}) has no row in its embedding of {rows}" in model.applied.note
+    with pytest.raises(ModelError, match=f"became the token id {rows}"):
+        model.module(model.tokenizer("a [PAD]", return_tensors="pt")["input_ids"])
+
+
+def test_a_causal_model_passes_the_probe(load, tiny_model):
+    """In float32 and in bfloat16 nothing moves."""
+    from llmquant.loading import check_causality
+
+    for dtype in ("float32", "bfloat16"):
+        check_causality(load(tiny_model, dtype))
+
+
+def test_a_model_that_sees_later_tokens_fails_the_probe(load, tiny_model):
+    """Whatever its configuration says of itself."""
+    from llmquant.loading import check_causality
+
+    for dtype in ("float32", "bfloat16"):
+        model = load(tiny_model, dtype)
+        model.module.model.forward = _without_mask(model.module.model)
+        with pytest.raises(SanityError, match="no causal language model"):
+            check_causality(model)
+
+
+def _without_mask(decoder):
+    """Let every token see every other one."""
+    forward = decoder.forward
+
+    def run(input_ids, **keywords):
+        size = input_ids.shape[1]
+        keywords["attention_mask"] = torch.zeros(1, 1, size, size, dtype=decoder.dtype)
+        return forward(input_ids=input_ids, **keywords)
+
+    return run
