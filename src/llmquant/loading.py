@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 _PROMPT = "The weather in the mountains changes quickly, so"
 _SANITY_TOKENS = 16
-# In standard deviations of the logits.
-_MOVES_FLOAT32, _MOVES_16_BIT = 1e-3, 0.1
+# By how many standard deviations logits may move: inputs of equal shape give equal numbers, but for the experts of a
+# mixture, whose batches change. Random BERT, XLNet and XLM of 2 layers move by 0.0015 to 0.034.
+_MOVES_FLOAT32, _MOVES_16_BIT, _MIXTURE = 1e-4, 0.01, 10
 
 
 def materialize(info: ModelInfo, cache: Cache) -> Path:
@@ -211,8 +212,10 @@ def check_causality(model: LoadedModel) -> None:
     with torch.no_grad():
         before, after = (module(input_ids=ids, use_cache=False).logits[0, :half].float() for ids in (tokens, changed))
     moved = ((after - before).abs().max() / before.std()).item()
-    # Equal shapes give equal numbers, but for mixtures, whose experts get other batches: they round by the type.
-    if moved > (_MOVES_FLOAT32 if module.dtype == torch.float32 else _MOVES_16_BIT):
+    limit = _MOVES_FLOAT32 if module.dtype == torch.float32 else _MOVES_16_BIT
+    if any("expert" in name for name, _ in module.named_parameters()):
+        limit *= _MIXTURE
+    if moved > limit:
         raise SanityError(
             f"{model.info.source} is no causal language model: when the later tokens of a text change, the logits of "
             f"the earlier ones move by {moved:.2g} standard deviations",
