@@ -14,7 +14,7 @@ from llmquant.executors.local_options import LocalOptions
 from llmquant.executors.shipping import record_path
 from llmquant.hardware import Gpu
 
-FOUR = tuple(Gpu(index, "L40S", 46068, 3) for index in "0123")
+FOUR = tuple(Gpu(index, f"GPU-{index}", "L40S", 46068, 3) for index in "0123")
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Start workers that only wait, on a machine with four GPUs; list the GPUs that each was given."""
     found: list[str] = []
 
-    def start(record: Path, store: Path, *, search: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    def start(
+        folder: Path, record: Path, store: Path, *, search: list[str], environment: dict[str, str]
+    ) -> subprocess.Popen:
         found.append(environment["CUDA_VISIBLE_DEVICES"])
         return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
@@ -50,7 +52,7 @@ def test_a_job_may_have_several_gpus(given: list[str], tmp_path: Path):
     executor.cancel(first)
     executor.submit(job, tmp_path)
     executor.close()
-    assert given == ["0,1", "2,3", "0,1"]
+    assert given == ["GPU-0,GPU-1", "GPU-2,GPU-3", "GPU-0,GPU-1"]
 
 
 def test_jobs_at_a_time_may_be_limited(given: list[str]):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import psutil
 
 from llmquant.cache import Cache
+from llmquant.errors import UnsupportedError
 from llmquant.hardware import cpu_name, default_device, nvidia_gpus, torch_build
 from llmquant.plugins.registry import registry
 
@@ -65,7 +66,10 @@ def examine() -> list[Finding]:
 
 
 def _gpu() -> list[Finding]:
-    gpus = nvidia_gpus()
+    try:
+        gpus = nvidia_gpus()
+    except UnsupportedError as error:
+        return [Finding("!!", "gpu", error.message, error.hint)]
     if not gpus:
         return [Finding("--", "gpu", f"no NVIDIA GPU is visible; workers compute on {default_device()}")]
     findings = [

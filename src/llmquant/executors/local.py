@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from llmquant.errors import StoreError, UnsupportedError
 from llmquant.executors.local_options import LocalOptions
 from llmquant.executors.shipping import bring_home, record_path
 from llmquant.executors.worker_process import how_it_ended, is_held, make_folder, start, stop, stop_other
-from llmquant.hardware import Gpu, cpu_name, default_device, nvidia_gpus
+from llmquant.hardware import Gpu, cpu_label, cpu_threads, default_device, nvidia_gpus
 from llmquant.protocols import Device, Job, JobState
 
 _log = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ class LocalExecutor:
 
     Args:
         device: ``auto`` takes the GPUs when there are some. ``CUDA_VISIBLE_DEVICES`` is respected.
-        threads: CPU threads a worker; ``None`` leaves torch's default, the physical cores.
+        threads: CPU threads per worker; ``None`` is ``OMP_NUM_THREADS``, else the physical cores this process may use.
         gpus_per_job: more than 1 for models that one GPU cannot hold.
         max_parallel: most jobs at a time; ``None`` is as many as the GPUs are enough for, and 1 on the CPU.
     """
@@ -59,9 +57,9 @@ class LocalExecutor:
         self._workers: dict[str, _Worker] = {}
 
     @property
-    def threads(self) -> int | None:
-        """CPU threads a worker."""
-        return self._options.threads
+    def threads(self) -> int:
+        """CPU threads per worker."""
+        return self._options.threads or cpu_threads()
 
     @functools.cached_property
     def device(self) -> Device:
@@ -70,8 +68,10 @@ class LocalExecutor:
         Raises:
             UnsupportedError: if a GPU is asked for and none can be used.
         """
-        found = default_device()
         wanted = self._options.device
+        if wanted == "cpu":
+            return "cpu"
+        found = default_device()
         if wanted == "cuda" and found != "cuda":
             raise UnsupportedError(
                 "device=cuda, but no CUDA GPU can be used here",
@@ -85,10 +85,9 @@ class LocalExecutor:
     def hardware(self) -> str:
         """Name what the numbers of hardware evaluators depend on."""
         if self.device == "cuda":
-            names = ", ".join(sorted({gpu.name for gpu in self._gpus}))
-            return names if self._options.gpus_per_job == 1 else f"{self._options.gpus_per_job} x {names}"
-        threads = self.threads or psutil.cpu_count(logical=False) or 1
-        return f"{self.device} {cpu_name()}, {threads} threads"
+            name = self._gpus[0].name
+            return name if self._options.gpus_per_job == 1 else f"{self._options.gpus_per_job} x {name}"
+        return cpu_label(self.device, self.threads)
 
     @property
     def slots(self) -> int:
@@ -101,15 +100,23 @@ class LocalExecutor:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Say what else is running on the GPUs that will be used."""
+        """Say what else is running on the GPUs that will be used, and which will not be."""
         if self.device != "cuda":
             return ()
-        return tuple(
+        left = [gpu for gpu in nvidia_gpus() if gpu not in self._gpus]
+        busy = (
             f"GPU {gpu.index} ({gpu.name}) is busy: {gpu.used_mib} of {gpu.total_mib} MiB are in use by other "
             f"processes ({', '.join(gpu.processes) or 'not visible from here'}); timings and memory may suffer"
             for gpu in self._gpus
             if gpu.processes or gpu.used_mib > 1024
         )
+        unused = (
+            f"GPU {gpu.index} ({gpu.name}) is not used: the GPUs of a study are of one kind, here "
+            f"{self._gpus[0].name}; choose others with CUDA_VISIBLE_DEVICES"
+            for gpu in left
+            if gpu.name != self._gpus[0].name
+        )
+        return (*busy, *unused)
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Refuse nothing: what could not run here was refused with the plan, and nothing is paid for."""
@@ -120,10 +127,7 @@ class LocalExecutor:
         These are in a folder of their own: a log may hold a token until `collect` has blanked it.
         """
         gpus = self._free_gpus() if self.device == "cuda" else ()
-        # CUDA would number GPUs of several kinds with the fastest first, not as `nvidia-smi` does.
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        if self.threads is not None:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "OMP_NUM_THREADS": str(self.threads)}
         scratch = make_folder()
         record = record_path(scratch, job.parent.parent.name, int(job.stem))
         record.parent.mkdir(parents=True)
@@ -194,14 +198,16 @@ class LocalExecutor:
 
     @functools.cached_property
     def _gpus(self) -> tuple[Gpu, ...]:
-        gpus, wanted = nvidia_gpus(), self._options.gpus_per_job
+        """Return the GPUs that are of the first one's kind: timings on others are not comparable."""
+        every, wanted = nvidia_gpus(), self._options.gpus_per_job
+        gpus = tuple(gpu for gpu in every if gpu.name == every[0].name)
         if len(gpus) < wanted:
-            raise UnsupportedError(f"gpus_per_job={wanted}, but {len(gpus)} GPUs can be used here")
+            raise UnsupportedError(f"gpus_per_job={wanted}, but {len(gpus)} GPUs of one kind can be used here")
         return gpus
 
     def _free_gpus(self) -> tuple[str, ...]:
         taken = {gpu for worker in self._workers.values() if worker.process.poll() is None for gpu in worker.gpus}
-        free = [gpu.index for gpu in self._gpus if gpu.index not in taken]
+        free = [gpu.uuid for gpu in self._gpus if gpu.uuid not in taken]
         if len(free) < self._options.gpus_per_job:
             raise UnsupportedError(f"all GPUs are taken by {self.slots} jobs of this executor")
         return tuple(free[: self._options.gpus_per_job])

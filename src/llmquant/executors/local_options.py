@@ -14,7 +14,7 @@ class LocalOptions:
 
     Attributes:
         device: ``auto`` takes the GPUs when there are some.
-        threads: CPU threads a worker; ``None`` leaves torch's default, the physical cores.
+        threads: CPU threads per worker; ``None`` is ``OMP_NUM_THREADS``, else the physical cores this process may use.
         gpus_per_job: more than 1 for models that one GPU cannot hold; their layers are spread over so many.
         max_parallel: most jobs at a time; ``None`` is as many as the GPUs are enough for, and 1 on the CPU.
     """

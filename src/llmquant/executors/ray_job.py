@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmquant.executors.shipping import bring_log, record_path, unpack
 from llmquant.executors.worker_process import start, stop
-from llmquant.hardware import cpu_name, nvidia_gpus
+from llmquant.hardware import cpu_label, nvidia_gpus
 from llmquant.job import journal_path, log_path
 from llmquant.protocols import Device
 
@@ -185,7 +185,7 @@ def hardware(device: Device, threads: int) -> str:
     if device == "cuda":
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides the GPUs from who asks for none
         return ", ".join(sorted({gpu.name for gpu in nvidia_gpus()}))
-    return f"{device} {cpu_name()}, {threads} threads"
+    return cpu_label(device, threads)
 
 
 def tar(folder: Path) -> bytes:
