@@ -28,12 +28,15 @@ lq.compare({model!r}, ["fp32_baseline"], {evaluators!r}, executor="local(device=
 
 def start_script(tiny_model: Path, tmp_path: Path, evaluators: list[str]) -> subprocess.Popen:
     code = SCRIPT.format(model=str(tiny_model), evaluators=evaluators, store=str(tmp_path / "store"))
-    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=subprocess.DEVNULL)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=subprocess.DEVNULL, env=environment)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_after_the_program_itself_dies_only_the_unfinished_is_repeated(tiny_model: Path, tmp_path: Path, number: int):
-    """Its worker ends with it, the store opens, and the same study goes on from what was done."""
+    """Its worker ends with it and leaves no temporary file; the same study continues from what was done."""
     marker = tmp_path / "marker"
     evaluators = [f"misbehave(not, marker={marker})", f"misbehave(sleep, marker={marker})"]
     program = start_script(tiny_model, tmp_path, evaluators)
@@ -43,6 +46,7 @@ def test_after_the_program_itself_dies_only_the_unfinished_is_repeated(tiny_mode
     os.kill(program.pid, number)
     program.wait(timeout=300)
     wait_until(lambda: not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not list((tmp_path / "tmp").iterdir()))
     found = compare(tiny_model, tmp_path, *evaluators, timeout_s=1)
     runs = by_evaluator(found)
     assert runs[evaluators[0]].status == "completed"

@@ -54,13 +54,15 @@ def start(
     """Start the pipeline on a job; nothing of it is left when this process ends.
 
     Args:
-        folder: from `make_folder`, or another that only this job uses.
+        folder: from `make_folder`, or another that only this job uses; the worker's temporary files lie in it.
         record: the job's; its journal and log are written beside it.
         search: folders that Python finds modules in, beside those of the installed packages.
         environment: what differs from this process's.
     """
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": os.pathsep.join(search)}
+    quiet["TMPDIR"] = str(folder / "tmp")
+    (folder / "tmp").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "llmquant.pipeline", str(record), str(store), "--attached"]
     if os.name == "posix":
         # -P: the supervisor must not take a module of ours, such as `ray`, for an installed one.
