@@ -139,6 +139,35 @@ def test_words_that_were_joined_are_parted(tmp_path):
     assert recognizer.read(page) == ["Administrative Duties. See (here)"]
 
 
+@pytest.mark.parametrize("size", [(595, 1), (1, 595), (20_000, 3), (100_000, 1), (3, 7), (4000, 300), (1, 1)])
+def test_a_thin_page_gets_no_larger_than_it_must(size):
+    """However thin a page is, what the recognizer gets has few pixels, and a shape that it does not enlarge."""
+    compact = ocr._compact(Image.new("RGB", size))
+    assert max(compact.size) <= min(2 * min(compact.size), 2000)
+    assert min(compact.size) >= 32
+
+
+@pytest.mark.parametrize("size", [(595, 842), (842, 595), (1600, 200), (32, 32), (5000, 3000)])
+def test_an_ordinary_page_is_read_as_it_is(size):
+    """A page of a common shape is not touched."""
+    page = Image.new("RGB", size)
+    assert ocr._compact(page) is page
+
+
+def test_a_page_of_one_row_of_pixels_is_read_at_once(tmp_path):
+    """It has no text, and costs what a small page costs: the recognizer sees less than a megapixel."""
+    recognizer = ocr.Recognizer(Cache(tmp_path))
+    assert recognizer.read(Image.new("RGB", (595, 1), "white")) == []
+    assert recognizer.read(Image.new("RGB", (1, 595), "black")) == []
+
+
+def test_a_line_on_a_strip_is_read(tmp_path):
+    """A strip with one line of text, thinner than a page may be, still gives its text."""
+    strip = Image.new("RGB", (900, 60), "white")
+    ImageDraw.Draw(strip).text((20, 8), "thirty sacks of barley", fill="black", font=ImageFont.load_default(size=36))
+    assert "sacks" in " ".join(ocr.Recognizer(Cache(tmp_path)).read(strip))
+
+
 def test_wrong_options_are_refused():
     """Chunks of nothing, and chunks that never end, are refused."""
     with pytest.raises(OptionError, match="chunk_tokens"):

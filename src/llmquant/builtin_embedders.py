@@ -105,6 +105,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
         accepts=(),
         requires=(*_IMAGES, "sentence-transformers>=6.0", "rapidocr-onnxruntime>=1.4"),
         install='pip install "llmquant[ocr]"',
+        version="2",
     ),
     PluginSpec(
         kind="embedder",

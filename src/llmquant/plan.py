@@ -18,6 +18,7 @@ from llmquant.experiment import (
     Documents,
     Experiment,
     InputFile,
+    ModelRequest,
     PluginKind,
     RunId,
     Variant,
@@ -32,7 +33,7 @@ from llmquant.plugins.registry import Chosen, Registry
 from llmquant.protocols import Executor
 from llmquant.run import Run
 from llmquant.study import Study
-from llmquant.subjects import inspect_subject
+from llmquant.subjects import inspect_embedder, inspect_subject
 
 
 def _ours(call: str) -> Call:
@@ -88,14 +89,15 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         cache.forget_digests()
     errors: list[RequestError] = _wrong_numbers(study)
     notes: list[str] = []
-    infos = [_try(errors, inspect_subject, request, registry, cache) for request in dict.fromkeys(study.models)]
-    known = list({info.digest: info for info in infos if info is not None}.values())
+    infos = [_try(errors, _inspect, study, request, registry, cache) for request in dict.fromkeys(study.models)]
+    known = _once([info for info in infos if info is not None], notes)
     embedders = bool(known) and all(info.embedder is not None for info in known)
     quantizers = _choose(
         registry,
         "quantizer",
         study.quantizers or (EMBEDDER_QUANTIZERS if embedders else DEFAULT_QUANTIZERS),
         errors,
+        notes,
     )
     if not study.quantizers:
         quantizers = _usable(registry, quantizers, known, executor, notes)
@@ -104,6 +106,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         "evaluator",
         study.evaluators or (EMBEDDER_EVALUATORS if embedders else DEFAULT_EVALUATORS),
         errors,
+        notes,
     )
     baseline = None
     if all(registry.offers("quantizer", call.name) for call in study.quantizers):
@@ -113,7 +116,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
             notes.append(f"{baseline.use.label} was added as the baseline")
     parts = [part for chosen in evaluators for part in _try(errors, _parts, registry, chosen) or ()]
     for info in known:
-        for chosen in [*_applicable(info, quantizers), *parts]:
+        for chosen in [*_applicable(info, quantizers, baseline), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
     _raise_if_any(errors)
@@ -125,7 +128,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         for info in known
         for part in sorted(parts, key=_order)
         for experiment in _of_evaluator(
-            study, info, forms[info.digest], _applicable(info, ordered), baseline, part, executor.hardware
+            study, info, forms[info.digest], _applicable(info, ordered, baseline), baseline, part, executor.hardware
         )
     }
     # One after the other what one process does: a model as one quantizer loads it.
@@ -134,7 +137,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         experiments.values(), key=lambda e: (models.index(e.variant.model.digest), uses.index(e.variant.quantizer))
     )
     notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
-    notes += _overlaps(quantizers, parts)
+    notes += _overlaps(quantizers, parts) + _left_out(study, known, quantizers, baseline, parts)
     record = StudyRecord(
         study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
         title=blank_secrets(", ".join(info.use().name for info in known)),
@@ -176,13 +179,41 @@ def _wrong_numbers(study: Study) -> list[RequestError]:
     return errors
 
 
-def _choose(registry: Registry, kind: PluginKind, calls: Sequence[Call], errors: list[RequestError]) -> list[Chosen]:
-    """Look calls up; a call named twice counts once."""
+def _inspect(study: Study, request: ModelRequest, registry: Registry, cache: Cache) -> ModelInfo:
+    """Inspect a model; an embedder that can have any width gets one that the study's grid can be cut from."""
+    info = inspect_subject(request, registry, cache)
+    if info.embedder is None or not study.vectors.dims:
+        return info
+    chosen = registry.restore("embedder", info.embedder)
+    widened = getattr(chosen.options, "for_dims", None)
+    if widened is None:
+        return info
+    chosen = registry.chosen(chosen.plugin, widened(study.vectors.dims), label=info.embedder.label)
+    return inspect_embedder(chosen, request, cache)
+
+
+def _once(infos: Sequence[ModelInfo], notes: list[str]) -> list[ModelInfo]:
+    """Keep one of several models of the same content, and say so."""
+    found: dict[str, ModelInfo] = {}
+    for info in infos:
+        first = found.setdefault(info.digest, info)
+        if first.source != info.source:
+            notes.append(f"{info.source} has the same content as {first.source}: it is compared once")
+    return list(found.values())
+
+
+def _choose(
+    registry: Registry, kind: PluginKind, calls: Sequence[Call], errors: list[RequestError], notes: list[str]
+) -> list[Chosen]:
+    """Look calls up; of several that mean the same the first counts, which is said where they look different."""
     found: list[Chosen] = []
     for call in calls:
         chosen = _try(errors, registry.choose, kind, call)
-        if chosen is not None and all(_same(chosen, other) is False for other in found):
+        first = next((other for other in found if chosen is not None and _same(chosen, other)), None)
+        if chosen is not None and first is None:
             found.append(chosen)
+        elif chosen is not None and first is not None and chosen.use.label != first.use.label:
+            notes.append(f"{chosen.use.label} means the same as {first.use.label}: it is compared once")
     return found
 
 
@@ -211,9 +242,33 @@ def _usable(
     return found
 
 
-def _applicable(info: ModelInfo, quantizers: Sequence[Chosen]) -> list[Chosen]:
+def _applicable(info: ModelInfo, quantizers: Sequence[Chosen], baseline: Chosen | None) -> list[Chosen]:
     """Leave a model without weights, such as chance, its baselines."""
-    return [chosen for chosen in quantizers if info.kind != "none" or chosen.plugin.full_name == _BASELINE]
+    if info.kind != "none":
+        return list(quantizers)
+    return [chosen for chosen in quantizers if chosen is baseline or chosen.plugin.full_name == _BASELINE]
+
+
+def _left_out(
+    study: Study,
+    infos: Sequence[ModelInfo],
+    quantizers: Sequence[Chosen],
+    baseline: Chosen | None,
+    parts: Sequence[Chosen],
+) -> list[str]:
+    """Say which variants that were asked for by name a study does not have."""
+    notes = []
+    for info in infos if study.quantizers else ():
+        kept = _applicable(info, quantizers, baseline)
+        left = [chosen.use.label for chosen in quantizers if chosen not in kept]
+        if left:
+            notes.append(f"{info.use().name}: it has no weights, so {', '.join(left)} cannot change it and is left out")
+    if study.vectors != VectorGrid() and not any(part.plugin.spec.vectors for part in parts):
+        notes.append(
+            "no evaluator here depends on how vectors are kept: dims, codecs, pools and rescores are left out; "
+            "retrieval and mteb do"
+        )
+    return notes
 
 
 def _same(one: Chosen, other: Chosen) -> bool:

@@ -68,15 +68,14 @@ def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Stu
     """
     with open_executor(executor) as where:
         installs = where.installs
-        refused = {
-            size.quantizer
-            for request in study.models
-            for size in estimate_all(inspect_subject(request, registry(), Cache.default()), registry(), where.device)
-            if size.refused
-        }
+        infos = [inspect_subject(request, registry(), Cache.default()) for request in study.models]
+        can = [
+            {size.quantizer for size in estimate_all(info, registry(), where.device) if not size.refused}
+            for info in infos
+        ]
     found = [
         Call(name)
         for plugin, name in registry().ready("quantizer")
-        if (installs or registry().missing(plugin) is None) and name not in refused
+        if (installs or registry().missing(plugin) is None) and all(name in each for each in can)
     ]
     return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))

@@ -229,8 +229,9 @@ class Embedder(Protocol):
 
     The options (the light half) define ``checkpoint: str``, a model as `inspect_model` takes it or ``""`` for none, and
     ``info(model: ModelInfo) -> EmbedderInfo``, which raises `ModelError` where the checkpoint is of another kind; and
-    may define ``dim: int | None``, the Matryoshka width that is cut to outside the embedder, and ``check(model,
-    device)``. Every other option is part of what a cached vector is known by.
+    may define ``dim: int | None``, the Matryoshka width that is cut to outside the embedder; ``check(model, device)``;
+    and ``for_dims(dims)``, options of the same embedder whose vectors can be cut to all of a study's widths. Every
+    other option is part of what a cached vector is known by.
     """
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: Mapping[str, Any], ctx: Context) -> OpenEmbedder:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from llmquant.errors import OptionError
 from llmquant.models import ModelInfo
@@ -15,7 +16,7 @@ class ChanceOptions:
 
     Attributes:
         checkpoint: none.
-        width: numbers in a vector.
+        width: numbers in a vector; as many as a study's grid of dimensions needs, if that is more.
         seed: another seed gives other vectors.
     """
 
@@ -30,5 +31,9 @@ class ChanceOptions:
             raise OptionError(f"width is {self.width}", hint="Give 2 or more; 64 is usual.")
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what it gives."""
-        return EmbedderInfo(self.width, (self.width,), ("text", "image"))
+        """Return what it gives: the first numbers of a random direction are one too."""
+        return EmbedderInfo(self.width, tuple(range(self.width, 0, -1)), ("text", "image"))
+
+    def for_dims(self, dims: Sequence[int]) -> ChanceOptions:
+        """Return options with vectors so wide that they can be cut to all of these widths."""
+        return replace(self, width=max(self.width, *dims))

@@ -1,0 +1,110 @@
+"""What was asked for by name takes part, is refused, or is named in a note."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from llmquant.api import make_study
+from llmquant.cache import Cache
+from llmquant.errors import OptionError, UnsupportedError
+from llmquant.plan import resolve
+from llmquant.plugins.registry import registry
+from llmquant.preview import with_all_presets
+from tiny_sentence_transformer import save_tiny_sentence_transformer
+
+
+class _Here:
+    """An executor that is asked what it is, and runs nothing."""
+
+    name, outlives, installs, hardware, device = "local", False, True, "cpu", "cpu"
+    slots, threads, notices = 1, None, ()
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Plan a study of what is written; return its record."""
+    return lambda *asked, **options: (
+        resolve(make_study(*asked, **options), registry(), Cache(tmp_path / "cache"), _Here()).record
+    )
+
+
+def _labels(record, model: str) -> list[str]:
+    found = [e.variant for e in record.experiments if e.variant.model.name == model]
+    return list(dict.fromkeys(variant.quantizer.label for variant in found))
+
+
+def test_quantizers_that_a_model_without_weights_cannot_have_are_named(planned):
+    """Random vectors have no weights to quantize: the variant that was asked for is left out with a note."""
+    record = planned(["random"], ["bf16_baseline", "bnb_4bit_nf4"], ["query_latency"])
+    assert _labels(record, "random") == ["bf16_baseline"]
+    assert "random: it has no weights, so bnb_4bit_nf4 cannot change it and is left out" in record.notes
+
+
+def test_a_baseline_that_a_model_cannot_have_is_refused(planned):
+    """A model without weights beside a quantized baseline would have no variant at all."""
+    with pytest.raises(UnsupportedError, match="random has no linear layers"):
+        planned(["random"], ["bnb_4bit_nf4", "bnb_8bit"], ["query_latency"], baseline="bnb_8bit")
+
+
+def test_two_names_of_one_variant_are_compared_once_with_a_note(planned, tiny_model):
+    """A call that means what a preset means is named beside it."""
+    names = ["bf16_baseline", "bnb_4bit_nf4", "bnb_4bit(quant_type=nf4)", "bnb_4bit_nf4"]
+    record = planned(str(tiny_model), names, ["memory"])
+    assert len(_labels(record, tiny_model.name)) == 2
+    assert record.notes == ("bnb_4bit(quant_type=nf4) means the same as bnb_4bit_nf4: it is compared once",)
+
+
+def test_two_folders_of_one_content_are_compared_once_with_a_note(planned, tiny_model, tmp_path):
+    """A copy of a model does not disappear unsaid."""
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    record = planned([str(tiny_model), str(tmp_path / "copy")], ["bf16_baseline"], ["memory"])
+    assert len(record.experiments) == 1
+    assert record.notes == (f"{tmp_path / 'copy'} has the same content as {tiny_model}: it is compared once",)
+
+
+def test_forms_of_vectors_that_nothing_measures_are_named(planned):
+    """Codecs make no difference to an evaluator that searches nothing, which a note says."""
+    record = planned(["random"], ["bf16_baseline"], ["memory"], vectors={"codecs": ["float32", "int8"]})
+    assert len(record.experiments) == 1
+    assert any("codecs" in note and "left out" in note for note in record.notes)
+
+
+def test_a_quantizer_of_the_wrong_kind_of_model_is_refused(planned, tmp_path):
+    """A quantizer for causal language models is refused for an embedder, by name."""
+    folder = save_tiny_sentence_transformer(tmp_path / "model")
+    with pytest.raises(UnsupportedError, match="takes a causal LM"):
+        planned([str(folder)], ["bf16_baseline", "gptq_4bit_g128"], ["query_latency"])
+
+
+def test_a_width_that_an_embedder_does_not_offer_is_refused(planned, tmp_path):
+    """An embedder that cannot be cut is refused with what it offers."""
+    folder = save_tiny_sentence_transformer(tmp_path / "model")
+    with pytest.raises(OptionError, match="cannot be cut to 7 dimensions"):
+        planned([str(folder)], ["bf16_baseline"], ["query_latency"], vectors={"dims": [32, 7]})
+
+
+def test_every_preset_of_an_embedder_is_one_that_it_can_have(tmp_path, planned):
+    """With --all an embedder gets the presets that go on embedders, and the plan accepts them."""
+    folder = save_tiny_sentence_transformer(tmp_path / "model")
+    study = with_all_presets(make_study([str(folder)], (), ["query_latency"]), executor=_Here())
+    names = [call.name for call in study.quantizers]
+    assert "bnb_4bit_nf4" in names
+    assert "gptq_4bit_g128" not in names
+    planned([str(folder)], names, ["query_latency"])
+
+
+@pytest.mark.parametrize("dims", [[8], [64], [768, 256], [2560, 1536, 768]])
+def test_random_vectors_take_part_in_any_grid(planned, dims):
+    """Random vectors have every width of a study's grid; the widest is what is drawn."""
+    record = planned(["random"], ["bf16_baseline"], ["query_latency"], vectors={"dims": dims})
+    assert {e.variant.vectors.dim for e in record.experiments} == set(dims)
+    widths = {e.variant.model.embedder.options["width"] for e in record.experiments}
+    assert widths == {max(64, *dims)}
+
+
+def test_random_vectors_without_a_grid_are_what_they_were(planned):
+    """Without widths nothing is widened, and the run has the id that it always had."""
+    record = planned(["random"], ["bf16_baseline"], ["query_latency"])
+    assert record.experiments[0].variant.model.embedder.options["width"] == 64
