@@ -178,7 +178,7 @@ def test_a_name_that_is_nearly_right_is_suggested(tmp_path, folder, rows):
         ({"readme.md": b"x"}, "pages has no pages"),
         ({"a.pdf": b"no PDF"}, "a.pdf cannot be opened as a PDF"),
         ({"a.txt": b"text", "b.png": b"x"}, "holds texts (a.txt, ...) beside page images"),
-        ({"a.txt": b"\xff\xfe\x00"}, "a.txt holds no text that is UTF-8"),
+        ({"a.txt": b"\xff\xfe\x00"}, "a.txt is not UTF-8 text: in line 1, byte 0 is 0xff"),
     ],
 )
 def test_what_is_no_set_of_pages_is_refused(tmp_path, rows, files, message):

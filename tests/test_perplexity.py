@@ -217,6 +217,22 @@ def test_equal_windows_stay_apart(subject, context, tmp_path):
     assert len(set(keys)) == len(keys) > len({document for document, _ in keys})
 
 
+def test_a_byte_order_mark_is_not_scored(subject, context, text_file):
+    """The numbers are those of the text without it."""
+    before, _ = evaluate(subject, context(), text_file, window=32)
+    text_file.write_bytes(b"\xef\xbb\xbf" + text_file.read_bytes())
+    after, _ = evaluate(subject, context(), text_file, window=32)
+    assert (after.measurements, after.samples, after.details) == (before.measurements, before.samples, before.details)
+
+
+def test_line_ends_are_scored_as_they_are(subject, context, text_file):
+    """Bits per byte are over the bytes of the file, a carriage return before each line feed among them."""
+    text_file.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    result, _ = evaluate(with_bos(subject), context(), text_file, window=32)
+    assert sum(sample.scores["bytes"] for sample in result.samples) == text_file.stat().st_size
+    assert result.details["text"] == InputFile.read(text_file).digest
+
+
 def test_progress_counts_windows(subject, context, text_file):
     """Up to all of them."""
     seen = []

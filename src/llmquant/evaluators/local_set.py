@@ -20,6 +20,7 @@ from llmquant.experiment import InputFile, digest_of
 from llmquant.protocols import Context
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.run import Result
+from llmquant.text_files import read_text
 
 MAIN = "ndcg_at_5"
 
@@ -109,7 +110,7 @@ def build_task(
 def _corpus(pages: PageSet, files: Mapping[str, Path]) -> datasets.Dataset:
     ids = [page.id for page in pages.pages]
     if pages.kind == "text":
-        texts = [files[page].read_text(encoding="utf-8") for page in ids]
+        texts = [read_text(files[page], page) for page in ids]
         return datasets.Dataset.from_dict({"id": ids, "text": texts})
     features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image(decode=False)})
     return datasets.Dataset.from_dict({"id": ids, "image": [str(files[page]) for page in ids]}, features=features)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmquant.errors import MissingDependencyError, OptionError, RequestError
 from llmquant.folders import composed, file_sha256, list_files
+from llmquant.text_files import read_text
 
 if TYPE_CHECKING:
     from llmquant.cache import Cache
@@ -89,15 +90,11 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
             others.append(label)
         elif file.stat().st_size == 0:
             errors.append(OptionError(f"{label} is empty: 0 bytes"))
-        elif suffix == ".pdf":
+        else:
             try:
-                pages += _pdf_pages(label, file, dpi)
+                pages += _pdf_pages(label, file, dpi) if suffix == ".pdf" else [_page(label, file)]
             except RequestError as error:
                 errors.append(error)
-        elif suffix == ".txt" and not _readable(file):
-            errors.append(OptionError(f"{label} holds no text that is UTF-8"))
-        else:
-            pages.append(Page(label, file))
     if not pages and not errors:
         errors.append(OptionError(f"{name} has no pages", hint=f"Pages are {', '.join(IMAGES)}, .txt and .pdf files."))
     if len({page.kind for page in pages}) > 1:
@@ -123,6 +120,13 @@ def page_files(pages: Sequence[Page], dpi: int, cache: Cache) -> dict[str, Path]
     }
 
 
+def _page(label: str, file: Path) -> Page:
+    page = Page(label, file)
+    if page.kind == "text" and not read_text(file, label).strip():
+        raise OptionError(f"{label} holds no text")
+    return page
+
+
 def _pdf_pages(label: str, file: Path, dpi: int) -> Iterator[Page]:
     with _opened(file, label) as pdf:
         for number in range(1, len(pdf) + 1):
@@ -133,13 +137,6 @@ def _pdf_pages(label: str, file: Path, dpi: int) -> Iterator[Page]:
                     hint="Give a smaller dpi.",
                 )
             yield Page(f"{label}#{number}", file, number)
-
-
-def _readable(file: Path) -> bool:
-    try:
-        return bool(file.read_text(encoding="utf-8").strip())
-    except UnicodeDecodeError:
-        return False
 
 
 def _render(file: Path, dpi: int, cache: Cache) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from llmquant.errors import OptionError, RequestError, nearest
 from llmquant.evaluators.local_set_pages import resolve
+from llmquant.text_files import read_rows, read_text
 
 ENDINGS = (".jsonl", ".csv", ".tsv")
 _COLUMNS = ("query", "relevant", "relevance", "id")
@@ -119,21 +121,18 @@ def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON va
     ending = Path(name).suffix.lower()
     if ending not in ENDINGS:
         raise OptionError(f"{name} has the ending {ending!r}", hint=f"Queries are {', '.join(ENDINGS)} files.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{name} is not UTF-8: {error}") from error
-    if ending != ".jsonl":
-        yield from csv.DictReader(text.splitlines(), delimiter="," if ending == ".csv" else "\t")
+    if ending == ".jsonl":
+        yield from (row for _, row in read_rows(path, name))
         return
-    for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise OptionError(f"{name}, row {number} is not JSON: {error}", hint=_HINT) from error
-        if not isinstance(row, Mapping):
-            raise OptionError(f"{name}, row {number} is no JSON object", hint=_HINT)
-        yield row
+    # Not by `splitlines`: a quoted cell may hold line ends, and any cell U+2028.
+    text = io.StringIO(read_text(path, name), newline="")
+    reader = csv.DictReader(text, delimiter="," if ending == ".csv" else "\t", strict=True)
+    try:
+        if twice := [column for column, count in Counter(reader.fieldnames).items() if count > 1]:
+            raise OptionError(f"{name} has the column {twice[0]!r} twice", hint=_HINT)
+        yield from reader
+    except csv.Error as error:
+        raise OptionError(f"{name}, line {reader.line_num + 1} cannot be read: {error}", hint=_HINT) from error
 
 
 __all__ = ["ENDINGS", "Question", "read_questions"]

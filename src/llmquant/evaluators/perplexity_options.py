@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from llmquant.errors import OptionError, RequestErrors
 from llmquant.experiment import Documents, InputFile
 from llmquant.protocols import Cost, Device
+from llmquant.text_files import read_text
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -64,14 +65,7 @@ class PerplexityOptions:
             return
         if self.text.path is None:  # a worker has no need to check again
             return
-        try:
-            size = len(self.text.path.read_text(encoding="utf-8").encode())
-        except OSError as error:
-            raise OptionError(f"perplexity: cannot read {self.text.name}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise OptionError(
-                f"perplexity: {self.text.name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}"
-            ) from error
+        size = len("".join(self.texts()).encode())
         if size < self.window:
             raise OptionError(
                 f"perplexity: {self.text.name} holds {size} bytes, which cannot fill a window of {self.window} tokens",
@@ -81,7 +75,7 @@ class PerplexityOptions:
     def texts(self) -> Iterator[str]:
         """Yield the evaluation text that is at hand."""
         if isinstance(self.text, InputFile) and self.text.path is not None:
-            yield self.text.path.read_text(encoding="utf-8")
+            yield read_text(self.text.path, f"perplexity: {self.text.name}")
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work: every window is read whole."""

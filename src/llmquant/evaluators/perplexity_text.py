@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmquant import text_files
 from llmquant.errors import RunError
 from llmquant.experiment import InputFile
 from llmquant.protocols import Context
@@ -22,7 +23,7 @@ def read_text(source: InputFile | str, ctx: Context) -> str:
         path = ctx.inputs.get(source.digest) or source.path
         if path is None:
             raise RunError(f"{source.name} was not brought to this worker", hint=f"Its content is {source.digest}.")
-        return path.read_text(encoding="utf-8")
+        return text_files.read_text(path, source.name)
     return "\n\n".join(_column(*_NAMED.get(source, source).split(":")))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,6 +9,7 @@ from typing import Literal, Protocol
 from llmquant.errors import OptionError
 from llmquant.experiment import InputFile
 from llmquant.models import ModelInfo
+from llmquant.text_files import read_rows, read_text
 
 Calibration = Literal["c4", "wikitext2"] | InputFile | tuple[str, ...]
 
@@ -95,21 +95,14 @@ def read_documents(path: Path, name: str) -> Iterator[str]:
     Raises:
         OptionError: if it is not UTF-8 text, or a line has no text.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"calibration: {name} cannot be read as UTF-8 text: {error}") from error
-    if not name.endswith(".jsonl"):
-        yield content
+    where = f"calibration: {name}"
+    if not name.lower().endswith(".jsonl"):
+        yield read_text(path, where)
         return
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+    for number, row in read_rows(path, where):
+        if not isinstance(row.get("text"), str):
             raise OptionError(
-                f"calibration: line {number} of {name} has no text: {error!r}",
-                hint='Each line is a JSON object with a field "text".',
-            ) from error
-        yield str(text)
+                f"{where}, line {number} has no text; it has {', '.join(map(repr, row)) or 'nothing'}",
+                hint='Each line is a JSON object with a text in its field "text".',
+            )
+        yield row["text"]
