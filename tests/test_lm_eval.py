@@ -28,6 +28,7 @@ from llmquant.evaluators import lm_eval_compat
 from llmquant.evaluators.lm_eval_options import LmEvalOptions
 from llmquant.experiment import Documents
 from llmquant.plugins.options import build, dump, input_files, restore
+from llmquant.stats.samples import pair_samples
 from package_index import from_wheel
 from subjects import load_subject
 
@@ -300,6 +301,27 @@ def test_progress_counts_requests_up_to_all(subject, context, rows_file):
     assert seen[-1] == (24, 24)
 
 
+def test_questions_of_one_story_are_one_group(subject, context, rows_file):
+    """Their samples share it, and the run says by which field, and with which seed examples are drawn."""
+    rows = [COQA_ROWS[0], COQA_ROWS[1], COQA_ROWS[0] | {"answers": {"input_text": ["no", "red"]}}]
+    text = f"lm_eval(coqa, data={rows_file(rows)}, gen_kwargs={json.dumps(SHORT)})"
+    (result,) = evaluate(text, subject, context())
+    groups = [sample.group for sample in result.samples]
+    assert groups[0] == groups[2] != groups[1]
+    assert result.details["grouped_by"] == "story"
+    assert result.details["fewshot_seed"] == "0 (lm-eval's default: 1234)"
+
+
+def test_a_field_to_group_by_is_asked_for_before_anything_is_computed(subject, context, rows_file):
+    """A task may name its own."""
+    rows = rows_file([row | {"place": number % 2} for number, row in enumerate(CHOICE_ROWS)])
+    (result,) = evaluate(f"lm_eval(arc_easy, data={rows}, group=place)", subject, context())
+    assert len({sample.group for sample in result.samples}) == 2
+    subject.module.forward = None
+    with pytest.raises(RunError, match="no field 'plaice' to group by"):
+        evaluate(f"lm_eval(arc_easy, data={rows}, group=plaice)", subject, context())
+
+
 def test_equal_rows_stay_apart(subject, context, rows_file):
     """A document that occurs twice is numbered, so that samples pair one to one."""
     rows = rows_file([COQA_ROWS[0], COQA_ROWS[1], COQA_ROWS[0]])
@@ -394,6 +416,8 @@ def test_a_metric_without_a_formula_for_its_error_gets_one_without_forking(subje
         (result,) = evaluate(f"lm_eval({task}, data={rows_file(WORDS)})", subject, context())
     (perplexity,) = [m for m in result.measurements if m.metric == "perplexity"]
     assert perplexity.stderr > 0
+    samples = {result.task: result.samples}
+    assert pair_samples(perplexity, perplexity, samples, samples).difference.value == 0
 
 
 def test_a_group_has_a_result_beside_its_members(subject, context, monkeypatch):
@@ -411,6 +435,20 @@ def test_a_group_has_a_result_beside_its_members(subject, context, monkeypatch):
     assert (group.metric, group.n, results["mmlu_stem"].samples) == ("acc", 38, ())
     scores = [sample.scores["acc"] for name in members for sample in results[name].samples]
     assert group.value == pytest.approx(sum(scores) / len(scores))
+
+
+def test_documents_without_a_right_answer_are_counted(subject, context, monkeypatch):
+    """Of a task's own data none is refused, as lm-eval scores it all the same; the run says how many there are."""
+    import datasets
+
+    rows = [{"passage": "p", "question": f"q{n}", "label": label} for n, label in enumerate([0, 2, 1, -1])]
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name in ("train", "validation")})
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: splits)
+    (result,) = evaluate("lm_eval(boolq)", subject, context())
+    assert result.details["no_right_answer"] == 2
+    assert "2 of 4 documents have no right answer" in result.details["notes"][0]
+    (result,) = evaluate("lm_eval(boolq)", subject, context(limit=1))
+    assert "no_right_answer" not in result.details
 
 
 def test_rows_that_cannot_be_fetched_are_asked_for_as_a_file(subject, context, monkeypatch):

@@ -231,7 +231,7 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.0"),
         install=_LOCAL,
         documents=True,
-        version="2",  # the log-softmax is taken in float32
+        version="2",  # the log-softmax is taken in float32, and rows as they were written
     ),
     PluginSpec(
         kind="evaluator",
@@ -241,6 +241,7 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         target="llmquant.evaluators.perplexity:Perplexity",
         requires=("torch>=2.8", "transformers>=5.0"),
         install=_LOCAL,
+        version="2",
     ),
     PluginSpec(
         kind="evaluator",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
+import random
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,18 +15,20 @@ from typing import Any
 import datasets
 import lm_eval.api.task
 import lm_eval.evaluator
-import yaml
 from lm_eval.tasks import TaskManager
 
 from llmquant.call import Json
 from llmquant.errors import RunError
+from llmquant.evaluators.lm_eval_answers import HINT, mistake
 from llmquant.evaluators.lm_eval_compat import provide_squad_metrics
+from llmquant.evaluators.lm_eval_documents import LocalRows
+from llmquant.evaluators.lm_eval_groups import groups_of
 from llmquant.evaluators.lm_eval_model import FittingLM
 from llmquant.evaluators.lm_eval_options import LmEvalOptions
 from llmquant.evaluators.lm_eval_results import results
 from llmquant.evaluators.lm_eval_rows import rows_in_place
 from llmquant.evaluators.lm_eval_tasks import installed_tasks
-from llmquant.evaluators.lm_eval_yaml import read_task
+from llmquant.evaluators.lm_eval_yaml import read_task, write_yaml
 from llmquant.experiment import InputFile
 from llmquant.protocols import Context, LoadedModel
 from llmquant.run import Result
@@ -34,6 +38,7 @@ _FIRST_BATCH = {"cuda": 16, "mps": 4, "cpu": 1}
 # For metrics that have no formula for their error (a perplexity, BLEU): 2% of the error itself, and lm-eval's 100,000
 # take minutes. Errors of means are exact.
 _BOOTSTRAPS = 1000
+_FEWSHOT_SEED = inspect.signature(lm_eval.evaluator.simple_evaluate).parameters["fewshot_random_seed"].default
 _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 
 
@@ -66,7 +71,10 @@ class LmEval:
 
 
 def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratch: Path) -> Iterator[Result]:
+    random.seed(ctx.seed)  # some tasks shuffle their choices when they are built
     loaded = _load_tasks(options, ctx, scratch)
+    for task in loaded["tasks"].values():
+        _check_documents(task, options)
     everything = {**loaded["tasks"], **loaded["groups"]}
     inside = {name for group in loaded["groups"].values() for name in group.child_names}
     first = _FIRST_BATCH[ctx.device] if options.batch_size == "auto" else options.batch_size
@@ -100,12 +108,13 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         "batch_size": model.batch_size,
         "max_length": model.max_length,
         "seed": ctx.seed,
+        "fewshot_seed": f"{ctx.seed} (lm-eval's default: {_FEWSHOT_SEED})",
         "bootstraps": _BOOTSTRAPS,
         "chat_template": options.apply_chat_template,
         "log_softmax": "float32",
         "eos_token_id": subject.module.generation_config.eos_token_id,
     }
-    return results(output, loaded["tasks"], model.prompts, details, _notes(options, subject, model))
+    return results(output, loaded["tasks"], model.prompts, details, _notes(options, subject, model), options.group)
 
 
 def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> list[str]:
@@ -122,6 +131,19 @@ def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> li
     return notes
 
 
+def _check_documents(task: Any, options: LmEvalOptions) -> None:  # Any: lm-eval's Task
+    """Refuse, before anything is computed, rows without a right answer, and documents without the field to group by."""
+    docs = task.eval_docs
+    if options.group is not None:
+        groups_of(list(docs), options.group)
+    if options.data is None:
+        return
+    places = docs.places if isinstance(docs, LocalRows) else [f"document {n}" for n in range(1, len(docs) + 1)]
+    for place, doc in zip(places, docs, strict=True):
+        if wrong := mistake(task, doc):
+            raise RunError(f"{options.data.name}, {place}: {wrong}", hint=HINT)
+
+
 def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[str, Any]:  # Any: lm-eval's TaskDict
     """Build the one task or group that `options` names, from the YAMLs it needs and no others.
 
@@ -136,8 +158,8 @@ def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[
     for number, file in enumerate(files):
         stub: dict[str, Any] = {"include": str(file)}  # Any: YAML values
         if options.data is not None:
-            stub |= rows_in_place(read_task(file), _local(options.data, ctx), scratch / "datasets")
-        (stubs / f"{number:05}.yaml").write_text(yaml.safe_dump(stub), encoding="utf-8")
+            stub |= rows_in_place(read_task(file), _local(options.data, ctx), options.data.name)
+        (stubs / f"{number:05}.yaml").write_text(write_yaml(stub), encoding="utf-8")
     manager = TaskManager(include_path=str(stubs), include_defaults=False)
     try:
         loaded: Mapping[str, Any] = manager.load([name])  # Any: see above

@@ -48,6 +48,8 @@ class LmEvalOptions:
     Attributes:
         tasks: names of lm-eval's tasks, groups or tags, and paths of YAMLs that define a task.
         data: JSONL rows that one task reads instead of its own data.
+        group: field of the documents that holds what several of them share, such as ``story``: they then count as one
+            source in intervals. ``None``: as the documents tell.
         num_fewshot: examples in front of each question; ``None``: as many as the task says.
         apply_chat_template: wrap prompts as the model's chat template says.
         fewshot_as_multiturn: make each example a turn of the chat.
@@ -65,6 +67,7 @@ class LmEvalOptions:
 
     tasks: tuple[TaskFile | str, ...]
     data: InputFile | None = None
+    group: str | None = None
     num_fewshot: int | None = None
     apply_chat_template: bool = False
     fewshot_as_multiturn: bool = False
@@ -151,13 +154,13 @@ class LmEvalOptions:
             self._check_rows(name, configurations[0])
 
     def _check_rows(self, name: str, configuration: Mapping[str, Any]) -> None:  # Any: YAML values
-        from llmquant.evaluators.lm_eval_rows import check_rows, fields_of
+        from llmquant.evaluators.lm_eval_rows import check_rows
 
         if "class" in configuration:
             raise OptionError(f"lm_eval: task {name!r} is Python code that loads its own data; it cannot read rows")
         if self.data is None or self.data.path is None:  # a worker has no need to check again
             return
-        count = check_rows(self.data.path, self.data.name, name, fields_of(configuration))
+        count = check_rows(self.data.path, self.data.name, name, configuration)
         shots = self.num_fewshot if self.num_fewshot is not None else configuration.get("num_fewshot") or 0
         if shots >= count and "samples" not in (configuration.get("fewshot_config") or {}):
             raise OptionError(

@@ -6,12 +6,16 @@ import json
 import numbers
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from llmquant.call import Json
+from llmquant.evaluators.lm_eval_answers import has_right_answer
+from llmquant.evaluators.lm_eval_groups import groups_of
 from llmquant.evaluators.lm_eval_model import Prompt
 from llmquant.experiment import digest_of
 from llmquant.run import Measurement, Result, Sample
+
+_Entry: TypeAlias = Mapping[str, Any]  # Any: lm-eval's record of a document
 
 # What of a task's configuration is kept; functions are in it as their source.
 _KEPT = ("output_type", "num_fewshot", "generation_kwargs", "repeats", "filter_list", "dataset_path", "dataset_name")
@@ -30,7 +34,7 @@ _LIKELIHOODS = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_pe
 # ... or the same computation over this document alone: its own Brier score or BLEU.
 _ALONE = frozenset({"brier_score", "bleu", "chrf", "chrfpp", "ter"})
 # What of lm-eval's aggregations is a mean, or a ratio of sums.
-_MEANS = frozenset({"mean", "weighted_perplexity", "bits_per_byte", "brier_score"})
+_MEANS = frozenset({"mean", "perplexity", "weighted_perplexity", "bits_per_byte", "brier_score"})
 
 
 def results(
@@ -39,6 +43,7 @@ def results(
     prompts: Mapping[tuple[str, ...], Prompt],
     details: Mapping[str, Json],
     notes: Sequence[str],
+    group: str | None,
 ) -> Iterator[Result]:
     """Yield a result for each task and for each group that has scores of its own.
 
@@ -47,14 +52,19 @@ def results(
         prompts: what the model read, by the texts of a request.
         details: to keep with every result.
         notes: what a reader of the table must know of every result.
+        group: the field that holds what documents share; ``None``: as the documents tell.
+
+    Raises:
+        RunError: if a document does not have that field.
     """
     for name, values in output["results"].items():
         measurements = tuple(_measurements(name, values, output["higher_is_better"].get(name) or {}))
         if not measurements:
             continue  # a group without an aggregate
+        told = list(notes)
         own = {
             **details,
-            "notes": list(notes),
+            "notes": told,
             "task_version": _json(output["versions"].get(name)),
             "num_fewshot": output["n-shot"].get(name),
         }
@@ -71,17 +81,23 @@ def results(
             for measurement in measurements
             if getattr(aggregation.get(measurement.metric.partition(",")[0]), "__name__", "") not in _MEANS
         ]
-        logged = output["samples"][name]
-        documents = {entry["doc_id"]: _read(entry, prompts) for entry in logged}
-        cut = [min(lengths) for read in documents.values() if (lengths := [p.cut_to for p in read if p.cut_to])]
+        documents = _by_document(output["samples"][name])
+        read = [_read(entries[0], prompts) for entries in documents]
+        cut = [min(lengths) for each in read if (lengths := [p.cut_to for p in each if p.cut_to])]
         own["prompts_cut"] = len(cut)
         if cut:
-            said = f"{len(cut)} of {len(documents)} prompts were cut to {min(cut)} tokens: their beginning is missing"
-            own["notes"] = [*notes, said]
-        yield Result(name, measurements, tuple(_samples(logged, tasks[name], documents)), own, not_means)
+            told.append(f"{len(cut)} of {len(read)} prompts were cut to {min(cut)} tokens: their beginning is missing")
+        docs = [entries[0]["doc"] for entries in documents]
+        if wrong := sum(not has_right_answer(tasks[name], doc) for doc in docs):
+            own["no_right_answer"] = wrong
+            told.append(f"{wrong} of {len(docs)} documents have no right answer among their choices: all score 0 there")
+        field, groups = groups_of(docs, group)
+        if field:
+            own["grouped_by"] = field
+        yield Result(name, measurements, tuple(_samples(documents, read, groups, tasks[name])), own, not_means)
 
 
-def _read(entry: Mapping[str, Any], prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:  # Any: lm-eval's sample
+def _read(entry: _Entry, prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:
     """Return what the model read for each request of a document."""
     return [prompts[tuple(part for part in texts if isinstance(part, str))] for texts in entry["arguments"]]
 
@@ -105,17 +121,23 @@ def _measurements(
         )
 
 
-def _samples(
-    logged: Sequence[Mapping[str, Any]],  # Any: lm-eval's samples
-    task: Any,  # Any: lm-eval's Task
-    read: Mapping[int, Sequence[Prompt]],
-) -> Iterator[Sample]:
-    """Yield a sample a document; a document that several filters read is logged once for each."""
-    documents: dict[int, list[Mapping[str, Any]]] = {}  # Any: lm-eval's samples
+def _by_document(logged: Sequence[_Entry]) -> list[list[_Entry]]:
+    """Put together what was logged of a document: once for each filter that read it."""
+    documents: dict[int, list[_Entry]] = {}
     for entry in logged:
         documents.setdefault(entry["doc_id"], []).append(entry)
+    return list(documents.values())
+
+
+def _samples(
+    documents: Sequence[Sequence[_Entry]],
+    read: Sequence[Sequence[Prompt]],
+    groups: Sequence[str],
+    task: Any,  # Any: lm-eval's Task
+) -> Iterator[Sample]:
+    """Yield a sample per document."""
     seen: Counter[str] = Counter()
-    for entries in documents.values():
+    for entries, prompts, group in zip(documents, read, groups, strict=True):
         first = entries[0]
         scores: dict[str, float] = {}
         for entry in entries:
@@ -123,8 +145,8 @@ def _samples(
                 scores |= _scores(metric, entry["filter"], entry[metric], task.aggregation().get(metric))
         answer, target = _answer_and_target(first, task)
         document = first["doc_hash"]
-        prompt = digest_of([each.digest for each in read[first["doc_id"]]]).removeprefix("sha256:")
-        yield Sample(document, prompt, scores, answer, target, occurrence=seen[document])
+        prompt = digest_of([each.digest for each in prompts]).removeprefix("sha256:")
+        yield Sample(document, prompt, scores, answer, target, group, seen[document])
         seen[document] += 1
 
 

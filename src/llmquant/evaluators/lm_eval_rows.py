@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmquant.errors import OptionError
+from llmquant.evaluators.lm_eval_answers import HINT, PlainTask, mistake
 from llmquant.evaluators.lm_eval_yaml import Function
+from llmquant.text_files import read_rows
 
 Field: TypeAlias = tuple[str, ...]  # ("questions", "input_text") is row["questions"]["input_text"]
 
@@ -34,45 +35,40 @@ def fields_of(task: Mapping[str, Any]) -> tuple[Field, ...]:  # Any: YAML values
     return tuple(sorted(path for path in reads if not any(path == other[: len(path)] for other in reads - {path})))
 
 
-def check_rows(file: Path, name: str, task: str, fields: Sequence[Field]) -> int:
+def check_rows(file: Path, name: str, task: str, configuration: Mapping[str, Any]) -> int:  # Any: YAML values
     """Read all rows and return how many there are.
 
     Args:
         name: what to call the file in messages.
-        fields: what each row must have.
+        configuration: the task's YAML with includes merged, from `read_task`.
 
     Raises:
-        OptionError: for the first line that is not a JSON object or lacks a field.
+        OptionError: for the first line that is not a JSON object, lacks a field, or has no answer that can be right.
     """
-    count = 0
-    for number, line in enumerate(_lines(file, name), start=1):
-        if not line.strip():
-            continue
-        where = f"lm_eval: data: {name}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise OptionError(f"{where} is not JSON: {error}", hint="Write one JSON object a line.") from error
-        if not isinstance(row, dict):
-            raise OptionError(f"{where} is {line.strip()[:40]!r}", hint="Write one JSON object a line.")
+    where = f"lm_eval: data: {name}"
+    rows = list(read_rows(file, where))
+    if not rows:
+        raise OptionError(f"{where} holds no rows")
+    fields = fields_of(configuration)
+    for number, row in rows:
         for field in fields:
             if not _has(row, field):
-                needs = ", ".join(".".join(path) for path in fields)
+                found = ", ".join(map(repr, row)) or "nothing"
                 raise OptionError(
-                    f"{where} has no {'.'.join(field)!r}; it has {', '.join(map(repr, row)) or 'nothing'}",
-                    hint=f"Task {task!r} reads {needs}.",
+                    f"{where}, line {number} has no {'.'.join(field)!r}; it has {found}",
+                    hint=f"Task {task!r} reads {', '.join('.'.join(path) for path in fields)}.",
                 )
-        count += 1
-    if count == 0:
-        raise OptionError(f"lm_eval: data: {name} holds no rows")
-    return count
+    plain = PlainTask.of(configuration, {key for _, row in rows for key in row}, rows[0][1])
+    for number, row in rows:
+        if plain and (wrong := mistake(plain, row)):
+            raise OptionError(f"{where}, line {number}: {wrong}", hint=HINT)
+    return len(rows)
 
 
 def row_texts(rows: Path, name: str) -> Iterator[str]:
     """Yield every text in the rows, at any depth."""
-    for line in _lines(rows, name):
-        if line.strip():
-            yield from _strings(json.loads(line))
+    for _, row in read_rows(rows, f"lm_eval: data: {name}"):
+        yield from _strings(row)
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -86,7 +82,7 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def rows_in_place(task: Mapping[str, Any], rows: Path, scratch: Path) -> dict[str, Any]:  # Any: YAML values
+def rows_in_place(task: Mapping[str, Any], rows: Path, name: str) -> dict[str, Any]:  # Any: YAML values
     """Return the keys that make a task read `rows` instead of its own data.
 
     The rows become the test split: few-shot examples then come from them too, and lm-eval leaves out the row that is
@@ -94,30 +90,20 @@ def rows_in_place(task: Mapping[str, Any], rows: Path, scratch: Path) -> dict[st
 
     Args:
         task: its YAML with includes merged.
-        scratch: where `datasets` may put its copy.
+        name: what to call the file in messages.
     """
     fewshot = dict(task.get("fewshot_config") or {})
     fewshot.pop("split", None)
     return {
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(rows)}, "cache_dir": str(scratch)},
-        "custom_dataset": None,
+        "dataset_kwargs": {"local_rows": str(rows), "local_rows_name": name},
+        "custom_dataset": Function("llmquant.evaluators.lm_eval_documents", "read_documents"),
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
         "fewshot_split": None if "samples" in fewshot else "test",
     } | ({"fewshot_config": fewshot} if "split" in (task.get("fewshot_config") or {}) else {})
-
-
-def _lines(file: Path, name: str) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8") as stream:
-            yield from stream
-    except OSError as error:
-        raise OptionError(f"lm_eval: data: cannot read {name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise OptionError(f"lm_eval: data: {name} is not UTF-8 text ({error.reason})") from error
 
 
 def _has(row: object, field: Field) -> bool:

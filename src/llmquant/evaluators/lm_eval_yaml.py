@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,19 @@ def read_task(file: Path) -> dict[str, Any]:  # Any: YAML values
     return merged | own
 
 
+def write_yaml(value: Mapping[str, Any]) -> str:  # Any: YAML values
+    """Write a task's YAML, functions by their names."""
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(Function, lambda dumper, f: dumper.represent_scalar("!function", f"{f.module}.{f.name}"))
+    return yaml.dump(dict(value), Dumper=Dumper)
+
+
 def strings(value: Any) -> tuple[str, ...]:  # Any: YAML values
     """Read a word or a list of words as a tuple."""
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value or ())
 
 
-__all__ = ["Function", "read_task", "read_yaml", "strings"]
+__all__ = ["Function", "read_task", "read_yaml", "strings", "write_yaml"]

@@ -67,15 +67,22 @@ _SUMS: Mapping[str, _Sum] = {
 }
 
 
+def _sum_of(metric: str, samples: Sequence[Sample]) -> _Sum:
+    found = _SUMS.get(metric, _Sum(metric))
+    if metric == "perplexity" and not any(found.weight in sample.scores for sample in samples):
+        return _Sum("nll", scale="log")  # lm-eval's: each document counts one, whatever its length
+    return found
+
+
 def scored_for(measurement: Measurement, samples: Sequence[Sample]) -> list[Sample]:
     """Return the samples that have the scores that a measurement's value is made of."""
-    metric = _SUMS.get(measurement.metric, _Sum(measurement.metric))
+    metric = _sum_of(measurement.metric, samples)
     return [sample for sample in samples if metric.has(sample)]
 
 
 def contradicts(measurement: Measurement, scored: Sequence[Sample]) -> bool:
     """Tell whether the scores of a measurement's samples add up to another value."""
-    metric = _SUMS.get(measurement.metric, _Sum(measurement.metric))
+    metric = _sum_of(measurement.metric, scored)
     if math.isfinite(measurement.value):
         return not metric.gives(measurement.value, scored)
     # The exponential of a finite mean may be too large for a float.
@@ -95,7 +102,7 @@ def pair_samples(
     nothing about a metric that is not one. Samples come by task, as runs keep them.
     """
     mine, theirs = (samples.get(variant.task, ()) for samples in (variant_samples, baseline_samples))
-    metric = _SUMS.get(variant.metric, _Sum(variant.metric))
+    metric = _sum_of(variant.metric, mine)
     if not mine or not theirs or not all(map(metric.has, (*mine, *theirs))):
         return SamplePairs(None, metric.scale, "no scores of single documents were kept")
     if not (metric.gives(variant.value, mine) and metric.gives(baseline.value, theirs)):
