@@ -112,6 +112,40 @@ def test_the_list_of_plugins_says_what_to_write(clashing):
     assert "theirs/bnb_4bit_nf4" in presets
 
 
+_BROKEN_OPTIONS = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Options:
+    how: str = "check"
+
+    def check(self, model, device):
+        if self.how == "check":
+            raise RuntimeError("their check")
+
+    def weight_bytes(self, model, device):
+        raise SystemExit("their prediction")
+"""
+
+
+def test_plugins_that_raise_are_rows_of_a_plan(tiny_model, tmp_path, monkeypatch):
+    """Options that cannot be imported, and checks and predictions that raise, are refused in their own rows."""
+    _module(tmp_path, monkeypatch, "broken_options", _BROKEN_OPTIONS)
+    presets = {"their_check": {}, "their_prediction": {"how": "weight_bytes"}}
+    options = "broken_options:Options"
+    raising = PluginSpec("quantizer", "raising", "Raises.", options, "broken_options:X", presets)
+    known = _with(raising, PluginSpec("quantizer", "nowhere", "Is not there.", "no_such_module:O", "no_such_module:T"))
+    info = inspect_model(ModelRequest(str(tiny_model)), Cache(tmp_path))
+    refused = {size.quantizer: size.refused for size in estimate_all(info, known, "cpu")}
+    assert refused["bf16_baseline"] == ""
+    assert "theirs/raising: check failed: RuntimeError: their check" in refused["their_check"]
+    assert "theirs/raising: weight_bytes failed: SystemExit: their prediction" in refused["their_prediction"]
+    assert "no_such_module" in refused["nowhere"]
+    study = Study((ModelRequest(str(tiny_model)),), (Call("their_check"),), (Call("memory"),), None, 10, 0)
+    with pytest.raises(PluginError, match="theirs/raising: check failed"):
+        resolve(study, known, Cache(tmp_path), _Here())
+
+
 # -- printing and exiting ----------------------------------------------------------------------------------------------
 
 _LOUD = """

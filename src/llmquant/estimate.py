@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from llmquant.errors import RequestError
+from llmquant.errors import LlmquantError
 from llmquant.experiment import Documents
 from llmquant.hardware import fitting_gpus
 from llmquant.models import ModelInfo
@@ -48,14 +48,13 @@ def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEst
     """Predict one variant's size from the shapes of its tensors."""
     label = quantizer.use.label
     try:
-        if (check := getattr(quantizer.options, "check", None)) is not None:
-            check(info, device)
-    except RequestError as error:
+        quantizer.ask("check", info, device)
+        predicted = quantizer.ask("weight_bytes", info, device)
+    except LlmquantError as error:
         return SizeEstimate(label, None, None, (), error.message)
-    predict = getattr(quantizer.options, "weight_bytes", None)
-    if predict is None:
+    if predicted is None:
         return SizeEstimate(label, None, None, ())
-    weights = int(predict(info, device))
+    weights = int(predicted)
     cache = _CONTEXT_TOKENS * info.kv_bytes_per_token(2)
     # The largest activations: hidden states of one MLP, and the logits in float32.
     config = info.text_config
@@ -70,11 +69,13 @@ def estimate_all(info: ModelInfo, registry: Registry, device: Device) -> list[Si
     from llmquant.call import Call
 
     kind = "causal_lm" if info.embedder is None else "embedder"
-    found = [
-        estimate_size(info, registry.choose("quantizer", Call(name)), device)
-        for plugin, name in registry.ready("quantizer")
-        if kind in plugin.spec.accepts
-    ]
+    found = []
+    for plugin, name in registry.ready("quantizer"):
+        if kind in plugin.spec.accepts:
+            try:
+                found.append(estimate_size(info, registry.choose("quantizer", Call(name)), device))
+            except LlmquantError as error:  # one that is broken is a row beside the others
+                found.append(SizeEstimate(name, None, None, (), error.message))
     return sorted(found, key=lambda size: -(size.weight_bytes or 0))
 
 
@@ -89,13 +90,13 @@ def estimate_seconds(
     operations, bytes_per_s = _RATES[executor.device]
     if executor.device == "cpu":
         operations *= executor.threads or psutil.cpu_count(logical=False) or 1
-    costs = [cost(info, documents) for e in evaluators if (cost := getattr(e.options, "cost", None)) is not None]
+    costs = [cost for evaluator in evaluators if (cost := evaluator.ask("cost", info, documents)) is not None]
     total = 0.0
     for quantizer in quantizers:
-        predict = getattr(quantizer.options, "weight_bytes", None)
-        weights = int(predict(info, executor.device)) if predict is not None else 2 * info.parameters
-        if quantizer.plugin.spec.checkpoint and (cost := getattr(quantizer.options, "cost", None)) is not None:
-            total += _START_S + _cost_seconds(cost(info, documents), info, weights, operations, bytes_per_s)
+        predicted = quantizer.ask("weight_bytes", info, executor.device)
+        weights = 2 * info.parameters if predicted is None else int(predicted)
+        if quantizer.plugin.spec.checkpoint and (cost := quantizer.ask("cost", info, documents)) is not None:
+            total += _START_S + _cost_seconds(cost, info, weights, operations, bytes_per_s)
         total += _START_S + sum(_cost_seconds(cost, info, weights, operations, bytes_per_s) for cost in costs)
     return total / executor.slots
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from llmquant.experiment import (
     digest_of,
 )
 from llmquant.models import ModelInfo
-from llmquant.overlap import shared_share
+from llmquant.plan_notes import BASELINE, applicable, left_out, overlaps
 from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.protocols import Executor
@@ -47,10 +46,7 @@ DEFAULT_QUANTIZERS = tuple(
 DEFAULT_EVALUATORS = tuple(map(_ours, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
 EMBEDDER_QUANTIZERS = tuple(map(_ours, ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")))
 EMBEDDER_EVALUATORS = tuple(map(_ours, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
-# Shared stock phrases stay below this share of the evaluation text.
-_OVERLAP = 0.005
 DEFAULT_BASELINE = _ours("bf16_baseline")
-_BASELINE = "llmquant/baseline"
 _KINDS = {"causal_lm": "a causal LM", "embedder": "an embedder"}
 
 _T = TypeVar("_T")
@@ -116,7 +112,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
             notes.append(f"{baseline.use.label} was added as the baseline")
     parts = [part for chosen in evaluators for part in _try(errors, _parts, registry, chosen) or ()]
     for info in known:
-        for chosen in [*_applicable(info, quantizers, baseline), *parts]:
+        for chosen in [*applicable(info, quantizers, baseline), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
     _raise_if_any(errors)
@@ -128,7 +124,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         for info in known
         for part in sorted(parts, key=_order)
         for experiment in _of_evaluator(
-            study, info, forms[info.digest], _applicable(info, ordered, baseline), baseline, part, executor.hardware
+            study, info, forms[info.digest], applicable(info, ordered, baseline), baseline, part, executor.hardware
         )
     }
     # One after the other what one process does: a model as one quantizer loads it.
@@ -137,7 +133,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         experiments.values(), key=lambda e: (models.index(e.variant.model.digest), uses.index(e.variant.quantizer))
     )
     notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
-    notes += _overlaps(quantizers, parts) + _left_out(study, known, quantizers, baseline, parts)
+    notes += overlaps(quantizers, parts) + left_out(study, known, quantizers, baseline, parts)
     record = StudyRecord(
         study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
         title=blank_secrets(", ".join(info.use().name for info in known)),
@@ -185,11 +181,10 @@ def _inspect(study: Study, request: ModelRequest, registry: Registry, cache: Cac
     if info.embedder is None or not study.vectors.dims:
         return info
     chosen = registry.restore("embedder", info.embedder)
-    widened = getattr(chosen.options, "for_dims", None)
+    widened = chosen.ask("for_dims", study.vectors.dims)
     if widened is None:
         return info
-    chosen = registry.chosen(chosen.plugin, widened(study.vectors.dims), label=info.embedder.label)
-    return inspect_embedder(chosen, request, cache)
+    return inspect_embedder(registry.chosen(chosen.plugin, widened, label=info.embedder.label), request, cache)
 
 
 def _once(infos: Sequence[ModelInfo], notes: list[str]) -> list[ModelInfo]:
@@ -235,40 +230,11 @@ def _usable(
             )
         for info in infos:
             _try(errors, check_choice, registry, quantizer, info, executor)
-        if errors and quantizer.plugin.full_name != _BASELINE:
+        if errors and quantizer.plugin.full_name != BASELINE:
             notes.append(f"{quantizer.use.label} is left out: " + str(errors[0]).replace("\n", ". "))
         else:
             found.append(quantizer)
     return found
-
-
-def _applicable(info: ModelInfo, quantizers: Sequence[Chosen], baseline: Chosen | None) -> list[Chosen]:
-    """Leave a model without weights, such as chance, its baselines."""
-    if info.kind != "none":
-        return list(quantizers)
-    return [chosen for chosen in quantizers if chosen is baseline or chosen.plugin.full_name == _BASELINE]
-
-
-def _left_out(
-    study: Study,
-    infos: Sequence[ModelInfo],
-    quantizers: Sequence[Chosen],
-    baseline: Chosen | None,
-    parts: Sequence[Chosen],
-) -> list[str]:
-    """Say which variants that were asked for by name a study does not have."""
-    notes = []
-    for info in infos if study.quantizers else ():
-        kept = _applicable(info, quantizers, baseline)
-        left = [chosen.use.label for chosen in quantizers if chosen not in kept]
-        if left:
-            notes.append(f"{info.use().name}: it has no weights, so {', '.join(left)} cannot change it and is left out")
-    if study.vectors != VectorGrid() and not any(part.plugin.spec.vectors for part in parts):
-        notes.append(
-            "no evaluator here depends on how vectors are kept: dims, codecs, pools and rescores are left out; "
-            "retrieval and mteb do"
-        )
-    return notes
 
 
 def _same(one: Chosen, other: Chosen) -> bool:
@@ -278,7 +244,7 @@ def _same(one: Chosen, other: Chosen) -> bool:
 def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) -> Chosen:
     """Find the quantizer that the others are held against, or make it."""
     if study.baseline is None:
-        named = [chosen for chosen in quantizers if chosen.plugin.full_name == _BASELINE]
+        named = [chosen for chosen in quantizers if chosen.plugin.full_name == BASELINE]
         return named[0] if named else registry.choose("quantizer", DEFAULT_BASELINE)
     wanted = registry.choose("quantizer", Call.parse(study.baseline))
     return next((chosen for chosen in quantizers if _same(chosen, wanted)), wanted)
@@ -308,8 +274,8 @@ def _forms(study: Study, info: ModelInfo) -> tuple[VectorForm, ...]:
 
 def _parts(registry: Registry, chosen: Chosen) -> list[Chosen]:
     """Split an evaluator into one experiment each: a task of several, say."""
-    parts = getattr(chosen.options, "parts", None)
-    options = parts() if parts is not None else [chosen.options]
+    parts = chosen.ask("parts")
+    options = [chosen.options] if parts is None else parts
     if len(options) < 2:
         return [chosen]
     return [registry.chosen(chosen.plugin, part, label=_part_label(chosen, part)) for part in options]
@@ -342,23 +308,7 @@ def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: 
     if kind not in spec.accepts:
         takes = " or ".join(_KINDS.get(accepted, accepted) for accepted in spec.accepts)
         raise UnsupportedError(f"{spec.kind} {spec.name!r} takes {takes}, and {info.source} is {_KINDS[kind]}")
-    check = getattr(chosen.options, "check", None)
-    if check is not None:
-        check(info, executor.device)
-
-
-def _overlaps(quantizers: Sequence[Chosen], evaluators: Sequence[Chosen]) -> list[str]:
-    """Say where a quantizer is calibrated on what it is then measured on, as far as the texts are files here."""
-    notes = []
-    for quantizer, evaluator in itertools.product(quantizers, evaluators):
-        if hasattr(quantizer.options, "texts") and hasattr(evaluator.options, "texts"):
-            share = shared_share(evaluator.options.texts(), quantizer.options.texts())
-            if share >= _OVERLAP:
-                notes.append(
-                    f"{quantizer.use.label} is calibrated on {share:.0%} of the text of {evaluator.use.label}: "
-                    "its loss there looks smaller than it is"
-                )
-    return notes
+    chosen.ask("check", info, executor.device)
 
 
 def _order(chosen: Chosen) -> tuple[bool, bool]:

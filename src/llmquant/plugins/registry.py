@@ -48,6 +48,22 @@ class Chosen:
     options: Any  # Any: plugins bring their own dataclasses
     use: PluginUse
 
+    def ask(self, method: str, *args: Any) -> Any:  # Any: each method's own, see `llmquant.protocols`
+        """Call a method that the options may define; ``None`` where they do not.
+
+        Raises:
+            PluginError: if it raises anything but an error of llmquant's.
+        """
+        function = getattr(self.options, method, None)
+        if function is None:
+            return None
+        try:
+            return function(*args)
+        except (LlmquantError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # a third party's options may raise anything
+            raise PluginError(f"{self.plugin.full_name}: {method} failed: {describe(error)}") from error
+
 
 class Registry:
     """All plugins that can be found.
@@ -76,7 +92,7 @@ class Registry:
         for plugin in self.plugins:
             if plugin.spec.kind == kind and plugin.spec.presets:
                 found += [(plugin, self.shown(plugin, name)) for name in plugin.spec.presets]
-            elif plugin.spec.kind == kind and not option_types.required(self.options_class(plugin)):
+            elif plugin.spec.kind == kind and not self._needs_options(plugin):
                 found.append((plugin, self.shown(plugin, plugin.spec.name)))
         return found
 
@@ -227,6 +243,12 @@ class Registry:
                 raise
             except BaseException:  # an observer is somebody else's code and must not fail a run, by sys.exit neither
                 _log.exception("observer %s failed", implementation.plugin_name)
+
+    def _needs_options(self, plugin: Plugin) -> bool:
+        try:
+            return bool(option_types.required(self.options_class(plugin)))
+        except PluginError:  # whoever asks for it is told
+            return False
 
     def _offering(self, kind: PluginKind, name: str) -> list[Plugin]:
         package, slash, short = name.rpartition("/")
