@@ -59,6 +59,16 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-m", "not plugin_package", *SEVERAL, *session.posargs, env=environment)
 
 
+@nox.session(default=False)
+def unpacked(session: nox.Session) -> None:
+    """Run the tests as on a CPU without AVX512-BF16, where bitsandbytes does not repack 4-bit weights."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or " avx512_bf16" not in flags.read_text():
+        session.skip("this CPU has no AVX512-BF16: `nox -s tests` has run this already")
+    session.env["LLMQUANT_TEST_NO_PACKED_4BIT"] = "1"
+    tests(session)
+
+
 @nox.session
 def colpali(session: nox.Session) -> None:
     """Run the tests that need colpali-engine, and with it torchvision.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from llmquant import hardware
 from llmquant.cache import Cache
 from llmquant.experiment import Digest, Documents
 from llmquant.protocols import Context, Device
@@ -17,6 +20,25 @@ settings.register_profile("llmquant", deadline=None, derandomize=True)
 # New ones, many more: `--hypothesis-profile=explore`.
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("llmquant")
+
+_NO_PACKED_4BIT = "LLMQUANT_TEST_NO_PACKED_4BIT"
+
+
+def pytest_configure() -> None:
+    """Switch bitsandbytes' packed 4-bit kernel off where that is asked for, here and in the workers of tests.
+
+    Workers search for modules where this process does, and Python itself imports a ``sitecustomize`` that it finds.
+    """
+    if os.environ.get(_NO_PACKED_4BIT) != "1":
+        return
+    flags = hardware.cpu_flags()
+    if "avx512_bf16" not in flags:
+        pytest.exit(f"{_NO_PACKED_4BIT}: this CPU has no AVX512-BF16, there is nothing to switch off", returncode=0)
+    hardware.cpu_flags = lambda: flags - {"avx512_bf16"}  # before the options of quantizers import it
+    sys.path.insert(0, str(Path(__file__).parent / "no_packed_4bit"))
+    sys.modules.pop("sitecustomize", None)
+    import sitecustomize  # noqa: F401 - importing it does it
+
 
 _TEXT = """
 A lighthouse keeper counted the ships that passed before dawn, and wrote each name into a ledger bound in green cloth.

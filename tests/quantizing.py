@@ -55,6 +55,18 @@ def write_untied(folder: Path, tokenizer_from: Path, hidden_size: int = 160) -> 
     return folder
 
 
+def force_packing(monkeypatch, *, packs: bool) -> None:
+    """Show bitsandbytes, and the prediction, a CPU with or without AVX512-BF16."""
+    import bitsandbytes
+
+    from llmquant.quantizers import bitsandbytes_options
+
+    flags = frozenset({"avx512_bf16"} if packs else ())
+    monkeypatch.setattr(bitsandbytes_options, "cpu_flags", lambda: flags)
+    for module in (bitsandbytes.functional, bitsandbytes.nn.modules):
+        monkeypatch.setattr(module, "has_avx512bf16", lambda: packs)
+
+
 def made_up(rows: int, columns: int, **config) -> ModelInfo:
     """Describe a model of one linear layer that is nowhere."""
     layer = TensorInfo("model.layers.0.mlp.up_proj.weight", "bfloat16", (rows, columns))

@@ -34,7 +34,7 @@ def test_a_preset_loads_as_asked_and_as_large_as_predicted(preset, tiny_model, c
     assert subject.load.peak_bytes >= weight_bytes(subject.module).total
     assert weight_bytes(subject.module).total == pytest.approx(chosen.options.weight_bytes(info, "cuda"), rel=0.01)
     if preset in ("bnb_4bit_nf4", "bnb_4bit_fp4"):
-        assert subject.applied.compute_dtype == "float16"
+        assert subject.applied.compute_dtype == "bfloat16"
 
 
 def test_one_command_compares_on_the_gpu(tiny_model, tmp_path, monkeypatch):

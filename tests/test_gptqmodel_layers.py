@@ -85,6 +85,24 @@ def test_layers_read_the_same_after_a_forward_pass(load, name):
     assert _read(module) == before
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_of_a_packed_layer_counts_as_a_buffer(load, name):
+    """Neither before nor after a kernel has made its own copies of scales, zero points and indices in a first pass."""
+    import torch
+
+    from llmquant.memory import weight_bytes
+
+    module = copy.deepcopy(load(name))
+    rotary = sum(buffer.nbytes for key, buffer in module.named_buffers() if "rotary" in key)
+    before = weight_bytes(module)
+    with torch.no_grad():
+        module(torch.arange(3, 20)[None])
+    after = weight_bytes(module)
+    assert before.buffers == after.buffers == rotary
+    assert before.parameters == after.parameters
+    assert after.quantization_state > 0
+
+
 def test_the_compute_type_is_the_kernels(load):
     """The 4-bit product for CPUs multiplies in bfloat16, whatever the model's type; unpacked layers in the model's."""
     import torch

@@ -98,14 +98,33 @@ def test_codes_and_scales_of_a_tensor_subclass_are_told_apart():
     assert (counted.parameters, counted.quantization_state) == (64, 16)
 
 
-def test_codes_kept_in_buffers_are_parameters():
-    """GPTQ and AWQ layers register codes and scales as buffers; they are the weights all the same."""
-    module = torch.nn.Module()
-    module.register_buffer("qweight", torch.zeros(8, 16, dtype=torch.int32))
-    module.register_buffer("scales", torch.zeros(2, 16, dtype=torch.float16))
+@pytest.mark.parametrize("codes", ["qweight", "weight_packed"])
+def test_what_a_layer_holds_beside_its_codes_is_quantization_state(codes):
+    """Whatever a kernel calls its scales, zero points and indices, and in buffers and attributes alike."""
+    layer = torch.nn.Module()
+    layer.register_buffer(codes, torch.zeros(8, 16, dtype=torch.int32))
+    layer.register_buffer("bias", torch.zeros(4))
+    layer.register_buffer("scales", torch.zeros(2, 16, dtype=torch.float16))
+    layer.register_parameter("zeros", torch.nn.Parameter(torch.zeros(2, 16)))
+    layer.scales_and_zeros = torch.zeros(2, 16, 2)
+    module = torch.nn.Sequential(layer)
     module.register_buffer("something_else", torch.zeros(3))
     counted = weight_bytes(module)
-    assert (counted.parameters, counted.quantization_state, counted.buffers) == (512, 64, 12)
+    assert (counted.parameters, counted.quantization_state, counted.buffers) == (512 + 16, 64 + 128 + 256, 12)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_scales_and_zeros_of_hqq_are_quantization_state(bits):
+    """Of an HQQ layer nothing is a buffer: codes and bias are parameters, all else belongs to the quantization."""
+    pytest.importorskip("hqq", reason="needs llmquant[hqq]")
+    from llmquant.quantizers.hqq import HqqLinear
+
+    layer = HqqLinear(torch.nn.Linear(64, 32))
+    layer.quantize(torch.randn(32, 64), bits, 32)
+    counted = weight_bytes(layer)
+    assert counted.parameters == layer.qweight.nbytes + 4 * 32
+    assert counted.quantization_state == layer.scales.nbytes + layer.zeros.nbytes == 2 * 4 * 64
+    assert counted.buffers == 0
 
 
 def test_meta_tensors_hold_nothing():

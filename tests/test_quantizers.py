@@ -63,15 +63,12 @@ def test_the_presets_are_those_of_the_table():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_predicted_weight_bytes_are_those_held(load, preset):
-    """The prediction from shapes is what the loaded model keeps, before and after its first forward pass."""
+    """The prediction from shapes is what the loaded model keeps, to the byte, on the CPU at hand."""
     from llmquant.memory import weight_bytes
 
     model = load(PRESETS[preset])
-    predicted = PRESETS[preset].weight_bytes(model.info, "cpu")
-    assert weight_bytes(model.module).total == pytest.approx(predicted, rel=0.01)
     _step(model)
-    grown = 0.06 if preset.startswith("bnb_4bit") else 0.01  # repacking on a CPU with AVX512-BF16
-    assert weight_bytes(model.module).total == pytest.approx(predicted, rel=grown)
+    assert weight_bytes(model.module).total == PRESETS[preset].weight_bytes(model.info, "cpu")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -79,8 +76,7 @@ def test_what_was_applied_reads_the_same_after_a_forward_pass(load, preset):
     """Bitsandbytes moves scales about in the first pass; nobody who reads them notices."""
     model = load(PRESETS[preset])
     _step(model)
-    again = _heavy(PRESETS[preset]).applied(model.module)
-    assert dataclasses.replace(again, note="") == dataclasses.replace(model.applied, note="")
+    assert _heavy(PRESETS[preset]).applied(model.module) == model.applied
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -99,26 +95,6 @@ def test_double_quantization_is_told_apart(load):
 def test_codes_are_told_apart(load):
     """NF4 and FP4 come from the quantization state."""
     assert [load(Bnb4bitOptions(code)).applied.code for code in ("nf4", "fp4")] == ["nf4", "fp4"]
-
-
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_weights_repacked_for_a_cpu_are_read_right(load, double_quant):
-    """What bitsandbytes does in the first pass on a CPU with AVX512-BF16 hides nothing, and is said."""
-    import bitsandbytes
-
-    options = Bnb4bitOptions(double_quant=double_quant)
-    model = load(options)
-    for layer in model.module.modules():
-        if isinstance(layer, bitsandbytes.nn.Linear4bit) and not hasattr(layer.weight.quant_state, "original_nested"):
-            layer.weight.data, layer.weight.quant_state = bitsandbytes.functional._convert_weight_packed_for_cpu(
-                layer.weight.data, layer.weight.quant_state
-            )
-            layer.support_avx512bf16_for_cpu = True
-    applied = _heavy(options).applied(model.module)
-    assert applied.double_quantization == double_quant
-    assert applied.dtypes == model.applied.dtypes
-    assert applied.compute_dtype == "bfloat16"
-    assert "repacked" in applied.note
 
 
 def test_every_linear_layer_but_the_head_is_quantized(load):
@@ -150,19 +126,17 @@ def odd_models(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("options", [Bnb4bitOptions(), Bnb8bitOptions()])
 @pytest.mark.parametrize("name", ["mixture", "conv1d"])
-def test_the_layers_that_will_be_quantized_are_known_before(odd_models, name, context):
+def test_the_layers_that_will_be_quantized_are_known_before(odd_models, name, options, context):
     """From the header alone, for architectures whose layers have other names and kinds."""
     from transformers import AutoModelForCausalLM
 
-    from llmquant.memory import weight_bytes
-
-    options, ctx = Bnb4bitOptions(), context()
+    ctx = context()
     info = inspect_model(ModelRequest(str(odd_models / name)), ctx.cache)
     keywords = _heavy(options).load_kwargs(info, ctx)
     module = AutoModelForCausalLM.from_pretrained(odd_models / name, device_map={"": "cpu"}, **keywords)
     assert _heavy(options).applied(module).layers_quantized == len(info.linear_layers())
-    assert weight_bytes(module).total == pytest.approx(options.weight_bytes(info, "cpu"), rel=0.01)
 
 
 def test_experts_that_stay_as_they_are_are_said(odd_models, context):
@@ -180,7 +154,7 @@ def test_a_known_model_has_its_known_sizes():
     info = _llama_3_2_1b()
     assert info.parameters == 1_235_814_400
     presets = ("fp16_baseline", "bnb_4bit_nf4", "bnb_4bit_nf4_no_double")
-    sizes = [PRESETS[name].weight_bytes(info, "cpu") / 2**20 for name in presets]
+    sizes = [PRESETS[name].weight_bytes(info, "cuda") / 2**20 for name in presets]
     assert sizes == pytest.approx([2357, 980, 1023], abs=1)
 
 
@@ -197,25 +171,6 @@ def _llama_3_2_1b():
     tensors += [TensorInfo(name, "bfloat16", (2048,)) for name in [*norms, "model.norm.weight"]]
     config = {"tie_word_embeddings": True, "rope_theta": 500000.0, "num_attention_heads": 32, "head_dim": 64}
     return ModelInfo("llama", "sha256:0", (), "folder", None, None, None, config, tuple(tensors), (), 0)
-
-
-def test_a_compute_type_that_is_asked_for_is_used(load):
-    """On a CPU whose kernel computes in what it is told."""
-    from llmquant.quantizers.bitsandbytes import packs_for_cpu
-
-    if packs_for_cpu():
-        pytest.skip("on this CPU bitsandbytes computes in bfloat16 whatever is asked")
-    names = ("float32", "bfloat16", "float16")
-    assert [load(Bnb4bitOptions(compute_dtype=name)).applied.compute_dtype for name in names] == list(names)
-
-
-def test_a_compute_type_that_the_kernel_ignores_is_not_claimed(load, monkeypatch):
-    """Asked for float32 where the kernel computes in bfloat16, loading fails and says both."""
-    import bitsandbytes.nn.modules
-
-    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
-    with pytest.raises(NotHonouredError, match="compute_dtype float32, found bfloat16"):
-        load(Bnb4bitOptions(compute_dtype="float32"))
 
 
 def test_an_outlier_threshold_is_read_back(load):

@@ -47,6 +47,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         accepts=("causal_lm", "embedder"),
         requires=_BITSANDBYTES,
         install=_LOCAL,
+        version="2",  # computes in bfloat16 on CUDA
     ),
     PluginSpec(
         kind="quantizer",
@@ -253,6 +254,7 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         requires=("torch>=2.8", "transformers>=5.0"),
         install=_LOCAL,
         hardware=True,
+        version="2",  # of HQQ and GPTQ, what belongs to the quantization is no longer among the buffers
     ),
     PluginSpec(
         kind="evaluator",

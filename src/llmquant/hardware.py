@@ -135,6 +135,16 @@ def cpu_name() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's instruction sets as Linux names them, such as ``avx512_bf16``; none on other systems."""
+    try:
+        match = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return frozenset(match[1].split() if match else ())
+
+
 def fitting_gpus(peak_bytes: int) -> list[str]:
     """Name the GPUs of the table whose memory holds `peak_bytes`, a tenth kept free, the smallest first."""
     return [name for name, gib in GPU_MEMORY_GIB.items() if peak_bytes <= 0.9 * gib * GIB]

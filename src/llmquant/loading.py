@@ -83,6 +83,8 @@ def load_causal_lm(
     quantizer: Quantizer,
     options: Any,  # Any: plugins bring their own dataclasses
     ctx: Context,
+    *,
+    to_save: bool = False,
 ) -> LoadedModel:
     """Load the checkpoint at `path`, quantized, onto the context's device, and check what came out.
 
@@ -90,6 +92,7 @@ def load_causal_lm(
         path: what `materialize` or the quantizer's ``prepare`` returned; the tokenizer and the tokens that end a text
             are those of the model itself, for every variant alike.
         options: the quantizer's; with ``requests()``, each of these must be found in the weights.
+        to_save: it will only be written as a checkpoint.
 
     Raises:
         ModelError: if it cannot be loaded, or lacks weights.
@@ -105,8 +108,7 @@ def load_causal_lm(
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
-    applied = quantizer.applied(module)
-    check_honoured(options, applied)
+    applied = finish(module, quantizer, options, to_save=to_save)
     home = materialize(info, ctx.cache)
     tokenizer = load_tokenizer(home, info)
     if path != home:
@@ -173,6 +175,25 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code="trust_remote_code" in info.flags)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
+
+
+def finish(
+    module: torch.nn.Module,
+    quantizer: Quantizer,
+    options: Any,  # Any: plugins bring their own dataclasses
+    *,
+    to_save: bool = False,
+) -> AppliedQuantization:
+    """Let the quantizer make what was loaded ready for use, read back what is in it, and compare.
+
+    Raises:
+        NotHonouredError: if what was loaded is not what was asked for.
+    """
+    if hasattr(quantizer, "after_load"):
+        quantizer.after_load(module, to_save=to_save)
+    applied = quantizer.applied(module)
+    check_honoured(options, applied)
+    return applied
 
 
 def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses

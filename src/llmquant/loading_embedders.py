@@ -14,7 +14,7 @@ import transformers
 from llmquant.errors import SanityError, UnsupportedError
 from llmquant.experiment import VectorForm, digest_of
 from llmquant.hub import download
-from llmquant.loading import check_honoured, materialize
+from llmquant.loading import finish, materialize
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadStats
 from llmquant.retrieval.loaded import LoadedEmbedder
@@ -93,8 +93,7 @@ def load_embedder(
     if next(opened.module.parameters(), None) is None:
         applied = _NO_WEIGHTS
     else:
-        applied = quantizer.applied(opened.module)
-        check_honoured(options, applied)
+        applied = finish(opened.module, quantizer, options)
     fingerprint = digest_of(
         {
             "encoder": info.encoder_digest,

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from llmquant.errors import describe
 
-# GPTQ, AWQ and compressed-tensors layers keep codes and scales side by side as buffers or parameters of these names.
-_CODE_NAMES = frozenset({"qweight", "weight_packed"})
-_STATE_NAMES = frozenset(
-    {"scales", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx"}
-)
+# A layer that holds one of these holds codes there; everything else of it but the bias belongs to the quantization:
+# scales, zero points and indices, under names and in copies that differ by kernel (GPTQ, AWQ, HQQ, compressed-tensors).
+_CODE_NAMES = frozenset({"qweight", "qweight_uint8", "int8_weight_nk", "weight_packed"})
+# Beside weights that are quantized and keep their name.
+_STATE_NAMES = frozenset({"weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx"})
 # What bitsandbytes hangs on parameters (the first) and on 8-bit layers (the second), by class name: the package
 # need not be installed.
 _STATE_CLASSES = frozenset({"QuantState", "MatmulLtState"})
@@ -95,21 +95,33 @@ def tensor_bytes(tensors: Iterator[torch.Tensor]) -> int:
 def _held(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
     """Yield what a module holds, with the field of `WeightBytes` where it belongs; a tensor may come twice."""
     for child in module.modules():
+        packed = _is_packed(child)
         for name, parameter in child.named_parameters(recurse=False, remove_duplicate=False):
-            yield parameter, "quantization_state" if name in _STATE_NAMES else "parameters"
+            yield parameter, _kind(name, "parameters", packed=packed)
             for tensor in _attached(parameter):
                 yield tensor, "quantization_state"
         for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False):
-            kind = "quantization_state" if name in _STATE_NAMES else "buffers"
-            yield buffer, "parameters" if name in _CODE_NAMES else kind
+            yield buffer, _kind(name, "buffers", packed=packed)
     # Attributes come last, so that a second name for a parameter or a buffer is not counted as something else.
     for child in module.modules():
+        kind = "quantization_state" if _is_packed(child) else "buffers"
         for value in vars(child).values():
             if isinstance(value, torch.Tensor):
-                yield value, "buffers"
+                yield value, kind
             elif type(value).__name__ in _STATE_CLASSES:
                 for tensor in _attached(value):
                     yield tensor, "quantization_state"
+
+
+def _is_packed(module: torch.nn.Module) -> bool:
+    names = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+    return not _CODE_NAMES.isdisjoint(names)
+
+
+def _kind(name: str, otherwise: str, *, packed: bool) -> str:
+    if packed:
+        return "parameters" if name in _CODE_NAMES or name == "bias" else "quantization_state"
+    return "quantization_state" if name in _STATE_NAMES else otherwise
 
 
 class _Storages:

@@ -31,6 +31,8 @@ _EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 # Of positions, steps and masks, besides weights.
 _COUNTS = frozenset({"int64", "bool"})
+# Their linear layers are transformers' Conv1D, whose checkpoints hold weights as (in_features, out_features).
+CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,13 @@ class ModelInfo:
 
         Embeddings, the head, norms, convolutions, routers and the experts of a mixture are not among them: transformers
         holds the experts of all mixtures in fused tensors, which bitsandbytes leaves alone.
+
+        Returns:
+            Each with the shape ``(out_features, in_features)``, however it is stored.
         """
+        turned = self.kind != "gguf" and self.text_config.get("model_type") in CONV1D_MODELS
         return tuple(
-            tensor
+            replace(tensor, shape=tensor.shape[::-1]) if turned else tensor
             for tensor in self.weights
             if tensor.name.endswith(".weight")
             and len(tensor.shape) == 2

@@ -88,7 +88,7 @@ def quantize(
         _refuse_embedder(info)
         if hasattr(chosen.options, "check_save"):
             chosen.options.check_save(context.device)
-        loaded = _load(info, chosen, replace(context, progress=progress))
+        loaded = _load(info, chosen, replace(context, progress=progress), to_save=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
         try:
@@ -104,12 +104,12 @@ def _refuse_embedder(info: ModelInfo) -> None:
         raise RequestError(f"{info.source} is an embedder", hint="lq.load_embedder opens it.")
 
 
-def _load(info: ModelInfo, chosen: Chosen, context: Context) -> LoadedModel:
+def _load(info: ModelInfo, chosen: Chosen, context: Context, *, to_save: bool = False) -> LoadedModel:
     from llmquant.checkpoints import quantized_checkpoint
     from llmquant.loading import load_causal_lm, materialize
 
     path = quantized_checkpoint(materialize(info, context.cache), info, chosen, context)
-    return load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
+    return load_causal_lm(path, info, registry().construct(chosen), chosen.options, context, to_save=to_save)
 
 
 def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:

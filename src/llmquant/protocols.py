@@ -124,6 +124,8 @@ class Quantizer(Protocol):
     fields of `AppliedQuantization` that must come out as asked; ``texts() -> Iterable[str]``: the calibration text
     that is at hand, to warn where it is evaluated on; ``cost(model, documents) -> Cost`` of making a checkpoint; and
     ``check_save(device)``, which raises `RequestError` if what is loaded cannot be written as a checkpoint.
+    The heavy half may define ``after_load(module, *, to_save)``: what has to be done to the loaded modules before their
+    first use, or before they are only saved.
     """
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import bitsandbytes
 import torch
 from transformers import BitsAndBytesConfig
 
-from llmquant.errors import NotHonouredError, UnsupportedError
+from llmquant.errors import NotHonouredError
 from llmquant.protocols import AppliedQuantization
-from llmquant.quantizers.bitsandbytes_options import BLOCK_SIZE, Bnb4bitOptions, Bnb8bitOptions
+from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions, Bnb8bitOptions, fits_packed
 from llmquant.quantizers.reading import dtype_name, elements_by_dtype, fused_experts_note, linear_names, only
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
     from llmquant.protocols import Context
-
-# The AVX512-BF16 kernel packs so many rows together.
-_PACKED_ROWS = 32
 
 
 class Bnb4bit:
@@ -35,19 +32,10 @@ class Bnb4bit:
         return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the configuration, with the compute type resolved for the device.
-
-        Raises:
-            UnsupportedError: if this CPU's kernel cannot take the model's widths.
-        """
+        """Return the configuration, with the compute type resolved for the device."""
         options = self._options
         packs = ctx.device == "cpu" and packs_for_cpu()
-        if packs:
-            _check_widths(model)
-        name = options.compute_dtype
-        if name == "auto":
-            name = _on_cuda(model) if ctx.device == "cuda" else "bfloat16" if packs else "float32"
-        compute = getattr(torch, name)
+        compute = getattr(torch, options.computes_in(ctx.device, packs=packs))
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=options.quant_type,
@@ -56,6 +44,10 @@ class Bnb4bit:
         )
         return {"quantization_config": config, "dtype": compute if compute.itemsize == 2 else torch.bfloat16}
 
+    def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
+        """Let the layers settle; without the packed kernel where a compute type is asked for that it ignores."""
+        settle_4bit(module, pack=self._options.compute_dtype not in ("float16", "float32"), to_save=to_save)
+
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back what the layers hold, before or after the first forward pass.
 
@@ -63,14 +55,16 @@ class Bnb4bit:
             NotHonouredError: if there is no quantized layer, or the layers differ.
         """
         kind = bitsandbytes.nn.Linear4bit
-        layers = [child for child in module.modules() if isinstance(child, kind)]
+        layers = _layers_4bit(module)
         states = [layer.weight.quant_state for layer in layers]
         if not states or None in states:
             raise NotHonouredError(f"{states.count(None)} of {len(layers)} 4-bit layers hold quantized weights")
         code = str(only((state.quant_type for state in states), "code"))
         counts = elements_by_dtype(module, skip=[layer.weight for layer in layers])
-        packed = any(_is_packed(state) for state in states)
-        repacked = "bitsandbytes repacked the weights for AVX512-BF16, with bfloat16 scales" if packed else ""
+        packed = sum(_packs(layer) for layer in layers)
+        repacked = (
+            f"for AVX512-BF16 {packed} of {len(layers)} layers are repacked with bfloat16 scales" if packed else ""
+        )
         block_size = only((state.blocksize for state in states), "block size")
         return AppliedQuantization(
             method="bitsandbytes",
@@ -82,13 +76,8 @@ class Bnb4bit:
             dtypes={code: sum(state.shape.numel() for state in states), **counts},
             layers_quantized=len(layers),
             layers_left=linear_names(module, kind),
-            note="; ".join(part for part in (repacked, fused_experts_note(module)) if part),
+            note="; ".join(part for part in (repacked if packed else "", fused_experts_note(module)) if part),
         )
-
-
-def _on_cuda(model: ModelInfo) -> Literal["bfloat16", "float16"]:
-    # Gemma 3 was trained in bfloat16, and its residual stream is known to grow beyond float16's 65,504.
-    return "bfloat16" if str(model.text_config.get("model_type", "")).startswith("gemma3") else "float16"
 
 
 class Bnb8bit:
@@ -105,7 +94,9 @@ class Bnb8bit:
         """Return the configuration, with the type of the rest resolved for the device."""
         name = self._options.dtype
         if name == "auto":
-            name = _on_cuda(model) if ctx.device == "cuda" else "bfloat16"
+            # Gemma 3 was trained in bfloat16, and its residual stream is known to grow beyond float16's 65,504.
+            gemma = str(model.text_config.get("model_type", "")).startswith("gemma3")
+            name = "float16" if ctx.device == "cuda" and not gemma else "bfloat16"
         if name != "float16":
             _warn_once()
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self._options.threshold)
@@ -148,15 +139,33 @@ def packs_for_cpu() -> bool:
     return bool(probe()) if probe is not None else False
 
 
-def _check_widths(model: ModelInfo) -> None:
-    for layer in model.linear_layers():
-        rows, columns = layer.shape
-        if rows % _PACKED_ROWS or columns % BLOCK_SIZE:
-            raise UnsupportedError(
-                f"{layer.name} has {rows} x {columns} weights; "
-                f"bitsandbytes' 4-bit kernel for this CPU needs multiples of {_PACKED_ROWS} x {BLOCK_SIZE}",
-                hint="Use bnb_8bit or bf16_baseline here.",
-            )
+def settle_4bit(module: torch.nn.Module, *, pack: bool = True, to_save: bool) -> None:
+    """Do on a CPU what bitsandbytes does in the first forward pass, in every layer, whichever a model's input reaches.
+
+    With AVX512-BF16 that is repacking the weights, which fails for shapes that the packed kernel cannot take; these
+    layers compute as on other CPUs. Without it, biases take the compute type.
+
+    Args:
+        pack: ``False`` lets all layers compute as on other CPUs.
+        to_save: leave the weights as they are; unpacking them again would round the scales.
+    """
+    for layer in _layers_4bit(module):
+        if _packs(layer) and not (pack and fits_packed(layer.weight.quant_state.shape)):
+            layer.support_avx512bf16_for_cpu = False
+            if pack:
+                layer.compute_dtype = torch.bfloat16  # as the layers beside it, whatever their checkpoint says
+        if layer.weight.device.type == "cpu" and not to_save:
+            with torch.no_grad():
+                layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
+
+
+def _layers_4bit(module: torch.nn.Module) -> list[Any]:  # Any: Linear4bit of bitsandbytes
+    return [child for child in module.modules() if isinstance(child, bitsandbytes.nn.Linear4bit)]
+
+
+def _packs(layer: Any) -> bool:  # Any: a Linear4bit of bitsandbytes
+    """Tell whether a layer was repacked for AVX512-BF16, or will be in its first forward pass."""
+    return layer.weight.device.type == "cpu" and bool(getattr(layer, "support_avx512bf16_for_cpu", False))
 
 
 def _is_packed(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
@@ -170,9 +179,7 @@ def _is_nested(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
 
 def _compute_dtype(layer: Any) -> str:  # Any: a Linear4bit of bitsandbytes
     """Name the type a layer multiplies in; the AVX512-BF16 kernel ignores what was asked for."""
-    if layer.weight.device.type == "cpu" and getattr(layer, "support_avx512bf16_for_cpu", False):
-        return "bfloat16"
-    return dtype_name(layer.compute_dtype)
+    return "bfloat16" if _packs(layer) else dtype_name(layer.compute_dtype)
 
 
 def _scales(layer: Any) -> torch.Tensor | None:  # Any: a Linear8bitLt of bitsandbytes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from llmquant.call import Json
 from llmquant.errors import OptionError, UnsupportedError
+from llmquant.hardware import cpu_flags
 from llmquant.models import ModelInfo
 from llmquant.quantizers.plain_weights import plain_bytes, refuse_quantized
 
@@ -16,7 +17,9 @@ BLOCK_SIZE = 64
 _NESTED_BLOCK_SIZE = 256
 _CODE_BYTES = 16 * 4
 _NESTED_CODE_BYTES = 256 * 4
-_OFFSET_BYTES = 4
+OFFSET_BYTES = 4
+# The kernel for CPUs with AVX512-BF16 takes so many rows at a time, of whole blocks.
+_PACKED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,10 @@ class Bnb4bitOptions:
     Attributes:
         quant_type: the 16 values a weight can take: quantiles of a normal distribution, or a 4-bit float.
         double_quant: quantize the scales too: 4.127 bits a weight instead of 4.5.
-        compute_dtype: in which the quantized layers multiply. ``auto`` is float16 on CUDA, or bfloat16 for Gemma 3,
-            which float16 cannot hold. On a CPU it is bfloat16 where there is AVX512-BF16, because bitsandbytes' kernel
-            knows nothing else there, and float32 elsewhere: twice as fast as bfloat16 at reading a prompt (3.5 s
-            against 7.0 s for 1,024 tokens of a 135M model on two cores), as fast at generating, and not less exact.
-            Whatever is used is in ``applied``.
+        compute_dtype: in which the quantized layers multiply. ``auto`` is bfloat16 on CUDA, as in the usual baseline,
+            and on a CPU with AVX512-BF16, for which bitsandbytes has a kernel that computes in bfloat16 alone. On other
+            CPUs it is float32: twice as fast as bfloat16 at reading a prompt (3.5 s against 7.0 s for 1,024 tokens of a
+            135M model on two cores), as fast at generating, and not less exact. Whatever is used is in ``applied``.
 
     Everything that is not quantized (embeddings, norms, the head) is kept in the compute type where that has 16 bits,
     else in bfloat16.
@@ -49,13 +51,30 @@ class Bnb4bitOptions:
         _check(model, device)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: codes, scales, tables and all that stays as it is.
+        """Predict the loaded weights, in bytes, as they are used: codes, scales, tables and all that is not quantized.
 
-        On a CPU with AVX512-BF16 bitsandbytes repacks the weights in the first forward pass and keeps the scales as
-        bfloat16 from then on: the quantized part grows by 3 % with double quantization and shrinks by 6 % without.
+        On a CPU with AVX512-BF16 bitsandbytes repacks the weights and keeps the scales as bfloat16: the quantized part
+        grows by 3 % with double quantization and shrinks by 6 % without. Biases of quantized layers take the compute
+        type.
         """
         layers = model.linear_layers()
-        return plain_bytes(model, 2, quantized=layers) + sum(self._layer_bytes(layer.elements) for layer in layers)
+        packs = packs_on(device)
+        compute = self.computes_in(device, packs=packs)
+        packs = packs and compute == "bfloat16"
+        held = sum(self._layer_bytes(layer.elements, packed=packs and fits_packed(layer.shape)) for layer in layers)
+        biases = {layer.name.removesuffix("weight") + "bias" for layer in layers} if compute == "float32" else ()
+        widened = 2 * sum(tensor.elements for tensor in model.weights if tensor.name in biases)
+        return plain_bytes(model, 2, quantized=layers) + held + widened
+
+    def computes_in(self, device: str, *, packs: bool) -> Literal["float16", "bfloat16", "float32"]:
+        """Resolve ``auto``.
+
+        Args:
+            packs: whether bitsandbytes repacks weights for the CPU there.
+        """
+        if self.compute_dtype != "auto":
+            return self.compute_dtype
+        return "bfloat16" if packs or device == "cuda" else "float32"
 
     def requests(self) -> Mapping[str, Json]:
         """Return what must be found in the loaded weights."""
@@ -63,13 +82,15 @@ class Bnb4bitOptions:
         found["double_quantization"] = self.double_quant
         return found if self.compute_dtype == "auto" else {**found, "compute_dtype": self.compute_dtype}
 
-    def _layer_bytes(self, weights: int) -> int:
+    def _layer_bytes(self, weights: int, *, packed: bool) -> int:
         scales = -(-weights // BLOCK_SIZE)
-        codes = -(-weights // 2) + _CODE_BYTES
+        codes = -(-weights // 2)
+        if packed:
+            return codes + packed_state_bytes(scales, nested=self.double_quant)
         if not self.double_quant:
-            return codes + 4 * scales
-        nested = 4 * -(-scales // _NESTED_BLOCK_SIZE) + _NESTED_CODE_BYTES + _OFFSET_BYTES
-        return codes + scales + nested
+            return codes + _CODE_BYTES + 4 * scales
+        nested = 4 * -(-scales // _NESTED_BLOCK_SIZE) + _NESTED_CODE_BYTES + OFFSET_BYTES
+        return codes + _CODE_BYTES + scales + nested
 
 
 @dataclass(frozen=True)
@@ -107,6 +128,22 @@ class Bnb8bitOptions:
     def requests(self) -> Mapping[str, Json]:
         """Return what must be found in the loaded weights."""
         return {"method": "bitsandbytes", "code": "int8", "bits": 8.0}
+
+
+def packs_on(device: str) -> bool:
+    """Predict whether bitsandbytes repacks 4-bit weights in the first forward pass; known of Linux only."""
+    return device == "cpu" and "avx512_bf16" in cpu_flags()
+
+
+def fits_packed(shape: Sequence[int]) -> bool:
+    """Tell whether bitsandbytes' kernel for AVX512-BF16 takes a layer ``(out_features, in_features)``."""
+    rows, columns = shape
+    return rows % _PACKED_ROWS == 0 and columns % BLOCK_SIZE == 0
+
+
+def packed_state_bytes(scales: int, *, nested: bool) -> int:
+    """Predict what a repacked layer holds beside its codes; of nested quantization the offset is left over."""
+    return 2 * scales + _CODE_BYTES + (OFFSET_BYTES if nested else 0)
 
 
 def _check(model: ModelInfo, device: str) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmquant.errors import UnsupportedError
-from llmquant.models import ModelInfo
+from llmquant.models import CONV1D_MODELS, ModelInfo
 from llmquant.quantizers.plain_weights import refuse_quantized
 from llmquant.weight_headers import TensorInfo
 
-# Their layers are transformers' Conv1D, which all but bitsandbytes leave alone.
-_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
 _USUAL = (32, 64, 128)
 # One scale a row: what GPTQ's and AWQ's checkpoints write for it.
 WHOLE_ROW = -1
@@ -32,7 +30,7 @@ def check_linear_layers(model: ModelInfo, device: str, method: str) -> tuple[Ten
             hint="The nearest that works there is bf16_baseline; for this preset's quality use the CPU.",
         )
     kind = model.text_config.get("model_type")
-    if kind in _CONV1D_MODELS:
+    if kind in CONV1D_MODELS:  # all but bitsandbytes leave such layers alone
         raise UnsupportedError(
             f"the layers of {model.source} (model type {kind}) are Conv1D, which {method} does not quantize",
             hint="Use bnb_4bit_nf4 or bnb_8bit.",

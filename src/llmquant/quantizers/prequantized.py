@@ -60,6 +60,14 @@ class Prequantized:
         config.quantization_config = dict(settings)
         return {"dtype": loaded_dtype(self._options.dtype, ctx.device), "config": config}
 
+    def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
+        """Let the layers of bitsandbytes settle."""
+        settings = _settings(module)
+        if settings["quant_method"] == "bitsandbytes" and settings.get("load_in_4bit"):
+            from llmquant.quantizers.bitsandbytes import settle_4bit  # imports the backend, as below
+
+            settle_4bit(module, to_save=to_save)
+
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back what the layers hold.
 
@@ -92,10 +100,15 @@ def _fetch(options: PrequantizedOptions, ctx: Context) -> tuple[Path, Mapping[st
     return ctx.cache.get("prequantized", {"folder": str(folder), "digest": info.digest}, link), settings
 
 
+def _settings(module: Any) -> dict[str, Any]:  # Any: a PreTrainedModel; a JSON object
+    found = module.config.quantization_config
+    settings = found if isinstance(found, dict) else found.to_dict()
+    return {**settings, "quant_method": getattr(settings["quant_method"], "value", settings["quant_method"])}
+
+
 def _read(module: Any) -> AppliedQuantization:  # Any: a PreTrainedModel
-    settings = module.config.quantization_config
-    settings = settings if isinstance(settings, dict) else settings.to_dict()
-    method = getattr(settings["quant_method"], "value", settings["quant_method"])
+    settings = _settings(module)
+    method = settings["quant_method"]
     # Each of these imports its backend, and only one is needed.
     if method == "bitsandbytes":
         from llmquant.quantizers.bitsandbytes import Bnb4bit, Bnb8bit

@@ -16,6 +16,7 @@ from llmquant.errors import MissingDependencyError, ModelError, OptionError, Uns
 from llmquant.experiment import Digest, InputFile, ModelRequest
 from llmquant.hub import find_file
 from llmquant.models import ModelInfo, inspect_model
+from llmquant.quantizers.bitsandbytes_options import OFFSET_BYTES, fits_packed, packed_state_bytes, packs_on
 from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size
 from llmquant.quantizers.gptqmodel_options import Dtype
 from llmquant.quantizers.plain_weights import plain_bytes
@@ -149,8 +150,12 @@ class PrequantizedOptions:
         kept = sum(t.elements * _BYTES.get(t.dtype, 2) for t in state if not _DROPPED.search(t.name))
         if method == "compressed-tensors":  # its layers are dequantized
             return kept + plain_bytes(model, width)
-        unpacked = _unpacked_bytes(found, settings, device) if method in _GROUP_SIZES else 0
-        return kept + plain_bytes(found, width, quantized=state) + unpacked
+        settled = 0
+        if method in _GROUP_SIZES:
+            settled = _unpacked_bytes(found, settings, device)
+        elif settings.get("load_in_4bit"):
+            settled = _settled_4bit_bytes(model, found, settings, device)
+        return kept + plain_bytes(found, width, quantized=state) + settled
 
     def _info(self) -> ModelInfo:
         return _inspect_once(self.checkpoint.source({}), self.checkpoint.digest)
@@ -222,6 +227,27 @@ def _packed_layers(found: ModelInfo, settings: Mapping[str, Any]) -> list[Tensor
         for t in found.weights
         if t.name.endswith(".qweight")
     ]
+
+
+def _settled_4bit_bytes(
+    model: ModelInfo,
+    found: ModelInfo,
+    settings: Mapping[str, Any],  # Any: a JSON object
+    device: str,
+) -> int:
+    """Predict what bitsandbytes' 4-bit layers hold beyond what is stored, from the first forward pass on."""
+    shapes = {layer.name: layer.shape for layer in model.linear_layers()}
+    nested = bool(settings.get("bnb_4bit_use_double_quant"))
+    more = 0
+    for scales in (tensor for tensor in found.weights if tensor.name.endswith(".weight.absmax")):
+        name = scales.name.removesuffix(".absmax")
+        if packs_on(device) and name in shapes and fits_packed(shapes[name]):
+            stored = [t for t in found.weights if t.name.startswith(f"{name}.") and not _DROPPED.search(t.name)]
+            more += packed_state_bytes(scales.elements, nested=nested)
+            more -= sum(tensor.elements * _BYTES.get(tensor.dtype, 2) for tensor in stored)
+        elif nested:
+            more += OFFSET_BYTES
+    return more
 
 
 def _unpacked_bytes(found: ModelInfo, settings: Mapping[str, Any], device: str) -> int:  # Any: a JSON object
