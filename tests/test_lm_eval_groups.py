@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from llmquant.errors import RunError
+from llmquant.call import Call
+from llmquant.errors import OptionError, RunError
 from llmquant.evaluators.lm_eval_answers import has_right_answer
 from llmquant.evaluators.lm_eval_groups import groups_of
+from llmquant.evaluators.lm_eval_options import LmEvalOptions
+from llmquant.plugins.options import build
 from llmquant.run import Measurement, Sample
 from llmquant.stats.samples import pair_samples
 
@@ -89,6 +94,17 @@ def test_a_field_that_is_missing_is_refused(field):
     rows = [{"place": 1, "at": {"time": 1}, "story": {"place": 1}}, {"at": {}, "story": "x"}]
     with pytest.raises(RunError, match=rf"document 2 has no field '{field}' to group by; it has 'at', 'story'"):
         groups_of(rows, field)
+
+
+@pytest.mark.parametrize(("task", "refused"), [("boolq", True), ("hellaswag", False)])
+def test_rows_without_the_field_are_refused_at_plan_time(tmp_path, monkeypatch, task, refused):
+    """Unless code of the task makes documents of them, which may have it."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    row = {"passage": "p", "question": "q", "label": 0, "ctx_a": "", "ctx_b": "", "activity_label": "", "endings": []}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"source": "a"}) + "\n" + json.dumps(row) + "\n")
+    chosen = build(LmEvalOptions, Call("lm_eval", (task,), {"data": str(tmp_path / "rows.jsonl"), "group": "source"}))
+    with pytest.raises(OptionError, match="line 2 has no 'source'") if refused else contextlib.nullcontext():
+        chosen.check(None, "cpu")
 
 
 def sampled(scores, groups, metric="acc"):

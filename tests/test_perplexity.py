@@ -268,6 +268,16 @@ def test_a_text_of_the_hub_is_joined_by_empty_lines(subject, context, monkeypatc
     assert result.details["tokens"] == len(tokens) - 1
 
 
+@pytest.mark.parametrize("cell", [None, 5])
+def test_a_column_of_the_hub_holds_texts(subject, context, monkeypatch, cell):
+    """`None` is not the text "None"."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"text": ["a", cell]})
+    with pytest.raises(RunError, match=f"column 'text' of Salesforce/wikitext, row 1, is {cell}"):
+        list(Perplexity(PerplexityOptions()).evaluate(subject, context()))
+
+
 def test_a_text_that_cannot_be_fetched_is_asked_for_as_a_file(subject, context, monkeypatch):
     """Without a connection the message names the data set and the way out."""
     import datasets

@@ -133,6 +133,8 @@ def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> li
 
 def _check_documents(task: Any, options: LmEvalOptions) -> None:  # Any: lm-eval's Task
     """Refuse, before anything is computed, rows without a right answer, and documents without the field to group by."""
+    if options.group is None and options.data is None:
+        return
     docs = task.eval_docs
     if options.group is not None:
         groups_of(list(docs), options.group)

@@ -160,7 +160,7 @@ class LmEvalOptions:
             raise OptionError(f"lm_eval: task {name!r} is Python code that loads its own data; it cannot read rows")
         if self.data is None or self.data.path is None:  # a worker has no need to check again
             return
-        count = check_rows(self.data.path, self.data.name, name, configuration)
+        count = check_rows(self.data.path, self.data.name, name, configuration, self.group)
         shots = self.num_fewshot if self.num_fewshot is not None else configuration.get("num_fewshot") or 0
         if shots >= count and "samples" not in (configuration.get("fewshot_config") or {}):
             raise OptionError(

@@ -35,12 +35,15 @@ def fields_of(task: Mapping[str, Any]) -> tuple[Field, ...]:  # Any: YAML values
     return tuple(sorted(path for path in reads if not any(path == other[: len(path)] for other in reads - {path})))
 
 
-def check_rows(file: Path, name: str, task: str, configuration: Mapping[str, Any]) -> int:  # Any: YAML values
+def check_rows(
+    file: Path, name: str, task: str, configuration: Mapping[str, Any], group: str | None
+) -> int:  # Any: YAML values
     """Read all rows and return how many there are.
 
     Args:
         name: what to call the file in messages.
         configuration: the task's YAML with includes merged, from `read_task`.
+        group: field that the task's documents must have besides, if any.
 
     Raises:
         OptionError: for the first line that is not a JSON object, lacks a field, or has no answer that can be right.
@@ -50,6 +53,8 @@ def check_rows(file: Path, name: str, task: str, configuration: Mapping[str, Any
     if not rows:
         raise OptionError(f"{where} holds no rows")
     fields = fields_of(configuration)
+    if group is not None and configuration.get("process_docs") is None:
+        fields = (*fields, tuple(group.split(".")))
     for number, row in rows:
         for field in fields:
             if not _has(row, field):

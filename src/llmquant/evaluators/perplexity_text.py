@@ -34,7 +34,7 @@ def _column(repository: str, configuration: str, split: str, column: str) -> lis
     datasets.utils.disable_progress_bars()  # the worker's log is a file
     try:
         rows = datasets.load_dataset(repository, configuration or None, split=split)
-        return list(map(str, rows[column]))
+        texts = list(rows[column])
     except Exception as error:  # datasets, the Hub's client and its transport each have errors of their own
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise RunError(
@@ -44,6 +44,12 @@ def _column(repository: str, configuration: str, split: str, column: str) -> lis
     finally:
         if bars:
             datasets.utils.enable_progress_bars()
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RunError(
+                f"column {column!r} of {repository}, row {number}, is {text!r}", hint="Name a column of texts."
+            )
+    return texts
 
 
 __all__ = ["read_text"]
