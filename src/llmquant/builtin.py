@@ -58,6 +58,8 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         accepts=("causal_lm", "embedder"),
         requires=_BITSANDBYTES,
         install=_LOCAL,
+        row_independent=False,
+        version="2",  # embedders encode one item at a time
     ),
     PluginSpec(
         kind="quantizer",
@@ -150,6 +152,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         accepts=("causal_lm", "embedder"),
         requires=_TORCHAO,
         install=_TORCHAO_LINE,
+        row_independent=False,
     ),
     PluginSpec(
         kind="quantizer",
@@ -217,6 +220,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         target="llmquant.quantizers.prequantized:Prequantized",
         requires=TORCH,
         install=_LOCAL,
+        row_independent=False,
         version="2",  # the model's tokenizer is used
     ),
 )

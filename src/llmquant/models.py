@@ -28,6 +28,7 @@ _BLOCK = re.compile(r"\.\d+\.")
 _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)$)")
 # ... and the experts of a mixture, which transformers fuses into one tensor for all experts.
 _EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
+_ROPE_BY_LENGTH = ("dynamic", "longrope", "su")  # "su" is what longrope was called first
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 # Of positions, steps and masks, besides weights.
 _COUNTS = frozenset({"int64", "bool"})
@@ -101,6 +102,13 @@ class ModelInfo:
         """Return the language model's part of the configuration; that is all of it unless there is a vision part."""
         text = self.config.get("text_config")
         return text if isinstance(text, Mapping) else self.config
+
+    @property
+    def row_independent(self) -> bool:
+        """Tell whether what else is in a batch changes no result: some rotary embeddings follow its longest row."""
+        rope = self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
+        kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # or by the kind of layer
+        return not any((kind.get("rope_type") or kind.get("type")) in _ROPE_BY_LENGTH for kind in kinds)
 
     @property
     def quantized_as(self) -> str | None:

@@ -55,7 +55,8 @@ def load_embedder(
         if info.embedder is None:
             raise RequestError(f"{model} is a causal LM", hint="lq.load opens it.")
         embedder = registry().construct(registry().restore("embedder", info.embedder))
-        return load_it(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
+        loaded = load_it(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
+        return replace(loaded, row_independent=chosen.row_independent)
 
 
 def quantize(

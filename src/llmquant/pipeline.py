@@ -94,6 +94,7 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
         embedder = registry().construct(registry().restore("embedder", info.embedder))
         quantizer = registry().construct(chosen)
         subject = load_embedder(info, embedder, quantizer, chosen.use, chosen.options, context)
+        subject = replace(subject, row_independent=chosen.row_independent)
         _log.info("loaded %s as %s in %.1f s", info.source, label, subject.load.seconds)
         return subject
     told = replace(context, progress=lambda done, total: journal.write("progress", done=done, total=total))

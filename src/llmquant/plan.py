@@ -116,6 +116,15 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
     _raise_if_any(errors)
+    coupled = [chosen.use.label for chosen in quantizers if not chosen.row_independent]
+    coupled += [info.use().name for info in known if info.embedder is None and not info.row_independent]
+    if coupled:
+        single = [_one_at_a_time(registry, part) for part in parts]
+        if single != parts:
+            notes.append(
+                f"batch_size=auto is 1: documents in a batch change each other's results in {', '.join(coupled)}"
+            )
+        parts = single
     # First of all what leaves a file that others wait for.
     first = sorted(quantizers, key=lambda chosen: chosen is not baseline)
     ordered = first if any(part.plugin.spec.reference for part in parts) else quantizers
@@ -288,6 +297,13 @@ def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their o
     value = getattr(part, first)
     args = tuple(item.name if isinstance(item, InputFile) else item for item in _items(value))
     return str(Call(written.name, args, {key: v for key, v in written.options.items() if key != first}))
+
+
+def _one_at_a_time(registry: Registry, chosen: Chosen) -> Chosen:
+    """Fix the batch size of an evaluator that would choose it by the memory, so that all variants have the same."""
+    if getattr(chosen.options, "batch_size", None) != "auto":
+        return chosen
+    return registry.chosen(chosen.plugin, replace(chosen.options, batch_size=1), label=chosen.use.label)
 
 
 def _items(value: Any) -> tuple[Any, ...]:  # Any: option values

@@ -122,8 +122,9 @@ class Quantizer(Protocol):
     The options (the light half) may define ``check(model, device)``, which raises `RequestError`;
     ``weight_bytes(model, device) -> int``: what the loaded weights will hold; ``requests() -> Mapping[str, Json]``: the
     fields of `AppliedQuantization` that must come out as asked; ``texts() -> Iterable[str]``: the calibration text
-    that is at hand, to warn where it is evaluated on; ``cost(model, documents) -> Cost`` of making a checkpoint; and
-    ``check_save(device)``, which raises `RequestError` if what is loaded cannot be written as a checkpoint.
+    that is at hand, to warn where it is evaluated on; ``cost(model, documents) -> Cost`` of making a checkpoint;
+    ``check_save(device)``, which raises `RequestError` if what is loaded cannot be written as a checkpoint; and
+    ``row_independent() -> bool``, where the spec says ``False``: whether it is true of these options.
     The heavy half may define ``after_load(module, *, to_save)``: what has to be done to the loaded modules before their
     first use, or before they are only saved.
     """

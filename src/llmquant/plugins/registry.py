@@ -64,6 +64,11 @@ class Chosen:
         except (Exception, SystemExit) as error:  # a third party's options may raise anything
             raise PluginError(f"{self.plugin.full_name}: {method} failed: {describe(error)}") from error
 
+    @property
+    def row_independent(self) -> bool:
+        """Tell whether what else is in a batch changes no result of a quantizer."""
+        return self.plugin.spec.row_independent or bool(self.ask("row_independent"))
+
 
 class Registry:
     """All plugins that can be found.

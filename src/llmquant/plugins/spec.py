@@ -38,6 +38,8 @@ class PluginSpec:
         documents: uses a limited number of documents, so the study's ``limit`` is part of the identity.
         checkpoint: ``prepare`` writes a quantized checkpoint. It runs in a process of its own, once, with seed 0: the
             checkpoint is kept in the cache and serves studies of every seed.
+        row_independent: of a quantizer: what else is in a batch changes no result. Where it is ``False``, a method
+            ``row_independent()`` of the options may say that it is true of these options.
     """
 
     kind: PluginKind
@@ -56,6 +58,7 @@ class PluginSpec:
     documents: bool = False
     checkpoint: bool = False
     vectors: bool = False
+    row_independent: bool = True
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,10 @@ class Bnb8bitOptions:
         if not self.threshold >= 0:
             raise OptionError(f"threshold is {self.threshold}", hint="Give 0 (no outliers) or more; 6.0 is usual.")
 
+    def row_independent(self) -> bool:
+        """Tell whether rows of a batch are independent: one row's outlier takes its column out of int8 for all."""
+        return self.threshold == 0
+
     def check(self, model: ModelInfo, device: str) -> None:
         """Refuse models and devices this cannot work on.
 

@@ -140,6 +140,14 @@ class PrequantizedOptions:
         if method in _GROUP_SIZES:
             _check_packed(found, settings, name, device)
 
+    def row_independent(self) -> bool:
+        """Tell whether rows of a batch are independent: not in LLM.int8, nor where all inputs share a scale."""
+        settings = quantization_settings(self._info())
+        groups = [group for group in (settings.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+        inputs = [group.get("input_activations") or {} for group in groups]
+        shared = any(found.get("dynamic") is True and found.get("strategy") == "tensor" for found in inputs)
+        return not (settings.get("load_in_8bit") or shared)
+
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the loaded weights, in bytes, from the first forward pass on: some backends unpack layers in it."""
         found = self._info()

@@ -75,6 +75,10 @@ class TorchaoOptions:
         if SCHEMES[self.scheme].capability and self.dtype != "bfloat16":
             raise OptionError(f"torchao's {self.scheme} is for bfloat16, not {self.dtype}")
 
+    def row_independent(self) -> bool:
+        """Tell whether rows of a batch are independent: NVFP4 scales all inputs of a layer by their largest number."""
+        return self.scheme != "nvfp4_dynamic"
+
     def check(self, model: ModelInfo, device: str) -> None:
         """Refuse models and devices this cannot work on.
 

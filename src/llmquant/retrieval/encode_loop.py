@@ -60,7 +60,7 @@ def encode_each(
         SanityError: if a vector is not finite.
         PluginError: if the embedder breaks its contract.
     """
-    limit = subject.batch_tokens or BATCH_TOKENS[subject.device]
+    limit = (subject.batch_tokens or BATCH_TOKENS[subject.device]) if subject.row_independent else 1
     workers = _workers(subject.device)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
     try:

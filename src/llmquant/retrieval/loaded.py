@@ -32,6 +32,7 @@ class LoadedEmbedder:
         batch_tokens: tokens a batch may hold; ``None`` chooses by the device.
         path: the folder its weights came from; ``None`` where it has none.
         load: what loading cost.
+        row_independent: what else is in a batch changes no vector; else each item is encoded by itself.
     """
 
     opened: OpenEmbedder
@@ -45,6 +46,7 @@ class LoadedEmbedder:
     load: LoadStats
     cache: Cache
     batch_tokens: int | None = None
+    row_independent: bool = True
 
     @property
     def module(self) -> torch.nn.Module:

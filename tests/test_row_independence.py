@@ -1,0 +1,157 @@
+"""No result depends on what else was in a batch: who couples rows says so, and a study has one batch size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from embedding import build_subject
+from llmquant.cache import Cache
+from llmquant.call import Call
+from llmquant.experiment import ModelRequest
+from llmquant.models import inspect_model
+from llmquant.plan import resolve
+from llmquant.plugins.registry import registry
+from llmquant.plugins.spec import spec_from_json, spec_to_json
+from llmquant.study import Study
+from quantizing import load_as
+
+
+class _Here:
+    device, hardware, installs, notices = "cpu", "cpu test", True, ()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep digests and the index of tasks out of the user's cache."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def planned(tiny_model):
+    """Return a function that plans a study of the tiny model, or of another."""
+
+    def run(*quantizers, evaluators=("lm_eval(coqa)",), model=tiny_model):
+        calls = tuple(map(Call.parse, quantizers)), tuple(map(Call.parse, evaluators))
+        study = Study((ModelRequest(str(model)),), *calls)
+        return resolve(study, registry(), Cache.default(), _Here()).record
+
+    return run
+
+
+def batch_sizes(record):
+    return [experiment.evaluator.options["batch_size"] for experiment in record.experiments]
+
+
+COUPLED = "batch_size=auto is 1: documents in a batch change each other's results in bnb_8bit"
+
+
+def test_all_variants_beside_one_that_couples_rows_have_one_batch_size(planned):
+    """The baseline's too, and the plan says so; without such a variant memory decides."""
+    coupled = planned("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")
+    assert batch_sizes(coupled) == [1, 1, 1]
+    assert COUPLED in coupled.notes
+    free = planned("bf16_baseline", "bnb_4bit_nf4")
+    assert batch_sizes(free) == ["auto", "auto"]
+    assert not [note for note in free.notes if "batch_size" in note]
+
+
+def test_a_batch_size_that_was_given_is_kept(planned):
+    """It is one number for all variants already."""
+    record = planned(
+        "bf16_baseline", "bnb_8bit", evaluators=("lm_eval(coqa, batch_size=4)", "perplexity(batch_size=2)")
+    )
+    assert batch_sizes(record) == [4, 2, 4, 2]
+
+
+@pytest.mark.parametrize(("rope", "sizes"), [("longrope", [1, 1]), ("dynamic", [1, 1]), ("linear", ["auto", "auto"])])
+def test_a_rotary_embedding_that_follows_the_longest_row_couples_rows(planned, tiny_model, tmp_path, rope, sizes):
+    """Whatever quantizes the model."""
+    import shutil
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": rope, "factor": 2.0}
+    (model / "config.json").write_text(json.dumps(config))
+    assert batch_sizes(planned("bf16_baseline", "bnb_4bit_nf4", model=model)) == sizes
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "independent"),
+    [
+        ("bf16_baseline", True),
+        ("bnb_4bit_nf4", True),
+        ("bnb_8bit", False),
+        ("bnb_8bit(threshold=0)", True),
+        ("torchao_int8_dynamic", True),
+        ("torchao_float8_dynamic", True),
+        ("torchao_nvfp4_dynamic", False),
+        ("torchao_mxfp4", True),
+    ],
+)
+def test_quantizers_declare_whether_they_couple_rows(quantizer, independent):
+    """Where a plugin has both kinds, the options tell them apart."""
+    assert registry().choose("quantizer", Call.parse(quantizer)).row_independent is independent
+
+
+@pytest.mark.parametrize(
+    ("settings", "independent"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, False),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, True),
+        ({"quant_method": "gptq", "bits": 4}, True),
+        (
+            {"config_groups": {"group_0": {"input_activations": {"dynamic": True, "strategy": "tensor"}}}},
+            False,
+        ),
+        ({"config_groups": {"group_0": {"input_activations": {"dynamic": True, "strategy": "token"}}}}, True),
+        ({"config_groups": {"group_0": {"input_activations": {"dynamic": False, "strategy": "tensor"}}}}, True),
+        ({"config_groups": {"group_0": {"input_activations": None}, "W8A16": ["Linear"]}}, True),
+    ],
+)
+def test_a_checkpoint_from_elsewhere_tells_by_its_settings(tiny_model, monkeypatch, settings, independent):
+    """One scale for all inputs of a batch couples its rows, one for each token does not."""
+    from llmquant.quantizers.prequantized_options import Checkpoint, PrequantizedOptions
+
+    info = inspect_model(ModelRequest(str(tiny_model)), Cache.default())
+    found = replace(info, config={**info.config, "quantization_config": settings})
+    monkeypatch.setattr(PrequantizedOptions, "_info", lambda self: found)
+    assert PrequantizedOptions(Checkpoint(info.digest, "x")).row_independent() is independent
+
+
+@pytest.mark.parametrize(("threshold", "moved"), [(6.0, True), (0.0, False)])
+def test_what_is_declared_is_what_is_computed(tiny_model, context, threshold, moved):
+    """LLM.int8 computes a row otherwise beside another one, unless its outliers are turned off."""
+    import torch
+
+    from llmquant.quantizers.bitsandbytes import Bnb8bit
+    from llmquant.quantizers.bitsandbytes_options import Bnb8bitOptions
+
+    options = Bnb8bitOptions(threshold, "float32")
+    module = load_as(Bnb8bit, options, tiny_model, context()).module
+    rows = torch.tensor([list(range(3, 19)), list(range(400, 416))])
+    with torch.no_grad():
+        alone, beside = module(rows[:1]).logits[0], module(rows).logits[0]
+    assert (float((alone - beside).abs().max()) > 1e-2) is moved is not options.row_independent()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_embedder_whose_rows_are_coupled_encodes_one_item_at_a_time(tmp_path, late):
+    """Its vectors are in a cache that other batches read."""
+    subject = build_subject(tmp_path, late=late, batch_tokens=30)
+    subject.encode([f"word {number}" for number in range(6)])
+    assert max(map(len, subject.opened.batches)) > 1
+    coupled = replace(build_subject(tmp_path / "other", late=late, batch_tokens=30), row_independent=False)
+    coupled.encode([f"word {number}" for number in range(6)])
+    assert [len(batch) for batch in coupled.opened.batches] == [1] * 6
+
+
+def test_the_declaration_travels_with_a_job():
+    """A worker gets it with the spec; one that was written before has none, and rows are independent."""
+    spec = registry().choose("quantizer", Call("bnb_8bit")).plugin.spec
+    written = json.loads(json.dumps(spec_to_json(spec)))
+    assert spec_from_json(written) == spec
+    del written["row_independent"]
+    assert spec_from_json(written).row_independent
