@@ -11,15 +11,20 @@ from pathlib import Path
 import pytest
 
 from llmquant import checkpoint_files
+from llmquant.api import make_study
 from llmquant.cache import Cache
 from llmquant.checkpoint_files import file_digest, folder_digest
-from llmquant.errors import OptionError, RunError
-from llmquant.evaluators.local_set_pages import list_pages, resolve
+from llmquant.errors import ModelError, OptionError, RunError
+from llmquant.evaluators import local_set_pages
+from llmquant.evaluators.local_set_pages import list_pages
 from llmquant.executors import modal_volume
+from llmquant.executors.local import LocalExecutor
 from llmquant.executors.shipping import _copy_folder
 from llmquant.experiment import InputFile, InputFolder
 from llmquant.folders import list_files
+from llmquant.plan import resolve
 from llmquant.plugins.options import verify_inputs
+from llmquant.plugins.registry import registry
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Übersicht é.txt") for form in ("NFC", "NFD"))
 
@@ -75,7 +80,7 @@ def test_a_name_is_the_same_in_both_forms_of_unicode(tmp_path: Path):
         (folder / name).write_text("a page")
     assert InputFolder.read(tmp_path / "mac").digest == InputFolder.read(tmp_path / "linux").digest
     names = list_pages(tmp_path / "mac", "mac", 150)[0].names()
-    assert {resolve(name, names) for name in (COMPOSED, DECOMPOSED, f"./{DECOMPOSED}")} == {COMPOSED}
+    assert {local_set_pages.resolve(name, names) for name in (COMPOSED, DECOMPOSED, f"./{DECOMPOSED}")} == {COMPOSED}
 
 
 def test_files_are_listed_folder_by_folder(tmp_path: Path):
@@ -202,5 +207,6 @@ def test_fresh_reads_weights_again(large: Path, tmp_path: Path):
     (record,) = cache.digests.iterdir()
     record.write_text(record.read_text().replace(right, "sha256:wrong"))
     assert file_digest(large, cache.digests) == "sha256:wrong"
-    cache.forget_digests()
+    with pytest.raises(ModelError, match="nowhere"):
+        resolve(make_study("./nowhere"), registry(), cache, LocalExecutor(device="cpu"), fresh=True)
     assert file_digest(large, cache.digests) == right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,7 +13,8 @@ from llmquant.call import Call
 from llmquant.errors import OptionError, RequestErrors, RunError, UnsupportedError
 from llmquant.evaluators.local_set_options import LocalSetOptions
 from llmquant.evaluators.local_set_pages import list_pages, page_files
-from llmquant.plugins.options import build, dump, input_files, restore
+from llmquant.executors.shipping import pack, record_path, unpack
+from llmquant.plugins.options import build, dump, input_files, restore, verify_inputs
 
 WORDS = ("ledger", "barley", "kettle", "harbour", "engine")
 COLOURS = ("white", "lightblue", "wheat", "pink", "palegreen")
@@ -230,6 +232,33 @@ def test_options_travel_by_content(tmp_path, context, folder, rows):
     assert result.measurements[0].n == 1
     with pytest.raises(RunError, match="pages was not brought to this worker"):
         evaluate(tmp_path, context(), there)
+
+
+def test_a_folder_has_one_ndcg_wherever_it_is_read(tmp_path, context, folder, rows):
+    """A hidden folder's pages count nowhere and a linked folder's everywhere: here, and where a job was sent."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "anchor.png").write_bytes(page("anchor", colour="tan"))
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "ledger-checkpoint.png").write_bytes(page("ledger", colour="white"))
+    queries = rows([{"query": f"the {word}", "relevant": f"{word}.png"} for word in (*WORDS, "linked/anchor")])
+    chosen = check(tmp_path, folder, queries)
+    here = evaluate(tmp_path, context(), chosen)
+
+    record = record_path(tmp_path / "store", "study", 1)
+    record.parent.mkdir(parents=True)
+    inputs = {digest: str(path) for digest, path in input_files(chosen).items()}
+    model = {"source": "random", "digest": "sha256:0", "embedder": {"options": {}}}
+    record.write_text(json.dumps({"study": "study", "number": 1, "model": model, "experiments": [], "inputs": inputs}))
+    pack(record, tmp_path / "store", tmp_path / "packed", with_model=True)
+    there, _ = unpack(tmp_path / "packed", tmp_path / "work")
+    sent = {digest: Path(path) for digest, path in json.loads(there.read_text())["inputs"].items()}
+    options_there = restore(LocalSetOptions, dump(chosen))
+    verify_inputs(options_there, sent)
+    assert evaluate(tmp_path, context(inputs=sent), options_there).samples == here.samples
+    found = {name for sample in here.samples for name, _ in json.loads(sample.answer)}
+    assert found <= {f"{word}.png" for word in (*WORDS, "linked/anchor")}
 
 
 @pytest.mark.parametrize("engine", ["faiss", "usearch"])

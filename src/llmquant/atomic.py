@@ -10,11 +10,15 @@ import shutil
 import stat
 import time
 import uuid
+from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 SHARED_VARIABLE = "LLMQUANT_SHARED"
 _PARTIAL = ".partial-"
 _ABANDONED_S = 7 * 86400.0
+# File systems take 255 bytes, endings included.
+_NAME_BYTES = 180
 
 
 def is_shared() -> bool:
@@ -30,6 +34,12 @@ def file_mode() -> int:
 def folder_mode() -> int:
     """Return the mode to create a folder with."""
     return 0o777 if is_shared() else 0o700
+
+
+def file_name(text: str) -> str:
+    """Return a name for a file that belongs to `text`: no other text has it, and every disk takes its length."""
+    name = quote(text, safe="")
+    return name if len(name) <= _NAME_BYTES else f"{name[:_NAME_BYTES]}~{sha256(text.encode()).hexdigest()[:16]}"
 
 
 def make_folder(path: Path) -> Path:
@@ -146,6 +156,7 @@ __all__ = [
     "SHARED_VARIABLE",
     "begin_folder",
     "file_mode",
+    "file_name",
     "folder_mode",
     "is_shared",
     "make_folder",

@@ -12,7 +12,6 @@ A task's samples say themselves which task's they are: a long name is cut in the
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -22,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-from llmquant.atomic import begin_folder, file_mode, make_folder, publish_folder, sweep, write_text
+from llmquant.atomic import begin_folder, file_mode, file_name, make_folder, publish_folder, sweep, write_text
 from llmquant.blanking import blank_run
 from llmquant.errors import DamagedError, StoreError
 from llmquant.experiment import RunId, path_of, visible
@@ -36,8 +35,6 @@ T = TypeVar("T")
 
 _SCORE = "score:"
 _TASK = b"task"
-# File systems take 255 bytes.
-_NAME_BYTES = 180
 _REMADE = "Delete its run's folder; the run is made again."
 # Of samples that are read together: each of them may be long.
 _ROWS = 1024
@@ -320,11 +317,8 @@ def _write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
         **{column: texts(column) for column in ("prompt", "group", "answer", "target")},
         **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
     }
-    name = quote(task, safe="")
-    if len(name) > _NAME_BYTES:
-        name = f"{name[:_NAME_BYTES]}~{hashlib.sha256(task.encode()).hexdigest()[:16]}"
     folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table(columns, metadata={_TASK: task}), folder / f"{name}.parquet", compression="zstd")
+    pq.write_table(pa.table(columns, metadata={_TASK: task}), folder / f"{file_name(task)}.parquet", compression="zstd")
 
 
 def _read_samples(path: Path) -> tuple[str, list[Sample]]:

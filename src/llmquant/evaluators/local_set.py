@@ -76,7 +76,7 @@ def build_task(
     """
     images = pages.kind == "image"
     metadata = TaskMetadata(
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).strip("-.") or "pages",
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).strip("-.")[:100] or "pages",
         description=f"The pages and queries of {name}.",
         dataset={"path": f"local/{Path(name).stem}", "revision": revision},
         type="DocumentUnderstanding" if images else "Retrieval",

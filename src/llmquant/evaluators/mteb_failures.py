@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import quote
 
+from llmquant.atomic import file_name
 from llmquant.call import Json
 from llmquant.errors import ItemError
 from llmquant.evaluators.mteb_items import Rows
@@ -78,7 +78,7 @@ def write_failures(
                 "missed": [{**shown(place, d), "grade": grades[d], "rank": ranks.get(d)} for d in missed[:_EXPECTED]],
             }
         )
-    file = folder / f"{quote(task, safe='')}.json"
+    file = folder / f"{file_name(task)}.json"
     file.write_text(json.dumps({"task": task, "metric": main, "queries": queries}), encoding="utf-8")
     return file.relative_to(files).as_posix()
 

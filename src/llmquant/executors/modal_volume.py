@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from llmquant.atomic import make_folder, write_text
 from llmquant.errors import StoreError
 from llmquant.executors.modal_worker import STARTED
 from llmquant.executors.shipping import bring_home, local_path
@@ -85,8 +86,7 @@ def recall(volume: Any, study: str, store: Path) -> None:  # Any: modal.Volume
     except (FileNotFoundError, modal.exception.NotFoundError):
         found = []
     for path in (path for path in found if path.endswith(".json") and not (store / path).exists()):
-        (store / path).parent.mkdir(parents=True, exist_ok=True)
-        (store / path).write_bytes(b"".join(volume.read_file(path)))
+        write_text(make_folder((store / path).parent) / Path(path).name, b"".join(volume.read_file(path)).decode())
     if not (store / "studies" / study / "study.json").exists():
         raise StoreError(
             f"there is no study {study!r} on this Volume of Modal's",

@@ -47,7 +47,7 @@ class Gguf:
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Write the checkpoint to `out`, file by file: one file's weights are in memory at a time."""
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        files = sorted(model.glob("*.safetensors"))
+        files = sorted(model.glob("[!.]*.safetensors"))
         types = block_types(_shapes(files), config.get("text_config") or config, self._options.file_type)
         done = 0
         for file in files:

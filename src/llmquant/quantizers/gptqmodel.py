@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoTokenizer
 
+from llmquant.atomic import make_folder
 from llmquant.errors import RunError, UnsupportedError
 from llmquant.experiment import digest_of
 from llmquant.protocols import AppliedQuantization
@@ -162,7 +163,7 @@ def _quantize(
         sequences = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens.ids]
     asked = digest_of([str(model), repr(calibrated), digest]).removeprefix("sha256:")
     unfinished = ctx.cache.root / "unfinished" / asked[:32]
-    unfinished.mkdir(parents=True, exist_ok=True)
+    make_folder(unfinished)
     config.offload_to_disk_path = str(unfinished / "offload")
     resumable = isinstance(calibrated, GptqOptions) and kind in _RESUMABLE
     layers = CheckpointConfig(path=unfinished / "layers") if resumable else None
