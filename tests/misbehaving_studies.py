@@ -23,11 +23,12 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    import meddling
     import misbehaving
 
     before = list(registry().plugins)
-    lq.register(misbehaving.SPEC)
-    lq.register(misbehaving.BREAK)
+    for spec in (misbehaving.SPEC, misbehaving.BREAK, meddling.MEDDLE):
+        lq.register(spec)
     yield
     registry().plugins = before
 
@@ -46,7 +47,8 @@ class Here(LocalExecutor):
     def submit(self, job: Path, store: Path) -> str:
         from llmquant.pipeline import work
 
-        work(job, Store(store))
+        while work(job, Store(store)):  # a worker would become a new process
+            pass
         return "here"
 
     def collect(self, job_id: str, store: Path) -> JobState:

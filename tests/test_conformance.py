@@ -9,6 +9,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+import llmquant as lq
 from llmquant.builtin_embedders import EMBEDDERS
 from llmquant.embedders.chance import OpenChance
 from llmquant.errors import PluginError, UnknownNameError
@@ -118,6 +119,22 @@ def test_an_evaluator_that_does_not_conform_is_found(make, fields, complaint, tm
     """Numbers that change, samples that do not pair, and what cannot be stored are told."""
     with pytest.raises(PluginError, match=complaint):
         check_evaluator(_evaluator(make, **fields), "mine", object(), tmp_path / "files")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("torch.set_default_dtype(torch.float64)", "mine changed torch's default dtype"),
+        ("subject.module.lm_head.weight.data.mul_(2)", "mine changed the weights of model.embed_tokens, lm_head"),
+    ],
+)
+def test_an_evaluator_that_changes_what_is_not_its_own_is_found(make, tiny_model, tmp_path, line, complaint):
+    """Whoever comes after it would measure something else."""
+    subject = lq.load(str(tiny_model), "fp32_baseline", device="cpu")
+    body = f"    def evaluate(self, subject, ctx):\n        {line}\n"
+    spec = make("evaluator", body + '        yield Result("t", [Measurement("t", "m", 1.0)])\n')
+    with pytest.raises(PluginError, match=complaint):
+        check_evaluator(spec, "mine", subject, tmp_path / "files")
 
 
 def test_hardware_numbers_may_change(make, tmp_path):

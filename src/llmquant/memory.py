@@ -92,6 +92,19 @@ def tensor_bytes(tensors: Iterator[torch.Tensor]) -> int:
     return sum(storages.sums.values())
 
 
+def own_tensors(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the plain tensors that one layer holds itself: parameters, buffers and the quantization state at them."""
+    states = [value for value in vars(layer).values() if type(value).__name__ in _STATE_CLASSES]
+    for parameter in layer.parameters(recurse=False):
+        yield from _leaves(parameter)
+        states.append(parameter)
+    for buffer in layer.buffers(recurse=False):
+        yield from _leaves(buffer)
+    for state in states:
+        for tensor in _attached(state):
+            yield from _leaves(tensor)
+
+
 def _held(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
     """Yield what a module holds, with the field of `WeightBytes` where it belongs; a tensor may come twice."""
     for child in module.modules():
@@ -266,6 +279,7 @@ __all__ = [
     "PeakMemory",
     "WeightBytes",
     "is_out_of_memory",
+    "own_tensors",
     "peak_memory",
     "tensor_bytes",
     "touch_weights",

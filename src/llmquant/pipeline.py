@@ -10,11 +10,12 @@ import argparse
 import contextlib
 import gc
 import logging
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,9 +25,9 @@ from llmquant.blanking import blank_secrets
 from llmquant.cache import Cache
 from llmquant.call import Json
 from llmquant.checked_results import checked_results
-from llmquant.errors import ReferenceFailedError, describe
+from llmquant.errors import PluginError, ReferenceFailedError, describe
 from llmquant.experiment import Digest, Documents, Experiment, ModelUse
-from llmquant.job import JobRecord, Journal, end_with_parent, log_path, log_tail, read_log
+from llmquant.job import JobRecord, Journal, end_with_parent, log_path, log_tail, read_journal, read_log
 from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
@@ -47,10 +48,16 @@ _log = logging.getLogger(__name__)
 _STARTED, _STARTED_AT = datetime.now(UTC), time.monotonic()
 
 
-def work(record: Path, store: Store) -> None:
-    """Run the job at `record` and leave its runs in `store`."""
+def work(record: Path, store: Store) -> bool:
+    """Run the job at `record` and leave its runs in `store`: evaluators of other packages after the built-in ones.
+
+    Returns:
+        Whether something is left for a new process, since an evaluator has changed this one.
+    """
     job, journal = JobRecord.read(record).job, Journal(record)
-    experiments = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
+    before = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}  # by such a process
+    asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
+    experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not _is_built_in(e[0]))
     cache = Cache.default()
     journal.write("loading")
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=record.parent) as scratch:
@@ -71,8 +78,11 @@ def work(record: Path, store: Store) -> None:
             journal.write("loaded")
             for experiment, attempt in experiments:
                 with _host_lock(cache, exclusive=experiment.hardware is not None):
-                    _evaluate(experiment, attempt, subject, context, store, journal, record)
+                    unchanged = _evaluate(experiment, attempt, subject, context, store, journal, record)
+                if not unchanged and experiment is not experiments[-1][0]:
+                    return True
     journal.write("end")
+    return False
 
 
 def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
@@ -116,14 +126,16 @@ def _evaluate(
     store: Store,
     journal: Journal,
     record: Path,
-) -> None:
-    """Run one experiment and store what it gave or how it failed."""
+) -> bool:
+    """Run one experiment and store what it gave or how it failed; say whether others can follow in this process."""
     import torch
     from accelerate.utils import set_seed
 
+    from llmquant.guard import Snapshot
+
     if attempt in store.attempts(experiment.run_id):  # another process on this store was first
         journal.write("finished", experiment.run_id)
-        return
+        return True
     log_from = _log_size(record)
     partial = store.begin(experiment.run_id)
     started = _now()
@@ -131,8 +143,9 @@ def _evaluate(
     _log.info("%s started", experiment.evaluator.label)
     set_seed(experiment.seed)
     finished: list[Result] = []
-    failure = None
+    failure = snapshot = None
     try:
+        snapshot = None if _is_built_in(experiment) else Snapshot.take(subject)
         chosen = registry().restore("evaluator", experiment.evaluator)
         verify_inputs(chosen.options, context.inputs)
         evaluator: Evaluator = registry().construct(chosen)
@@ -154,12 +167,19 @@ def _evaluate(
     except BaseException as error:  # evaluators and their backends may raise anything, and call sys.exit
         _log.exception("%s failed", experiment.evaluator.label)
         failure = _failure(error, record, log_from)
+    changes = [] if snapshot is None else snapshot.undo()
+    for change in changes:
+        _log.warning("%s changed %s (%s)", experiment.evaluator.plugin, change.what, change.now)
+    damaged = [change.what for change in changes if change.now == "damaged"]
+    if damaged:
+        finished = []
+        failure = _culprit(experiment, damaged, failure, record, log_from)
     run = Run(
         experiment,
         "completed" if failure is None else "failed",
         tuple(measurement for result in finished for measurement in result.measurements),
         _applied(subject),
-        _provenance(subject, record),
+        {**_provenance(subject, record), "changed_by_evaluator": [change.what for change in changes]},
         started,
         _now(),
         {result.task: dict(result.details) for result in finished},
@@ -177,6 +197,24 @@ def _evaluate(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        _log.info("%.0f MiB are allocated on the GPU", torch.cuda.memory_allocated() / 2**20)
+    return all(change.now == "restored" for change in changes)
+
+
+def _is_built_in(experiment: Experiment) -> bool:
+    return experiment.evaluator.plugin.startswith("llmquant/")
+
+
+def _culprit(
+    experiment: Experiment, damaged: Sequence[str], failure: Failure | None, record: Path, log_from: int
+) -> Failure:
+    package, _, name = experiment.evaluator.plugin.rpartition("/")
+    error = PluginError(
+        f"evaluator {name!r} of package {package} changed {' and '.join(damaged)}",
+        hint="Its numbers are not stored; what comes after it is measured in a new process.",
+    )
+    found = _failure(error, record, log_from)
+    return found if failure is None else replace(failure, message=f"{failure.message}\n{found.message}")
 
 
 def _failed(
@@ -228,7 +266,7 @@ def _as_variant(subject: Subject, experiment: Experiment) -> Subject:
     """Give an embedder the form of vectors that the experiment is about."""
     vectors = experiment.variant.vectors
     if vectors is None or isinstance(subject, LoadedModel):
-        return subject
+        return replace(subject)  # a copy, whose fields nobody else sees
     return replace(subject, vectors=vectors)
 
 
@@ -281,7 +319,18 @@ def main() -> None:
     if arguments.attached:
         end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    work(arguments.record, Store(arguments.store))
+    if work(arguments.record, Store(arguments.store)):
+        _start_again()
+
+
+def _start_again() -> None:
+    """Become a new process that does the rest of the job, under the same number and with the same log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for entry in list(Path("/dev/fd").iterdir()):
+        with contextlib.suppress(OSError):  # of the listing itself; a GPU that stayed open would keep its memory
+            os.set_inheritable(int(entry.name), int(entry.name) < 3)
+    os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
 def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: Path) -> list[Result]:
     """Evaluate a loaded model twice, and check what comes out.
 
-    Results are what a worker accepts (`checked_results`); and, unless the numbers depend on the machine, both times
-    give equal numbers on equal samples.
+    Results are what a worker accepts (`checked_results`); the weights, the model and the process are left as they were
+    (`llmquant.guard`); and, unless the numbers depend on the machine, both times give equal numbers on equal samples.
 
     Args:
         call: the evaluator as one would write it.
@@ -141,11 +141,18 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
     Raises:
         PluginError: if it does not conform.
     """
+    from llmquant.guard import Snapshot
+
     known, chosen = _choose(spec, call)
     if hasattr(chosen.options, "check"):
         chosen.options.check(subject.info, subject.device)
     context = _context(folder)
-    first, second = (list(checked_results(known.construct(chosen).evaluate(subject, context), call)) for _ in range(2))
+    evaluators = known.construct(chosen), known.construct(chosen)
+    before = Snapshot.take(subject)
+    first, second = (list(checked_results(evaluator.evaluate(subject, context), call)) for evaluator in evaluators)
+    changed = [change.what for change in before.undo()]
+    if changed:
+        raise PluginError(f"{call} changed {' and '.join(changed)}", hint="Leave everything as it was found.")
     if not spec.hardware:
         _check_equal(first, second, call)
     return first

@@ -1,0 +1,255 @@
+"""What of a process an experiment may not leave changed: torch's modes, the environment, hooks, replaced functions."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import locale
+import logging
+import os
+import signal
+import sys
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import psutil
+import torch
+
+# Whose functions are compared: of these packages other evaluators are made.
+_PACKAGES = frozenset(
+    {"accelerate", "bitsandbytes", "builtins", "datasets", "json", "llmquant", "lm_eval", "math", "mteb", "numpy", "os"}
+    | {"random", "sentence_transformers", "time", "tokenizers", "torch", "transformers"}
+)
+_JOIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that can be read, compared and perhaps put back.
+
+    Attributes:
+        name: for people, as in "it changed the working folder".
+        get: returns a value that later changes do not reach.
+        put: ``None`` where it cannot be put back.
+        silent: whether it changes nothing that is computed, and is put back without a word.
+    """
+
+    name: str
+    get: Callable[[], Any]  # Any: each setting has a type of its own
+    put: Callable[[Any], object] | None  # Any: as above
+    silent: bool = False
+
+    def read(self) -> Any:  # Any: as above
+        """Return the value; what cannot be read, such as a working folder that was deleted, is ``None``."""
+        try:
+            return self.get()
+        except Exception:  # the setting's own code, such as a tokenizer, may raise anything
+            return None
+
+
+def attribute(name: str, holder: Any, field: str) -> Setting:  # Any: a module of torch, or an object
+    """Make a setting of an attribute."""
+    return Setting(name, partial(getattr, holder, field), partial(setattr, holder, field))
+
+
+def process_settings() -> list[Setting]:
+    """List the settings of torch, Python and the operating system that change what later code computes or finds."""
+    backends, cuda = torch.backends, torch.backends.cuda
+    loggers = [name for name, known in logging.root.manager.loggerDict.items() if isinstance(known, logging.Logger)]
+    found = [
+        Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        # Setting it to the CPU would cost every operation a little.
+        Setting("torch's default device", torch.get_default_device, _put_default_device),
+        Setting("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
+        Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
+        Setting("torch's inference mode", torch.is_inference_mode_enabled, None),
+        Setting("torch's deterministic mode", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        Setting("torch's matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        Setting("torch's anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+        Setting("torch's flushing of denormal numbers", _flushes_denormals, torch.set_flush_denormal),
+        *(
+            attribute(f"torch.backends.{name}.{field}", holder, field)
+            for name, holder, names in (
+                ("cudnn", backends.cudnn, "enabled benchmark deterministic allow_tf32"),
+                ("mkldnn", backends.mkldnn, "enabled"),
+                (
+                    "cuda.matmul",
+                    cuda.matmul,
+                    "allow_tf32 allow_fp16_reduced_precision_reduction allow_bf16_reduced_precision_reduction",
+                ),
+            )
+            for field in names.split()
+        ),
+        *(
+            Setting(
+                f"torch's {kind} attention", getattr(cuda, f"{kind}_sdp_enabled"), getattr(cuda, f"enable_{kind}_sdp")
+            )
+            for kind in ("flash", "mem_efficient", "math", "cudnn")
+        ),
+        *(
+            Setting(
+                f"torch's autocast on {device}",
+                partial(_autocast, device),
+                partial(_put_autocast, device),
+            )
+            for device in ("cpu", "cuda")
+        ),
+        *(
+            Setting(f"torch's hooks of all modules ({name})", partial(dict, hooks), partial(_put_dict, hooks))
+            for name, hooks in vars(torch.nn.modules.module).items()
+            if name.startswith("_global_") and name.endswith("hooks") and isinstance(hooks, dict)
+        ),
+        Setting("numpy's handling of errors", np.geterr, lambda value: np.seterr(**value)),
+        Setting("the working folder", os.getcwd, os.chdir),
+        Setting("the environment", lambda: dict(os.environ), partial(_put_dict, os.environ)),
+        Setting("sys.path", lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value)),
+        Setting("signal handlers", _signals, _put_signals),
+        Setting("filters of warnings", lambda: list(warnings.filters), _put_warnings, silent=True),
+        Setting("levels of logging", partial(_log_levels, loggers), _put_log_levels, silent=True),
+        Setting("handlers of logging", lambda: list(logging.root.handlers), _put_log_handlers, silent=True),
+        Setting("sys.stdout", lambda: sys.stdout, partial(setattr, sys, "stdout"), silent=True),
+        Setting("sys.stderr", lambda: sys.stderr, partial(setattr, sys, "stderr"), silent=True),
+        Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+        Setting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+        Setting("the locale", partial(locale.setlocale, locale.LC_ALL), partial(locale.setlocale, locale.LC_ALL)),
+    ]
+    if hasattr(os, "sched_getaffinity"):
+        found.append(Setting("the CPUs it may use", partial(os.sched_getaffinity, 0), partial(os.sched_setaffinity, 0)))
+    return found
+
+
+Functions: TypeAlias = Mapping[tuple[int, Any], tuple[Any, Any]]
+"""By a holder's id and the key that it has it under: the holder (a module, a class or a table), and the function."""
+
+
+def functions() -> Functions:
+    """List the functions of the loaded packages that other evaluators use, those of their classes and tables too."""
+    found: dict[tuple[int, Any], tuple[Any, Any]] = {}  # Any: see `Functions`
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _PACKAGES and isinstance(module, types.ModuleType):
+            classes = [
+                value
+                for value in list(vars(module).values())
+                if issubclass(type(value), type) and vars(value).get("__module__") == name
+            ]
+            for holder in (module, *classes):
+                for key, value in list(vars(holder).items()):
+                    if callable(value) or type(value) in (classmethod, property):
+                        found[id(holder), key] = (holder, value)
+                    elif issubclass(type(value), dict):
+                        entries = list(dict.items(value))  # transformers' own tables would import all that they list
+                        found |= {(id(value), inner): (value, entry) for inner, entry in entries if callable(entry)}
+    return found
+
+
+def put_back(before: Functions) -> list[str]:
+    """Put back functions that were replaced since `functions` was called, and name them.
+
+    A function that is new in a class, and hides one of its base classes, is removed.
+    """
+    classes = {id(holder) for holder, _ in before.values() if isinstance(holder, type)}
+    names = []
+    for place, (holder, value) in functions().items():
+        key = place[1]
+        if place in before and before[place][1] is not value:
+            if isinstance(holder, dict):
+                holder[key] = before[place][1]
+            else:
+                setattr(holder, key, before[place][1])
+        elif place not in before and id(holder) in classes and any(key in vars(c) for c in holder.__mro__[1:]):
+            delattr(holder, key)
+        else:
+            continue
+        names.append(_name(holder, key))
+    return names
+
+
+def _name(holder: Any, key: Any) -> str:  # Any: see `Functions`
+    if isinstance(holder, dict):
+        return f"{key!r} of a table"
+    return (
+        f"{holder.__module__}.{holder.__qualname__}.{key}" if isinstance(holder, type) else f"{holder.__name__}.{key}"
+    )
+
+
+def stop_new(threads: Iterable[threading.Thread], children: Iterable[psutil.Process]) -> Iterator[tuple[str, bool]]:
+    """Wait for threads and end processes that are new.
+
+    Yields:
+        What was left behind, and whether it is gone now.
+    """
+    for thread in set(threading.enumerate()) - set(threads):
+        thread.join(_JOIN_S)
+        if thread.is_alive():
+            yield f"the thread {thread.name!r}", False
+    known = {child.pid for child in children}
+    for child in child_processes():
+        if child.pid not in known:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                name = child.name()
+                child.kill()
+                child.wait()
+                yield f"the process {name!r}", True
+
+
+def child_processes() -> list[psutil.Process]:
+    """List the processes that this one started, and those that they started."""
+    return psutil.Process().children(recursive=True)
+
+
+def _flushes_denormals() -> bool:
+    return bool((torch.tensor(5e-324, dtype=torch.float64) * 1).item() == 0)
+
+
+def _put_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _autocast(device: str) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def _put_autocast(device: str, value: tuple[bool, torch.dtype]) -> None:
+    torch.set_autocast_enabled(device, value[0])
+    torch.set_autocast_dtype(device, value[1])
+
+
+def _put_dict(held: MutableMapping[Any, Any], value: Mapping[Any, Any]) -> None:  # Any: hooks, or texts
+    for key in held.keys() - value.keys():
+        del held[key]
+    held.update(value)
+
+
+def _signals() -> dict[signal.Signals, Any]:  # Any: a function, or an enumeration of the module
+    return {number: signal.getsignal(number) for number in signal.Signals}
+
+
+def _put_signals(handlers: Mapping[signal.Signals, Any]) -> None:  # Any: as above
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler and handler is not None:
+            signal.signal(number, handler)
+
+
+def _put_warnings(filters: list[Any]) -> None:  # Any: tuples of the module
+    warnings.filters[:] = filters  # type: ignore[index]  # the stubs take it for a sequence that does not change
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # else earlier decisions stay in a cache
+
+
+def _log_levels(loggers: Iterable[str]) -> tuple[int, dict[str, int]]:
+    return logging.root.manager.disable, {name: logging.getLogger(name).level for name in ("", *loggers)}
+
+
+def _put_log_levels(levels: tuple[int, Mapping[str, int]]) -> None:
+    logging.disable(levels[0])
+    for name, level in levels[1].items():
+        logging.getLogger(name).setLevel(level)
+
+
+def _put_log_handlers(handlers: list[logging.Handler]) -> None:
+    logging.root.handlers[:] = handlers
