@@ -21,7 +21,7 @@ from llmquant.embedders.gemma3_options import BiGemma3Options, ColGemma3Options
 from llmquant.embedders.strict import HEAD, check_strict
 from llmquant.errors import ItemError, ModelError, OptionError, UnsupportedError
 from llmquant.experiment import ModelRequest
-from llmquant.loading import finish
+from llmquant.loading import make_ready
 from llmquant.memory import weight_bytes
 from llmquant.models import Adapter, ModelInfo, inspect_model
 from llmquant.quantizers.bitsandbytes import Bnb4bit, Bnb8bit
@@ -280,7 +280,8 @@ def test_a_quantizer_applies_through_its_keywords(heavy, options, code, late, ge
     )
     info: ModelInfo = inspect_model(ModelRequest(str(folder)), context().cache)
     opened = open_as(embedder, own, folder, heavy(options))
-    applied = finish(opened.module, heavy(options), options)
+    make_ready(opened.module, heavy(options))
+    applied = heavy(options).applied(opened.module)
     assert (applied.code, applied.layers_quantized) == (code, len(info.linear_layers()))
     assert applied.layers_left == (("custom_text_proj",) if late else ())
     assert weight_bytes(opened.module).total == pytest.approx(options.weight_bytes(info, "cpu"), rel=0.01)

@@ -78,6 +78,20 @@ def test_one_task_keeps_its_own_interval():
     assert "Quality" not in render(summary(found, study()[0]), 120)
 
 
+def test_compute_types_that_differ_are_said_beside_one_task_too():
+    """A study of one task has no other table than that of retrieval, and keeps its notes all the same."""
+    record, runs, _ = study(forms=(FULL,))
+    for run_id, run in runs.items():
+        if run.experiment.variant.quantizer.label == "bnb_4bit_nf4":
+            applied = {**run.applied, "compute_dtype": "float16", "note": "repacked"}
+            runs[run_id] = replace(run, applied=applied)
+    record = replace(record, notes=("bigemma3: an adapter is merged in",))
+    text = render(summary(rows(record, runs, lambda run_id: {}), record), 120)
+    assert "Computes in bfloat16: bf16_baseline; in float16: bnb_4bit_nf4." in text
+    assert "bnb_4bit_nf4: repacked." in text
+    assert "bigemma3: an adapter is merged in" in text
+
+
 def test_a_benchmark_is_its_mean():
     """Of several tasks the table has the mean, and an interval that is narrower than a single task's."""
     _, _, found = study(tasks=("A", "B", "C", "D"))

@@ -107,8 +107,10 @@ def load_causal_lm(
         if ctx.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
+        make_ready(module, quantizer, to_save=to_save)
         touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
-    applied = finish(module, quantizer, options, to_save=to_save)
+    applied = quantizer.applied(module)
+    check_honoured(options, applied)
     home = materialize(info, ctx.cache)
     tokenizer = load_tokenizer(home, info)
     if path != home:
@@ -177,23 +179,10 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
 
 
-def finish(
-    module: torch.nn.Module,
-    quantizer: Quantizer,
-    options: Any,  # Any: plugins bring their own dataclasses
-    *,
-    to_save: bool = False,
-) -> AppliedQuantization:
-    """Let the quantizer make what was loaded ready for use, read back what is in it, and compare.
-
-    Raises:
-        NotHonouredError: if what was loaded is not what was asked for.
-    """
+def make_ready(module: torch.nn.Module, quantizer: Quantizer, *, to_save: bool = False) -> None:
+    """Let the quantizer do what its layers need before their first use."""
     if hasattr(quantizer, "after_load"):
         quantizer.after_load(module, to_save=to_save)
-    applied = quantizer.applied(module)
-    check_honoured(options, applied)
-    return applied
 
 
 def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses

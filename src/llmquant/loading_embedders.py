@@ -14,7 +14,7 @@ import transformers
 from llmquant.errors import SanityError, UnsupportedError
 from llmquant.experiment import VectorForm, digest_of
 from llmquant.hub import download
-from llmquant.loading import finish, materialize
+from llmquant.loading import check_honoured, make_ready, materialize
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadStats
 from llmquant.retrieval.loaded import LoadedEmbedder
@@ -89,11 +89,13 @@ def load_embedder(
         if ctx.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
+        make_ready(opened.module, quantizer)
         touch_weights(opened.module)
     if next(opened.module.parameters(), None) is None:
         applied = _NO_WEIGHTS
     else:
-        applied = finish(opened.module, quantizer, options)
+        applied = quantizer.applied(opened.module)
+        check_honoured(options, applied)
     fingerprint = digest_of(
         {
             "encoder": info.encoder_digest,

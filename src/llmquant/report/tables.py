@@ -28,8 +28,10 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
     for block in grouped:
         first = quality_table(block)
         tables = ([] if first is None else [first]) + cost_tables(block)
+        notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
+        if notes and not tables:  # one task of retrieval is in the table of all models alone
+            tables = [Table("Notes")]
         if tables:
-            notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
             tables[0] = replace(tables[0], footnotes=(*tables[0].footnotes, *notes))
         hardware = ", ".join(dict.fromkeys(row.hardware for row in block.rows if row.hardware))
         if hardware and tables:
