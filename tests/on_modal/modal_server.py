@@ -14,7 +14,6 @@ import http.server
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from grpclib.server import Server
@@ -82,8 +82,13 @@ class Container:
     def kill(self) -> None:
         """End it and all its processes."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = psutil.Process(self.process.pid).children(recursive=True)
+                for process in family:  # the container itself last: what loses it would end by itself, a little later
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(family, timeout=10)
+            self.process.kill()
             self.process.wait()
 
 

@@ -27,7 +27,7 @@ def llmquant_register():
 """
 
 _EVALUATOR = """
-import importlib.metadata, json, os, pathlib
+import hashlib, importlib.metadata, json, os, pathlib
 import llmquant
 from llmquant import Measurement, Result
 
@@ -43,7 +43,7 @@ class Odd:
             "llmquant": llmquant.__file__,
             "metadata": [str(entry.dist._path) for entry in entries],
             "words": json.loads((here / "words.json").read_text()),
-            "token": os.environ.get("HF_TOKEN", ""),
+            "token": hashlib.sha256(os.environ.get("HF_TOKEN", "").encode()).hexdigest(),
             "hub": os.environ.get("HF_HOME", ""),
             "cache": str(ctx.cache.root),
         }

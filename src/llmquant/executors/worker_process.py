@@ -21,24 +21,23 @@ from llmquant.job import log_path
 # What the supervisor takes at most to end a worker and its children, and some more.
 _ENDED_AFTER_S = 15.0
 _FOLDERS = "llmquant-worker-"
-_UNSTARTED_S = 86400.0
+# Between a folder and its lock lies the start of a process.
+_STARTED_AFTER_S = 600.0
 
 
 def make_folder() -> Path:
     """Make a folder for a job on this machine, private to the user, and delete those that ended programs left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):  # another program deletes it too
-            found = folder.lstat()
-            started = (folder / supervisor.LOCK).exists() or time.time() - found.st_mtime > _UNSTARTED_S
-            if found.st_uid == os.getuid() and started and not is_held(folder):
+            if folder.lstat().st_uid == os.getuid() and not is_held(folder):
                 shutil.rmtree(folder, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=_FOLDERS))
 
 
 def is_held(folder: Path) -> bool:
-    """Say whether the worker of a folder, or what stands beside it, still runs."""
+    """Say whether the worker of a folder, or what stands beside it, starts or still runs."""
     if not (folder / supervisor.LOCK).exists():
-        return False
+        return folder.is_dir() and time.time() - folder.stat().st_mtime < _STARTED_AFTER_S
     lock = filelock.FileLock(folder / supervisor.LOCK)
     try:
         lock.acquire(timeout=0)
