@@ -22,6 +22,10 @@ HINT = (
 )
 
 
+class _NoTextError(Exception):
+    """A template would print a word of Python's as the right answer."""
+
+
 class Task(Protocol):
     """What is asked of a task of lm-eval's, and of a `PlainTask`."""
 
@@ -55,6 +59,8 @@ def mistake(task: Task, doc: Row) -> str:
     """
     try:
         return _mistake(task, doc)
+    except _NoTextError as error:
+        return str(error)
     except Exception as error:  # a task's templates and functions may raise anything
         return f"its right answer cannot be read: {type(error).__name__}: {error}"
 
@@ -175,7 +181,7 @@ class PlainTask:
 
 def _printable(value: object) -> object:
     if value is None or isinstance(value, bool):
-        raise ValueError(f"the right answer is {_json(value)}, which is no text")
+        raise _NoTextError(f"the right answer is {_json(value)}, which is no text")
     return value
 
 
