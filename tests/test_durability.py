@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -338,6 +340,25 @@ def test_the_lock_is_where_nobody_else_can_write(tmp_path: Path):
     assert folder.parent == cache.root
     folder.chmod(0o777)
     assert cache.host_lock().parent != folder
+
+
+def test_a_disk_without_locks_or_modes_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As some network disks are: runs are stored, and the lock for timings is among the temporary files."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    for place, name in ((fcntl, "flock"), (fcntl, "lockf"), (Path, "chmod")):
+        monkeypatch.setattr(place, name, refuse)
+    store, run = Store(tmp_path / "store"), make_run()
+    other = store.begin("other")
+    Store(store.root).sweep()
+    assert write(store, run, {"t": SAMPLES})
+    assert other.exists()
+    os.utime(other, (0, 0))
+    store.sweep()
+    assert (list(store.runs()), _partials(store.root)) == ([run.run_id], [])
+    assert Cache(tmp_path / "cache").host_lock().parent == Path("/tmp", f"llmquant-{os.getuid()}")
 
 
 @pytest.mark.parametrize("planted", ["a link", "a file", "open to others", "another user's"])

@@ -118,7 +118,8 @@ def seal_folder(folder: Path) -> None:
         for path in (*(Path(place, name) for name in files), Path(place)):
             if stat.S_IFMT(path.lstat().st_mode) in (stat.S_IFREG, stat.S_IFDIR):
                 if not is_shared():
-                    path.chmod(path.stat().st_mode & 0o700)
+                    with contextlib.suppress(OSError):  # a disk that keeps no modes
+                        path.chmod(path.stat().st_mode & 0o700)
                 _flush(path)
 
 
@@ -146,7 +147,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(opened)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot flush folders
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a disk that cannot flush folders
             raise
     finally:
         os.close(opened)

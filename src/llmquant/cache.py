@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -98,7 +99,9 @@ class Cache:
         name = digest_of([host, str(self.root.resolve())]).removeprefix("sha256:")[:12]
         try:
             folder = own_folder(self.root / f".locks-{os.getuid()}")
-        except OSError:  # a cache that cannot be written here
+            with (folder / "probe").open("a+") as probe:
+                fcntl.lockf(probe, fcntl.LOCK_SH)
+        except OSError:  # a cache that cannot be written here, or a network disk without locks
             folder = _temporary()
         return folder / f"host-{name}.lock"
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from llmquant.atomic import make_folder
+from llmquant.checkpoint_files import folder_digest
 from llmquant.errors import RunError, UnsupportedError
 from llmquant.experiment import digest_of
 from llmquant.protocols import AppliedQuantization
@@ -161,7 +162,8 @@ def _quantize(
         tokens.record(out)
         digest = tokens.digest
         sequences = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens.ids]
-    asked = digest_of([str(model), repr(calibrated), digest]).removeprefix("sha256:")
+    content = folder_digest(model, [path.name for path in model.iterdir()], ctx.cache.digests)
+    asked = digest_of([content, repr(calibrated), digest]).removeprefix("sha256:")
     unfinished = ctx.cache.root / "unfinished" / asked[:32]
     make_folder(unfinished)
     config.offload_to_disk_path = str(unfinished / "offload")
