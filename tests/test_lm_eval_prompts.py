@@ -189,26 +189,51 @@ def test_reasoning_without_an_end_is_counted(evaluate, says):
     assert result.details["notes"] == ["3 answers have no </think>: they are scored as they are"]
 
 
-THINKING = "{% if enable_thinking is not defined or enable_thinking %}think {% endif %}{{ messages[-1]['content'] }}"
-
-
-@pytest.mark.parametrize(("chosen", "begins"), [(None, "think Q"), (True, "think Q"), (False, "Q")])
-def test_reasoning_is_turned_on_and_off(evaluate, subject, monkeypatch, chosen, begins):
-    """The chat template gets what was chosen; where it could choose and nobody did, the table says so."""
+@pytest.fixture
+def seen(monkeypatch):
+    """Return the prompts that the model was asked, as they come."""
     from llmquant.evaluators import lm_eval_model
 
-    subject.tokenizer.chat_template = THINKING
-    seen = []
+    found = []
     generate = lm_eval_model.FittingLM.generate_until
     monkeypatch.setattr(
         lm_eval_model.FittingLM,
         "generate_until",
-        lambda self, requests: [seen.extend(r.args[0] for r in requests), generate(self, requests)][1],
+        lambda self, requests: [found.extend(r.args[0] for r in requests), generate(self, requests)][1],
     )
+    return found
+
+
+THINKING = "{% if NAME is not defined or NAME %}think {% endif %}{{ messages[-1]['content'] }}"
+
+
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking"])
+@pytest.mark.parametrize(("chosen", "begins"), [(None, "think Q"), (True, "think Q"), (False, "Q")])
+def test_reasoning_is_turned_on_and_off(evaluate, subject, seen, name, chosen, begins):
+    """The chat template gets what was chosen; where it could choose and nobody did, the table says so."""
+    subject.tokenizer.chat_template = THINKING.replace("NAME", name)
     given = {} if chosen is None else {"enable_thinking": chosen, "think_end_token": "</think>"}
     result = evaluate(GENERATION, apply_chat_template=True, **given)
+    assert len(seen) == 3
     assert all(prompt.startswith(begins) for prompt in seen)
     assert any("nobody chose" in note for note in result.details["notes"]) == (chosen is None)
+
+
+def test_a_template_that_knows_no_choice_is_not_mentioned(evaluate, subject):
+    """Reasoning that stands in earlier messages is no switch."""
+    subject.tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.thinking or 'thinking' in message %}x{% endif %}"
+        "{{ message['content'] }}{% endfor %} no thinking"
+    )
+    assert evaluate(GENERATION, apply_chat_template=True).details["notes"] == []
+
+
+def test_a_chat_template_writes_the_same_date_every_day(evaluate, subject, seen):
+    """Else runs of two days would have no prompt in common."""
+    subject.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[-1]['content'] }}"
+    evaluate(GENERATION, apply_chat_template=True)
+    assert len(seen) == 3
+    assert all(prompt.startswith("26 Jul 2024 Question") for prompt in seen)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import random
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from llmquant.evaluators.lm_eval_answers import HINT, mistake
 from llmquant.evaluators.lm_eval_compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval_documents import LocalRows
 from llmquant.evaluators.lm_eval_groups import groups_of
-from llmquant.evaluators.lm_eval_model import FittingLM
+from llmquant.evaluators.lm_eval_model import CHAT_DATE, FittingLM
 from llmquant.evaluators.lm_eval_options import LmEvalOptions
 from llmquant.evaluators.lm_eval_results import results
 from llmquant.evaluators.lm_eval_rows import rows_in_place
@@ -39,6 +40,8 @@ _FIRST_BATCH = {"cuda": 16, "mps": 4, "cpu": 1}
 # take minutes. Errors of means are exact.
 _BOOTSTRAPS = 1000
 _FEWSHOT_SEED = inspect.signature(lm_eval.evaluator.simple_evaluate).parameters["fewshot_random_seed"].default
+# The variable of a chat template, and no key of a message.
+_THINKING = re.compile(r"""\{%[^%]*(?<![\w.'"])(enable_)?thinking\b(?!['"])""")
 _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 
 
@@ -111,6 +114,7 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         "fewshot_seed": f"{ctx.seed} (lm-eval's default: {_FEWSHOT_SEED})",
         "bootstraps": _BOOTSTRAPS,
         "chat_template": options.apply_chat_template,
+        "chat_date": str(CHAT_DATE) if options.apply_chat_template else None,
         "log_softmax": "float32",
         "eos_token_id": subject.module.generation_config.eos_token_id,
     }
@@ -121,7 +125,7 @@ def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> li
     """Say about reasoning what a reader of the table must know."""
     notes: list[str] = []
     undecided = options.apply_chat_template and options.enable_thinking is None
-    if undecided and "enable_thinking" in str(subject.tokenizer.chat_template):
+    if undecided and _THINKING.search(str(subject.tokenizer.chat_template)):
         notes.append(
             "the chat template can turn reasoning on and off, and nobody chose: "
             "give enable_thinking=false, or true with think_end_token"

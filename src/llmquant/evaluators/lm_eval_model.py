@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import gc
 import hashlib
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from llmquant.errors import RunError
 from llmquant.memory import is_out_of_memory
 from llmquant.protocols import LoadedModel
+
+# Templates that write today's date would make another prompt of it every day; Llama 3.1's own fallback.
+CHAT_DATE = datetime.date(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -67,6 +73,10 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> None:
         # A copy: lm-eval gives the tokenizer a padding token, which other evaluators must not find there.
         tokenizer = copy.deepcopy(subject.tokenizer)
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = _TODAY.sub(
+                lambda found: repr(CHAT_DATE.strftime(found[2])), tokenizer.chat_template
+            )
         # Special tokens are not in the decoded text, where lm-eval looks for a string; for their ids it looks before.
         special = think_end_token in tokenizer.all_special_tokens
         super().__init__(
@@ -77,6 +87,8 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             max_length=max_length,
             softmax_dtype="float32",
             enable_thinking=enable_thinking,
+            # Granite and DeepSeek call it so.
+            chat_template_args={} if enable_thinking is None else {"thinking": enable_thinking},
             think_end_token=tokenizer.convert_tokens_to_ids(think_end_token) if special else think_end_token,
         )
         self.prompts: dict[tuple[str, ...], Prompt] = {}
@@ -237,4 +249,4 @@ class _AfterThinking(LogitsProcessor):  # type: ignore[misc]  # transformers has
         return scores
 
 
-__all__ = ["FittingLM", "Prompt"]
+__all__ = ["CHAT_DATE", "FittingLM", "Prompt"]
