@@ -67,7 +67,8 @@ class Sample:
     Attributes:
         document: hash of the document; with `occurrence` it is unique in the task.
         occurrence: 0 for the first document of this hash, 1 for its duplicate, and so on.
-        prompt: hash of the prompt; two samples pair only when their prompts are equal.
+        prompt: hash of what the model read, of token ids where there are any; two samples pair only when their
+            prompts are equal.
         scores: value by metric.
         answer: what the model said, where it said something.
         target: what was expected, where that is a text.
@@ -88,7 +89,8 @@ class Result:
     """What an evaluator yields for one task.
 
     Attributes:
-        details: what else is worth keeping: task versions, token counts, the batch size that fitted.
+        details: what else is worth keeping: task versions, token counts, the batch size that fitted. The sentences in
+            a list called ``notes`` are shown below the table.
         not_means: metrics whose value is not the mean of the samples' scores of the same name, such as the BLEU of
             a corpus; of all others the mean is checked.
     """
