@@ -61,8 +61,8 @@ def test_a_model_that_does_not_load_fails_its_experiments_with_the_reason(tiny_m
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
     found = compare(broken, tmp_path, "misbehave")
     (run,) = found.runs.values()
     assert run.status == "failed"
-    assert "layers.2" in run.failure.message
+    assert "weights have another shape than its configuration says" in run.failure.message
