@@ -201,18 +201,20 @@ def test_both_kinds_of_cpu_write_the_same_checkpoint(save, options):
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_a_checkpoint_that_bitsandbytes_saved_is_as_large_as_predicted(save, folders, context, packs):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_checkpoint_that_bitsandbytes_saved_is_as_large_as_predicted(save, folders, context, dtype, packs):
     """Somebody else's 4-bit checkpoint is repacked like ours, and layers that do not fit are kept from it."""
     from llmquant.loading import load_causal_lm
     from llmquant.memory import weight_bytes
     from llmquant.quantizers.prequantized import Prequantized
     from llmquant.quantizers.prequantized_options import Checkpoint, PrequantizedOptions
 
-    saved, ctx = save(Bnb4bitOptions(compute_dtype="bfloat16"), packs=packs), context()
+    saved, ctx = save(OPTIONS[dtype], packs=packs), context()
     info = inspect_model(ModelRequest(str(folders["untied"])), ctx.cache)
     options = PrequantizedOptions(Checkpoint.read(saved))
     model = load_causal_lm(saved, info, Prequantized(options), options, ctx)
     assert ("2 of 14 layers are repacked" in model.applied.note) == packs
+    assert model.applied.compute_dtype == ("bfloat16" if packs else dtype)
     assert weight_bytes(model.module).total == options.weight_bytes(info, "cpu")
 
 

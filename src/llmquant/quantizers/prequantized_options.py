@@ -162,7 +162,7 @@ class PrequantizedOptions:
         if method in _GROUP_SIZES:
             settled = _unpacked_bytes(found, settings, device)
         elif settings.get("load_in_4bit"):
-            settled = _settled_4bit_bytes(model, found, settings, device)
+            settled = _settled_4bit_bytes(model, found, settings, device, width)
         return kept + plain_bytes(found, width, quantized=state) + settled
 
     def _info(self) -> ModelInfo:
@@ -242,19 +242,29 @@ def _settled_4bit_bytes(
     found: ModelInfo,
     settings: Mapping[str, Any],  # Any: a JSON object
     device: str,
+    width: int,
 ) -> int:
-    """Predict what bitsandbytes' 4-bit layers hold beyond what is stored, from the first forward pass on."""
+    """Predict what bitsandbytes' 4-bit layers hold beyond what is stored, from the first forward pass on.
+
+    Args:
+        width: bytes of a number that is not quantized.
+    """
     shapes = {layer.name: layer.shape for layer in model.linear_layers()}
+    elements = {tensor.name: tensor.elements for tensor in found.weights}
     nested = bool(settings.get("bnb_4bit_use_double_quant"))
+    widened = 2 if width == 2 and settings.get("bnb_4bit_compute_dtype", "float32") == "float32" else 0
     more = 0
     for scales in (tensor for tensor in found.weights if tensor.name.endswith(".weight.absmax")):
         name = scales.name.removesuffix(".absmax")
-        if packs_on(device) and name in shapes and fits_packed(shapes[name]):
+        fits = name in shapes and fits_packed(shapes[name])
+        if packs_on(device) and fits:
             stored = [t for t in found.weights if t.name.startswith(f"{name}.") and not _DROPPED.search(t.name)]
             more += packed_state_bytes(scales.elements, nested=nested)
             more -= sum(tensor.elements * _BYTES.get(tensor.dtype, 2) for tensor in stored)
         elif nested:
             more += OFFSET_BYTES
+        if fits or not packs_on(device):  # the others compute in bfloat16
+            more += widened * elements.get(name.removesuffix("weight") + "bias", 0)
     return more
 
 
