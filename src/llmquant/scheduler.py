@@ -245,6 +245,25 @@ class Scheduler:
         state = self._executor.collect(active.job_id, self._store.root)
         if _log.isEnabledFor(logging.INFO):
             _tell(active)
+        self._read(active)
+        now = time.monotonic()
+        if state == "queued":
+            active.since = now
+        if state in ("ended", "lost"):
+            reason = self._executor.why_lost(active.job_id) if state == "lost" else "the worker ended without a result"
+            self._settle(active, "lost", reason)
+        elif self._timeout_s is not None and now - active.since > self._timeout_s:
+            what, before = "the experiment" if active.loaded else "loading the model", active.since
+            self._executor.cancel(active.job_id)
+            self._read(active)
+            if active.since == before:
+                self._settle(active, "timeout", f"{what} took longer than {self._timeout_s:g} s")
+            else:  # it finished while it was being ended, and nothing has failed
+                active.current, active.loaded = None, True
+                self._settle(active, "cancelled", "")
+
+    def _read(self, active: _Active) -> None:
+        """Read the journal on."""
         entries, active.offset = read_journal(active.record, active.offset)
         now = time.monotonic()
         for entry in entries:
@@ -263,13 +282,6 @@ class Scheduler:
             elif entry.event == "finished":
                 active.current, active.since, active.done, active.total = None, now, 0, 0
                 self._finish(active, run_id, self._stored(active, run_id))
-        if state in ("ended", "lost"):
-            reason = self._executor.why_lost(active.job_id) if state == "lost" else "the worker ended without a result"
-            self._settle(active, "lost", reason)
-        elif self._timeout_s is not None and now - active.since > self._timeout_s:
-            self._executor.cancel(active.job_id)
-            what = "the experiment" if active.loaded else "loading the model"
-            self._settle(active, "timeout", f"{what} took longer than {self._timeout_s:g} s")
 
     def _settle(self, active: _Active, kind: FailureKind, reason: str) -> None:
         """Take a job that has ended off the list.
@@ -341,14 +353,7 @@ class Scheduler:
     def _cancel_all(self) -> None:
         for active in list(self._active):
             self._executor.cancel(active.job_id)
-            entries, active.offset = read_journal(active.record, active.offset)
-            for entry in entries:
-                if entry.event == "finished":
-                    self._finish(active, RunId(entry.run_id), self._stored(active, RunId(entry.run_id)))
-                elif entry.event == "started":
-                    active.current, active.loaded = RunId(entry.run_id), True
-            if active.current in active.finished:
-                active.current = None
+            self._read(active)
             active.loaded = True  # what had not started is not failed, only not done
             self._settle(active, "cancelled", "the study was interrupted")
 

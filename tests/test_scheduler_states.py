@@ -1,0 +1,172 @@
+"""What the scheduler makes of each way in which a job can go, without a process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmquant.call import Call
+from llmquant.comparison import StudyRecord
+from llmquant.experiment import Documents, Experiment, RunId, Variant
+from llmquant.plan import Planned
+from llmquant.plugins.registry import registry
+from llmquant.protocols import JobState
+from llmquant.run import Run
+from llmquant.scheduler import Scheduler
+from llmquant.store import Store
+from made_up import MODEL, evaluator
+from memory_executor import MemoryExecutor, Worker
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look as fast as can be."""
+    monkeypatch.setattr("llmquant.scheduler._POLL_S", 0.0)
+
+
+def planned(*tags: str) -> Planned:
+    baseline = registry().choose("quantizer", Call.parse("fp32_baseline")).use
+    experiments = tuple(Experiment(Variant(MODEL, baseline), evaluator(tag), Documents(5), 0, None) for tag in tags)
+    return Planned(StudyRecord("study", "title", experiments, {}), {}, (), (), {})
+
+
+def scheduler(tmp_path: Path, executor: MemoryExecutor, *tags: str, timeout_s: float | None = None) -> Scheduler:
+    return Scheduler(planned(*tags), registry(), Store(tmp_path), executor, timeout_s=timeout_s)
+
+
+def by_tag(runs: dict[RunId, Run]) -> dict[str, str]:
+    return {r.experiment.evaluator.label: r.failure.kind if r.failure else r.status for r in runs.values()}
+
+
+def completes(worker: Worker) -> Iterator[JobState]:
+    worker.load()
+    worker.do(*worker.tags)
+    yield "ended"
+
+
+def dies_in_the_second(worker: Worker) -> Iterator[JobState]:
+    worker.load()
+    worker.do(worker.tags[0])
+    worker.begin(worker.tags[1])
+    yield "lost"
+
+
+def test_a_job_that_dies_costs_what_it_was_doing(tmp_path: Path):
+    """What had finished counts, what was running has failed, and the rest runs in a new job."""
+    executor = MemoryExecutor(dies_in_the_second, completes)
+    runs = scheduler(tmp_path, executor, "a", "b", "c").run()
+    assert by_tag(runs) == {"a": "completed", "b": "lost", "c": "completed"}
+    assert [worker.tags for worker in executor.workers] == [["a", "b", "c"], ["c"]]
+
+
+def test_a_job_that_dies_while_loading_is_not_tried_again(tmp_path: Path):
+    """It would die again: all of its experiments have failed."""
+
+    def dies(worker: Worker) -> Iterator[JobState]:
+        worker.journal.write("loading")
+        yield "lost"
+
+    executor = MemoryExecutor(dies)
+    assert by_tag(scheduler(tmp_path, executor, "a", "b").run()) == {"a": "lost", "b": "lost"}
+    assert len(executor.workers) == 1
+
+
+def test_a_job_that_ends_between_two_experiments_goes_on_in_another(tmp_path: Path):
+    """The next one has failed, so that a job that ends at once is not started for ever."""
+
+    def ends_early(worker: Worker) -> Iterator[JobState]:
+        worker.load()
+        worker.do(worker.tags[0])
+        yield "ended"
+
+    executor = MemoryExecutor(ends_early, completes)
+    assert by_tag(scheduler(tmp_path, executor, "a", "b", "c").run()) == {
+        "a": "completed",
+        "b": "lost",
+        "c": "completed",
+    }
+
+
+def hangs(worker: Worker) -> Iterator[JobState]:
+    worker.load()
+    worker.begin(worker.tags[0])
+    yield "running"
+
+
+@pytest.mark.parametrize("step_s", [-86400.0, 86400.0], ids=["back", "ahead"])
+def test_a_timeout_does_not_depend_on_the_clock_that_people_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+):
+    """A clock set by a day while a study runs neither ends a healthy experiment nor keeps one that hangs."""
+    real = time.time
+
+    def steps(worker: Worker) -> Iterator[JobState]:
+        worker.load()
+        worker.begin(worker.tags[0])
+        yield "running"
+        monkeypatch.setattr(time, "time", lambda: real() + step_s)
+        yield "running"
+        worker.finish(worker.tags[0])
+        worker.begin(worker.tags[1])
+        yield "running"
+
+    executor = MemoryExecutor(steps)
+    runs = scheduler(tmp_path, executor, "a", "b", timeout_s=0.2).run()
+    assert by_tag(runs) == {"a": "completed", "b": "timeout"}
+    assert runs[planned("a").record.experiments[0].run_id].seconds == 0
+    assert all(0 <= run.seconds < 60 for run in runs.values())
+
+
+def test_time_in_a_queue_is_no_time_of_an_experiment(tmp_path: Path):
+    """A job that waits longer than the timeout for its machine runs all the same."""
+
+    def waits(worker: Worker) -> Iterator[JobState]:
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            yield "queued"
+        yield from completes(worker)
+
+    assert by_tag(scheduler(tmp_path, MemoryExecutor(waits), "a", timeout_s=0.1).run()) == {"a": "completed"}
+
+
+def test_what_finishes_while_it_is_ended_has_not_failed(tmp_path: Path):
+    """A run that was stored between the timeout and the end of its worker counts, and the rest goes on."""
+    executor = MemoryExecutor(hangs, completes)
+    executor.when_cancelled = lambda worker: worker.finish(worker.tags[0])
+    runs = scheduler(tmp_path, executor, "a", "b", timeout_s=0.05).run()
+    assert by_tag(runs) == {"a": "completed", "b": "completed"}
+
+
+def test_an_interrupted_study_keeps_what_finished(tmp_path: Path):
+    """What was running is stored as cancelled; what had not started is not stored at all."""
+    executor = MemoryExecutor(dies_in_the_second)
+    executor.scripts = [lambda worker: iter(["running"] * 5)]
+    study = scheduler(tmp_path, executor, "a", "b", "c")
+    assert study.submit_all() == 0
+    worker = executor.workers[0]
+    worker.load()
+    worker.do("a")
+    worker.begin("b")
+    assert study.stop(cancel=True) == 1
+    assert by_tag(study.runs) == {"a": "completed", "b": "cancelled"}
+    assert executor.cancelled == ["own-0"]
+
+
+def test_what_is_stored_is_not_run_again(tmp_path: Path):
+    """The second study of the same experiments submits only the one that failed."""
+    scheduler(tmp_path, MemoryExecutor(dies_in_the_second, completes), "a", "b", "c").run()
+    executor = MemoryExecutor(completes)
+    again = scheduler(tmp_path, executor, "a", "b", "c")
+    assert by_tag(again.run()) == {"a": "completed", "b": "completed", "c": "completed"}
+    assert [worker.tags for worker in executor.workers] == [["b"]]
+    assert len(again.reused) == 2
+
+
+def test_no_more_jobs_run_than_there_are_slots(tmp_path: Path):
+    """And with two slots the work of one model is shared between them."""
+    executor = MemoryExecutor(completes, slots=2)
+    assert set(by_tag(scheduler(tmp_path, executor, "a", "b", "c", "d").run()).values()) == {"completed"}
+    assert sorted(worker.tags for worker in executor.workers) == [["a", "b"], ["c", "d"]]
