@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from llmquant import models
 from llmquant.cache import Cache
 from llmquant.errors import ModelError, SanityError, UnsupportedError
 from llmquant.experiment import ModelRequest
@@ -122,6 +123,44 @@ def test_a_tied_head_with_equal_bytes_is_no_fault(inspect, folder):
     name = "model.embed_tokens.weight"
     _edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[name].clone()}))
     inspect(folder)
+
+
+_FAMILIES = {
+    "GPT-2": (transformers.GPT2LMHeadModel, transformers.GPT2Config, {"n_embd": 32, "n_layer": 1, "n_head": 2}),
+    "Gemma": (transformers.GemmaForCausalLM, transformers.GemmaConfig, {**_SMALL, "head_dim": 16}),
+    "Llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, _SMALL),
+}
+
+
+@pytest.fixture(params=_FAMILIES.values(), ids=_FAMILIES)
+def silent(request, tmp_path):
+    """Save a model with a head that equals its embedding, and a configuration that does not say whether it is tied."""
+    model, config, sizes = request.param
+    folder = tmp_path / "silent"
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    model(config(vocab_size=64, **tokens, **sizes)).save_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text())
+    said.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(said))
+
+    def store_head(tensors):
+        tensors["lm_head.weight"] = next(t.clone() for t in tensors.values() if t.shape == (64, 32))
+
+    _edit_tensors(folder, store_head)
+    return folder
+
+
+def test_a_head_is_tied_as_its_family_does_where_the_configuration_is_silent(inspect, silent):
+    """The parameters that are predicted are those that are held: GPT-2 and Gemma tie, Llama does not."""
+    held = transformers.AutoModelForCausalLM.from_pretrained(silent).num_parameters()
+    assert inspect(silent).parameters == held
+
+
+def test_families_that_tie_by_default_are_those_of_transformers():
+    """Their list is compared with the configurations themselves, which nothing imports before a model is loaded."""
+    families = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    tie = {f for f in families if getattr(transformers.CONFIG_MAPPING[f], "tie_word_embeddings", False)}
+    assert tie == set(models._TIED.split())
 
 
 def test_an_untied_head_that_is_not_there_is_refused(inspect, folder):

@@ -134,16 +134,16 @@ def refuse_outside(outside: Mapping[str, int], rows: int, source: str) -> None:
 
 def _check_head(info: ModelInfo) -> None:
     """Compare what the configuration and the files say of the head: tied to the embedding, or a tensor of its own."""
-    tied = info.text_config.get("tie_word_embeddings", info.config.get("tie_word_embeddings"))
     embedding = next((t for t in info.tensors if _EMBEDDING.search(t.name)), None)
     head = next((t for t in info.tensors if t.name.endswith("lm_head.weight")), None)
-    lacks = tied is False and not any("head" in tensor.name for tensor in info.tensors)
+    said = info.text_config.get("tie_word_embeddings", info.config.get("tie_word_embeddings"))
+    lacks = said is False and not any("head" in tensor.name for tensor in info.tensors)
     if lacks and embedding is not None and embedding.name.endswith("embed_tokens.weight"):
         raise ModelError(
             f"{info.source} has no lm_head.weight, and its configuration does not tie it to the embedding",
             hint='If they are tied, write "tie_word_embeddings": true in its config.json; else weights are missing.',
         )
-    if not tied or embedding is None or head is None:
+    if not info.tied or embedding is None or head is None:
         return
     equal = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
     if equal and info.location is not None and info.weight_files[0].endswith(".safetensors"):

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 # Stored by old checkpoints or by GGUF, and no weights: masks and rotary frequencies, which models make anew.
 _NOT_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.masked_bias|^rope_freqs\.weight)$")
 _HEAD = re.compile(r"(^|\.)lm_head\.weight$|^(embed_out|output)\.weight$")
+# Families whose head is tied where their configuration does not say: the defaults of transformers 5.23.
+_TIED = """
+bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small bloom camembert cohere
+cohere2 cohere2_moe cohere_compass_text cpmant ctrl data2vec-text electra ernie ernie4_5 ernie4_5_moe falcon
+falcon_mamba gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_assistant gemma4_text
+gemma4_unified gemma4_unified_assistant gemma4_unified_text got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo
+gpt_neox_japanese granite_swa jetmoe lfm2 lfm2_moe lfm3 mamba marian mbart megatron-bert minicpm3
+modernbert-decoder moss_transcribe_diarize mpt mvp openai-gpt opt pegasus plbart prophetnet recurrent_gemma
+roberta roberta-prelayernorm roc_bert roformer smollm3 starcoder2 trocr vaultgemma whisper xglm xlm xlm-roberta
+xlm-roberta-xl xlnet xmod youtu zamba zamba2 zaya
+"""
 _BLOCK = re.compile(r"\.\d+\.")
 # Not nn.Linear inside a block, by the last part of the layer's name (the last two of GGUF) ...
 _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)$)")
@@ -120,12 +131,17 @@ class ModelInfo:
         return str(found.get("quant_method", "unknown")) + (f" {bits}-bit" if bits else "")
 
     @property
+    def tied(self) -> bool:
+        """Tell whether the head is the embedding, as the configuration says or its family does by default."""
+        default = self.config.get("model_type") in _TIED.split()
+        said = self.config.get("tie_word_embeddings", default)
+        return bool(self.text_config.get("tie_word_embeddings", said))
+
+    @property
     def weights(self) -> tuple[TensorInfo, ...]:
         """Return the tensors that are loaded: a tied head once and of an embedder not at all, no stored masks."""
         names = {tensor.name for tensor in self.tensors}
-        tied = self.embeds is not None or bool(
-            self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings"))
-        )
+        tied = self.embeds is not None or self.tied
         return tuple(
             tensor
             for tensor in self.tensors
