@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -108,6 +109,29 @@ def test_a_hub_model_is_known_by_its_commit_without_its_weights(hub, ask):
     server, handler = hub
     assert ask(server, "org/tiny").startswith(f"commit:{COMMIT} ")
     assert not any(line.startswith("HEAD") and "model.safetensors" in line for line in handler.requested)
+
+
+def test_files_that_lack_what_their_index_says_are_refused_before_they_are_fetched(hub, ask, tiny_model, tmp_path):
+    """Their headers come by range requests, and are compared with the index."""
+    from safetensors.numpy import load_file, save_file
+
+    server, handler = hub
+    handler.folder = tmp_path / "sharded"
+    shutil.copytree(tiny_model, handler.folder)
+    tensors = load_file(handler.folder / "model.safetensors")
+    (handler.folder / "model.safetensors").unlink()
+    files = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    index = handler.folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in tensors if files[name] == file}, handler.folder / file)
+    assert ask(server, "org/tiny").startswith(f"commit:{COMMIT} ")
+    index.write_text(json.dumps({"weight_map": {**files, "model.norm.bias": "model-1.safetensors"}}))
+    said = ask(server, "org/tiny", HF_HOME=str(tmp_path / "hf2"))
+    assert "model.safetensors.index.json says that model-1.safetensors holds 'model.norm.bias'" in said
+    save_file(tensors, handler.folder / "model-1.safetensors")
+    assert "both hold" in ask(server, "org/tiny", HF_HOME=str(tmp_path / "hf3"))
+    assert not list(tmp_path.glob("hf*/**/model-*.safetensors"))
 
 
 def test_what_was_downloaded_works_offline(hub, ask):
