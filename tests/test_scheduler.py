@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import llmquant as lq
-from misbehaving_studies import by_evaluator, compare, misbehaving, starts
+from llmquant.job import journal_path
+from llmquant.protocols import JobState
+from misbehaving_studies import Here, by_evaluator, compare, misbehaving, starts
 
 __all__ = ["misbehaving"]  # a fixture
 
@@ -38,6 +40,27 @@ def test_a_crash_costs_one_experiment(tiny_model: Path, tmp_path: Path):
     assert "exit code 3" in runs[evaluators[1]].failure.message
     assert "signal 9" in runs[evaluators[2]].failure.message
     assert starts(marker) == ["not0", "exit1", "kill2", "not3"]
+
+
+class _Silent(Here):
+    """Dies after its last run is stored, before the journal says so."""
+
+    def submit(self, job: Path, store: Path) -> str:
+        job_id = super().submit(job, store)
+        lines = journal_path(job).read_text().splitlines(keepends=True)
+        last = max(number for number, line in enumerate(lines) if '"finished"' in line)
+        journal_path(job).write_text("".join(lines[:last]))
+        return job_id
+
+    def collect(self, job_id: str, store: Path) -> JobState:
+        return "lost"
+
+
+def test_a_run_that_was_stored_is_completed_whatever_the_worker_could_still_say(tiny_model: Path, tmp_path: Path):
+    """A worker that dies between the two has lost nothing."""
+    found = compare(tiny_model, tmp_path, "misbehave", "misbehave(tag=2)", executor=_Silent())
+    assert [run.status for run in found.runs.values()] == ["completed", "completed"]
+    assert len(list((tmp_path / "store" / "runs").iterdir())) == 2
 
 
 def test_completed_runs_are_reused_and_failed_ones_tried_again(tiny_model: Path, tmp_path: Path):

@@ -292,6 +292,9 @@ class Scheduler:
         self._active.remove(active)
         dollars = self._executor.dollars(active.job_id)
         write_json(active.record, JobRecord(active.job, active.job_id, ended=True, dollars=dollars).to_json())
+        for run_id, attempt in active.attempts.items():
+            if run_id not in active.finished and attempt in self._store.attempts(run_id):
+                self._finish(active, run_id, self._stored(active, run_id))  # stored, but not said any more
         left = [e for e in active.experiments if e.run_id not in active.finished]
         failed = [e for e in left if e.run_id == active.current] if active.loaded else left
         if left and not failed and kind in ("lost", "timeout"):
