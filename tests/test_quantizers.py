@@ -14,6 +14,7 @@ from llmquant.models import ModelInfo, inspect_model
 from llmquant.quantizers.baseline_options import BaselineOptions
 from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions, Bnb8bitOptions
 from llmquant.weight_headers import TensorInfo
+from quantizing import stored_as_said
 
 PRESETS = {
     "bf16_baseline": BaselineOptions("bfloat16"),
@@ -80,10 +81,10 @@ def test_what_was_applied_reads_the_same_after_a_forward_pass(load, preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_elements_by_type_add_up_to_the_parameters(load, preset):
-    """Quantized weights count as weights, not as packed bytes."""
+def test_elements_by_type_are_those_that_are_stored(load, preset):
+    """Packed words and scales take what the weights hold."""
     model = load(PRESETS[preset])
-    assert sum(model.applied.dtypes.values()) == model.info.parameters
+    assert stored_as_said(model)
 
 
 def test_double_quantization_is_told_apart(load):

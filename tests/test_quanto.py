@@ -6,7 +6,7 @@ import pytest
 
 from llmquant.errors import NotHonouredError, OptionError, UnsupportedError
 from llmquant.quantizers.quanto_options import QuantoOptions
-from quantizing import EMPTY, GPT2, QUANTIZED, load_as, logits, made_up, write_untied
+from quantizing import EMPTY, GPT2, QUANTIZED, load_as, logits, made_up, stored_as_said, write_untied
 
 pytest.importorskip("optimum.quanto")
 
@@ -50,7 +50,7 @@ def test_what_is_held_is_what_was_predicted_and_read(load, preset, name):
     assert weight_bytes(model.module).total == options.weight_bytes(model.info, "cpu")
     assert model.applied.layers_quantized == len(model.info.linear_layers()) == 14
     assert model.applied.layers_left == ("lm_head",)
-    assert sum(model.applied.dtypes.values()) == model.info.parameters
+    assert stored_as_said(model)
 
 
 @pytest.mark.parametrize("preset", ALL)

@@ -196,7 +196,8 @@ def _names(layer: torch.nn.Module) -> Iterator[str]:
 
 
 def _keeps_frequencies(layer: torch.nn.Module) -> bool:
-    return getattr(layer, "rope_type", None) not in _FREQUENCIES_CHANGE
+    kinds = str(getattr(layer, "rope_type", ""))  # a dictionary where layers are of several kinds
+    return not any(kind in kinds for kind in _FREQUENCIES_CHANGE)
 
 
 def _tokenizer_settings(subject: Any, layers: Mapping[str, torch.nn.Module]) -> Iterator[Setting]:  # Any: see `take`

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from llmquant.checked_applied import check_applied
 from llmquant.errors import (
     MissingDependencyError,
     ModelError,
@@ -109,8 +110,7 @@ def load_causal_lm(
         seconds = time.perf_counter() - started
         make_ready(module, quantizer, to_save=to_save)
         touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
-    applied = quantizer.applied(module)
-    check_honoured(options, applied)
+    applied = read_back(module, quantizer, options)
     home = materialize(info, ctx.cache)
     tokenizer = load_tokenizer(home, info)
     if path != home:
@@ -183,6 +183,23 @@ def make_ready(module: torch.nn.Module, quantizer: Quantizer, *, to_save: bool =
     """Let the quantizer do what its layers need before their first use."""
     if hasattr(quantizer, "after_load"):
         quantizer.after_load(module, to_save=to_save)
+
+
+def read_back(
+    module: torch.nn.Module,
+    quantizer: Quantizer,
+    options: Any,  # Any: plugins bring their own dataclasses
+) -> AppliedQuantization:
+    """Have the quantizer say what is in the weights, and compare that with them and with what was asked for.
+
+    Raises:
+        NotHonouredError: if what was loaded is not what was asked for.
+        PluginError: if the weights contradict what the quantizer says.
+    """
+    applied = quantizer.applied(module)
+    check_applied(applied, module, f"{type(quantizer).__module__}:{type(quantizer).__qualname__}")
+    check_honoured(options, applied)
+    return applied
 
 
 def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses

@@ -14,7 +14,7 @@ import transformers
 from llmquant.errors import SanityError, UnsupportedError
 from llmquant.experiment import VectorForm, digest_of
 from llmquant.hub import download
-from llmquant.loading import check_honoured, make_ready, materialize
+from llmquant.loading import make_ready, materialize, read_back
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadStats
 from llmquant.retrieval.loaded import LoadedEmbedder
@@ -94,8 +94,7 @@ def load_embedder(
     if next(opened.module.parameters(), None) is None:
         applied = _NO_WEIGHTS
     else:
-        applied = quantizer.applied(opened.module)
-        check_honoured(options, applied)
+        applied = read_back(opened.module, quantizer, options)
     fingerprint = digest_of(
         {
             "encoder": info.encoder_digest,

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,30 @@ def tensor_bytes(tensors: Iterator[torch.Tensor]) -> int:
     for tensor in tensors:
         storages.add(tensor, "parameters")
     return sum(storages.sums.values())
+
+
+def stored_elements(module: torch.nn.Module) -> dict[str, int]:
+    """Count the stored elements of a module's weights by storage dtype, tied ones once.
+
+    Of packed weights these are the packed words, and the quantization state counts; other buffers do not.
+    """
+    kinds = elements_by_kind(module)
+    return dict(kinds["parameters"] + kinds["quantization_state"])
+
+
+def elements_by_kind(module: torch.nn.Module) -> dict[str, Counter[str]]:
+    """Count the stored elements of everything that a module holds, by the fields of `WeightBytes` and dtype."""
+    found = {name: Counter[str]() for name in ("parameters", "quantization_state", "buffers")}
+    seen = set[tuple[torch.device, int]]()
+    for tensor, where in _held(module):
+        leaves = sorted(_leaves(tensor), key=lambda leaf: leaf.numel() * leaf.element_size(), reverse=True)
+        for position, leaf in enumerate(leaves):
+            key = (leaf.device, leaf.data_ptr())
+            if leaf.device.type != "meta" and leaf.numel() and key not in seen:
+                seen.add(key)
+                kind = "quantization_state" if position else where
+                found[kind][str(leaf.dtype).removeprefix("torch.")] += leaf.numel()
+    return found
 
 
 def own_tensors(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
@@ -281,6 +306,7 @@ __all__ = [
     "is_out_of_memory",
     "own_tensors",
     "peak_memory",
+    "stored_elements",
     "tensor_bytes",
     "touch_weights",
     "weight_bytes",

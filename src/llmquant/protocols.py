@@ -65,7 +65,7 @@ class AppliedQuantization:
         block_size: weights that share a scale; ``None`` where a row does or nothing is shared.
         double_quantization: whether the scales are quantized too.
         compute_dtype: in which the quantized layers multiply.
-        dtypes: parameters by dtype, in elements.
+        dtypes: stored elements by storage dtype, as `llmquant.memory.stored_elements` counts them.
         layers_quantized: how many layers hold quantized weights.
         layers_left: names of linear layers left as they were.
         note: anything a reader of the table must know.

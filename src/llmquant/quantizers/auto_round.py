@@ -11,11 +11,12 @@ import torch
 from transformers import AutoTokenizer
 
 from llmquant.errors import NotHonouredError
+from llmquant.memory import stored_elements
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.auto_round_options import AutoRoundOptions
 from llmquant.quantizers.calibration import calibration_tokens
 from llmquant.quantizers.gptqmodel import loaded_dtype
-from llmquant.quantizers.reading import dtype_name, elements_by_dtype, linear_names, only
+from llmquant.quantizers.reading import dtype_name, linear_names, only
 from llmquant.strict_loading import load_causal
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class AutoRound:
             block_size=int(str(group_size)),
             double_quantization=False,
             compute_dtype=str(only((dtype_name(p.dtype) for p in module.parameters()), "type of other weights")),
-            dtypes={code: sum(_weights(layer) for layer in layers), **elements_by_dtype(module)},
+            dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module),
             note=f"kernel {kernel}",

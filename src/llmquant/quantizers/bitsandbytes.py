@@ -12,9 +12,10 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from llmquant.errors import NotHonouredError
+from llmquant.memory import stored_elements
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions, Bnb8bitOptions, fits_packed
-from llmquant.quantizers.reading import dtype_name, elements_by_dtype, fused_experts_note, linear_names, only
+from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -60,7 +61,6 @@ class Bnb4bit:
         if not states or None in states:
             raise NotHonouredError(f"{states.count(None)} of {len(layers)} 4-bit layers hold quantized weights")
         code = str(only((state.quant_type for state in states), "code"))
-        counts = elements_by_dtype(module, skip=[layer.weight for layer in layers])
         packed = sum(_packs(layer) for layer in layers)
         repacked = (
             f"for AVX512-BF16 {packed} of {len(layers)} layers are repacked with bfloat16 scales" if packed else ""
@@ -73,7 +73,7 @@ class Bnb4bit:
             block_size=block_size if isinstance(block_size, int) else None,
             double_quantization=bool(only((_is_nested(state) for state in states), "double quantization")),
             compute_dtype=str(only((_compute_dtype(layer) for layer in layers), "compute type")),
-            dtypes={code: sum(state.shape.numel() for state in states), **counts},
+            dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module, kind),
             note="; ".join(part for part in (repacked if packed else "", fused_experts_note(module)) if part),
@@ -116,8 +116,6 @@ class Bnb8bit:
         threshold = only((layer.state.threshold for layer in layers), "outlier threshold")
         if threshold != self._options.threshold:
             raise NotHonouredError(f"asked for threshold {self._options.threshold}, found {threshold}")
-        weights = [layer.weight for layer in layers]
-        counts = elements_by_dtype(module, skip=weights)
         note = f"inputs are rounded to float16; columns above {threshold} multiply in 16 bits"
         return AppliedQuantization(
             method="bitsandbytes",
@@ -126,7 +124,7 @@ class Bnb8bit:
             block_size=None,
             double_quantization=False,
             compute_dtype="int8",
-            dtypes={"int8": sum(weight.numel() for weight in weights), **counts},
+            dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module, kind),
             note="; ".join(part for part in (note if threshold else "", fused_experts_note(module)) if part),

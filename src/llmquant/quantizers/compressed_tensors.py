@@ -20,9 +20,10 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from transformers import AutoTokenizer
 
 from llmquant.errors import NotHonouredError
+from llmquant.memory import stored_elements
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.compressed_tensors_options import CompressedTensorsOptions
-from llmquant.quantizers.reading import dtype_name, elements_by_dtype, only
+from llmquant.quantizers.reading import dtype_name, only
 from llmquant.strict_loading import load_causal
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ class CompressedTensors:
         dtype = str(only((dtype_name(layer.weight_scale.dtype) for layer in layers), "type of scales"))
         inputs = layers[0].quantization_scheme.input_activations
         rounded = f"inputs are rounded to {inputs.num_bits} bits, a scale a token; " if inputs else ""
-        state = [p for layer in layers for name, p in layer.named_parameters(recurse=False) if name != "bias"]
         return AppliedQuantization(
             method="compressed-tensors",
             code=code,
@@ -101,10 +101,7 @@ class CompressedTensors:
             block_size=block_size if isinstance(block_size, int) else None,
             double_quantization=False,
             compute_dtype=dtype,
-            dtypes={
-                code: sum(layer.in_features * layer.out_features for layer in layers),
-                **elements_by_dtype(module, skip=state),
-            },
+            dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=tuple(
                 name

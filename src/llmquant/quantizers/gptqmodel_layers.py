@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llmquant.errors import NotHonouredError
+from llmquant.memory import stored_elements
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.reading import elements_by_dtype, linear_names, only
 
@@ -44,7 +45,7 @@ def read_gptqmodel_layers(module: torch.nn.Module) -> AppliedQuantization:
         block_size=block_size if isinstance(block_size, int) else None,
         double_quantization=False,
         compute_dtype=str(only((_compute_dtype(layer, plain) for layer in layers), "compute type")),
-        dtypes={code: sum(layer.in_features * layer.out_features for layer in layers), **counts},
+        dtypes=stored_elements(module),
         layers_quantized=len(layers),
         layers_left=linear_names(module, GroupedQuantLinear),
         note=_note(layers),

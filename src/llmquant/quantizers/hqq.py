@@ -19,9 +19,10 @@ from transformers.quantizers.quantizers_utils import get_module_from_name, shoul
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmquant.errors import NotHonouredError
+from llmquant.memory import stored_elements
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.hqq_options import HqqOptions
-from llmquant.quantizers.reading import dtype_name, elements_by_dtype, fused_experts_note, linear_names, only
+from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -74,7 +75,7 @@ class Hqq:
             block_size=block_size,
             double_quantization=False,
             compute_dtype=compute,
-            dtypes={f"int{bits}": sum(layer.elements for layer in layers), **elements_by_dtype(module)},
+            dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module),
             note="; ".join(part for part in (expanded, fused_experts_note(module)) if part),

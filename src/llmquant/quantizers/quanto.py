@@ -11,9 +11,10 @@ from optimum.quanto import QLinear
 from transformers import QuantoConfig
 
 from llmquant.errors import NotHonouredError
+from llmquant.memory import stored_elements
 from llmquant.protocols import AppliedQuantization
 from llmquant.quantizers.quanto_options import QuantoOptions
-from llmquant.quantizers.reading import dtype_name, elements_by_dtype, fused_experts_note, linear_names, only
+from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 
 if TYPE_CHECKING:
     from llmquant.models import ModelInfo
@@ -55,7 +56,7 @@ class Quanto:
             block_size=block_size if isinstance(block_size, int) else None,
             double_quantization=False,
             compute_dtype=str(only((dtype_name(weight.dtype) for weight in weights), "compute type")),
-            dtypes={code: sum(w.numel() for w in weights), **elements_by_dtype(module, skip=weights)},
+            dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module, QLinear),
             note=fused_experts_note(module),

@@ -25,14 +25,12 @@ def linear_names(module: torch.nn.Module, quantized: type[torch.nn.Module] | tup
     )
 
 
-def elements_by_dtype(module: torch.nn.Module, skip: Iterable[torch.Tensor] = ()) -> dict[str, int]:
+def elements_by_dtype(module: torch.nn.Module) -> dict[str, int]:
     """Count the elements of the parameters by type; tied parameters once."""
-    skipped = {id(tensor) for tensor in skip}
     counts: dict[str, int] = {}
     for parameter in module.parameters():
-        if id(parameter) not in skipped:
-            name = dtype_name(parameter.dtype)
-            counts[name] = counts.get(name, 0) + parameter.numel()
+        name = dtype_name(parameter.dtype)
+        counts[name] = counts.get(name, 0) + parameter.numel()
     return counts
 
 

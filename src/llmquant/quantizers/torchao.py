@@ -33,8 +33,9 @@ from torchao.quantization.quantize_.workflows import Int4PackingFormat
 from transformers import TorchAoConfig
 
 from llmquant.errors import NotHonouredError, UnsupportedError
+from llmquant.memory import stored_elements
 from llmquant.protocols import AppliedQuantization
-from llmquant.quantizers.reading import dtype_name, elements_by_dtype, fused_experts_note, linear_names, only
+from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 from llmquant.quantizers.torchao_options import SCHEMES, TILE, TorchaoInt4Options, TorchaoOptions, check_capability
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _applied(module: torch.nn.Module) -> AppliedQuantization:
         block_size=first.block_size,
         double_quantization=first.double_quantization,
         compute_dtype=first.compute_dtype,
-        dtypes={first.code: sum(w.numel() for w in quantized), **elements_by_dtype(module, skip=quantized)},
+        dtypes=stored_elements(module),
         layers_quantized=len(found),
         layers_left=tuple(name for name in linear_names(module) if name not in found),
         note="; ".join(part for part in (first.note, padding, fused_experts_note(module)) if part),
