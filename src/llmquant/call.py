@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from llmquant.errors import OptionError
+from llmquant.reading import brief, check_json, finite, no_constant, unique, value_of
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
+# Longer texts than this are files.
+_LONGEST = 2**16
+_DEEPEST = 40
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -46,6 +49,9 @@ class Call:
                 given twice.
         """
         text = text.strip()
+        if len(text) > _LONGEST:
+            raise OptionError(f"{brief(text)} has more than {_LONGEST:,} characters", hint="Give long texts as files.")
+        value_of(str, text, "a call")
         name, bracket, rest = text.partition("(")
         name = name.strip()
         if not name or set(name) & set(')[]{},="'):
@@ -83,8 +89,9 @@ class Call:
             return cls.parse(value)
         name = value.get("name") if isinstance(value, Mapping) else None
         if not isinstance(name, str):
-            raise OptionError(f"{value!r} names no plugin", hint='Write "name" or { name = "...", option = ... }.')
+            raise OptionError(f"{brief(value)} names no plugin", hint='Write "name" or { name = "...", option = ... }.')
         call = cls.parse(name)
+        check_json(value, name)
         options = {key: option for key, option in value.items() if key != "name"}
         for key in options.keys() & call.options.keys():
             raise OptionError(f"option {key!r} is given twice, in {name!r} and beside it")
@@ -108,6 +115,8 @@ def _split(text: str, *, whole: str) -> list[str]:
             quoted = True
         elif char in _CLOSING:
             expected.append(_CLOSING[char])
+            if len(expected) > _DEEPEST:
+                raise OptionError(f"brackets are nested more than {_DEEPEST} deep in {brief(whole)}")
         elif char in ")]}":
             if not expected or expected.pop() != char:
                 raise OptionError(f"brackets do not balance in {whole!r}")
@@ -135,24 +144,20 @@ def _key_value(part: str) -> tuple[str, str, str]:
 def _value(text: str) -> Json:
     """Read JSON, a list of bare words, or a bare word."""
     try:
-        value: Json = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value: Json = json.loads(text, object_pairs_hook=_table, parse_constant=no_constant, parse_float=finite)
     except ValueError:
         if text.startswith("[") and text.endswith("]"):
             return [_value(part) for part in _split(text[1:-1], whole=text)]
         return text
+    check_json(value, brief(text))
     return value
 
 
-def _no_constant(name: str) -> float:
-    # Python's reader takes NaN and Infinity, which are no JSON and have no digest; here they are bare words.
-    raise ValueError(name)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number
+def _table(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
+    try:
+        return unique(pairs)
+    except ValueError as error:
+        raise OptionError(str(error)) from error
 
 
 def _text(value: Json) -> str:

@@ -132,6 +132,19 @@ def describe(error: BaseException) -> str:
     return name + missing + (f", at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "")
 
 
+def raise_all(errors: Sequence[RequestError]) -> None:
+    """Raise one mistake by itself, and several together.
+
+    Raises:
+        RequestError: if there is any.
+        RequestErrors: if there are several.
+    """
+    if len(errors) > 1:
+        raise RequestErrors(errors)
+    if errors:
+        raise errors[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known names a mistyped one is close to.
 

@@ -172,15 +172,15 @@ def _wrong_numbers(study: Study) -> list[RequestError]:
     errors: list[RequestError] = []
     if not study.models:
         errors.append(OptionError("the study names no model", hint="Give a Hub id, a folder (./...) or a .gguf file."))
-    if study.limit is not None and (not isinstance(study.limit, int) or study.limit < 1):
+    if study.limit is not None and study.limit < 1:
         errors.append(
             OptionError(
                 f"limit must be at least 1, found {study.limit}",
                 hint='Leave it out of a study file for all documents: limit = "all".',
             )
         )
-    if not isinstance(study.seed, int) or study.seed < 0:
-        errors.append(OptionError(f"seed must be a whole number from 0, found {study.seed!r}"))
+    if not 0 <= study.seed < 2**32:  # numpy takes no more
+        errors.append(OptionError(f"seed must be a whole number from 0 to 4294967295, found {study.seed}"))
     return errors
 
 

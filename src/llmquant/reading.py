@@ -23,6 +23,7 @@ from llmquant.errors import (
     StoreError,
     UnknownNameError,
     nearest,
+    raise_all,
 )
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ _SCALARS: Mapping[Any, tuple[str, Callable[[Any], bool], str]] = {  # Any: what 
 _NAMES = {"Json": Any, "Sequence": Sequence, "Mapping": Mapping}
 
 _brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 80
+_brief.maxstring = _brief.maxother = 120
 
 
 def brief(value: Any) -> str:  # Any: what somebody wrote
@@ -213,10 +214,7 @@ def table(
                 errors.append(OptionError(f"{inner} is missing"))
         except RequestError as error:
             errors.append(error)
-    if len(errors) > 1:
-        raise RequestErrors(errors)
-    if errors:
-        raise errors[0]
+    raise_all(errors)
     return found
 
 
@@ -226,7 +224,9 @@ def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what s
     Raises:
         RequestError: if it is something else, or holds a number or a text that cannot be written again.
     """
-    origin, args = get_origin(hint), get_args(hint)
+    if hint in _SCALARS:
+        return _scalar(hint, value, where)
+    origin, args = _parts(hint)
     if isinstance(hint, NewType):
         return value_of(hint.__supertype__, value, where)
     if origin is Annotated:
@@ -246,17 +246,14 @@ def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what s
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping) or not all(map(_SCALARS[str][1], value)):
             raise OptionError(f"{where} must be a table of keys, found {brief(value)}")
-        return {key: value_of(args[1], item, f"{where}.{brief(key)[1:-1]}") for key, item in value.items()}
+        return {key: value_of(args[1], item, f"{where}.{key[:60]}") for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         read = getattr(hint, "from_json", None)  # what is written otherwise than it is kept
         return read_as(hint, value, where) if read is None else read(value)
     if hint is Any:
         check_json(value, where)
         return value
-    name, accepts, cure = _SCALARS[hint]
-    if not accepts(value):
-        raise OptionError(f"{where} must be {name}, found {brief(value)}", hint=cure)
-    return value
+    raise TypeError(f"{hint} cannot be read")
 
 
 def check_json(value: Any, where: str, *, deepest: int = _DEEPEST) -> None:  # Any: what somebody wrote
@@ -270,15 +267,24 @@ def check_json(value: Any, where: str, *, deepest: int = _DEEPEST) -> None:  # A
     if isinstance(value, Mapping):
         for key, item in value.items():
             value_of(str, key, f"a key of {where}")
-            check_json(item, where, deepest=deepest - 1)
+            check_json(item, f"{where}.{key[:60]}", deepest=deepest - 1)
     elif isinstance(value, list | tuple):
         for item in value:
             check_json(item, where, deepest=deepest - 1)
     elif isinstance(value, str | float):
         value_of(type(value), value, where)
     elif not isinstance(value, int | None) or (value or 0).bit_length() > _MOST_BITS:
-        kinds = "a text, a finite number, true, false, a list or a table"
+        kinds = "JSON: a text, a finite number, true, false, a list or a table"
         raise OptionError(f"{where} must be {kinds}, found {brief(value)}", hint="Write a text in double quotes.")
+
+
+def _scalar(kind: type, value: Any, where: str) -> Any:  # Any: what somebody wrote
+    name, accepts, cure = _SCALARS[kind]
+    if not accepts(value):
+        raise OptionError(f"{where} must be {name}, found {brief(value)}", hint=cure)
+    if type(value) is int and abs(value) >= _LARGEST:
+        raise OptionError(f"{where} is too large: {brief(value)}", hint="Numbers are below 2^63.")
+    return value
 
 
 def _union(arms: Sequence[Any], value: Any, where: str) -> Any:  # Any: types and what somebody wrote
@@ -307,7 +313,7 @@ def _tuple(kinds: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:  # 
 def _is_number(value: Any, kinds: Any) -> bool:  # Any: what somebody wrote, and types
     if not isinstance(value, kinds) or isinstance(value, bool):
         return False
-    return -_LARGEST <= value < _LARGEST if isinstance(value, int) else math.isfinite(value)
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def _can_be_written(text: str) -> bool:
@@ -316,6 +322,11 @@ def _can_be_written(text: str) -> bool:
     except UnicodeEncodeError:  # half a surrogate pair
         return False
     return True
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:  # Any: types
+    return get_origin(hint), get_args(hint)
 
 
 @cache

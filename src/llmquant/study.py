@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmquant.call import Call, Json
-from llmquant.errors import LlmquantError, OptionError, RequestError, RequestErrors, UnknownNameError, nearest
+from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest, raise_all
 from llmquant.experiment import ModelRequest, VectorGrid
+from llmquant.reading import brief, read_as, value_of
+from llmquant.study_file import read_study_file, unknown_format, yaml_text
 
 STUDY_SCHEMA = 1
 _KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", "limit", "seed")
+_FIELDS: Mapping[str, Any] = {"baseline": str | None, "limit": int | None, "seed": int}  # Any: types
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Study:
     seed: int = 0
     vectors: VectorGrid = field(default_factory=VectorGrid)
 
+    def __post_init__(self) -> None:
+        for key, kind in _FIELDS.items():
+            value_of(kind, getattr(self, key), key)
+
     @classmethod
     def from_file(cls, path: Path | str) -> Study:
         """Read a study file; relative paths in it are relative to where the program runs.
@@ -48,17 +56,9 @@ class Study:
             UnknownNameError: for a key that does not exist.
             RequestErrors: for several of these.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise OptionError(f"cannot read {path}: {error.strerror}") from error
-        try:
-            data = _parse(path, text)
-        except ValueError as error:  # tomllib, json and yaml all raise its subclasses
-            raise OptionError(f"{path} cannot be parsed: {error}") from error
+        data = read_study_file(Path(path))
         if not isinstance(data, Mapping):
-            raise OptionError(f"{path} holds no table of keys")
+            raise OptionError(f"{path} holds no table of keys, but {brief(data)}")
         return cls.from_json(data)
 
     @classmethod
@@ -69,44 +69,31 @@ class Study:
             RequestError: as `from_file`.
         """
         errors: list[RequestError] = [
-            UnknownNameError(f"a study has no key {key!r}", hint=nearest(key, _KEYS))
+            UnknownNameError(f"a study has no key {brief(key)}", hint=nearest(brief(key).strip("'"), _KEYS))
             for key in data
             if key not in _KEYS
         ]
-        if data.get("schema", STUDY_SCHEMA) != STUDY_SCHEMA:
-            errors.append(
-                OptionError(
-                    f"study schema {data['schema']!r} is not known", hint=f"This llmquant reads {STUDY_SCHEMA}."
-                )
-            )
-        models = _each(data.get("models", ()), "models", _model, errors)
-        quantizers = _each(data.get("quantizers", ()), "quantizers", Call.of, errors)
-        evaluators = _each(data.get("evaluators", ()), "evaluators", Call.of, errors)
-        vectors = VectorGrid()
-        try:
-            vectors = VectorGrid.from_json(data.get("vectors", {}))
-        except OptionError as error:
-            errors.append(error)
-        limit, seed, baseline = data.get("limit", 100), data.get("seed", 0), data.get("baseline")
-        if limit == "all":
-            limit = None
-        for key, value, kinds in (
-            ("limit", limit, (int, type(None))),
-            ("seed", seed, (int,)),
-            ("baseline", baseline, (str, type(None))),
-        ):
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                errors.append(
-                    OptionError(
-                        f"{key} has a wrong type: {value!r}",
-                        hint='Write limit = 50, or limit = "all".' if key == "limit" else "",
-                    )
-                )
-        if len(errors) > 1:
-            raise RequestErrors(errors)
-        if errors:
-            raise errors[0]
-        return cls(tuple(models), tuple(quantizers), tuple(evaluators), baseline, limit, seed, vectors)
+        schema = data.get("schema", STUDY_SCHEMA)
+        if type(schema) is not int or schema != STUDY_SCHEMA:
+            hint = f"This llmquant reads {STUDY_SCHEMA}."
+            errors.append(OptionError(f"study schema {brief(schema)} is not known", hint=hint))
+        given: dict[str, Any] = {  # Any: the fields of a study
+            "models": _each(data, "models", _model, errors),
+            "quantizers": _each(data, "quantizers", _call, errors),
+            "evaluators": _each(data, "evaluators", _call, errors),
+        }
+        if data.get("limit") == "all":
+            data = {**data, "limit": None}
+        elif data.get("limit", 0) is None:
+            errors.append(OptionError("limit is null", hint='Write limit = 50, or limit = "all".'))
+        for key, read in (("vectors", VectorGrid.from_json), *((key, _field(key)) for key in _FIELDS)):
+            try:
+                if key in data:
+                    given[key] = read(data[key])
+            except RequestError as error:
+                errors.append(error)
+        raise_all(errors)
+        return cls(**given)
 
     def to_json(self) -> dict[str, Json]:
         """Return it as the table of a study file."""
@@ -139,58 +126,48 @@ class Study:
 
             text = tomli_w.dumps(data)
         elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            text = yaml.safe_dump(data, sort_keys=False)
+            text = yaml_text(data)
         elif path.suffix == ".json":
             text = json.dumps(data, indent=2)
         else:
-            raise _unknown_format(path)
+            raise unknown_format(path)
         path.write_text(text, encoding="utf-8")
 
 
-def _parse(path: Path, text: str) -> Any:  # Any: whatever the file holds
-    if path.suffix == ".toml":
-        return tomllib.loads(text)
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-    if path.suffix == ".json":
-        return json.loads(text)
-    raise _unknown_format(path)
+def _field(key: str) -> Callable[[Any], Any]:  # Any: whatever somebody wrote
+    return lambda value: value_of(_FIELDS[key], value, key)
 
 
-def _unknown_format(path: Path) -> OptionError:
-    return OptionError(f"{path} has the ending {path.suffix!r}", hint="A study file is .toml, .yaml or .json.")
-
-
-def _model(value: Any) -> ModelRequest:  # Any: whatever the file holds
+def _model(value: Any, where: str) -> ModelRequest:  # Any: whatever the file holds
     if isinstance(value, str):
         return ModelRequest(value)
-    if isinstance(value, Mapping) and isinstance(value.get("source"), str):
-        unknown = set(value) - {"source", "trust_remote_code", "allow_pickle"}
-        if unknown:
-            raise UnknownNameError(
-                f"a model has no key {min(unknown)!r}", hint=nearest(min(unknown), ModelRequest.__dataclass_fields__)
-            )
-        return ModelRequest(**value)
-    raise OptionError(
-        f"{value!r} names no model", hint='Write "name" or { source = "name", trust_remote_code = true }.'
-    )
+    if isinstance(value, Mapping):
+        return read_as(ModelRequest, value, where)
+    hint = 'Write "name" or { source = "name", trust_remote_code = true }.'
+    raise OptionError(f"{where} is {brief(value)}, which names no model", hint=hint)
 
 
-def _each(values: Any, key: str, read: Any, errors: list[RequestError]) -> list[Any]:  # Any: whatever the file holds
+def _call(value: Any, where: str) -> Call:  # Any: whatever the file holds
+    try:
+        return Call.of(value)
+    except OptionError as error:
+        raise OptionError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _each(
+    data: Mapping[str, Any],
+    key: str,
+    read: Callable[[Any, str], T],
+    errors: list[RequestError],
+) -> tuple[T, ...]:  # Any: whatever the file holds
+    values = data.get(key, ())
     if isinstance(values, str) or not isinstance(values, Sequence):
-        errors.append(OptionError(f"{key} must be a list, found {values!r}"))
-        return []
+        errors.append(OptionError(f"{key} must be a list, found {brief(values)}", hint=f'Write {key} = ["name"].'))
+        return ()
     found = []
-    for value in values:
+    for i, value in enumerate(values):
         try:
-            found.append(read(value))
-        except LlmquantError as error:
-            errors.append(error if isinstance(error, RequestError) else OptionError(str(error)))
-    return found
+            found.append(read(value, f"{key}[{i}]"))
+        except RequestError as error:
+            errors.append(error)
+    return tuple(found)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llmquant.errors import OptionError, PluginError, nearest
-from llmquant.experiment import Digest, InputFile, canonical_json, path_of, visible
+from llmquant.experiment import Digest, InputFile, path_of, visible
+from llmquant.reading import brief, check_json, read_as
 
 Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
 
@@ -28,6 +29,14 @@ _SCALARS: dict[type, tuple[str, Callable[[Any], bool]]] = {  # Any: option value
     float: ("a finite number", lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf),
     str: ("a text", lambda v: isinstance(v, str) and v == visible(v)),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeptFile:
+    """A file as an experiment keeps it."""
+
+    digest: Digest
+    name: str
 
 
 def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own dataclass
@@ -80,7 +89,9 @@ def coerce(value: Any, hint: Type, where: str) -> Any:  # Any: option values
         return _input_file(value, hint, where)
     if _is_mapping(hint):
         if not isinstance(value, Mapping):
-            raise OptionError(f"{where} must be a table, found {value!r}", hint='Write it as JSON: {"key": value}.')
+            raise OptionError(
+                f"{where} must be a table, found {brief(value)}", hint='Write it as JSON: {"key": value}.'
+            )
         return {str(key): coerce(item, args[1], f"{where}.{key}") for key, item in value.items()}
     if hint is Any:
         return _json(value, where)
@@ -89,7 +100,7 @@ def coerce(value: Any, hint: Type, where: str) -> Any:  # Any: option values
         return str(value)  # a bare word of digits
     if not accepts(value):
         hint_text = f'Write "{value}" in double quotes.' if hint is str and isinstance(value, float) else ""
-        raise OptionError(f"{where} must be {name}, found {value!r}", hint=hint_text)
+        raise OptionError(f"{where} must be {name}, found {brief(value)}", hint=hint_text)
     return float(value) if hint is float else value
 
 
@@ -133,7 +144,7 @@ def _union(value: Any, arms: tuple[Type, ...], where: str) -> Any:  # Any: optio
                 errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    raise OptionError(f"{where} is {value!r}", hint="It must be " + " or ".join(_name(arm) for arm in arms) + ".")
+    raise OptionError(f"{where} is {brief(value)}", hint="It must be " + " or ".join(_name(arm) for arm in arms) + ".")
 
 
 def _literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:  # Any: option values
@@ -141,27 +152,27 @@ def _literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:  # Any: o
         # 8 and 8.0, or 1 and True, are equal but not the same choice; 8 may stand for the text "8".
         if (type(value) is type(choice) and value == choice) or (type(value) is int and choice == str(value)):
             return choice
-    raise OptionError(f"{where} is {value!r}", hint=nearest(str(value), map(str, choices)))
+    raise OptionError(f"{where} is {brief(value)}", hint=nearest(brief(value).strip("'"), map(str, choices)))
 
 
 def _input_file(value: Any, cls: type[InputFile], where: str) -> InputFile:  # Any: option values
     if isinstance(value, InputFile):
         return value
     if isinstance(value, Mapping) and set(value) == {"digest", "name"}:
-        return cls(Digest(value["digest"]), value["name"])
+        kept = read_as(_KeptFile, value, where)
+        return cls(kept.digest, kept.name)
     if not isinstance(value, str | Path):
-        raise OptionError(f"{where} must be a file's path, found {value!r}")
+        raise OptionError(f"{where} must be a file's path, found {brief(value)}")
     try:
         return cls.read(path_of(value))
     except OptionError as error:
-        raise OptionError(f"{where}: {error.message}") from error
+        raise OptionError(f"{where}: {error.message}", hint=error.hint) from error
+    except OSError as error:  # a name that is too long
+        raise OptionError(f"{where}: cannot read {brief(str(value))}: {error.strerror}") from error
 
 
 def _json(value: Any, where: str) -> Any:  # Any: option values
-    try:
-        canonical_json(value)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"{where} must be JSON, found {value!r}") from error
+    check_json(value, where)
     return value
 
 

@@ -17,11 +17,11 @@ from llmquant.errors import (
     OptionError,
     PluginError,
     RequestError,
-    RequestErrors,
     RunError,
     UnknownNameError,
     describe,
     nearest,
+    raise_all,
 )
 from llmquant.experiment import Digest, InputFile, InputFolder
 from llmquant.plugins.field_types import coerce, field_types, takes_many
@@ -52,10 +52,7 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
         except RequestError as error:
             errors.append(error)
     errors += [OptionError(f"{call.name} needs a value for {name!r}") for name in required(cls) if name not in given]
-    if len(errors) > 1:
-        raise RequestErrors(errors)
-    if errors:
-        raise errors[0]
+    raise_all(errors)
     try:
         return cls(**values)
     except LlmquantError:
