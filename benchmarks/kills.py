@@ -116,23 +116,23 @@ def numbers(store: Store) -> dict[str, object]:
     }
 
 
-def settle(studies: Studies, *, swept: bool) -> None:
+def settle(studies: Studies, abandoned: set[Path]) -> None:
     """Wait until nothing of a program that has ended is left.
 
     Args:
-        swept: somebody was left to delete temporary folders.
+        abandoned: temporary folders that nobody was left to delete; the next worker's start does.
     """
     until = time.monotonic() + SETTLED_S
-    while (left := studies.processes()) or (swept and list(studies.temporary.iterdir())):
+    while left := [*studies.processes().values(), *({*studies.temporary.iterdir()} - abandoned)]:
         if time.monotonic() > until:
-            sys.exit(f"after {SETTLED_S:g} s there are left: {dict(left)}, {list(studies.temporary.iterdir())}")
+            sys.exit(f"after {SETTLED_S:g} s there are left: {left}")
         time.sleep(0.1)
 
 
 def disturb(studies: Studies, store: Store, chance: random.Random, pause_s: float, kills: list[str]) -> None:
     """Run a study until it is complete, and kill its processes on the way."""
     stored: dict[str, str] = {}
-    disturbed, swept = False, True
+    disturbed, abandoned = False, set[Path]()
     program = studies.start(store.root)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -147,14 +147,16 @@ def disturb(studies: Studies, store: Store, chance: random.Random, pause_s: floa
                     victim.send_signal(number)
             if not victims:
                 continue
-            disturbed, swept = True, target != "everything"
+            disturbed = True
             kills.append(f"{target}, {number.name}")
             if target in ("worker", "supervisor"):
                 print(f"{len(kills)}: {kills[-1]}", flush=True)
                 continue
             program.wait(SETTLED_S)
+            if target == "everything":
+                abandoned |= {*studies.temporary.iterdir()}
         code = program.returncode
-        settle(studies, swept=swept)
+        settle(studies, abandoned)
         now = fingerprints(store)
         print(f"{len(kills)}: {kills[-1] if kills else ''}; exit code {code}, {len(now)} runs completed", flush=True)
         if lost := [name for name, digest in stored.items() if now.get(name) != digest]:
