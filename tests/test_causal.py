@@ -169,6 +169,33 @@ def test_an_untied_head_that_is_not_there_is_refused(inspect, folder):
     assert "has no lm_head.weight" in _refusal(inspect, folder).message
 
 
+def test_a_weight_under_two_names_is_refused(inspect, folder):
+    """Transformers loads one over the other."""
+    _edit_tensors(folder, lambda t: t.update({"norm.weight": torch.zeros(64)}))
+    assert "holds both 'model.norm.weight' and 'norm.weight'" in _refusal(inspect, folder).message
+
+
+def test_names_without_the_models_prefix_are_no_fault(inspect, folder):
+    """As a decoder without its head is saved."""
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    inspect(folder)
+
+
+def test_an_adapter_beside_a_model_is_refused(inspect, folder):
+    """Transformers would load the adapter's base model in its place, or the adapter on top of it."""
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds a model and an adapter" in _refusal(inspect, folder).message
+
+
+def test_a_configuration_of_wrong_types_is_refused(load, folder):
+    """With what transformers says of it."""
+    _edit_config(folder, hidden_size="64")
+    with pytest.raises(ModelError, match=r"cannot load .* for field 'hidden_size'"):
+        load(folder)
+
+
 @pytest.fixture
 def sharded(tiny_model, tmp_path):
     """Save the tiny model in several files with an index."""
@@ -185,6 +212,15 @@ def test_files_hold_what_the_index_says(inspect, sharded):
     assert "both hold" in _refusal(inspect, sharded).message
     save_file({"other": torch.zeros(1)}, first)
     assert f"says that {first.name} holds" in _refusal(inspect, sharded).message
+
+
+def test_two_sets_of_weights_are_refused(inspect, sharded, tiny_model):
+    """One file beside shards is another checkpoint; an index without its shards says nothing."""
+    shutil.copy(tiny_model / "model.safetensors", sharded)
+    assert "holds two sets of weights" in _refusal(inspect, sharded).message
+    for shard in sharded.glob("model-*.safetensors"):
+        shard.unlink()
+    inspect(sharded)
 
 
 @pytest.fixture

@@ -189,6 +189,46 @@ def test_reasoning_without_an_end_is_counted(evaluate, says):
     assert result.details["notes"] == ["3 answers have no </think>: they are scored as they are"]
 
 
+def test_reasoning_that_is_scored_is_counted(evaluate, says):
+    """Whether its template can turn it off or not."""
+    says("<think>x</think> 42")
+    notes = evaluate(GENERATION, gen_kwargs={"max_gen_toks": 64}).details["notes"]
+    assert notes == ["3 answers hold reasoning, which is scored with them: give think_end_token"]
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+def test_the_length_of_answers_is_what_was_asked_for(evaluate, says, name):
+    """Under every name that lm-eval knows it by, also where the task gives one."""
+    says("sacks of barley on Monday")
+    (short, *_) = evaluate(GENERATION, gen_kwargs={name: 1}).samples
+    (long, *_) = evaluate(GENERATION, gen_kwargs={name: 3}).samples
+    assert len(short.answer) < len(long.answer)
+
+
+def test_an_empty_prompt_is_refused(evaluate):
+    """Where no token stands in front of a text, there is nothing to continue."""
+    with pytest.raises(RunError, match="a prompt is empty"):
+        evaluate(GENERATION.replace("Question: {{q}}Answer:", ""))
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0]['content'] + 1 }}", {"rag": "{{ messages[0]['content'] }}"}])
+def test_a_chat_template_that_fails_is_refused(evaluate, subject, template):
+    """Also where there are several and none is the default."""
+    subject.tokenizer.chat_template = template
+    with pytest.raises(RunError, match=r"the chat template of .* fails: "):
+        evaluate(GENERATION, apply_chat_template=True)
+
+
+@pytest.mark.parametrize(
+    "start", ["", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"]
+)
+def test_an_instruction_that_the_template_leaves_out_is_said(evaluate, subject, start):
+    """lm-eval leaves it out where the template refuses it."""
+    subject.tokenizer.chat_template = start + "{{ messages[-1]['content'] }}"
+    notes = evaluate(GENERATION, apply_chat_template=True, system_instruction="Be brief.").details["notes"]
+    assert notes == ["the chat template has no place for a system message: the instruction in front is left out"]
+
+
 @pytest.fixture
 def seen(monkeypatch):
     """Return the prompts that the model was asked, as they come."""

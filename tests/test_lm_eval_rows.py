@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -154,6 +155,67 @@ def test_an_answer_that_would_be_printed_as_a_word_of_python_is_refused(options,
     rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": answer}]
     with pytest.raises(OptionError, match=r"line 2: the right answer is (null|true|false), which is no text"):
         options(GENERATE.replace('"{{answer}}"', target), rows).check(None, "cpu")
+
+
+LOGLIKELIHOOD = """
+task: mine
+output_type: loglikelihood
+doc_to_text: "{{question}}"
+doc_to_target: answer
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.mark.parametrize("target", ["answer", '"{{answer}}"'])
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"text": "a"}, "b", 'line 1: the right answer is {"text": "a"}, which is no text'),
+        (["a", "b"], "cat", 'line 2: the right answer is "cat", which is not a list, unlike that of the first row'),
+        ("cat", ["a", "b"], 'line 2: the right answer is ["a", "b"], which is a list, unlike'),
+        ([5, 6], ["a"], "line 1: the right answer is [5, 6], which is no text"),
+    ],
+)
+def test_answers_that_lm_eval_would_change_are_refused(options, target, first, second, words):
+    """It compares a text beside lists letter by letter, and numbers in a list with texts."""
+    rows = [{"question": "q", "answer": first}, {"question": "r", "answer": second}]
+    with pytest.raises(OptionError, match=re.escape(words)):
+        options(GENERATE.replace('"{{answer}}"', target), rows).check(None, "cpu")
+
+
+def test_a_text_in_brackets_is_no_list_of_answers(options, context):
+    """Where the task names the field it stays a text; where lm-eval would make a list of it, it is refused."""
+    rows = [{"question": "q", "answer": "[1,2]"}]
+    with pytest.raises(OptionError, match=re.escape('line 1: the right answer is the text "[1,2]", which lm-eval')):
+        options(GENERATE, rows).check(None, "cpu")
+    chosen = options(GENERATE.replace('"{{answer}}"', "answer"), rows)
+    chosen.check(None, "cpu")
+    task = load(chosen, context)
+    assert [task.doc_to_target(doc) for doc in task.eval_docs] == ["[1,2]"]
+
+
+def test_a_choice_that_is_the_number_of_another_is_refused(options):
+    """To a template's 2 lm-eval takes the third of the choices 1, 2, 3; the number 2 means it."""
+    rows = [{"question": "q", "label": "2", "options": ["1", "2", "3"]}]
+    with pytest.raises(OptionError, match=r'line 1: the right answer is "2", which is a choice and the number'):
+        options(CHOOSE % ('"{{label}}"', "options"), rows).check(None, "cpu")
+    options(CHOOSE % ("label", "options"), rows).check(None, "cpu")
+    options(CHOOSE % ('"{{label}}"', "options"), [rows[0] | {"label": 2}]).check(None, "cpu")
+
+
+@pytest.mark.parametrize("answer", ["", 7, ["a"]])
+def test_an_answer_to_score_is_a_text(options, answer):
+    """Its likelihood is taken as it is written, and lm-eval fails on anything else after a model was loaded."""
+    with pytest.raises(OptionError, match=r"line 1: the right answer is .*, which is no text"):
+        options(LOGLIKELIHOOD, [{"question": "q", "answer": answer}]).check(None, "cpu")
+
+
+@pytest.mark.parametrize("question", ['"{{question}}"', "question"])
+def test_a_question_of_null_is_refused(options, question):
+    """A template would ask for None."""
+    rows = [{"question": "q", "answer": "a"}, {"question": None, "answer": "a"}]
+    with pytest.raises(OptionError, match=r"line 2: the question (holds|is) null, which is no text"):
+        options(GENERATE.replace('"{{question}}"', question), rows).check(None, "cpu")
 
 
 ARC = {"question": "q", "choices": {"text": ["salt", "moon"], "label": ["A", "B"]}, "answerKey": "B"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.errors import UnsupportedError
+from llmquant.errors import ModelError, UnsupportedError
 from llmquant.experiment import ModelRequest
 from llmquant.models import inspect_model
 from llmquant.quantizers.baseline_options import BaselineOptions
@@ -98,6 +98,73 @@ def test_the_model_decides_where_texts_end(copy, load, tiny_model):
     assert load(model).module.generation_config.eos_token_id == [2, 187]
     (variant / "generation_config.json").unlink()
     assert load(variant).module.generation_config.eos_token_id == 2  # config.json's
+
+
+def test_damaged_generation_settings_are_refused(copy, load):
+    """Rather than taken for none: they say where texts end."""
+    folder = copy("model")
+    (folder / "generation_config.json").write_bytes(b'\xef\xbb\xbf{"eos_token_id": 5}')
+    with pytest.raises(ModelError, match=r"generation_config.json cannot be read"):
+        load(folder)
+
+
+def end_texts(folder, *begin):
+    """Let the tokenizer end every text with a token, as training scripts save it."""
+    state = json.loads((folder / "tokenizer.json").read_text())
+    parts = [*begin, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}]
+    ids = {"<|im_start|>": 1, "<|im_end|>": 2}
+    tokens = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()}
+    template = {"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": tokens}
+    processors = [{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}, template]
+    state["post_processor"] = {"type": "Sequence", "processors": processors}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+
+
+def test_a_tokenizer_that_ends_every_text_leaves_prompts_open(copy, load, tiny_model):
+    """Else a model continues after its end, and the likelihood of an answer is that of the end."""
+    folder = copy("ended")
+    end_texts(folder)
+    loaded = load(folder)
+    assert loaded.applied.note == "its tokenizer ends every text with '<|im_end|>', which is left out"
+    assert answer(loaded) == answer(load(tiny_model))
+
+
+def test_what_a_tokenizer_puts_in_front_stays(copy, load):
+    """Only the end goes."""
+    folder = copy("both")
+    end_texts(folder, {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}})
+    tokenizer = load(folder).tokenizer
+    assert tokenizer("a").input_ids == [1, *tokenizer("a", add_special_tokens=False).input_ids]
+
+
+def change_template(text):
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
+
+
+def name_template(folder):
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").rename(folder / "additional_chat_templates" / "rag.jinja")
+
+
+def compose(folder):
+    state = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "NFC"}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (change_template("{{ messages[0]['content'] + 1 }}"), "it has another chat template"),
+        (name_template, "it has another chat template"),
+        (compose, "its tokenizer divides text into other tokens"),
+    ],
+    ids=["a template that fails", "no template by default", "composed characters"],
+)
+def test_what_another_tokenizer_does_is_said(copy, load, tiny_model, change, said):
+    """Whatever its template raises when it is asked."""
+    folder = copy("variant")
+    change(folder)
+    assert said in load(folder, tiny_model).applied.note
 
 
 def test_quantizing_keeps_the_generation_settings_of_the_model(copy, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -155,6 +156,33 @@ def test_csv_that_would_be_changed_is_refused(file, data, words):
     path = file(data, "queries.csv")
     _, errors = read_questions(path, path.name, {"p": "p"})
     assert words in errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"query;relevant\na;p\n", "has the column 'query;relevant'"),
+        (b",query,relevant\n0,a,p\n", "has the column ''"),
+        (b"query,relevant\na, b,p\n", "row 1 has more cells than there are columns"),
+        (b"query,relevant,relevance\na,p;p,2;0\n", "page 'p' has the grades 2 and 0"),
+        (b"query,relevant,relevance\na,p;P,1;2\n", "page 'P' has the grades 1 and 2"),
+    ],
+)
+def test_csv_of_another_form_is_refused_once(file, data, words):
+    """Spreadsheets separate by semicolons and number their rows, and a page may be there twice."""
+    path = file(data, "queries.csv")
+    (error,) = read_questions(path, path.name, {"p": "p", "P": "p"})[1]
+    assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"), [(gzip.compress(b"{}"), "gzip"), (b"PAR1\x15\0", "Parquet"), (b"PK\3\4\x14\0", "spreadsheet")]
+)
+def test_files_of_another_form_are_called_by_it(file, data, hint):
+    """Rather than taken for text in another encoding."""
+    with pytest.raises(OptionError) as caught:
+        list(read_rows(file(data), "rows"))
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize("line", ['{"text": null}', '{"text": 5}', '{"texts": "a"}'])

@@ -100,10 +100,26 @@ def choose_weights(
         ModelError: if there are none, a shard is missing, or they are pickles and that is not allowed.
     """
     for stem in (_SAFETENSORS, _PICKLE) if allow_pickle else (_SAFETENSORS,):
-        if stem in names:
-            return (stem,)
-        if stem + INDEX in names:
-            return _shards(names, read_index(stem + INDEX), stem + INDEX, source)
+        if stem not in names and stem + INDEX not in names:
+            continue
+        if "adapter_config.json" in names:
+            raise ModelError(
+                f"{source} holds a model and an adapter: transformers would put the adapter on the base model that its "
+                "adapter_config.json names",
+                hint="If it is merged into the weights, move adapter_config.json and adapter_model.safetensors away; "
+                "else merge it first (merge_and_unload).",
+            )
+        index = read_index(stem + INDEX) if stem + INDEX in names else {}
+        if stem not in names:
+            return _shards(names, index, stem + INDEX, source)
+        weight_map = index.get("weight_map")
+        shards = {str(name) for name in weight_map.values()} if isinstance(weight_map, Mapping) else set()
+        if second := shards & {*names} - {stem}:
+            raise ModelError(
+                f"{source} holds two sets of weights: {stem}, and {len(second)} files that {stem}{INDEX} names",
+                hint="Keep the one that belongs to its config.json in the folder, and move the other away.",
+            )
+        return (stem,)
     auto_gptq = tuple(name for name in names if _AUTO_GPTQ.fullmatch(name))
     if len(auto_gptq) == 1:
         return auto_gptq

@@ -25,7 +25,7 @@ from llmquant.loading_settings import config_differences, settle, tokenizer_diff
 from llmquant.memory import peak_memory, touch_weights
 from llmquant.protocols import AppliedQuantization, LoadedModel, LoadStats
 from llmquant.strict_loading import load_causal, load_strict, warm_imports
-from llmquant.token_rows import fit_tokens
+from llmquant.token_rows import fit_tokens, leave_open
 
 if TYPE_CHECKING:
     from llmquant.cache import Cache
@@ -113,11 +113,9 @@ def load_causal_lm(
     applied = read_back(module, quantizer, options)
     home = materialize(info, ctx.cache)
     tokenizer = load_tokenizer(home, info)
-    if path != home:
-        notes = (applied.note, *_differences(module, tokenizer, path, home, info))
-        applied = replace(applied, note="; ".join(filter(None, notes)))
-    if changed := fit_tokens(module, tokenizer, info.source):
-        applied = replace(applied, note="; ".join(filter(None, (applied.note, changed))))
+    notes = [applied.note, *(_differences(module, tokenizer, path, home, info) if path != home else ())]
+    notes += [leave_open(tokenizer, info.source), fit_tokens(module, tokenizer, info.source)]
+    applied = replace(applied, note="; ".join(filter(None, notes)))
     settle(module, home, tokenizer, trust_remote_code="trust_remote_code" in info.flags)
     return LoadedModel(module, tokenizer, info, applied, path, ctx.device, LoadStats(seconds, peak.bytes))
 

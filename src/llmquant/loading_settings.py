@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from llmquant.checkpoint_files import read_json
 from llmquant.errors import UnsupportedError
 
 # A checkpoint whose configuration differs in one of these computes another function.
@@ -39,6 +40,7 @@ _PROBES = (
     " leading space,  two spaces,\ttab\n\nand lines \n",
     "1234567890 3.14159 2019-05-01 1,000,000",
     "Grüße aus Zürich, 你好世界, здравствуй, \u202fnaïve 🙂👩‍🔬",
+    "decomposed: Zu\u0308rich, cafe\u0301; composed: Zürich, café",
     "def f(x):\n    return x**2 != 'don''t'  # HTTP/1.1 <b>&amp;</b>",
     "Question: why? Answer: because. " * 40,
 )
@@ -57,14 +59,20 @@ def settle(
     Args:
         home: the folder of the model itself, which decides the tokens that end a text; where it names none, those are
             `tokenizer`'s.
+
+    Raises:
+        ModelError: if that folder's ``generation_config.json`` is damaged.
     """
-    try:
-        said = GenerationConfig.from_pretrained(home)
-    except OSError:  # there is no such file
-        said = GenerationConfig.from_model_config(AutoConfig.from_pretrained(home, trust_remote_code=trust_remote_code))
+    path = home / "generation_config.json"
+    if path.is_file():
+        said = read_json(path)
+    else:
+        config = AutoConfig.from_pretrained(home, trust_remote_code=trust_remote_code)
+        said = GenerationConfig.from_model_config(config).to_dict()
+    bos, eos = said.get("bos_token_id"), said.get("eos_token_id")
     module.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id if said.bos_token_id is None else said.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id if said.eos_token_id is None else said.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id if bos is None else bos,
+        eos_token_id=tokenizer.eos_token_id if eos is None else eos,
         pad_token_id=tokenizer.pad_token_id,
     )
     # Left behind by training scripts: they change what a forward pass returns and what it costs.
@@ -133,13 +141,11 @@ def tokenizer_differences(ours: Any, theirs: Any, name: str, model: str) -> list
 
 def _rendered(tokenizer: Any, chat: list[dict[str, str]]) -> str | None:  # Any: as above
     """Write a conversation as the chat template does; ``None`` where there is none, or it refuses the conversation."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         return None
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    except TemplateError:
+    except Exception:  # a template may raise anything
         return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from llmquant.causal import untied_head
@@ -85,7 +86,7 @@ def load_strict(
             ignore_mismatched_sizes=True,  # so that the report names them; `check_strict` ignores none
             **keywords,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise
         version = transformers.__version__

@@ -14,6 +14,13 @@ from llmquant.reading import loads
 Row: TypeAlias = dict[str, Any]  # Any: JSON values
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# How files begin that hold text in another form.
+_OTHERS = {
+    b"\x1f\x8b": "It is compressed by gzip; decompress it.",
+    b"\x28\xb5\x2f\xfd": "It is compressed by zstd; decompress it.",
+    b"PK\3\4": "It is a zip archive or a spreadsheet; save it as text.",
+    b"PAR1": "It is a Parquet file; write its rows as JSON lines.",
+}
 
 
 def read_text(path: Path, name: str) -> str:
@@ -75,9 +82,11 @@ def _decoded(data: bytes, name: str, *, first_line: int, first_byte: int) -> str
     if wrong >= 0:
         line = first_line + data.count(b"\n", 0, wrong)
         wide = data[wrong] == 0 or data.startswith(_UTF16)
+        hint = "It looks like UTF-16; save it as UTF-8." if wide else "Save it as UTF-8."
+        other = (said for start, said in _OTHERS.items() if not first_byte and data.startswith(start))
         raise OptionError(
             f"{name} is not UTF-8 text: in line {line}, byte {first_byte + wrong} is {data[wrong]:#x}",
-            hint="It looks like UTF-16; save it as UTF-8." if wide else "Save it as UTF-8.",
+            hint=next(other, hint),
         )
     return text if first_byte else text.removeprefix("\ufeff")
 

@@ -1,8 +1,10 @@
-"""Token ids and the rows of a loaded model's embedding: padding that has a row, and no id without one in a batch."""
+"""Tokens that a loaded model can read: padding that has a row in its embedding, and no end in every text."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from tokenizers.processors import TemplateProcessing
 
 from llmquant.causal import refuse_outside
 from llmquant.errors import ModelError
@@ -38,6 +40,43 @@ def fit_tokens(module: Any, tokenizer: Any, source: str) -> str:  # Any: transfo
     return changed
 
 
+def leave_open(tokenizer: Any, source: str) -> str:  # Any: transformers
+    """Keep a tokenizer from ending each text with a token, as training scripts save it.
+
+    What a model shall continue would be over, and an answer that is scored would be the end and not its last token.
+
+    Returns:
+        What was changed, for readers of the results; may be empty.
+
+    Raises:
+        ModelError: if it cannot be kept from it.
+    """
+    first, last = _around(tokenizer)
+    if not last:
+        return ""
+    end = tokenizer.decode(last)
+    if tokenizer.is_fast:
+        names = tokenizer.convert_ids_to_tokens(first)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[*names, "$A"], special_tokens=list(zip(names, first, strict=True))
+        )
+    if _around(tokenizer)[1]:
+        raise ModelError(
+            f"the tokenizer of {source} ends every text with {end!r}, so that the model has nothing to continue",
+            hint='Write "add_eos_token": false in its tokenizer_config.json.',
+        )
+    return f"its tokenizer ends every text with {end!r}, which is left out"
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:  # Any: as above
+    """Return what a tokenizer adds in front of a text and behind it."""
+    alone, whole = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
+    for begin in range(len(whole) - len(alone) + 1):
+        if alone and whole[begin : begin + len(alone)] == alone:
+            return whole[:begin], whole[begin + len(alone) :]
+    return [], []
+
+
 def _check_ids(ids: Any, rows: int, source: str) -> None:  # Any: a tensor
     """Refuse a batch before it is looked up: on CUDA an id without a row ends the whole process."""
     if ids.numel() and int(ids.max()) >= rows:
@@ -47,4 +86,4 @@ def _check_ids(ids: Any, rows: int, source: str) -> None:  # Any: a tensor
         )
 
 
-__all__ = ["fit_tokens"]
+__all__ = ["fit_tokens", "leave_open"]

@@ -42,6 +42,8 @@ _BOOTSTRAPS = 1000
 _FEWSHOT_SEED = inspect.signature(lm_eval.evaluator.simple_evaluate).parameters["fewshot_random_seed"].default
 # The variable of a chat template, and no key of a message.
 _THINKING = re.compile(r"""\{%[^%]*(?<![\w.'"])(enable_)?thinking\b(?!['"])""")
+# lm-eval would take a task's own max_gen_toks before any of these.
+_NAMES = dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens"), "max_gen_toks")
 _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 
 
@@ -62,15 +64,22 @@ class LmEval:
             RunError: if a task's rows cannot be had, or the model has no chat template and one is asked for.
         """
         provide_squad_metrics()
-        if self.options.apply_chat_template and not subject.tokenizer.chat_template:
-            raise RunError(
-                f"{subject.info.source} has no chat template",
-                hint="Leave out apply_chat_template, or take a chat model.",
-            )
+        if self.options.apply_chat_template:
+            _check_chat(subject)
         for part in self.options.parts():
             with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch, _quiet():
                 found = list(_evaluate(part, subject, ctx, Path(scratch)))
             yield from found
+
+
+def _check_chat(subject: LoadedModel) -> None:
+    hint = "Leave out apply_chat_template, or take a chat model."
+    if not subject.tokenizer.chat_template:
+        raise RunError(f"{subject.info.source} has no chat template", hint=hint)
+    try:
+        subject.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    except Exception as error:  # a template may raise anything
+        raise RunError(f"the chat template of {subject.info.source} fails: {error}", hint=hint) from error
 
 
 def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratch: Path) -> Iterator[Result]:
@@ -101,7 +110,7 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         system_instruction=options.system_instruction,
         apply_chat_template=options.apply_chat_template,
         fewshot_as_multiturn=options.fewshot_as_multiturn,
-        gen_kwargs=dict(options.gen_kwargs) if options.gen_kwargs else None,
+        gen_kwargs={_NAMES.get(key, key): value for key, value in (options.gen_kwargs or {}).items()} or None,
         random_seed=ctx.seed,
         numpy_random_seed=ctx.seed,
         torch_random_seed=ctx.seed,
@@ -130,6 +139,10 @@ def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> li
             "the chat template can turn reasoning on and off, and nobody chose: "
             "give enable_thinking=false, or true with think_end_token"
         )
+    if model.unsaid:
+        notes.append("the chat template has no place for a system message: the instruction in front is left out")
+    if model.reasoned:
+        notes.append(f"{model.reasoned} answers hold reasoning, which is scored with them: give think_end_token")
     if model.endless:
         notes.append(f"{model.endless} answers have no {options.think_end_token}: they are scored as they are")
     return notes

@@ -17,9 +17,10 @@ from llmquant.text_files import Row
 
 _READ = ("doc_to_text", "doc_to_target", "doc_to_choice")
 HINT = (
-    "Write the right answer as a text, or as the number of its choice from 0. "
+    "Write questions and right answers as texts, or a right answer as the number of its choice from 0. "
     "Anything else scores 0, whatever a model says."
 )
+_FIELD = re.compile(r"\s*{{\s*(\w+(\.\w+)*)\s*}}\s*")  # a template that prints a field and nothing else
 
 
 class _NoTextError(Exception):
@@ -30,7 +31,7 @@ class Task(Protocol):
     """What is asked of a task of lm-eval's, and of a `PlainTask`."""
 
     OUTPUT_TYPE: str
-    config: Any  # Any: its `process_results` and `doc_to_choice` are read
+    config: Any  # Any: its `process_results`, `doc_to_target` and `doc_to_choice` are read
 
     @property
     def multiple_input(self) -> int: ...
@@ -71,15 +72,28 @@ def _mistake(task: Task, doc: Row) -> str:
     gold = _gold(task, doc)
     answers = gold if isinstance(gold, list) else [gold]
     found = f"the right answer is {_json(gold)}"
+    written, several = _written(task, doc), isinstance(gold, list)
+    unlike = f"{found}, which is {'' if several else 'not '}a list, unlike that of the first row"
+    if isinstance(task, PlainTask) and type(question := task.doc_to_text(doc)) not in (str, int, list):
+        return f"the question is {_json(question)}, which is no text"
     if task.config.doc_to_choice is None:
-        wrong = not answers or any(answer is None or isinstance(answer, bool) for answer in answers)
-        return f"{found}, which is no text" if wrong else ""
+        if several and written is not None:
+            return f"the right answer is the text {_json(written)}, which lm-eval reads as a list of answers"
+        # lm-eval makes a text of a number that is the only answer of a task that generates, and of nothing else.
+        generates = task.OUTPUT_TYPE == "generate_until"
+        kinds = (str, int, float) if generates and not several else (str,)
+        unscored = not answers if generates else several or gold == ""
+        if unscored or any(type(answer) not in kinds for answer in answers):
+            return f"{found}, which is no text"
+        return unlike if several != bool(task.multiple_target) else ""
     choices = task.doc_to_choice(doc)
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice for choice in choices):
         return f"the choices are {_json(choices)}, which is no list of texts"
-    if task.OUTPUT_TYPE == "multiple_choice" and isinstance(gold, list) != bool(task.multiple_target):
-        return f"{found}, which is {'' if isinstance(gold, list) else 'not '}a list, unlike that of the first row"
-    texts = choices if task.OUTPUT_TYPE == "multiple_choice" and not isinstance(gold, list) else []
+    if task.OUTPUT_TYPE == "multiple_choice" and several != bool(task.multiple_target):
+        return unlike
+    if isinstance(gold, int) and written in choices and choices.index(written) != gold:
+        return f"the right answer is {_json(written)}, which is a choice and the number of another one"
+    texts = choices if task.OUTPUT_TYPE == "multiple_choice" and not several else []
     if answers and all(answer in texts or _is_place(answer, len(choices)) for answer in answers):
         return ""
     return f"{found}, which is none of the choices {_json(choices)}"
@@ -87,6 +101,15 @@ def _mistake(task: Task, doc: Row) -> str:
 
 def _gold(task: Task, doc: Row) -> Any:  # Any: a text or a number, or a list of them, it is hoped
     return task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+
+
+def _written(task: Task, doc: Row) -> str | None:
+    """Return the text of the field that a template prints as it is; lm-eval may make a list or a number of it."""
+    value: Any = doc  # Any: JSON
+    match = _FIELD.fullmatch(str(task.config.doc_to_target))
+    for key in match[1].split(".") if match else ():
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else None
 
 
 def _is_place(answer: object, count: int) -> bool:
@@ -113,13 +136,16 @@ class PlainTask:
 
     def __init__(self, configuration: Mapping[str, Any], fields: Collection[str], first: Row) -> None:  # Any: YAML
         self.OUTPUT_TYPE = str(configuration.get("output_type", "generate_until"))
-        self.config = SimpleNamespace(process_results=None, doc_to_choice=configuration.get("doc_to_choice"))
+        said = {key: configuration.get(key) for key in ("doc_to_target", "doc_to_choice")}
+        self.config = SimpleNamespace(process_results=None, **said)
         self._configuration, self._first = configuration, first
         environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         environment.filters["regex_replace"] = lambda text, old, new, count=0: re.sub(old, new, text, count=count)
-        strict = environment if self._has_choices else environment.overlay(finalize=_printable)
+        strict = {"doc_to_text": environment.overlay(finalize=_not_null)}
+        if not self._has_choices:
+            strict["doc_to_target"] = environment.overlay(finalize=_printable)
         self._templates = {
-            key: (strict if key == "doc_to_target" else environment).from_string(value)
+            key: strict.get(key, environment).from_string(value)
             for key in _READ
             if isinstance(value := configuration.get(key), str) and value not in fields
         }
@@ -148,7 +174,7 @@ class PlainTask:
 
     def doc_to_text(self, doc: Row) -> Any:  # Any: a text, or the number of a choice
         """Return the question."""
-        return self._said("doc_to_text", doc)
+        return self._said("doc_to_text", doc) if "doc_to_text" in self._configuration else ""
 
     def doc_to_target(self, doc: Row) -> Any:  # Any: a text, a number, or a list of them
         """Return the right answer."""
@@ -179,8 +205,14 @@ class PlainTask:
         return ast.literal_eval(text) if text.isdigit() and self._has_choices and key != "doc_to_choice" else text
 
 
+def _not_null(value: object) -> object:
+    if value is None:
+        raise _NoTextError("the question holds null, which is no text")
+    return value
+
+
 def _printable(value: object) -> object:
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool | Mapping):
         raise _NoTextError(f"the right answer is {_json(value)}, which is no text")
     return value
 

@@ -58,6 +58,8 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     Attributes:
         prompts: what was read, by the texts of a request.
         endless: answers in which `think_end_token` does not occur.
+        reasoned: answers with reasoning that nobody asked to leave out.
+        unsaid: whether the chat template left a system message out.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             think_end_token=tokenizer.convert_tokens_to_ids(think_end_token) if special else think_end_token,
         )
         self.prompts: dict[tuple[str, ...], Prompt] = {}
-        self.endless = 0
+        self.endless = self.reasoned = 0
+        self.unsaid = False
         self._think_end = think_end_token
         self._shrink = shrink
         self._progress = progress
@@ -101,6 +104,12 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def get_model_info(self) -> dict[str, Any]:  # Any: lm-eval's own type
         """Return nothing: lm-eval would ask the Hub, and provenance is kept elsewhere."""
         return {}
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Write a conversation as the chat template does; without its system message where the template refuses it."""
+        said: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        self.unsaid |= any(turn["role"] == "system" and turn["content"].strip() not in said for turn in chat_history)
+        return said
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # Any: Instance
         """Answer prompts, as lm-eval does.
@@ -117,8 +126,15 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                     hint='Ask for fewer: gen_kwargs={"max_gen_toks": 64}.',
                 )
             ids = self.tok_encode(context)
+            if not ids:
+                raise RunError(
+                    "a prompt is empty, and the tokenizer puts no token in front of a text",
+                    hint="Give every document a question.",
+                )
             self._note((context,), ids, len(ids), self.max_length - wanted)
         answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        if not self._think_end:
+            self.reasoned += sum("</think>" in answer for answer in answers)
         return answers
 
     def loglikelihood(

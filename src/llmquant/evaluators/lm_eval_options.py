@@ -192,6 +192,9 @@ def _wrong_values(options: LmEvalOptions) -> Iterator[OptionError]:
         value = getattr(options, name)
         if isinstance(value, int) and value < least:
             yield OptionError(f"lm_eval: {name} must be at least {least}, found {value}")
+    answer = (options.gen_kwargs or {}).get("max_gen_toks", 1)
+    if isinstance(answer, int) and answer < 1:
+        yield OptionError(f"lm_eval: max_gen_toks must be at least 1, found {answer}")
     if options.fewshot_as_multiturn and not options.apply_chat_template:
         yield OptionError(
             "lm_eval: fewshot_as_multiturn makes turns of a chat, and apply_chat_template is false",

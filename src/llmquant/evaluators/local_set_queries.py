@@ -15,6 +15,7 @@ from llmquant.evaluators.local_set_pages import resolve
 from llmquant.text_files import read_rows, read_text
 
 ENDINGS = (".jsonl", ".csv", ".tsv")
+_DIGITS = 9
 _COLUMNS = ("query", "relevant", "relevance", "id")
 _HINT = (
     'Write {"query": "...", "relevant": ["page.png", "manual.pdf#3"]} in each row; in CSV and TSV several pages are '
@@ -67,6 +68,9 @@ def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[lis
 
 
 def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Iterator[OptionError]:  # Any: a row
+    if None in row:  # as `csv` calls the cells that are too many
+        yield OptionError(f"{where} has more cells than there are columns", hint='Put a cell that has a comma in "".')
+        return
     unknown = [column for column in row if column not in _COLUMNS]
     if unknown:
         yield OptionError(f"{where}: there is no column {unknown[0]!r}", hint=nearest(str(unknown[0]), _COLUMNS))
@@ -81,9 +85,12 @@ def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> I
         yield OptionError(
             f"{where}: no page is relevant", hint="A query without an answer cannot be scored; leave it out."
         )
-    for page in grades:
-        if resolve(page, names) is None:
+    found: dict[str, int] = {}
+    for page, grade in grades.items():
+        if (known := resolve(page, names)) is None:
             yield OptionError(f"{where}: there is no page {page!r}", hint=nearest(page, names))
+        elif found.setdefault(known, grade) != grade:
+            yield OptionError(f"{where}: page {page!r} has the grades {found[known]} and {grade}")
 
 
 def _grades(row: Mapping[str, Any]) -> dict[str, int]:  # Any: a row's values
@@ -103,9 +110,11 @@ def _grades(row: Mapping[str, Any]) -> dict[str, int]:  # Any: a row's values
     found: dict[str, int] = {}
     for page, grade in zip(pages, grades, strict=True):
         text = str(grade).strip()
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > _DIGITS:
             raise ValueError(f"the grade of {page!r} is {grade!r}, not a whole number from 0")
-        found[str(page).strip()] = int(text)
+        called = str(page).strip()
+        if found.setdefault(called, int(text)) != int(text):
+            raise ValueError(f"page {called!r} has the grades {found[called]} and {text}")
     return found
 
 
@@ -130,6 +139,12 @@ def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON va
     try:
         if twice := [column for column, count in Counter(reader.fieldnames).items() if count > 1]:
             raise OptionError(f"{name} has the column {twice[0]!r} twice", hint=_HINT)
+        unknown = [column for column in reader.fieldnames or () if column not in _COLUMNS]
+        if unknown:  # said once, not for every row
+            raise OptionError(
+                f"{name} has the column {unknown[0]!r}; columns are {', '.join(_COLUMNS)}",
+                hint="Separate columns by commas." if ending == ".csv" else "Separate columns by tabs.",
+            )
         yield from reader
     except csv.Error as error:
         raise OptionError(f"{name}, line {reader.line_num + 1} cannot be read: {error}", hint=_HINT) from error
