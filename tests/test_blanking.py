@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -55,9 +56,17 @@ def test_a_secret_is_found_however_it_is_written(monkeypatch):
     monkeypatch.setenv("A_PASSWORD", 'p@ss/w"rd\\\n1')
     monkeypatch.setenv("B_KEY", "first line of it\nsecond line of it\n")
     value = 'p@ss/w"rd\\\n1'
-    for written in (value, quote(value, safe=""), json.dumps(value), repr(value), "second line of it"):
+    forms = (value, quote(value, safe=""), quote(value), quote_plus(value), json.dumps(value), html.escape(value))
+    for written in (*forms, repr(value), "second line of it"):
         assert "ss" not in blank_secrets(written)
         assert "of it" not in blank_secrets(written)
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_secret_of_other_letters_is_found_in_json(monkeypatch, ascii_only):
+    """However a program writes JSON."""
+    monkeypatch.setenv("A_KEY", 'Schlüssel "7"')
+    assert blank_secrets(json.dumps({"a": 'Schlüssel "7"'}, ensure_ascii=ascii_only)) == '{"a": "***"}'
 
 
 def test_of_two_secrets_the_longer_is_blanked_whole(monkeypatch):
@@ -81,6 +90,12 @@ def test_of_two_secrets_the_longer_is_blanked_whole(monkeypatch):
         "AKIA" + "A2" * 8,
         "AIza" + "aB3dE" * 7,
         "Bearer " + "aB3." * 6,
+        "nvapi-" + "aB3_" * 12,
+        "gsk_" + "aB3" * 12,
+        "api_org_" + "aB3" * 12,
+        "eyJhbGciOiJIUzI1NiJ9." + "eyJ" + "aB3" * 9 + "." + "aB3_" * 9,
+        "authorization: bearer " + "aB3." * 6,
+        '"Authorization": "Basic ' + "aB3=" * 6 + '"',
     ],
 )
 @pytest.mark.parametrize("around", ["{}", "MY_{}", "'{}',", "a={} b", "\n{}\n"])
@@ -183,6 +198,29 @@ def test_blanking_changes_no_number_and_no_pair(tmp_path, monkeypatch):
     assert again.details == {"t": {"n": 12345678}}
     assert store.samples(again)["t"] == [replace(sample, answer="*** sacks")]
     assert json.loads((store.files(again) / "a.json").read_text()) == {"score": 0.12345678, "text": "***"}
+
+
+def test_files_of_any_ending_are_blanked_and_all_are_kept(tmp_path):
+    """A text is known by its content, and two names that differ in their secrets alone stay two."""
+    run = completed(experiment(BASELINE, "e"), Measurement("t", "f1", 0.5))
+    store = Store(tmp_path)
+    files = store.begin(run.run_id) / "files"
+    tokens = ["hf_" + letter * 20 for letter in "ab"]
+    for token in tokens:
+        (files / token).mkdir()
+        (files / token / "config.INI").write_bytes(f"token = {token}\r\n".encode())
+        (files / f"{token}.err").write_bytes(f"\xe9 {token}".encode("latin-1"))
+    tensors = b"\0\1" + tokens[0].encode()
+    (files / "reference.safetensors").write_bytes(tensors)
+    assert store.commit(run, files.parent, {})
+    kept = {str(p.relative_to(store.files(run))): p.read_bytes() for p in store.files(run).rglob("*") if p.is_file()}
+    assert kept.pop("reference.safetensors") == tensors
+    assert kept == {
+        "hf_***/config.INI": b"token = hf_***\r\n",
+        "hf_***-2/config.INI": b"token = hf_***\r\n",
+        "hf_***.err": b"\xe9 hf_***",
+        "hf_***-2.err": b"\xe9 hf_***",
+    }
 
 
 def test_a_failure_is_blanked(tmp_path):

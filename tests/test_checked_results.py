@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from llmquant.checked_results import checked_results
 from llmquant.errors import PluginError
-from llmquant.run import Measurement, Result, Sample
+from llmquant.run import Measurement, Result, Run, Sample
+from made_up import BASELINE, completed, experiment
 
 GOOD = Measurement("coqa", "f1", 0.5, higher_is_better=True, stderr=0.5, n=2)
 SAMPLES = (Sample("a", "p", {"f1": 1.0}), Sample("b", "p", {"f1": 0.0}))
@@ -22,6 +24,17 @@ def result(measurement: Measurement = GOOD, samples=SAMPLES, **changes) -> Resul
 
 def check(*results):
     return list(checked_results(results, "mine/score"))
+
+
+@dataclass(frozen=True)
+class _Wider(Result):
+    """A result with a field more."""
+
+    extra: int = 0
+
+
+def _nested(depth: int) -> dict:
+    return {"a": _nested(depth - 1)} if depth else {}
 
 
 def test_a_whole_result_passes_as_it_is():
@@ -120,6 +133,14 @@ def test_a_wrong_field_of_a_sample_is_named(field, value):
         ([result(samples=[SAMPLES[0], SAMPLES[0]])], "a sample is given twice: a 0"),
         ([result(details={"module": object()})], "details is"),
         ([result(details={1: 2})], "details is"),
+        ([result(details={"a": {1: 2, "1": 3}})], "details is"),
+        ([result(details={"a": 10**5000})], "details is"),
+        ([result(details={"a": _nested(60)})], "details is"),
+        ([result(not_means="f1")], "not_means is 'f1'"),
+        ([result(not_means=None)], "not_means is None"),
+        ([_Wider("coqa", [GOOD])], "not Result"),
+        ([result(replace(GOOD, n=2**70))], "n is"),
+        ([result(replace(GOOD, at={"x": 2**70}))], "at is"),
         ([result(details=["a"])], "details is"),
     ],
 )
@@ -134,6 +155,17 @@ def test_what_is_no_list_of_results_is_refused(returned):
     """An evaluator that returns one result, or nothing, is told to yield."""
     with pytest.raises(PluginError, match=r"mine/score: evaluate returned .*\nYield one Result per task"):
         list(checked_results(returned, "mine/score"))
+
+
+def test_what_passes_can_be_read_again():
+    """A number larger than 64 bits, such as a count of operations, keys that are numbers, and nesting."""
+    flops = Measurement("coqa", "flops", 2**70, at={"scale": 1e300})
+    details = {"by batch": {1: 2**70}, "deep": _nested(40), "nan": math.nan}
+    (found,) = check(Result("coqa", [flops], details=details))
+    run = replace(completed(experiment(BASELINE, "e"), *found.measurements), details={"coqa": found.details})
+    again = Run.from_json(json.loads(json.dumps(run.to_json())))
+    assert again.measurements == (replace(flops, value=float(2**70)),)
+    assert again.details["coqa"]["by batch"] == {"1": 2**70}
 
 
 def test_the_same_number_under_other_conditions_is_another_number():

@@ -125,3 +125,12 @@ def test_jobs_of_two_processes_get_different_numbers(tmp_path: Path):
     """A number is reserved by making its file."""
     store = Store(tmp_path)
     assert [store.new_job("s")[0] for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_run_is_kept_where_its_folder_of_files_was_deleted(tmp_path: Path):
+    """An evaluator may tidy up more than it made."""
+    store, run = Store(tmp_path), make_run()
+    partial = store.begin(run.run_id)
+    (partial / "files").rmdir()
+    assert store.commit(run, partial, {"t": SAMPLES})
+    assert store.samples(run) == {"t": SAMPLES}

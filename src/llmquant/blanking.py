@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import html
+import itertools
 import json
 import os
 import re
@@ -10,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
+from llmquant.reading import loads
 from llmquant.run import Run, Sample
 
 # A variable with one of these words in its name holds a secret, if its value is so long that no other text is hit.
@@ -19,17 +22,19 @@ _WORDS = frozenset({"KEY", "TOKEN", "SECRET", "PASSWORD"})
 _LEAST = 8
 # Prefixes that no word of a language ends with are found inside words too: `MY_hf_...`.
 _SHAPES = re.compile(
-    r"(hf_|gh[opsur]_)[A-Za-z0-9]{12,}"
-    r"|(github_pat_|glpat-|xox[a-z]-)[A-Za-z0-9_-]{12,}"
+    r"(hf_|api_org_|gh[opsur]_|gsk_)[A-Za-z0-9]{12,}"
+    r"|(github_pat_|glpat-|nvapi-|xox[a-z]-)[A-Za-z0-9_-]{12,}"
     # "task-", "break-" and "as-yet-unpublished" are words, so that these begin where no letter is before them.
     r"|(sk-(?<![A-Za-z0-9]sk-))[A-Za-z0-9_-]{12,}"
     r"|(a[ks]-(?<![A-Za-z0-9]..-))[A-Za-z0-9]{16,}"
     r"|(A(?:KIA|SIA))[A-Z0-9]{16}"
     r"|(AIza)[A-Za-z0-9_-]{35}"
-    r"|(Bearer )[A-Za-z0-9._~+/=-]{16,}"
+    r"|(eyJ)[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"
+    r"|(Bearer |[Aa]uthorization['\"]?: ['\"]?[Bb](?:earer|asic) )[A-Za-z0-9._~+/=-]{16,}"
     r"|(://)[^\s/@:]*:[^\s/]*(?=@)"
 )
-_TEXT_FILES = frozenset({".csv", ".html", ".json", ".jsonl", ".log", ".md", ".txt", ".yaml", ".yml"})
+# A file with a NUL among its first bytes is no text: tensors, pictures, tables of Parquet.
+_PEEK = 8192
 
 
 def blank_secrets(text: str) -> str:
@@ -48,10 +53,10 @@ def blank_run(run: Run, samples: Mapping[str, Sequence[Sample]], folder: Path) -
     """
     blank = _blanker()
     for path in sorted(folder.rglob("*"), reverse=True):  # a folder after what it holds
-        if path.is_file() and not path.is_symlink() and path.suffix in _TEXT_FILES:
+        if path.is_file() and not path.is_symlink():
             _blank_file(path, blank)
         if blank(path.name) != path.name:
-            path.rename(path.with_name(blank(path.name)))
+            path.rename(_free(path.with_name(blank(path.name))))
     model, failure = run.experiment.variant.model, run.failure
     variant = replace(run.experiment.variant, model=replace(model, source=blank(model.source)))
     blanked = replace(
@@ -84,8 +89,18 @@ def _blanker() -> Callable[[str], str]:
 @functools.cache
 def _either(values: frozenset[str]) -> re.Pattern[str] | None:
     """Return what finds one of several values, the longest first, also as an address or a program writes them."""
-    written = {form for v in values for form in (v, quote(v, "", errors="replace"), json.dumps(v)[1:-1], repr(v)[1:-1])}
+    written = {form for value in values for form in _forms(value)}
     return re.compile("|".join(map(re.escape, sorted(written, key=len, reverse=True)))) if written else None
+
+
+def _forms(value: str) -> set[str]:
+    addresses = {
+        quote(value, "", errors="replace"),
+        quote(value, errors="replace"),
+        quote_plus(value, errors="replace"),
+    }
+    strings = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
+    return {value, html.escape(value), *addresses, *strings}
 
 
 def _blank(values: re.Pattern[str] | None, text: str) -> str:
@@ -110,14 +125,24 @@ def _blank_json(value: Any, blank: Callable[[str], str]) -> Any:  # Any: JSON, o
 
 
 def _blank_file(path: Path, blank: Callable[[str], str]) -> None:
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    with path.open("rb") as stream:
+        beginning = stream.read(_PEEK)
+        if b"\0" in beginning:
+            return
+        text = (beginning + stream.read()).decode("utf-8", "surrogateescape")
     if blank(text) == text:
         return
     try:  # by value: digits of a password may be those of a number
-        blanked = json.dumps(_blank_json(json.loads(text), blank))
+        blanked = json.dumps(_blank_json(loads(text), blank))
     except ValueError:  # no JSON
         blanked = blank(text)
-    path.write_text(blanked, encoding="utf-8", errors="surrogateescape")
+    path.write_bytes(blanked.encode("utf-8", "surrogateescape"))
+
+
+def _free(path: Path) -> Path:
+    """Return a path that is not taken: secrets of two names may be all that tells them apart."""
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(name for name in itertools.chain((path,), others) if not name.exists())
 
 
 __all__ = ["blank_run", "blank_secrets"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from llmquant.errors import PluginError
+from llmquant.errors import PluginError, RequestError
+from llmquant.reading import LARGEST, brief, check_json, loads
 from llmquant.run import Measurement, Result, Sample, finite_json
 from llmquant.stats.samples import contradicts, scored_for
 
@@ -35,7 +35,7 @@ def checked_results(results: Any, plugin: str) -> Iterator[Result]:  # Any: what
     tasks: set[str] = set()
     given: set[str] = set()
     for result in results:
-        if not isinstance(result, Result):
+        if type(result) is not Result:
             raise PluginError(f"{plugin} yields {_written(result)}, not Result", hint=_ONE_PER_TASK)
         checked = _checked(result, f"{plugin}, task {_written(result.task)}")
         _once([checked.task], tasks, plugin, "task")
@@ -104,7 +104,7 @@ def _items(found: Any, kind: type[_T], where: str) -> Iterator[_T]:  # Any: what
     if not isinstance(found, Iterable):
         raise PluginError(f"{where}: {_written(found)} stands where {name}s belong", hint=f"Give a list of {name}s.")
     for item in found:
-        if not isinstance(item, kind):
+        if type(item) is not kind:  # one with more fields could be stored, and not be read again
             raise PluginError(f"{where}: {_written(item)} stands among the {name}s", hint=f"Give {name}s only.")
         yield item
 
@@ -126,12 +126,12 @@ def _check_fields(found: Any, where: str) -> None:  # Any: a Result, Measurement
 
 
 def _written(value: object) -> str:
-    return f"{reprlib.repr(value)} ({type(value).__name__})"
+    return f"{brief(value)} ({type(value).__name__})"
 
 
 def _python(number: float) -> float:
-    """Turn a number of numpy into Python's."""
-    return number if isinstance(number, int) else float(number)
+    """Turn a number of numpy into Python's, and a whole one that is too large to be read again into a float."""
+    return number if isinstance(number, int) and abs(number) < LARGEST else float(number)
 
 
 def _is_text(value: object) -> bool:
@@ -151,17 +151,19 @@ def _is_number(value: Any) -> bool:  # Any: a third party's value
 
 
 def _is_whole(value: Any, least: int) -> bool:  # Any: a third party's value
-    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= least
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and least <= int(value) < LARGEST
 
 
 def _is_condition(value: Any) -> bool:  # Any: a third party's value
-    return isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
+    if type(value) is int:
+        return abs(value) < LARGEST
+    return isinstance(value, str) or (type(value) is float and math.isfinite(value))
 
 
 def _is_json(value: Any) -> bool:  # Any: a third party's value
-    try:
-        json.dumps(finite_json(value), allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+    try:  # what is written has to be read again
+        check_json(loads(json.dumps(finite_json(value), allow_nan=False)), "details")
+    except (TypeError, ValueError, RecursionError, RequestError):
         return False
     return isinstance(value, Mapping) and all(map(_is_text, value))
 
@@ -171,7 +173,14 @@ _FILLED: _Check = (_is_filled, "a text that is not empty")
 _TEXT: _Check = (_is_text, "a text")
 _OPTIONAL_TEXT: _Check = (lambda v: v is None or isinstance(v, str), "a text, or None")
 _FIELDS: Mapping[type, Mapping[str, _Check]] = {
-    Result: {"task": _FILLED, "details": (_is_json, "JSON: a dictionary of texts, numbers, lists and dictionaries")},
+    Result: {
+        "task": _FILLED,
+        "details": (_is_json, "JSON: a dictionary of texts, numbers, lists and dictionaries"),
+        "not_means": (
+            lambda v: isinstance(v, Collection) and not isinstance(v, str) and all(map(_is_text, v)),
+            "a list of metrics",
+        ),
+    },
     Measurement: {
         "task": _FILLED,
         "metric": _FILLED,

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STARTED, _STARTED_AT = datetime.now(UTC), time.monotonic()
+_OUTPUT = {1: "stdout", 2: "stderr"}
+_LONGEST = 4000  # characters of a message
 
 
 def work(record: Path, store: Store) -> bool:
@@ -144,6 +146,7 @@ def _evaluate(
     set_seed(experiment.seed)
     finished: list[Result] = []
     failure = snapshot = None
+    output = [os.dup(number) for number in _OUTPUT]
     try:
         snapshot = None if _is_built_in(experiment) else Snapshot.take(subject)
         chosen = registry().restore("evaluator", experiment.evaluator)
@@ -168,6 +171,7 @@ def _evaluate(
         _log.exception("%s failed", experiment.evaluator.label)
         failure = _failure(error, record, log_from)
     changes = [] if snapshot is None else snapshot.undo()
+    _give_back(output)
     for change in changes:
         _log.warning("%s changed %s (%s)", experiment.evaluator.plugin, change.what, change.now)
     damaged = [change.what for change in changes if change.now == "damaged"]
@@ -230,7 +234,10 @@ def _failure(error: BaseException, record: Path, log_from: int) -> Failure:
     kind: FailureKind = "out_of_memory" if is_out_of_memory(error) else "error"
     if isinstance(error, ReferenceFailedError):
         kind = "reference_failed"
-    return Failure(kind, blank_secrets(describe(error)), log_tail(_log_since(record, log_from)))
+    message = blank_secrets(describe(error))
+    if len(message) > _LONGEST:  # a request's whole answer, a table
+        message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
+    return Failure(kind, message, log_tail(_log_since(record, log_from)))
 
 
 def _provenance(subject: Subject | None, record: Path) -> dict[str, Json]:
@@ -291,16 +298,30 @@ def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
         yield
 
 
+def _give_back(output: Sequence[int]) -> None:
+    """Open standard output and error as they were: a closed one's number goes to the next file, and our log into it."""
+    for (number, name), copy in zip(_OUTPUT.items(), output, strict=True):
+        with contextlib.suppress(OSError):  # the copy was closed too
+            os.dup2(copy, number)
+            os.close(copy)
+        if getattr(sys, name) is None or getattr(sys, name).closed:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
+
+
+def _flush_output() -> None:
+    for name in _OUTPUT.values():
+        with contextlib.suppress(Exception):  # an evaluator may have closed or replaced it
+            getattr(sys, name).flush()
+
+
 def _log_size(record: Path) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_output()
     path = log_path(record)
     return path.stat().st_size if path.exists() else 0
 
 
 def _log_since(record: Path, offset: int) -> str:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_output()
     return read_log(record, offset)
 
 
@@ -318,15 +339,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.attached:
         end_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if work(arguments.record, Store(arguments.store)):
-        _start_again()
+    logging.raiseExceptions = False  # an evaluator may have closed the log
+    log = logging.StreamHandler(open(2, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - not `sys.stderr`
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[log])
+    code = 0
+    try:
+        if work(arguments.record, Store(arguments.store)):
+            _start_again()
+    except BaseException:  # a full disk, say
+        _log.exception("the worker failed")
+        code = 1
+    _flush_output()
+    os._exit(code)  # threads and exit handlers that an evaluator left may never end
 
 
 def _start_again() -> None:
     """Become a new process that does the rest of the job, under the same number and with the same log."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_output()
     for entry in list(Path("/dev/fd").iterdir()):
         with contextlib.suppress(OSError):  # of the listing itself; a GPU that stayed open would keep its memory
             os.set_inheritable(int(entry.name), int(entry.name) < 3)

@@ -39,7 +39,7 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 # A study of many runs with all their samples has tens of megabytes.
 MOST_BYTES = 512 * 2**20
 _DEEPEST = 50
-_LARGEST = 2**63
+LARGEST = 2**63
 _MOST_BITS = 1024  # what a float can hold; Python writes no number of more than 4,300 digits
 _SCALARS: Mapping[Any, tuple[str, Callable[[Any], bool], str]] = {  # Any: what somebody wrote
     bool: ("true or false", lambda v: isinstance(v, bool), "Write true or false, without quotes."),
@@ -282,7 +282,7 @@ def _scalar(kind: type, value: Any, where: str) -> Any:  # Any: what somebody wr
     name, accepts, cure = _SCALARS[kind]
     if not accepts(value):
         raise OptionError(f"{where} must be {name}, found {brief(value)}", hint=cure)
-    if type(value) is int and abs(value) >= _LARGEST:
+    if type(value) is int and abs(value) >= LARGEST:
         raise OptionError(f"{where} is too large: {brief(value)}", hint="Numbers are below 2^63.")
     return value
 

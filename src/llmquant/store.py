@@ -11,6 +11,7 @@ A task's samples say themselves which task's they are: a long name is cut in the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -149,7 +150,7 @@ class Store:
             for task, scored in samples.items():
                 if scored:
                     _write_samples(partial / "samples", visible(task), scored)
-            if not any((partial / "files").iterdir()):
+            with contextlib.suppress(OSError):  # there are files, or an evaluator has deleted the folder
                 (partial / "files").rmdir()
             publish_folder(partial, self.folder(run.run_id, run.attempt), "run.json", _json_text(run.to_json()))
         except OSError as error:
