@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ pytest.importorskip("sentence_transformers")
 
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
 
 from llmquant.cache import Cache
 from llmquant.embedders.sentence_transformers import SentenceTransformers
@@ -121,6 +125,55 @@ def test_a_checkpoint_with_other_tensors_is_refused(change, context, tmp_path):
         tensors["encoder.layer.2.attention.self.query.weight"] = torch.zeros(32, 32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="query"):
+        _open(folder, context, tmp_path)
+
+
+def _edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _store_codes(folder):
+    tensors = load_file(folder / "2_Dense" / "model.safetensors")
+    codes = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
+    save_file(codes, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
+
+
+def _add_words(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["barley?"])
+    tokenizer.save_pretrained(folder)
+
+
+DAMAGE = {
+    "the table of modules": (lambda folder: (folder / "modules.json").unlink(), "no modules.json"),
+    "a module": (lambda folder: shutil.rmtree(folder / "2_Dense"), "cannot load"),
+    "a setting": (lambda folder: (folder / "1_Pooling" / "config.json").unlink(), "cannot load"),
+    "a width": (lambda folder: _edit_json(folder / "2_Dense" / "config.json", out_features=16), "cannot load"),
+    "codes": (_store_codes, "of 2_Dense as int8"),
+    "words": (_add_words, "1 tokens without a row"),
+    "positions": (
+        lambda folder: _edit_json(folder / "sentence_bert_config.json", max_seq_length=512),
+        "reads 512 tokens, and it has 64 positions",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
+def test_modules_and_tokenizer_belong_to_the_model(prompted, context, tmp_path, damage, words):
+    """sentence-transformers would take another pooling or codes for numbers, or fail in the first long text."""
+    folder = Path(shutil.copytree(prompted, tmp_path / "model"))
+    damage(folder)
+    with pytest.raises(ModelError, match=words):
+        _open(folder, context, tmp_path)
+
+
+def test_a_weight_under_two_names_is_refused(plain, context, tmp_path):
+    """Transformers loads one over the other."""
+    folder = Path(shutil.copytree(plain, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    save_file(tensors | {f"bert.{name}": tensors[name].neg()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="which are one weight"):
         _open(folder, context, tmp_path)
 
 

@@ -42,7 +42,6 @@ def check_causal(info: ModelInfo) -> None:
     _refuse_other_tasks(info)
     if info.quantized_as or info.kind == "gguf":
         return
-    _check_names(info)
     _check_layers(info)
     _check_tokens(info)
     _check_head(info)
@@ -64,17 +63,6 @@ def _refuse_other_tasks(info: ModelInfo) -> None:
     else:
         return
     raise UnsupportedError(f"{info.source} {what}, and its scores as a causal model would mean nothing", hint=_INSTEAD)
-
-
-def _check_names(info: ModelInfo) -> None:
-    """Find tensors that transformers would load into one place: it takes names with and without the model's prefix."""
-    names = {tensor.name for tensor in info.tensors if not tensor.name.startswith("mtp")}
-    twice = next((tensor.name for tensor in info.tensors if tensor.name.partition(".")[2] in names), None)
-    if twice is not None:
-        raise ModelError(
-            f"{info.source} holds both {twice!r} and {twice.partition('.')[2]!r}, which are one weight of the model",
-            hint="Weights of two checkpoints were mixed; fetch them again into an empty folder.",
-        )
 
 
 def _check_layers(info: ModelInfo) -> None:

@@ -165,18 +165,21 @@ def joined(
         read_index: reads a file of the checkpoint as JSON.
 
     Raises:
-        ModelError: if a file lacks what the index says it holds, or two files hold tensors of one name.
+        ModelError: if a file lacks what the index says it holds, or a tensor is there twice, also with and without
+            the prefix that transformers takes away.
     """
     places: dict[str, list[str]] = {}
     for file, tensors in headers.items():
         for tensor in tensors:
             places.setdefault(tensor.name, []).append(file)
+    hint = "Files of two checkpoints were mixed; fetch them again into an empty folder."
     twice = next((name for name, files in places.items() if len(files) > 1), None)
     if twice is not None:
-        raise ModelError(
-            f"{source}: {' and '.join(places[twice])} both hold {twice!r}",
-            hint="Files of two checkpoints were mixed; fetch them again into an empty folder.",
-        )
+        raise ModelError(f"{source}: {' and '.join(places[twice])} both hold {twice!r}", hint=hint)
+    for name in places:
+        prefix, _, rest = name.partition(".")
+        if rest in places and prefix != "mtp":  # layers that predict further tokens have the names of the others
+            raise ModelError(f"{source} holds both {name!r} and {rest!r}, which are one weight of the model", hint=hint)
     stem = _SAFETENSORS if next(iter(headers)).endswith(".safetensors") else _PICKLE
     if stem not in headers and not any(_AUTO_GPTQ.fullmatch(file) for file in headers):
         for name, file in read_index(stem + INDEX)["weight_map"].items():

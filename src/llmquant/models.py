@@ -40,7 +40,7 @@ _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)
 # ... and the experts of a mixture, which transformers fuses into one tensor for all experts.
 _EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
 _ROPE_BY_LENGTH = ("dynamic", "longrope", "su")  # "su" is what longrope was called first
-_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 # Of positions, steps and masks, besides weights.
 _COUNTS = frozenset({"int64", "bool"})
 # Their linear layers are transformers' Conv1D, whose checkpoints hold weights as (in_features, out_features).
@@ -157,7 +157,7 @@ class ModelInfo:
             tensor
             for tensor in self.weights
             if self.kind != "gguf"
-            and tensor.dtype not in _FLOATS
+            and tensor.dtype not in FLOATS
             and (tensor.dtype not in _COUNTS or tensor.name.endswith("weight"))
             and tensor.shape[:2] != (1, 1)  # masks that old checkpoints hold
         )
@@ -172,7 +172,7 @@ class ModelInfo:
         """Name the type that most parameters are stored in; GGUF files are dequantized to float32."""
         counts: dict[str, int] = {}
         for tensor in self.weights:
-            if tensor.dtype in _FLOATS:
+            if tensor.dtype in FLOATS:
                 counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
         if self.kind == "gguf" or not counts:
             return "float32"
@@ -269,7 +269,7 @@ def _inspect_folder(folder: Path, request: ModelRequest, cache: Cache) -> ModelI
 
 def _inspect_gguf(path: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
     header = read_gguf_header(path)
-    quantized = header.block_type not in _FLOATS
+    quantized = header.block_type not in FLOATS
     return ModelInfo(
         source=request.source,
         digest=file_digest(path, cache.digests),

@@ -15,7 +15,11 @@ from transformers import PreTrainedModel
 from llmquant.embedders.sentence_transformers_options import SentenceTransformersOptions
 from llmquant.embedders.strict import HEAD, check_strict
 from llmquant.errors import ModelError
+from llmquant.memory import is_out_of_memory
+from llmquant.models import FLOATS
 from llmquant.protocols import Prepared
+from llmquant.token_rows import fit_tokens
+from llmquant.weight_headers import read_safetensors_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 _UNUSED = (HEAD, r"(.*\.)?(pooler|cls|classifier|mlm_head|vocab_\w+)\..*", r"(.*\.)?position_ids")
 # The names that sentence-transformers itself looks for, in its order.
 _PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_POSITIONS = ("position_embeddings.weight", "wpe.weight")
 _IMAGE_TOKENS = 1024
 _LETTERS_PER_TOKEN = 4
 
@@ -69,6 +74,7 @@ def load(
         ModelError: if it cannot be loaded, or tensors are missing or unexpected.
     """
     safetensors = None if "allow_pickle" in info.flags else True
+    _check_modules(path, info.source)
     with _loading_reports() as reports:
         try:
             model = SentenceTransformer(
@@ -78,16 +84,43 @@ def load(
                 local_files_only=True,
                 model_kwargs={**load_kwargs, "device_map": {"": ctx.device}, "use_safetensors": safetensors},
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(f"sentence-transformers cannot load {info.source}: {error}") from error
     for report in reports:
         missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
         check_strict({**report, "missing_keys": missing}, info.source, allowed=_UNUSED)
+    if hasattr(model[0], "auto_model") and "vision_config" not in info.config:  # a text encoder has one embedding
+        fit_tokens(model[0].auto_model, model.tokenizer, info.source)
+    positions = next((t.shape[0] for t in info.tensors if t.name.endswith(_POSITIONS)), None)
+    if positions is not None and (model.max_seq_length or 0) > positions:
+        raise ModelError(
+            f"{info.source} says that it reads {model.max_seq_length} tokens, and it has {positions} positions",
+            hint="Correct max_seq_length in its sentence_bert_config.json.",
+        )
     dtype = load_kwargs.get("dtype")
     if dtype is not None:
         for module in list(model)[1:]:  # they have no keywords of their own, and must fit the transformer's states
             module.to(dtype=dtype)
     return model.eval()
+
+
+def _check_modules(path: Path, source: str) -> None:
+    """Refuse modules that sentence-transformers would leave out, or whose codes it would take for numbers."""
+    modules = sorted(path.glob("[1-9]*_*/config.json"))
+    if modules and not (path / "modules.json").is_file():
+        raise ModelError(
+            f"{source} has the module {modules[0].parent.name} and no modules.json that says when it is used",
+            hint="Fetch the file again.",
+        )
+    for file in sorted(path.glob("[1-9]*_*/*.safetensors")):
+        if codes := [tensor for tensor in read_safetensors_header(file) if tensor.dtype not in FLOATS]:
+            raise ModelError(
+                f"{source} stores {codes[0].name!r} of {file.parent.name} as {codes[0].dtype}, and nothing says what "
+                "its numbers stand for",
+                hint="Give the unquantized checkpoint.",
+            )
 
 
 @contextmanager
