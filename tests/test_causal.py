@@ -156,6 +156,13 @@ def test_a_head_is_tied_as_its_family_does_where_the_configuration_is_silent(ins
     assert inspect(silent).parameters == held
 
 
+@pytest.mark.parametrize("silent", [_FAMILIES["GPT-2"], _FAMILIES["Gemma"]], indirect=True)
+def test_a_head_of_its_own_is_refused_where_its_family_ties(inspect, silent):
+    """As where the configuration says that it is tied."""
+    _edit_tensors(silent, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1}))
+    assert "ties 'lm_head.weight'" in _refusal(inspect, silent).message
+
+
 def test_families_that_tie_by_default_are_those_of_transformers():
     """Their list is compared with the configurations themselves, which nothing imports before a model is loaded."""
     families = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
