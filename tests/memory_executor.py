@@ -75,13 +75,14 @@ class MemoryExecutor:
     def __init__(self, *scripts: Script, slots: int = 1, outlives: bool = False) -> None:
         self.scripts, self.slots, self.outlives = list(scripts), slots, outlives
         self.workers: list[Worker] = []
+        self.collected: list[str] = []
         self.cancelled: list[str] = []
         self.left: list[str] = []
         self.when_cancelled: Callable[[Worker], None] = lambda worker: None
         self._steps: dict[str, Iterator[JobState]] = {}
         self._states: dict[str, JobState] = {}
 
-    def check(self, jobs: Sequence[Job]) -> Offer | None:
+    def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> Offer | None:
         return None
 
     def submit(self, job: Path, store: Path) -> str:
@@ -91,7 +92,13 @@ class MemoryExecutor:
         self._steps[job_id], self._states[job_id] = script(self.workers[-1]), "queued"
         return job_id
 
+    def know(self, job_id: str, store: Path, script: Script) -> None:
+        """Know a job that another program submitted."""
+        record = next(r for r in Store(store).jobs("study") if JobRecord.read(r).job_id == job_id)
+        self._steps[job_id], self._states[job_id] = script(Worker(record, store)), "queued"
+
     def collect(self, job_id: str, store: Path) -> JobState:
+        self.collected.append(job_id)
         if job_id not in self._states:
             return "lost"
         self._states[job_id] = next(self._steps[job_id], self._states[job_id])

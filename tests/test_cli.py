@@ -267,5 +267,5 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(
     code, _, err = cli("compare", tiny_model, "-q", "fp32_baseline", "-e", "memory", *LOCAL, "--store", tmp_path / "s")
     assert code == 1
     assert "No space left on device" in err
-    assert "the same command goes on" in err
+    assert "run the same command again to continue" in err
     assert "Traceback" not in err

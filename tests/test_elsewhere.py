@@ -37,7 +37,7 @@ class Rented(LocalExecutor):
     def slots(self) -> int:
         return self.room
 
-    def check(self, jobs: Sequence[Job]) -> Offer:
+    def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> Offer:
         self.checked += jobs
         return Offer(f"{len(jobs)} jobs, at most ${2 * len(jobs)}", 2.0 * len(jobs), self.agreed)
 
@@ -56,7 +56,7 @@ class Rented(LocalExecutor):
 
 
 def planned(tiny_model: Path, executor: Rented, *evaluators: str, quantizers: Sequence[str] = ()) -> Planned:
-    study = api.make_study(str(tiny_model), quantizers or ["fp32_baseline"], evaluators)
+    study = lq.Study.of(str(tiny_model), quantizers or ["fp32_baseline"], evaluators)
     return resolve(study, registry(), Cache.default(), executor)
 
 
@@ -81,12 +81,13 @@ def test_nothing_starts_until_somebody_agrees_to_what_it_may_cost(tiny_model: Pa
     assert not store.exists()
     asked = []
 
-    def agree(offer: Offer) -> bool:
-        asked.append(offer.dollars)
-        return True
+    class Agrees(api.Quiet):
+        def agree(self, offer: Offer) -> bool:
+            asked.append(offer.dollars)
+            return True
 
-    what = planned(tiny_model, executor, *tasks)
-    found = api.execute(what, executor, store, progress=False, agree=agree)
+    study = lq.Study.of(str(tiny_model), ["fp32_baseline"], tasks)
+    found = lq.run_study(study, executor=executor, store=store, ui=Agrees())
     assert asked == [2.0]
     assert [run.status for run in found.runs.values()] == ["completed"] * 2
     assert {run.provenance["executor"] for run in found.runs.values()} == {"rented"}
@@ -98,19 +99,19 @@ def test_nothing_starts_until_somebody_agrees_to_what_it_may_cost(tiny_model: Pa
     found.save_json(tmp_path / "study.json")
     assert lq.Comparison.load(tmp_path / "study.json").dollars == found.dollars
     executor.checked.clear()
-    api.execute(what, executor, store, progress=False)
+    lq.run_study(study, executor=executor, store=store)
     assert executor.checked == []  # all is stored: there is nothing to agree to
 
 
 def test_a_study_that_was_left_is_waited_for_by_its_id(tiny_model: Path, tmp_path: Path):
     """`submit_study` returns while its jobs go on, more than there are slots; another executor brings them home."""
     first = Rented()
-    study = api.make_study(str(tiny_model), ["fp32_baseline", "bf16_baseline"], ["misbehave"])
-    study_id = lq.submit_study(study, executor=first, store=tmp_path / "store")
+    study = lq.Study.of(str(tiny_model), ["fp32_baseline", "bf16_baseline"], ["misbehave"])
+    study_id = lq.submit_study(study, executor=first, store=tmp_path / "store").study_id
     first.close()
     assert len(first.submitted) == 2
     second = Rented()
-    found = lq.attach(study_id, executor=second, store=tmp_path / "store", progress=False)
+    found = lq.attach(study_id, executor=second, store=tmp_path / "store")
     assert [run.status for run in found.runs.values()] == ["completed"] * 2
     assert second.submitted == []
     with pytest.raises(lq.errors.StoreError, match="keeps no study"):
@@ -139,6 +140,7 @@ def test_the_same_study_takes_up_what_still_runs(tiny_model: Path, tmp_path: Pat
     first.close()
     second = Rented()
     again = Scheduler(what, registry(), store, second)
+    again.take_up()
     runs = {run.experiment.evaluator.label: run for run in again.run(kill).values()}
     assert marker.read_text().split() == ["sleep"]
     assert runs[f"misbehave(sleep, marker={marker})"].failure.kind == "lost"

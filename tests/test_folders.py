@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from llmquant import checkpoint_files
-from llmquant.api import make_study
 from llmquant.cache import Cache
 from llmquant.checkpoint_files import file_digest, folder_digest
 from llmquant.errors import ModelError, OptionError, RunError
@@ -25,6 +24,7 @@ from llmquant.folders import list_files
 from llmquant.plan import resolve
 from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
+from llmquant.study import Study
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Übersicht é.txt") for form in ("NFC", "NFD"))
 
@@ -208,5 +208,5 @@ def test_fresh_reads_weights_again(large: Path, tmp_path: Path):
     record.write_text(record.read_text().replace(right, "sha256:wrong"))
     assert file_digest(large, cache.digests) == "sha256:wrong"
     with pytest.raises(ModelError, match="nowhere"):
-        resolve(make_study("./nowhere"), registry(), cache, LocalExecutor(device="cpu"), fresh=True)
+        resolve(Study.of("./nowhere"), registry(), cache, LocalExecutor(device="cpu"), fresh=True)
     assert file_digest(large, cache.digests) == right

@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from llmquant.api import make_study
 from llmquant.cache import Cache
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.plan import resolve
 from llmquant.plugins.registry import registry
 from llmquant.preview import with_all_presets
+from llmquant.study import Study
 from tiny_sentence_transformer import save_tiny_sentence_transformer
 
 
@@ -26,7 +26,7 @@ class _Here:
 def planned(tmp_path):
     """Plan a study of what is written; return its record."""
     return lambda *asked, **options: (
-        resolve(make_study(*asked, **options), registry(), Cache(tmp_path / "cache"), _Here()).record
+        resolve(Study.of(*asked, **options), registry(), Cache(tmp_path / "cache"), _Here()).record
     )
 
 
@@ -88,7 +88,7 @@ def test_a_width_that_an_embedder_does_not_offer_is_refused(planned, tmp_path):
 def test_every_preset_of_an_embedder_is_one_that_it_can_have(tmp_path, planned):
     """With --all an embedder gets the presets that go on embedders, and the plan accepts them."""
     folder = save_tiny_sentence_transformer(tmp_path / "model")
-    study = with_all_presets(make_study([str(folder)], (), ["query_latency"]), executor=_Here())
+    study = with_all_presets(Study.of([str(folder)], (), ["query_latency"]), executor=_Here())
     names = [call.name for call in study.quantizers]
     assert "bnb_4bit_nf4" in names
     assert "gptq_4bit_g128" not in names

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.api import make_study
 from llmquant.overlap import shared_share
 from llmquant.preview import preview
+from llmquant.study import Study
 
 WORDS = [f"word{i}" for i in range(400)]
 TEXT = " ".join(WORDS)
@@ -47,7 +47,7 @@ def test_a_plan_says_what_is_calibrated_on_what_it_is_measured_on(evaluator, tin
 
     def notes(calibration):
         quantizer = f"gptq(group_size=32, sequence_length=64, calibration={tmp_path / calibration})"
-        study = make_study(tiny_model, ["fp32_baseline", quantizer], [call])
+        study = Study.of(tiny_model, ["fp32_baseline", quantizer], [call])
         return "\n".join(preview(study, executor="local(device=cpu)", store=tmp_path / "store").record.notes)
 
     assert "is calibrated on" in notes("text.txt")
@@ -59,7 +59,7 @@ def test_the_defaults_leave_out_what_cannot_run_here_and_say_so(tiny_model, tmp_
     """On a CPU that is what calibrates; the note has the line to have it all the same."""
     monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text(TEXT)
-    study = make_study(tiny_model, [], [f"perplexity({tmp_path / 'text.txt'}, window=64)"])
+    study = Study.of(tiny_model, [], [f"perplexity({tmp_path / 'text.txt'}, window=64)"])
     record = preview(study, executor="local(device=cpu)", store=tmp_path / "store").record
     assert {e.variant.quantizer.label for e in record.experiments} == {"bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4"}
     said = [note for note in record.notes if "left out" in note]

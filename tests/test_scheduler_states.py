@@ -33,6 +33,12 @@ def planned(*tags: str) -> Planned:
     return Planned(StudyRecord("study", "title", experiments, {}), {}, (), (), {})
 
 
+def left_by_another(tmp_path: Path, *tags: str) -> None:
+    """Have another program submit a study and leave it to go on."""
+    first = MemoryExecutor(lambda worker: iter(()), outlives=True)
+    assert scheduler(tmp_path, first, *tags).submit_all() == 0
+
+
 def scheduler(tmp_path: Path, executor: MemoryExecutor, *tags: str, timeout_s: float | None = None) -> Scheduler:
     return Scheduler(planned(*tags), registry(), Store(tmp_path), executor, timeout_s=timeout_s)
 
@@ -170,3 +176,49 @@ def test_no_more_jobs_run_than_there_are_slots(tmp_path: Path):
     executor = MemoryExecutor(completes, slots=2)
     assert set(by_tag(scheduler(tmp_path, executor, "a", "b", "c", "d").run()).values()) == {"completed"}
     assert sorted(worker.tags for worker in executor.workers) == [["a", "b"], ["c", "d"]]
+
+
+def test_asking_touches_no_job(tmp_path: Path):
+    """Constructing, a price and a preview know what is submitted from its records alone."""
+    left_by_another(tmp_path, "a", "b")
+    executor = MemoryExecutor(completes, outlives=True)
+    study = scheduler(tmp_path, executor, "a", "b")
+    assert (study.check(), study.jobs()) == (None, [])
+    executor.close()
+    assert (executor.collected, executor.cancelled, executor.workers) == ([], [], [])
+
+
+def test_what_another_program_submitted_is_taken_up(tmp_path: Path):
+    """It is waited for, and not submitted again."""
+    left_by_another(tmp_path, "a", "b")
+    executor = MemoryExecutor(outlives=True)
+    executor.know("own-0", tmp_path, completes)
+    study = scheduler(tmp_path, executor, "a", "b")
+    assert not study.take_up()
+    assert by_tag(study.run()) == {"a": "completed", "b": "completed"}
+    assert executor.workers == []
+
+
+def test_a_lost_job_of_another_program_is_priced_again(tmp_path: Path):
+    """What it had finished counts; the rest is missing once that is known, and runs in a new job."""
+    left_by_another(tmp_path, "a", "b")
+    record = Store(tmp_path).jobs("study")[0]
+    Worker(record, tmp_path).do("a")
+    executor = MemoryExecutor(completes, outlives=True)
+    study = scheduler(tmp_path, executor, "a", "b")
+    assert study.jobs() == []
+    assert study.take_up()
+    assert [[e["evaluator"]["label"] for e, _ in job.experiments] for job in study.jobs()] == [["b"]]
+    assert by_tag(study.run()) == {"a": "completed", "b": "completed"}
+    assert [worker.tags for worker in executor.workers] == [["b"]]
+
+
+def test_jobs_that_are_left_are_not_cancelled(tmp_path: Path):
+    """After taking up, an error or an answer leaves what runs to whoever comes next."""
+    left_by_another(tmp_path, "a")
+    executor = MemoryExecutor(outlives=True)
+    executor.know("own-0", tmp_path, hangs)
+    study = scheduler(tmp_path, executor, "a")
+    study.take_up()
+    assert study.stop(cancel=False) == 1
+    assert (executor.left, executor.cancelled) == (["own-0"], [])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.api import make_study, open_executor
+from llmquant.api import open_executor
 from llmquant.cache import Cache
 from llmquant.errors import ModelError, OptionError, RequestError, UnknownNameError
 from llmquant.experiment import ModelRequest, ModelUse
 from llmquant.plan import resolve
 from llmquant.plugins.registry import registry
+from llmquant.study import Study
 from llmquant.subjects import _embedder, inspect_subject, restore_subject
 from tiny_gemma3 import write_gemma3
 from tiny_sentence_transformer import save_tiny_sentence_transformer
@@ -119,7 +120,7 @@ def test_chance_stands_beside_quantized_models(gemma, tmp_path):
     (tmp_path / "pages" / "a.txt").write_text("a page")
     (tmp_path / "q.jsonl").write_text('{"query": "a", "relevant": ["a.txt"]}')
     evaluator = f"retrieval({tmp_path / 'pages'}, queries={tmp_path / 'q.jsonl'})"
-    study = make_study([f"bigemma3({gemma})", "random"], ["bf16_baseline", "bnb_4bit_nf4"], [evaluator])
+    study = Study.of([f"bigemma3({gemma})", "random"], ["bf16_baseline", "bnb_4bit_nf4"], [evaluator])
     with open_executor("local(device=cpu)") as executor:
         record = resolve(study, registry(), Cache(tmp_path / "cache"), executor).record
     found = [(e.variant.model.name.partition("(")[0], e.variant.quantizer.label) for e in record.experiments]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,8 +43,11 @@ from llmquant.cli_options import (
 from llmquant.neutral import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmquant.plan import Planned
     from llmquant.protocols import Executor, Offer
+    from llmquant.scheduler import Progress
     from llmquant.study import Study
     from llmquant.study_results import Comparison
 
@@ -132,13 +136,11 @@ def attach(
     from llmquant.api import attach as wait
 
     _show_log(verbose=False)
-    found = wait(study, executor=on, store=store, progress=not quiet, cancel=lambda: _cancel(study, on, store))
-    _show(found, store, as_json=as_json, quiet=quiet)
+    found = wait(study, executor=on, store=store, ui=_Terminal(store, _attach(on, store), quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
-        say(f"{missing} experiments have not run; the command that submitted them does them", err=True)
-    if found.failed or missing:
-        sys.exit(1)
+        say(f"{missing} experiments have not run; run the command that submitted them again", err=True)
+    _finish(found, store, as_json=as_json, quiet=quiet, failed=bool(missing))
 
 
 @app.command()
@@ -251,20 +253,20 @@ def main() -> None:
         say(*text.split("\n"), fg="red", err=True)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except KeyboardInterrupt:
-        say("", "interrupted; what ran is stored, and the same command goes on from there", err=True)
+        say("", "interrupted; what ran is stored, and the same command continues from there", err=True)
         sys.exit(130)
     except OSError as error:  # a disk that is full, a folder that may not be written
         if debug:
             raise
         where = f" ({error.filename})" if error.filename else ""
         say(f"error: {error.strerror or error}{where}", fg="red", err=True)
-        say("What ran is stored; mend this, and the same command goes on from there.", err=True)
+        say("What ran is stored. Fix the problem and run the same command again to continue.", err=True)
         sys.exit(1)
 
 
 def _run(
     study: Study,
-    on: str,
+    executor: str,
     store: str,
     fresh: bool,
     timeout: float | None,
@@ -274,37 +276,67 @@ def _run(
     *,
     detach: bool = False,
 ) -> None:
-    """Run a study, print its comparison, and exit with 1 if a run failed."""
-    from llmquant.api import execute, open_executor, submit
-    from llmquant.cache import Cache
-    from llmquant.plan import resolve
-    from llmquant.plugins.registry import registry
+    """Run a study and print its comparison, or submit it and say how to wait for it."""
+    from llmquant.api import run_study, submit_study
 
     _show_log(verbose=verbose)
-    with open_executor(on) as executor:
-        planned = resolve(study, registry(), Cache.default(), executor, fresh=fresh)
-        if not quiet:
-            _announce(planned, executor, store)
-        study_id = planned.record.study_id
-        if detach:
-            jobs, waiting = submit(planned, executor, store, fresh=fresh, agree=_agree)
-            later = f"; {waiting} experiments wait for others and start when this command is given again"
-            say(f"{jobs} jobs go on{later if waiting else ''}. To wait for them:", err=True)
-            say(_attach(study_id, on, store))
-            return
-        found = execute(
-            planned,
-            executor,
-            store,
-            fresh=fresh,
-            timeout_s=timeout,
-            progress=not quiet,
-            agree=_agree,
-            cancel=lambda: _cancel(study_id, on, store),
-        )
-    _show(found, store, as_json=as_json, quiet=quiet)
-    if found.failed:
-        sys.exit(1)
+    attach = _attach(executor, store)
+    ui = _Terminal(store, attach, quiet=quiet)
+    if not detach:
+        found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
+        _finish(found, store, as_json=as_json, quiet=quiet)
+        return
+    left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
+    later = f"; {left.waiting} experiments wait for others: run this command again to start them"
+    say(f"{left.jobs} jobs run{later if left.waiting else ''}. To wait for them:", err=True)
+    say(attach.format(left.study_id))
+
+
+class _Terminal:
+    """What a terminal is told and asked while a study runs.
+
+    Args:
+        attach: the command that waits for the study's jobs; ``{}`` is its id.
+    """
+
+    def __init__(self, store: str, attach: str, *, quiet: bool) -> None:
+        self._store, self._attach, self._quiet = store, attach, quiet
+
+    def planned(self, planned: Planned, executor: Executor) -> None:
+        """Say what will run, how large it is and about how long it takes."""
+        from llmquant.report.announce import announcement
+
+        if not self._quiet:
+            say(*announcement(planned, executor, self._store), err=True)
+
+    def agree(self, offer: Offer) -> bool:
+        """Say what it may cost, and ask where nothing has agreed to it and somebody can."""
+        say(*offer.text.splitlines(), err=True)
+        return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
+
+    def progress(self) -> AbstractContextManager[Callable[[Progress], None]]:
+        """Show how the study stands, unless it should be quiet."""
+        from llmquant.report.progress import show_progress
+
+        return nullcontext(lambda state: None) if self._quiet else show_progress()
+
+    def interrupted(self, study: str) -> bool:
+        """Ask whether to cancel jobs that could continue; Ctrl-C once more, or nobody to ask, cancels them."""
+        if not sys.stdin.isatty():
+            return True
+        try:
+            if typer.confirm("\nCancel the jobs that run? If not, they continue", default=True, err=True):
+                return True
+        except typer.Abort:
+            return True
+        say(f"To wait for them: {self._attach.format(study)}", err=True)
+        return False
+
+
+def _attach(on: str, store: str) -> str:
+    import shlex
+
+    return f"llmquant attach {{}} {shlex.join(['--on', on, '--store', store])}"
 
 
 class _Printable(logging.Formatter):
@@ -324,47 +356,18 @@ def _show_log(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[above])
 
 
-def _agree(offer: Offer) -> bool:
-    """Tell what it may cost, and ask where nobody has agreed and somebody can."""
-    say(*offer.text.splitlines(), err=True)
-    return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
-
-
-def _cancel(study_id: str, on: str, store: str) -> bool:
-    """Ask what becomes of jobs that could go on; Ctrl-C once more, or nobody to ask, cancels them."""
-    if not sys.stdin.isatty():
-        return True
-    try:
-        if typer.confirm("\nCancel the jobs that run? If not, they go on", default=True, err=True):
-            return True
-    except typer.Abort:
-        return True
-    say(f"To wait for them: {_attach(study_id, on, store)}", err=True)
-    return False
-
-
-def _attach(study_id: str, on: str, store: str) -> str:
-    import shlex
-
-    return shlex.join(["llmquant", "attach", study_id, "--on", on, "--store", store])
-
-
-def _announce(planned: Planned, executor: Executor, store: str) -> None:
-    """Say before anything starts what will run, how large it is and about how long it takes."""
-    from llmquant.report.announce import announcement
-
-    say(*announcement(planned, executor, store), err=True)
-
-
-def _show(found: Comparison, store: str, *, as_json: bool, quiet: bool) -> None:
+def _finish(found: Comparison, store: str, *, as_json: bool, quiet: bool, failed: bool = False) -> None:
+    """Print a comparison, and exit with 1 if a run failed."""
     from llmquant.report.tables import summary
 
     if as_json:
         print_json(found.rows_json())
-        return
-    print_tables(summary(found.rows(), found.record))
-    if not quiet:
-        say("", f"Results: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
+    else:
+        print_tables(summary(found.rows(), found.record))
+        if not quiet:
+            say("", f"Results: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
+    if failed or found.failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -53,11 +53,11 @@ def study_of(
     allow_pickle: bool,
 ) -> Study:
     """Make a study of what was given; ``-t coqa`` is ``-e "lm_eval(coqa)"``."""
-    from llmquant.api import make_study
     from llmquant.call import Call
     from llmquant.experiment import ModelRequest
+    from llmquant.study import Study
 
-    return make_study(
+    return Study.of(
         [ModelRequest(model, trust_remote_code, allow_pickle) for model in models],
         quantizers or [],
         [*(evaluators or []), *(Call("llmquant/lm_eval", (name,)) for name in tasks or [])],

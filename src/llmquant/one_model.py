@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from llmquant.api import Model, Plugin, open_executor
+from llmquant.api import open_executor
 from llmquant.cache import Cache
 from llmquant.call import Call
 from llmquant.errors import RequestError
@@ -21,6 +21,7 @@ from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.protocols import AppliedQuantization, Context, LoadedModel
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.study import Model, Plugin
 from llmquant.subjects import inspect_subject
 
 

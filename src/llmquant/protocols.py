@@ -335,8 +335,12 @@ class Executor(Protocol):
     @property
     def notices(self) -> tuple[str, ...]: ...  # noqa: D102
 
-    def check(self, jobs: Sequence[Job]) -> Offer | None:
+    def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> Offer | None:
         """Refuse jobs that could not run, before anything is started or paid for, and say what the rest cost at most.
+
+        Args:
+            running: ids of jobs of the study that another program submitted: they count towards a limit, and are not
+                touched.
 
         Returns:
             ``None`` where nothing is paid for. Submitting them afterwards is within the offer.
@@ -379,5 +383,5 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what the executor holds; running jobs are cancelled, except those that were left."""
+        """Release what the executor holds; cancel the running jobs that it submitted and did not leave, no others."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -78,7 +79,9 @@ class _Active:
 
 
 class Scheduler:
-    """Runs one study. It owns the jobs it submitted, until `stop` cancels them or leaves them.
+    """Runs one study. It owns the jobs that it submitted or took up, until `stop` cancels them or leaves them.
+
+    Constructing it, and asking it for a price or for jobs, touches no job.
 
     Args:
         fresh: repeat what is stored; the new runs stand beside the old.
@@ -95,18 +98,25 @@ class Scheduler:
         fresh: bool = False,
         timeout_s: float | None = None,
     ) -> None:
-        self._planned = planned
+        self.record = planned.record
+        self.store = store
+        self._inputs = planned.inputs
         self._registry = registry
-        self._store = store
         self._executor = executor
+        self._fresh = fresh
         self._timeout_s = timeout_s
         self._active: list[_Active] = []
-        if executor.outlives and not fresh:
-            self._take_up()
-        self._attempts = {e.run_id: store.attempts(e.run_id) for e in planned.record.experiments}
-        stored = {} if fresh else {e.run_id: _readable(store, e.run_id) for e in planned.record.experiments}
-        self.reused = {run_id: run for run_id, run in stored.items() if run is not None and run.status == "completed"}
-        self.runs: dict[RunId, Run] = dict(self.reused)
+
+    @functools.cached_property
+    def reused(self) -> dict[RunId, Run]:
+        """Read the completed runs that are stored."""
+        stored = {} if self._fresh else {e.run_id: _readable(self.store, e.run_id) for e in self.record.experiments}
+        return {run_id: run for run_id, run in stored.items() if run is not None and run.status == "completed"}
+
+    @functools.cached_property
+    def runs(self) -> dict[RunId, Run]:
+        """What has a run: the reused ones, and what is added as jobs finish."""
+        return dict(self.reused)
 
     def check(self) -> Offer | None:
         """Have the executor refuse what could not run, and say what the rest costs at most.
@@ -115,13 +125,35 @@ class Scheduler:
             RequestError: as `Executor.check`.
         """
         jobs = self.jobs()
-        return self._executor.check(jobs) if jobs else None
+        running = [found.job_id for _, found, _ in self._submitted() if found.job_id]
+        return self._executor.check(jobs, running=running) if jobs else None
 
     def jobs(self) -> list[Job]:
-        """Make the jobs of all that is missing; they have no numbers of the store's yet."""
-        missing = [e for e in self._planned.record.experiments if e.run_id not in self._taken]
+        """Make the jobs of all that is missing and in no job; they have no numbers of the store's yet."""
+        submitted = {run_id for _, _, ids in self._submitted() for run_id, _ in ids}
+        missing = [e for e in self.record.experiments if e.run_id not in self._taken | submitted]
         groups = self._groups(missing, self._executor.slots)
         return [self._job(group, number) for number, group in enumerate(groups, 1)]
+
+    def take_up(self) -> bool:
+        """Take up the jobs that another program submitted to this executor and nobody saw the end of.
+
+        Returns:
+            Whether any is lost, so that what it had to do is missing now.
+        """
+        known = {e.run_id: e for e in self.record.experiments}
+        lost = False
+        for record, found, ids in self._submitted():
+            if self._executor.collect(found.job_id or "", self.store.root) == "lost":
+                _log.warning("job %d is lost: %s", found.job.number, self._executor.why_lost(found.job_id or ""))
+                write_json(record, replace(found, ended=True).to_json())
+                stored = ((run_id, _readable(self.store, run_id)) for run_id, _ in ids)
+                self.runs.update({i: run for i, run in stored if run is not None and run.status == "completed"})
+                lost = True
+            else:
+                experiments = [known[run_id] for run_id, _ in ids]
+                self._active.append(_Active(found.job, found.job_id or "", record, experiments, dict(ids)))
+        return lost
 
     def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[RunId, Run]:
         """Run what is missing; return the runs of this study, the reused ones included.
@@ -129,7 +161,7 @@ class Scheduler:
         Args:
             watch: called about ten times a second.
         """
-        self._store.sweep()
+        self.store.sweep()
         while self._submit() or self._active:
             self._look(watch)
         watch(self.progress())
@@ -143,10 +175,10 @@ class Scheduler:
 
     def submit_all(self) -> int:
         """Submit everything that can start now, whatever there is room for; return how many experiments cannot."""
-        ready = [e for e in plan(self._planned.record, self.runs) if e.run_id not in self._taken]
+        ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
         for group in self._groups(ready, self._executor.slots):
             self._active.append(self._start(group))
-        return sum(e.run_id not in self._taken for e in self._planned.record.experiments)
+        return sum(e.run_id not in self._taken for e in self.record.experiments)
 
     def stop(self, *, cancel: bool) -> int:
         """End the jobs that run, or leave them to go on without this program; return how many there were."""
@@ -162,7 +194,7 @@ class Scheduler:
         """Say how the study stands."""
         own = [run for run_id, run in self.runs.items() if run_id not in self.reused]
         return Progress(
-            len(self._planned.record.experiments),
+            len(self.record.experiments),
             len(self.reused),
             sum(run.status == "completed" for run in own),
             sum(run.status == "failed" for run in own),
@@ -181,49 +213,49 @@ class Scheduler:
             self._advance(active)
         watch(self.progress())
 
-    def _take_up(self) -> None:
-        """Take up the jobs that another process submitted to this executor and nobody saw the end of."""
-        known = {e.run_id: e for e in self._planned.record.experiments}
-        for record in self._store.jobs(self._planned.record.study_id):
+    def _submitted(self) -> list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]]:
+        """Read the records of jobs that another program submitted to this executor and nobody saw the end of."""
+        if self._fresh or not self._executor.outlives:
+            return []
+        known = {e.run_id for e in self.record.experiments}
+        active = {active.job_id for active in self._active}
+        result: list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]] = []
+        for record in self.store.jobs(self.record.study_id):
             try:
                 found = JobRecord.read(record)
                 ids = found.asked()
             except DamagedError as error:
                 _log.warning("a job is left out: %s", error)
                 continue
-            if found.job_id is None or found.ended or found.job.executor != self._executor.name:
+            if not found.job_id or found.ended or found.job.executor != self._executor.name or found.job_id in active:
                 continue
-            if not known.keys() >= dict(ids).keys():
-                _log.warning("%s is left out: it is of another study", record)
-                continue
-            if self._executor.collect(found.job_id, self._store.root) == "lost":
-                _log.warning("job %d is lost: %s", found.job.number, self._executor.why_lost(found.job_id))
-                write_json(record, replace(found, ended=True).to_json())
+            if known >= {run_id for run_id, _ in ids}:
+                result.append((record, found, ids))
             else:
-                experiments = [known[run_id] for run_id, _ in ids]
-                self._active.append(_Active(found.job, found.job_id, record, experiments, dict(ids)))
+                _log.warning("%s is left out: it is of another study", record)
+        return result
 
     def _submit(self) -> bool:
         """Start jobs while there is room; say whether any runs."""
         free = self._executor.slots - len(self._active)
         if free > 0:
-            ready = [e for e in plan(self._planned.record, self.runs) if e.run_id not in self._taken]
+            ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
             for group in self._groups(ready, free)[:free]:
                 self._active.append(self._start(group))
         return bool(self._active)
 
     def _groups(self, experiments: Sequence[Experiment], room: int) -> list[list[Experiment]]:
-        rest = [e for e in self._planned.record.experiments if e.run_id not in self._taken]
+        rest = [e for e in self.record.experiments if e.run_id not in self._taken]
         return make_groups(experiments, rest, self._registry, room)
 
     def _job(self, experiments: Sequence[Experiment], number: int) -> Job:
-        attempts = {e.run_id: 1 + max(self._attempts[e.run_id], default=0) for e in experiments}
+        attempts = {e.run_id: 1 + max(self.store.attempts(e.run_id), default=0) for e in experiments}
         return Job(
-            self._planned.record.study_id,
+            self.record.study_id,
             number,
             experiments[0].variant.model.to_json(),
             tuple((e.to_json(), attempts[e.run_id]) for e in experiments),
-            {digest: str(path) for digest, path in self._planned.inputs.items()},
+            {digest: str(path) for digest, path in self._inputs.items()},
             self._executor.device,
             self._executor.threads,
             tuple(spec_to_json(p.spec) for p in self._registry.plugins if p.package == "registered"),
@@ -231,18 +263,18 @@ class Scheduler:
         )
 
     def _start(self, experiments: Sequence[Experiment]) -> _Active:
-        number, record = self._store.new_job(self._planned.record.study_id)
+        number, record = self.store.new_job(self.record.study_id)
         job = self._job(experiments, number)
         attempts = {e.run_id: attempt for e, (_, attempt) in zip(experiments, job.experiments, strict=True)}
         # Before submit: a crash in between leaves a job that never started.
         write_json(record, JobRecord(job).to_json())
-        job_id = self._executor.submit(record, self._store.root)
+        job_id = self._executor.submit(record, self.store.root)
         write_json(record, JobRecord(job, job_id).to_json())
         return _Active(job, job_id, record, list(experiments), attempts)
 
     def _advance(self, active: _Active) -> None:
         """Read what a job did since the last look, and settle it when it has ended."""
-        state = self._executor.collect(active.job_id, self._store.root)
+        state = self._executor.collect(active.job_id, self.store.root)
         if _log.isEnabledFor(logging.INFO):
             _tell(active)
         self._read(active)
@@ -293,7 +325,7 @@ class Scheduler:
         dollars = self._executor.dollars(active.job_id)
         write_json(active.record, JobRecord(active.job, active.job_id, ended=True, dollars=dollars).to_json())
         for run_id, attempt in active.attempts.items():
-            if run_id not in active.finished and attempt in self._store.attempts(run_id):
+            if run_id not in active.finished and attempt in self.store.attempts(run_id):
                 self._finish(active, run_id, self._stored(active, run_id))  # stored, but not said any more
         left = [e for e in active.experiments if e.run_id not in active.finished]
         failed = [e for e in left if e.run_id == active.current] if active.loaded else left
@@ -319,19 +351,19 @@ class Scheduler:
             )
             self._store_failed(run, log)
             self._finish(active, experiment.run_id, run)
-        self._store.sweep()
+        self.store.sweep()
 
     def _store_failed(self, run: Run, log: str) -> None:
         try:
-            partial = self._store.begin(run.run_id)
+            partial = self.store.begin(run.run_id)
             (partial / "log.txt").write_text(blank_secrets(log), encoding="utf-8")
-            self._store.commit(run, partial, {})
+            self.store.commit(run, partial, {})
         except (StoreError, OSError) as error:  # a full disk: the run is told, if not kept
             _log.warning("a failed run could not be stored: %s", error)
 
     def _stored(self, active: _Active, run_id: RunId) -> Run:
         attempt = active.attempts[run_id]
-        run = self._store.attempt(run_id, attempt)
+        run = self.store.attempt(run_id, attempt)
         return replace(run, experiment=next(e for e in active.experiments if e.run_id == run_id))
 
     def _finish(self, active: _Active, run_id: RunId, run: Run) -> None:
@@ -343,7 +375,7 @@ class Scheduler:
         experiment = next(e for e in active.experiments if e.run_id == run_id)
         self._registry.notify(
             RunEvent(
-                self._planned.record.study_id,
+                self.record.study_id,
                 run_id,
                 experiment.variant.model.source,
                 experiment.variant.quantizer.label,
@@ -367,7 +399,7 @@ class Scheduler:
             if run.status == "completed":
                 took.setdefault(run.experiment.evaluator.label, []).append(run.seconds)
         total = 0.0
-        for experiment in plan(self._planned.record, self.runs):
+        for experiment in plan(self.record, self.runs):
             known = took.get(experiment.evaluator.label)
             active = next((a for a in self._active if a.current == experiment.run_id), None)
             spent = time.monotonic() - active.since if active else 0.0

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from llmquant.call import Call, Json
 from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest, raise_all
@@ -19,6 +19,8 @@ _KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", 
 _FIELDS: Mapping[str, Any] = {"baseline": str | None, "limit": int | None, "seed": int}  # Any: types
 
 T = TypeVar("T")
+Model: TypeAlias = str | Path | ModelRequest
+Plugin: TypeAlias = str | Call | Mapping[str, Json]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,37 @@ class Study:
     def __post_init__(self) -> None:
         for key, kind in _FIELDS.items():
             value_of(kind, getattr(self, key), key)
+
+    @classmethod
+    def of(
+        cls,
+        models: Model | Sequence[Model],
+        quantizers: Sequence[Plugin] = (),
+        evaluators: Sequence[Plugin] = (),
+        *,
+        vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
+        baseline: str | None = None,
+        limit: int | None = 100,
+        seed: int = 0,
+    ) -> Study:
+        """Build a study from what people write.
+
+        Raises:
+            OptionError: if a call cannot be parsed, or one string stands where a list belongs.
+        """
+        for name, value in (("quantizers", quantizers), ("evaluators", evaluators)):
+            if isinstance(value, str):
+                raise OptionError(f"{name} must be a list, found {value!r}", hint=f"Write {name}=[{value!r}].")
+        several = [models] if isinstance(models, str | Path | ModelRequest) else models
+        return cls(
+            tuple(model if isinstance(model, ModelRequest) else ModelRequest(str(model)) for model in several),
+            tuple(Call.of(quantizer) for quantizer in quantizers),
+            tuple(Call.of(evaluator) for evaluator in evaluators),
+            baseline,
+            limit,
+            seed,
+            vectors if isinstance(vectors, VectorGrid) else VectorGrid.from_json(vectors or {}),
+        )
 
     @classmethod
     def from_file(cls, path: Path | str) -> Study:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import odd_package
 import pytest
@@ -30,7 +30,8 @@ from llmquant.experiment import Documents, Experiment, ModelUse, Variant
 from llmquant.job import JobRecord
 from llmquant.plan import resolve
 from llmquant.plugins.registry import registry
-from llmquant.protocols import Job
+from llmquant.preview import preview
+from llmquant.protocols import Job, Offer
 from llmquant.store import write_json
 
 modal = pytest.importorskip("modal", reason='needs Modal\'s client: pip install "llmquant[modal]"')
@@ -131,20 +132,51 @@ def test_another_machine_attaches_to_a_study(server: ModalServer, tiny_model: Pa
     study = lq.Study.from_json(
         {"schema": 1, "models": [str(tiny_model)], "quantizers": ["fp32_baseline"], "evaluators": ["odd"]}
     )
-    study_id = lq.submit_study(study, executor=executor, store=place / "first")
+    study_id = lq.submit_study(study, executor=executor, store=place / "first").study_id
     assert [app.name for app in server.apps.values()][-1] == name
     assert len(server.of("AppCreate")) == apps
-    found = lq.attach(study_id, executor=executor, store=place / "second", progress=False)
+    found = lq.attach(study_id, executor=executor, store=place / "second")
     assert [run.status for run in found.runs.values()] == ["completed"]
     (record,) = (place / "second" / "studies" / study_id / "jobs").glob("*.json")
     assert 0 < JobRecord.read(record).dollars < 0.1
+
+
+class Breaks(api.Quiet):
+    """Agrees to everything, and fails before anything is run."""
+
+    def agree(self, offer: Offer) -> bool:
+        return True
+
+    def progress(self) -> NoReturn:
+        raise RuntimeError("between taking up and running")
+
+
+@pytest.mark.slow
+def test_who_only_asks_cancels_no_job(server: ModalServer, tiny_model: Path, place: Path):
+    """After a plan, a refusal, a refused budget and an error, what somebody else submitted still runs."""
+    volume = f"modal({CPU}, volume=untouched"
+    study, store = lq.Study.of(tiny_model, ["fp32_baseline", "bf16_baseline"], ["odd"]), place / "untouched"
+    study_id = lq.submit_study(study, executor=f"{volume}, budget=5)", store=store).study_id
+    second = store / "studies" / study_id / "jobs" / "2.json"
+    write_json(second, {**json.loads(second.read_text()), "ended": True})  # something is left to be agreed to
+    before = len(server.of("FunctionCallCancel"))
+    preview(study, executor=f"{volume}, budget=5)", store=store)
+    with pytest.raises(RequestError, match="the cost was not confirmed"):
+        lq.run_study(study, executor=f"{volume})", store=store)
+    with pytest.raises(RequestError, match="budget"):
+        lq.run_study(study, executor=f"{volume}, budget=0.001)", store=store)
+    with pytest.raises(RuntimeError, match="between"):
+        lq.run_study(study, executor=f"{volume}, budget=5)", store=store, ui=Breaks())
+    assert len(server.of("FunctionCallCancel")) == before
+    found = lq.attach(study_id, executor=f"{volume}, budget=5)", store=store)
+    assert [run.status for run in found.runs.values()] == ["completed"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mteb") is not None, reason="mteb is installed")
 def test_a_benchmark_of_mteb_needs_no_mteb_here(place: Path):
     """It becomes its tasks, in the version that the image then has; a task that mteb does not have is refused."""
     executor = ModalExecutor(gpu="L40S", budget=5)
-    study = api.make_study("random", ["fp32_baseline"], ["mteb(ViDoRe(v1))"])
+    study = lq.Study.of("random", ["fp32_baseline"], ["mteb(ViDoRe(v1))"])
     planned = resolve(study, registry(), Cache.default(), executor)
     assert len(planned.evaluators) == 10
     assert known_mteb(Cache.default()).version == modal_image.TESTED["mteb"]

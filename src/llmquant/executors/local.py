@@ -118,7 +118,7 @@ class LocalExecutor:
         )
         return (*busy, *unused)
 
-    def check(self, jobs: Sequence[Job]) -> None:
+    def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> None:
         """Refuse nothing: what could not run here was refused with the plan, and nothing is paid for."""
 
     def submit(self, job: Path, store: Path) -> str:

@@ -40,6 +40,7 @@ class _Watched:
         timeout: most seconds that it may run.
         outcome: what its container returned.
         seconds: that it is paid for; ``None`` while it may run.
+        own: submitted by this executor and not left: it ends when this executor closes.
     """
 
     call: str
@@ -51,7 +52,7 @@ class _Watched:
     outcome: Mapping[str, Any] | None = None  # Any: an Outcome, as the client returns it
     seconds: float | None = None
     cancelled: bool = False
-    left: bool = False
+    own: bool = False
     asked: float = -math.inf
     fetched: float = -math.inf
 
@@ -147,7 +148,7 @@ class ModalExecutor:
             _log.info("Modal's rates could not be read (%s); using the %s", error, modal_money.TABLE.source)
             return modal_money.TABLE
 
-    def check(self, jobs: Sequence[Job]) -> Offer:
+    def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> Offer:
         """Refuse what Modal could not run or what the budget does not allow; nothing that costs is started.
 
         Raises:
@@ -159,6 +160,8 @@ class ModalExecutor:
         for job in jobs:
             self._check_size(modal_volume.local_bytes(job))
         self._check_account()
+        for job_id in running:  # what they may still cost counts; they are not touched
+            self._watch(job_id)
         worst = modal_money.estimate(len(jobs), self.options, self.rates)
         modal_money.check_budget(worst, self.options.budget, self._committed)
         self._offered = (self._offered or 0.0) + worst.dollars
@@ -193,7 +196,7 @@ class ModalExecutor:
                     f"Modal did not take job {record.number}: {error}",
                     hint="Give the same command again; what runs is taken up, and what is stored is reused.",
                 ) from error
-        self._watch(job_id)
+        self._watch(job_id).own = True
         modal_volume.publish(self._volume, job, job_id)
         return job_id
 
@@ -253,7 +256,7 @@ class ModalExecutor:
 
     def leave(self, job_id: str) -> None:
         """Let the job go on without this program."""
-        self._watch(job_id).left = True
+        self._watch(job_id).own = False
 
     def recall(self, study: str, store: Path) -> None:
         """Bring the records of a study that was submitted on another machine into `store`.
@@ -277,9 +280,9 @@ class ModalExecutor:
         return [modal_app.deploy(self._plan(jobs), self.options)]
 
     def close(self) -> None:
-        """Cancel what still runs and was not left."""
+        """Cancel what this executor submitted, did not leave, and still runs."""
         for job_id, watched in self._jobs.items():
-            if watched.seconds is None and not watched.left:
+            if watched.own and watched.seconds is None:
                 self.cancel(job_id)
 
     @functools.cached_property

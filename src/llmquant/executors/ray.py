@@ -93,7 +93,7 @@ class RayExecutor:
         self._options = RayOptions(address, device, num_gpus, num_cpus, threads, max_parallel, accelerator_type)
         self._cluster = Cluster(self._options)
         self._jobs: dict[str, _Watched] = {}
-        self._left: set[str] = set()
+        self._own: set[str] = set()
 
     @property
     def threads(self) -> int:
@@ -133,7 +133,7 @@ class RayExecutor:
         """Say whose cluster it is, and whether hardware numbers may come from different GPUs."""
         return self._cluster.notices()
 
-    def check(self, jobs: Sequence[Job]) -> None:
+    def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> None:
         """See that a machine of the cluster has room for a job; nothing is paid for.
 
         Raises:
@@ -150,6 +150,7 @@ class RayExecutor:
         job_id = f"{job.parent.parent.name}/{job.stem}/{uuid.uuid4().hex[:12]}"
         actor = self._start(job_id, store)
         self._jobs[job_id] = _Watched(actor, _folder(), store)
+        self._own.add(job_id)
         return job_id
 
     def collect(self, job_id: str, store: Path) -> JobState:
@@ -228,7 +229,7 @@ class RayExecutor:
         if watched.over is None:
             with contextlib.suppress(import_ray().exceptions.RayError):  # whoever collects it will see
                 self._ask(watched, job_id, wait_s=_LEAVE_S)
-        self._left.add(job_id)
+        self._own.discard(job_id)
 
     def recall(self, study: str, store: Path) -> None:
         """Refuse: the cluster keeps jobs, not studies.
@@ -242,12 +243,12 @@ class RayExecutor:
         )
 
     def close(self) -> None:
-        """End what still runs and was not left, and leave the cluster; one that was started here ends."""
+        """End the running jobs that this executor submitted and did not leave; leave the cluster, or end its own."""
         for job_id, watched in self._jobs.items():
-            if job_id in self._left:
-                shutil.rmtree(watched.arrived, ignore_errors=True)
-            else:
+            if job_id in self._own:
                 self.cancel(job_id)
+            else:
+                shutil.rmtree(watched.arrived, ignore_errors=True)
         self._cluster.close()
 
     def _start(self, job_id: str, store: Path) -> Any:  # Any: a handle of Ray's
