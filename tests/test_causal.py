@@ -62,6 +62,7 @@ _NOT_CAUSAL = {
         transformers.T5Config,
         {"d_model": 32, "d_ff": 64, "num_layers": 1},
     ),
+    "BERT as decoder": (transformers.BertForMaskedLM, transformers.BertConfig, {**_SMALL, "is_decoder": True}),
     "BART": (transformers.BartForConditionalGeneration, transformers.BartConfig, _WIDE),
     "DistilBERT": (transformers.DistilBertForMaskedLM, transformers.DistilBertConfig, {"dim": 24, "n_layers": 1}),
 }

@@ -56,7 +56,7 @@ def _refuse_other_tasks(info: ModelInfo) -> None:
         what = "is an encoder-decoder model (is_encoder_decoder)"
     elif not decodes and _DECODERS_IF_TOLD.fullmatch(str(kind)):
         what = f"is of type {kind!r} without is_decoder: each of its tokens sees the later ones"
-    elif other and not decodes:
+    elif other:
         what = f"was made for another task than causal language modelling ({other[0]})"
     elif text.get("is_causal") is False or text.get("use_bidirectional_attention") in (True, "all"):
         what = "attends in both directions: each of its tokens sees the later ones"
