@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,20 @@ def test_a_readable_attempt_is_taken_where_another_is_damaged(tmp_path: Path):
     run = store.run(study.experiments[1].run_id)
     assert run is not None
     assert run.attempt == 1
+
+
+def test_a_document_that_is_stored_twice_narrows_no_interval(tmp_path: Path):
+    """Copied rows are no further documents: the file counts as damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    store, study = a_store(tmp_path)
+    file = store.folder(study.experiments[1].run_id) / "samples" / f"{TASK}.parquet"
+    table = pq.read_table(file)
+    pq.write_table(pa.concat_tables([table, table]), file)
+    row = Comparison.from_store(store).rows()[1]
+    assert row.pairs is None
+    assert "a document is in it twice" in row.no_interval
 
 
 def test_damaged_samples_cost_a_row_its_interval_alone(tmp_path: Path):
@@ -255,3 +271,13 @@ def test_what_an_older_version_wrote_is_read(tmp_path: Path):
     change(run_file(store, study), lambda d: d["measurements"][0].pop("headline"))
     assert isinstance(run, Run)
     assert store.run(run.run_id) == run
+
+
+def test_a_terminal_of_few_characters_shows_the_others_written_out(tmp_path: Path):
+    """Tables have dots that ASCII does not have."""
+    a_store(tmp_path)
+    command = [sys.executable, "-m", "llmquant.cli", "report", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"meta-llama/Llama-3.2-1B \xb7 baseline" in done.stdout

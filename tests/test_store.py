@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.errors import StoreError
+from llmquant.errors import OptionError, StoreError
 from llmquant.experiment import Documents, Experiment, ModelUse, PluginUse, Variant
 from llmquant.run import Measurement, Run, Sample
 from llmquant.store import Store
@@ -125,6 +125,13 @@ def test_jobs_of_two_processes_get_different_numbers(tmp_path: Path):
     """A number is reserved by making its file."""
     store = Store(tmp_path)
     assert [store.new_job("s")[0] for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("root", ["", "  "])
+def test_a_store_without_a_name_is_refused(root: str):
+    """An empty variable would mean the working folder."""
+    with pytest.raises(OptionError, match="the store has no name"):
+        Store(root)
 
 
 def test_a_run_is_kept_where_its_folder_of_files_was_deleted(tmp_path: Path):

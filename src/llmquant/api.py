@@ -275,7 +275,7 @@ def _begin(
     ui: Ui,
 ) -> Scheduler:
     """Show, price and ask; then write the study's record and take up its jobs that run already."""
-    if timeout_s is not None and timeout_s <= 0:
+    if timeout_s is not None and not timeout_s > 0:
         raise OptionError(f"timeout must be above 0 s, found {timeout_s:g}")
     ui.planned(planned, executor)
     now = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -242,6 +243,9 @@ def main() -> None:
     """Run the command line; errors become a message and an exit code."""
     from llmquant.errors import LlmquantError, RequestError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one of fewer characters than Unicode shows the others written out
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 from llmquant.atomic import begin_folder, file_mode, file_name, make_folder, publish_folder, sweep, write_text
 from llmquant.blanking import blank_run
-from llmquant.errors import DamagedError, StoreError
+from llmquant.errors import DamagedError, OptionError, StoreError
 from llmquant.experiment import RunId, path_of, visible
 from llmquant.job import JobRecord
 from llmquant.reading import MOST_BYTES, brief, load, read_as, stored
@@ -48,9 +48,14 @@ class Store:
 
     Args:
         root: the folder; it is made when something is put in it.
+
+    Raises:
+        OptionError: if it is an empty text.
     """
 
     def __init__(self, root: Path | str) -> None:
+        if not str(root).strip():
+            raise OptionError("the store has no name", hint="Name a folder. Is a variable empty?")
         self.root = path_of(root).absolute()
         self._held: dict[Path, int] = {}
 
@@ -342,6 +347,8 @@ def _read_samples(path: Path) -> tuple[str, list[Sample]]:
                 found += map(_sample, batch.to_pylist())
         except pa.ArrowException as error:
             raise OSError(str(error)) from error
+        if len({(sample.document, sample.occurrence) for sample in found}) < len(found):
+            raise ValueError("a document is in it twice")
     return task, found
 
 
