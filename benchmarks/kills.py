@@ -81,6 +81,13 @@ class Studies:
             command = [*self._command, "--store", str(store)]
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
+    def folders(self) -> set[Path]:
+        """Return its temporary folders, but those whose program died before it started their worker.
+
+        They are deleted after ten minutes: nothing tells that no worker is about to start.
+        """
+        return {path for path in self.temporary.iterdir() if (path / "lock").exists() or not path.is_dir()}
+
     def processes(self) -> dict[str, list[psutil.Process]]:
         """Return what runs of it, by what it is."""
         found = collections.defaultdict(list)
@@ -120,10 +127,10 @@ def settle(studies: Studies, abandoned: set[Path]) -> None:
     """Wait until nothing of a program that has ended is left.
 
     Args:
-        abandoned: temporary folders that nobody was left to delete; the next worker's start does.
+        abandoned: temporary folders that nobody was left to delete; the next program does.
     """
     until = time.monotonic() + SETTLED_S
-    while left := [*studies.processes().values(), *({*studies.temporary.iterdir()} - abandoned)]:
+    while left := [*studies.processes().values(), *(studies.folders() - abandoned)]:
         if time.monotonic() > until:
             sys.exit(f"after {SETTLED_S:g} s there are left: {left}")
         time.sleep(0.1)
@@ -154,7 +161,7 @@ def disturb(studies: Studies, store: Store, chance: random.Random, pause_s: floa
                 continue
             program.wait(SETTLED_S)
             if target == "everything":
-                abandoned |= {*studies.temporary.iterdir()}
+                abandoned |= studies.folders()
         code = program.returncode
         settle(studies, abandoned)
         now = fingerprints(store)
@@ -190,7 +197,7 @@ def main() -> None:
         disturb(studies, store, chance, arguments.pause, kills)
         if numbers(store) != numbers(calm):
             sys.exit(f"{store.root} differs from {calm.root}")
-        if left := [*store.root.rglob(".*"), *studies.temporary.iterdir()]:
+        if left := [*store.root.rglob(".*"), *studies.folders()]:
             sys.exit(f"left: {left}")
     counts = ", ".join(f"{count} x {kill}" for kill, count in sorted(collections.Counter(kills).items()))
     print(f"{len(kills)} kills in {rounds} studies lost nothing: {counts}")

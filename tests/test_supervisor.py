@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from llmquant.executors import supervisor
+from llmquant.executors.local import LocalExecutor
 from llmquant.executors.worker_process import is_held, make_folder, stop, stop_other
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the supervisor is POSIX only")
@@ -115,14 +116,14 @@ def test_another_program_may_stop_a_worker(folder: Path):
     stop_other(os.getpid(), folder)
 
 
-def test_folders_of_ended_programs_are_deleted_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Their logs may hold tokens. What runs, and what is about to start, keeps its folder."""
+def test_folders_of_killed_programs_are_deleted_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also if it starts no worker. What runs, and what is about to start, keeps its folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     ended, running, starting = make_folder(), make_folder(), make_folder()
     (ended / supervisor.LOCK).touch()
     (running / "server").touch()
     process = supervised(running, HOLDS_THE_LOCK)
     server_of(running)
-    make_folder()
+    LocalExecutor().close()
     assert [folder.exists() for folder in (ended, running, starting)] == [False, True, True]
     stop(process)

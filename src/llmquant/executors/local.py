@@ -15,7 +15,15 @@ from typing import Literal
 from llmquant.errors import StoreError, UnsupportedError
 from llmquant.executors.local_options import LocalOptions
 from llmquant.executors.shipping import bring_home, record_path
-from llmquant.executors.worker_process import how_it_ended, is_held, make_folder, start, stop, stop_other
+from llmquant.executors.worker_process import (
+    delete_abandoned,
+    how_it_ended,
+    is_held,
+    make_folder,
+    start,
+    stop,
+    stop_other,
+)
 from llmquant.hardware import Gpu, cpu_label, cpu_threads, default_device, nvidia_gpus
 from llmquant.protocols import Device, Job, JobState
 
@@ -192,9 +200,10 @@ class LocalExecutor:
         )
 
     def close(self) -> None:
-        """End what still runs."""
+        """End what still runs, and delete what killed programs left."""
         for job_id in list(self._workers):
             self.cancel(job_id)
+        delete_abandoned()
 
     @functools.cached_property
     def _gpus(self) -> tuple[Gpu, ...]:

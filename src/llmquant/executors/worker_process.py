@@ -26,12 +26,17 @@ _STARTED_AFTER_S = 600.0
 
 
 def make_folder() -> Path:
-    """Make a folder for a job on this machine, private to the user, and delete those that ended programs left."""
+    """Make a folder for a job on this machine, private to the user, in place of abandoned ones."""
+    delete_abandoned()
+    return Path(tempfile.mkdtemp(prefix=_FOLDERS))
+
+
+def delete_abandoned() -> None:
+    """Delete the folders of jobs whose programs and workers were killed: their logs may hold tokens."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):  # another program deletes it too
             if folder.lstat().st_uid == os.getuid() and not is_held(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=_FOLDERS))
 
 
 def is_held(folder: Path) -> bool:
