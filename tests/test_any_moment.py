@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmquant.cache import Cache
+from llmquant.executors.shipping import bring_home, record_path
+from llmquant.job import journal_path, log_path
 from llmquant.store import Store
 from test_store import SAMPLES, make_run
 
@@ -16,9 +18,9 @@ HERE = Path(__file__).parent
 # Forks a process that dies at its first operation on files, one that dies at its second, until one comes to its end.
 DIE = """
 import os, sys
-from test_any_moment import make, write
+import test_any_moment
 ON_FILES = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.utime"}
-root, work = sys.argv[1], {"make": make, "write": write}[sys.argv[2]]
+root, work = sys.argv[1], getattr(test_any_moment, sys.argv[2])
 work(f"{root}/whole")  # imports what is needed once, not in each fork
 for moment in range(1, 1000):
     child = os.fork()
@@ -56,6 +58,17 @@ def make(root: str) -> Path:
     return Cache(Path(root)).get("kind", {"key": 1}, files)
 
 
+def bring(root: str) -> None:
+    """Bring a run, a journal and a log home from a worker's own store."""
+    work, run = Store(Path(root) / "worker"), make_run()
+    if not work.attempts(run.run_id):
+        write(str(work.root))
+    record = record_path(work.root, "s", 1)
+    journal_path(record).write_text("finished\n")
+    log_path(record).write_text("one line\nand another")
+    bring_home(work.root, Path(root) / "home", "s", 1, ended=True)
+
+
 def _deaths(folder: Path, what: str) -> Iterator[str]:
     """Yield a folder per moment at which a process that worked in it has died, and that of the one that did not."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])}
@@ -82,6 +95,21 @@ def test_a_run_is_stored_whole_or_not_at_all(tmp_path: Path):
         assert Store(root).runs() == {run.run_id: run}
         assert [path.name for path in (Path(root) / "runs").iterdir()] == [run.run_id]
     assert whole > 1, "none of those that died had stored its run"
+
+
+def test_what_a_worker_did_comes_home_whole(tmp_path: Path):
+    """Whenever the program that brings it dies, the next one goes on: no run is half, no line is there twice."""
+    run = make_run()
+    for root in _deaths(tmp_path, "bring"):
+        home = Store(Path(root) / "home")
+        assert home.runs() in ({}, {run.run_id: run})
+        bring(root)
+        assert home.samples(home.runs()[run.run_id]) == {"t": SAMPLES}
+        home.sweep()
+        assert [path.name for path in (home.root / "runs").iterdir()] == [run.run_id]
+        record = record_path(home.root, "s", 1)
+        assert journal_path(record).read_text() == "finished\n"
+        assert log_path(record).read_text() == "one line\nand another"
 
 
 def test_a_made_thing_is_made_whole_or_not_at_all(tmp_path: Path):
