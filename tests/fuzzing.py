@@ -172,7 +172,7 @@ def _change_table(draw: st.DrawFn, path: Path) -> None:
 
     try:
         columns = pq.read_table(path).to_pydict()
-    except (pa.ArrowException, OSError):  # it was damaged before
+    except (pa.ArrowException, OSError, ValueError):  # it was damaged before
         return
     names = draw(st.sampled_from(sorted(columns)))
     count = len(columns[names])

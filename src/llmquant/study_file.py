@@ -11,9 +11,11 @@ from typing import Any
 from llmquant.errors import OptionError
 from llmquant.reading import finite, loads, read_bytes, unique
 
-# Thousands of variants; Python's reader of YAML takes a second for so much.
-_MOST_BYTES = 256 * 2**10
+# A thousand variants; Python's reader of YAML takes seconds for more.
+_MOST_BYTES = 64 * 2**10
 _DEEPEST = 50
+# tomllib keeps every beginning of a dotted key: gigabytes for one of ten thousand parts.
+_DOTTED = re.compile(r"""(?<![\w-])((?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""", re.ASCII)
 _ENDINGS = "A study file is .toml, .yaml or .json."
 # Plain scalars of YAML that are no text. YAML 1.1 has many more, such as no, 12:30, 0x10, 010, 1_000 and dates; here
 # they are text, as they were written, and refused where text is not wanted.
@@ -33,7 +35,7 @@ def read_study_file(path: Path) -> Any:  # Any: whatever the file holds
         OptionError: if it cannot be read, has another ending, gives a key twice, or is large, deep or ambiguous.
     """
     # Any: whatever the file holds
-    parsers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".yaml": _yaml, ".yml": _yaml, ".json": loads}
+    parsers: dict[str, Callable[[str], Any]] = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": loads}
     if path.suffix not in parsers:
         raise unknown_format(path)
     try:
@@ -49,6 +51,12 @@ def read_study_file(path: Path) -> Any:  # Any: whatever the file holds
 def unknown_format(path: Path) -> OptionError:
     """Make the error for another ending."""
     return OptionError(f"{path} has the ending {path.suffix!r}", hint=_ENDINGS)
+
+
+def _toml(text: str) -> Any:  # Any: whatever the file holds
+    if _DOTTED.search(text):
+        raise ValueError("it is nested too deeply")
+    return tomllib.loads(text)
 
 
 def yaml_text(data: Mapping[str, Any]) -> str:  # Any: JSON values

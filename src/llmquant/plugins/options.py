@@ -89,7 +89,7 @@ def label(call: Call, options: Options) -> str:
 def _shown(written: Json, value: Any) -> Json:  # Any: option values
     if isinstance(value, InputFile):
         return value.name
-    if isinstance(value, tuple) and isinstance(written, list):
+    if isinstance(value, tuple) and isinstance(written, list) and len(value) == len(written):
         return [_shown(item, each) for item, each in zip(written, value, strict=True)]
     return written
 
