@@ -46,7 +46,14 @@ _SETTINGS = settings(
 )
 _FORMATS = ["table", "markdown", "csv", "json", "html"]
 _EXECUTOR: Any = SimpleNamespace(
-    name="elsewhere", outlives=True, slots=1, collect=lambda *_: "lost", why_lost=lambda _: "gone", leave=lambda _: None
+    name="elsewhere",
+    outlives=True,
+    slots=1,
+    device="cpu",
+    threads=1,
+    collect=lambda *_: "lost",
+    why_lost=lambda _: "gone",
+    leave=lambda _: None,
 )
 
 
@@ -75,7 +82,10 @@ def read_as_compare_does(root: Path) -> None:
     for study in store.studies():
         with suppress(LlmquantError):
             record = store.read_study(study, StudyRecord.from_json)
-            Scheduler(Planned(record, {}, (), (), {}), registry(), store, _EXECUTOR).progress()
+            scheduler = Scheduler(Planned(record, {}, (), (), {}), registry(), store, _EXECUTOR)
+            scheduler.take_up()
+            assert scheduler.progress().total == len(record.experiments)
+            scheduler.jobs()
 
 
 def test_damaged_stores_end_in_one_clear_error(tmp_path: Path, told):

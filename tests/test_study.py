@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.api import make_study
 from llmquant.call import Call
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnknownNameError
 from llmquant.experiment import ModelRequest
@@ -239,7 +238,7 @@ def test_texts_that_look_like_something_else_survive(tmp_path: Path, source: str
 def test_python_gets_the_same_refusals(wrong):
     """`llmquant.compare` makes the same object, and so the same checks."""
     with pytest.raises(OptionError, match=f"{next(iter(wrong))} must be"):
-        make_study("m", **wrong)
+        Study.of("m", **wrong)
 
 
 @pytest.mark.parametrize(
@@ -249,3 +248,10 @@ def test_a_call_without_end_or_with_half_a_character_is_refused(text: str):
     """Deep brackets, long texts and what cannot be written again."""
     with pytest.raises(OptionError):
         Call.parse(text)
+
+
+def test_python_tells_every_mistake_at_once():
+    """What is not a model, a call and a number come in one error, as from a file."""
+    with pytest.raises(RequestErrors) as caught:
+        Study.of([3], [{"bits": 4}], limit=1.5)
+    assert [word in str(caught.value) for word in ("models[0]", "quantizers[0]", "limit")] == [True] * 3

@@ -56,7 +56,7 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
             for info in planned.models.values()
         }
         offer = Scheduler(planned, registry(), store, where).check()
-    runs = {experiment.run_id: store.run(experiment.run_id) for experiment in planned.record.experiments}
+    runs = {experiment.run_id: store.readable(experiment.run_id) for experiment in planned.record.experiments}
     return Preview(sizes, planned.record, runs, offer)
 
 

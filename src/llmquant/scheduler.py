@@ -110,7 +110,7 @@ class Scheduler:
     @functools.cached_property
     def reused(self) -> dict[RunId, Run]:
         """Read the completed runs that are stored."""
-        stored = {} if self._fresh else {e.run_id: _readable(self.store, e.run_id) for e in self.record.experiments}
+        stored = {} if self._fresh else {e.run_id: self.store.readable(e.run_id) for e in self.record.experiments}
         return {run_id: run for run_id, run in stored.items() if run is not None and run.status == "completed"}
 
     @functools.cached_property
@@ -147,7 +147,7 @@ class Scheduler:
             if self._executor.collect(found.job_id or "", self.store.root) == "lost":
                 _log.warning("job %d is lost: %s", found.job.number, self._executor.why_lost(found.job_id or ""))
                 write_json(record, replace(found, ended=True).to_json())
-                stored = ((run_id, _readable(self.store, run_id)) for run_id, _ in ids)
+                stored = ((run_id, self.store.readable(run_id)) for run_id, _ in ids)
                 self.runs.update({i: run for i, run in stored if run is not None and run.status == "completed"})
                 lost = True
             else:
@@ -410,14 +410,6 @@ class Scheduler:
             else:
                 return None
         return total
-
-
-def _readable(store: Store, run_id: RunId) -> Run | None:
-    try:
-        return store.run(run_id)
-    except DamagedError as error:
-        _log.warning("%s; it is made again beside it", error.message)
-        return None
 
 
 def _tell(active: _Active) -> None:

@@ -106,6 +106,18 @@ class Store:
             raise damaged
         return newest
 
+    def readable(self, run_id: RunId) -> Run | None:
+        """Do what `run` does; a run that is damaged counts as none, with a warning, and is made again beside it.
+
+        Raises:
+            StoreError: if it was written by a newer version.
+        """
+        try:
+            return self.run(run_id)
+        except DamagedError as error:
+            _log.warning("%s; it is made again beside it", error.message)
+            return None
+
     def attempt(self, run_id: RunId, attempt: int) -> Run:
         """Read one attempt.
 

@@ -64,20 +64,18 @@ class Study:
         """Build a study from what people write.
 
         Raises:
-            OptionError: if a call cannot be parsed, or one string stands where a list belongs.
+            RequestError: as `from_file`.
         """
-        for name, value in (("quantizers", quantizers), ("evaluators", evaluators)):
-            if isinstance(value, str):
-                raise OptionError(f"{name} must be a list, found {value!r}", hint=f"Write {name}=[{value!r}].")
-        several = [models] if isinstance(models, str | Path | ModelRequest) else models
-        return cls(
-            tuple(model if isinstance(model, ModelRequest) else ModelRequest(str(model)) for model in several),
-            tuple(Call.of(quantizer) for quantizer in quantizers),
-            tuple(Call.of(evaluator) for evaluator in evaluators),
-            baseline,
-            limit,
-            seed,
-            vectors if isinstance(vectors, VectorGrid) else VectorGrid.from_json(vectors or {}),
+        return cls.from_json(
+            {
+                "models": [models] if isinstance(models, str | Path | ModelRequest) else models,
+                "quantizers": quantizers,
+                "evaluators": evaluators,
+                "vectors": vars(vectors) if isinstance(vectors, VectorGrid) else vectors or {},
+                "baseline": baseline,
+                "limit": "all" if limit is None else limit,
+                "seed": seed,
+            }
         )
 
     @classmethod
@@ -172,8 +170,10 @@ def _field(key: str) -> Callable[[Any], Any]:  # Any: whatever somebody wrote
 
 
 def _model(value: Any, where: str) -> ModelRequest:  # Any: whatever the file holds
-    if isinstance(value, str):
-        return ModelRequest(value)
+    if isinstance(value, ModelRequest):
+        return value
+    if isinstance(value, str | Path):
+        return ModelRequest(str(value))
     if isinstance(value, Mapping):
         return read_as(ModelRequest, value, where)
     hint = 'Write "name" or { source = "name", trust_remote_code = true }.'
