@@ -34,11 +34,14 @@ class NoException(BaseException):
     """What ``except Exception`` does not catch."""
 
 
+_TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
+
+
 @dataclass(frozen=True)
 class BreakOptions:
     """What is raised, after how many of three tasks."""
 
-    what: Literal["nothing", "unreadable", "base", "exit", "assert", "cycle", "wrong"] = "nothing"
+    what: Literal["nothing", "unreadable", "base", "exit", "assert", "cycle", "wrong", "kill"] = "nothing"
     after: int = 0
 
 
@@ -53,7 +56,9 @@ class Break:
             if number == self._options.after:
                 self._fail()
             samples = [Sample(document, "p", {"score": 1.0}) for document in "ab"]
-            yield Result(f"task{number}", [Measurement(f"task{number}", "score", 1.0, n=2)], samples)
+            (ctx.files / f"task{number}.txt").write_text(_TOKEN)
+            measured = [Measurement(f"task{number}", "score", 1.0, n=2)]
+            yield Result(f"task{number}", measured, samples, {"answer": _TOKEN})
         if self._options.what == "wrong":
             yield Result("task3", [Measurement("task3", "score", "0.5")])
 
@@ -65,6 +70,8 @@ class Break:
             raise NoException("it goes past except Exception")
         if what == "exit":
             sys.exit(3)
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         if what == "assert":
             assert not what
         if what == "cycle":

@@ -42,6 +42,21 @@ def test_a_crash_costs_one_experiment(tiny_model: Path, tmp_path: Path):
     assert starts(marker) == ["not0", "exit1", "kill2", "not3"]
 
 
+def test_a_crash_costs_no_task_that_was_finished(tiny_model: Path, tmp_path: Path):
+    """Numbers, samples and files of the tasks before the one that killed the worker stand beside its failure."""
+    found = compare(tiny_model, tmp_path, "break(kill, after=2)")
+    (run,) = found.runs.values()
+    assert (run.status, run.failure.kind) == ("failed", "lost")
+    assert [m.task for m in run.measurements] == ["task0", "task1"]
+    assert run.details["task0"] == {"answer": "hf_***"}
+    stored = lq.Store(tmp_path / "store")
+    assert {task: len(samples) for task, samples in stored.samples(run).items()} == {"task0": 2, "task1": 2}
+    assert (stored.files(run) / "task0.txt").read_text() == "hf_***"
+    names = [path.name for path in (tmp_path / "store").rglob("*") if path.is_file() and b"hf_a" in path.read_bytes()]
+    assert names == []
+    assert not list((tmp_path / "store" / "runs").glob(".*"))
+
+
 class _Silent(Here):
     """Dies after its last run is stored, before the journal says so."""
 

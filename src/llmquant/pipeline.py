@@ -164,7 +164,8 @@ def _evaluate(
             ),
         )
         for result in checked_results(results, experiment.evaluator.plugin):
-            finished.append(result)  # one by one: what is finished is kept where the next task fails
+            finished.append(result)  # one by one: what is finished is kept where the next task fails, or kills us
+            _keep(store, partial, _run(experiment, attempt, subject, record, started, finished), result)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # evaluators and their backends may raise anything, and call sys.exit
@@ -178,21 +179,15 @@ def _evaluate(
     if damaged:
         finished = []
         failure = _culprit(experiment, damaged, failure, record, log_from)
-    run = Run(
-        experiment,
-        "completed" if failure is None else "failed",
-        tuple(measurement for result in finished for measurement in result.measurements),
-        _applied(subject),
-        {**_provenance(subject, record), "changed_by_evaluator": [change.what for change in changes]},
-        started,
-        _now(),
-        {result.task: dict(result.details) for result in finished},
-        failure,
-        attempt,
+    run = _run(experiment, attempt, subject, record, started, finished)
+    run = replace(
+        run,
+        status="completed" if failure is None else "failed",
+        failure=failure,
+        provenance={**run.provenance, "changed_by_evaluator": [change.what for change in changes]},
     )
-    samples = {result.task: result.samples for result in finished}
     try:
-        _commit(store, journal, run, samples, record, log_from, partial)
+        _commit(store, journal, run, {result.task: result.samples for result in finished}, record, log_from, partial)
     except Exception as error:  # a disk that is full, or what cannot be written after all
         _log.exception("%s could not be stored", experiment.evaluator.label)
         run = replace(run, status="failed", measurements=(), details={}, failure=_failure(error, record, log_from))
@@ -203,6 +198,33 @@ def _evaluate(
         torch.cuda.empty_cache()
         _log.info("%.0f MiB are allocated on the GPU", torch.cuda.memory_allocated() / 2**20)
     return all(change.now == "restored" for change in changes)
+
+
+def _run(
+    experiment: Experiment,
+    attempt: int,
+    subject: Subject,
+    record: Path,
+    started: str,
+    finished: Sequence[Result],
+) -> Run:
+    """Return what there is of a run so far."""
+    return Run(
+        experiment,
+        "failed",
+        tuple(measurement for result in finished for measurement in result.measurements),
+        _applied(subject),
+        _provenance(subject, record),
+        started,
+        _now(),
+        {result.task: dict(result.details) for result in finished},
+        attempt=attempt,
+    )
+
+
+def _keep(store: Store, partial: Path, run: Run, result: Result) -> None:
+    with contextlib.suppress(OSError):  # a full disk, which may have room again when all is done
+        store.keep(run, partial, {result.task: result.samples})
 
 
 def _is_built_in(experiment: Experiment) -> bool:

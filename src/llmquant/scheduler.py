@@ -19,7 +19,7 @@ from llmquant.plan import Planned, plan
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.spec import RunEvent, spec_to_json
 from llmquant.protocols import Executor, Job, Offer
-from llmquant.run import Failure, FailureKind, Run
+from llmquant.run import Failure, FailureKind, Run, Sample
 from llmquant.store import Store, write_json
 
 _POLL_S = 0.1
@@ -349,17 +349,24 @@ class Scheduler:
                 failure=Failure(kind, blank_secrets(reason), log_tail(log)),
                 attempt=active.attempts[experiment.run_id],
             )
-            self._store_failed(run, log)
-            self._finish(active, experiment.run_id, run)
+            self._finish(active, experiment.run_id, self._store_failed(run, log))
         self.store.sweep()
 
-    def _store_failed(self, run: Run, log: str) -> None:
+    def _store_failed(self, run: Run, log: str) -> Run:
+        """Store a run whose worker has ended, with the tasks that were finished by then."""
+        samples: dict[str, list[Sample]] = {}
         try:
             partial = self.store.begin(run.run_id)
+            if found := self.store.kept(run.run_id, run.attempt):
+                kept, samples, files = found
+                run = replace(kept, experiment=run.experiment, failure=run.failure, finished_at=run.finished_at)
+                files.replace(partial / "files")
             (partial / "log.txt").write_text(blank_secrets(log), encoding="utf-8")
-            self.store.commit(run, partial, {})
+            self.store.commit(run, partial, samples)
+            return replace(self.store.attempt(run.run_id, run.attempt), experiment=run.experiment)  # blanked
         except (StoreError, OSError) as error:  # a full disk: the run is told, if not kept
             _log.warning("a failed run could not be stored: %s", error)
+        return run
 
     def _stored(self, active: _Active, run_id: RunId) -> Run:
         attempt = active.attempts[run_id]

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 _SCORE = "score:"
 _TASK = b"task"
+_KEPT = "kept"
 _REMADE = "Delete its run's folder; the run is made again."
 # Of samples that are read together: each of them may be long.
 _ROWS = 1024
@@ -150,6 +151,31 @@ class Store:
         (partial / "files").mkdir()
         return partial
 
+    def keep(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> None:
+        """Write what there is of a run that goes on, for the case that its writer is killed: see `kept`.
+
+        Args:
+            run: with all that was measured so far.
+            samples: of tasks that were not kept yet.
+        """
+        for task, scored in samples.items():
+            if scored:
+                _write_samples(make_folder(partial / _KEPT) / "samples", visible(task), scored)
+        make_folder(partial / _KEPT)
+        write_json(partial / _KEPT / "run.json", run.to_json())
+
+    def kept(self, run_id: RunId, attempt: int) -> tuple[Run, dict[str, list[Sample]], Path] | None:
+        """Read what a killed writer kept of a run: its samples by task, and the folder of its files."""
+        for file in self._runs.glob(f".*/{_KEPT}/run.json"):
+            try:
+                run = load(file, Run.from_json, hint="")
+                if (run.run_id, run.attempt) == (run_id, attempt):
+                    samples = dict(_read_samples(path) for path in sorted((file.parent / "samples").glob("*.parquet")))
+                    return run, samples, file.parents[1] / "files"
+            except DamagedError as error:  # cut by what killed its writer
+                _log.warning("%s", error)
+        return None
+
     def commit(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> bool:
         """Write a run into its partial folder, secrets blanked, and put that in its place.
 
@@ -162,6 +188,7 @@ class Store:
         Raises:
             StoreError: if the disk is full or cannot be written.
         """
+        shutil.rmtree(partial / _KEPT, ignore_errors=True)  # not blanked
         try:
             run, samples = blank_run(run, samples, partial / "files")
             for task, scored in samples.items():
@@ -335,7 +362,7 @@ def _write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
         **{column: texts(column) for column in ("prompt", "group", "answer", "target")},
         **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
     }
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     pq.write_table(pa.table(columns, metadata={_TASK: task}), folder / f"{file_name(task)}.parquet", compression="zstd")
 
 
