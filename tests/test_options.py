@@ -213,3 +213,21 @@ def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(OptionError, match="is empty"):
         build(Options, Call("x", (), {"calibration": str(tmp_path / "empty.txt")}))
+
+
+@dataclass(frozen=True)
+class _Exits:
+    rate: float = float("nan")
+    leave: bool = False
+
+    def __post_init__(self) -> None:
+        if self.leave:
+            raise SystemExit(0)
+
+
+def test_a_class_that_exits_or_has_a_default_of_nan_is_the_plugins_fault():
+    """Neither ends the program: as with success, or where the run is named."""
+    with pytest.raises(PluginError, match="_Exits failed on"):
+        build(_Exits, Call("x", (), {"leave": True}))
+    with pytest.raises(PluginError, match="an option is nan"):
+        dump(build(_Exits, Call("x")))

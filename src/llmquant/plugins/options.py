@@ -6,6 +6,7 @@ Positional values go to the first field; `llmquant.plugins.field_types` says whi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -59,7 +60,7 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
         raise
     except ValueError as error:
         raise OptionError(f"{call.name}: {str(error) or describe(error)}") from error
-    except Exception as error:  # the plugin author's own checks may raise anything
+    except (Exception, SystemExit) as error:  # the plugin author's own checks may raise anything
         raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {describe(error)}") from error
 
 
@@ -69,7 +70,11 @@ def required(cls: type[Any]) -> list[str]:  # Any: see Options
 
 
 def dump(options: Options) -> dict[str, Json]:
-    """Return every option as JSON, defaults included."""
+    """Return every option as JSON, defaults included.
+
+    Raises:
+        PluginError: if one is no JSON, such as a default of NaN.
+    """
     return {f.name: _dump(getattr(options, f.name)) for f in dataclasses.fields(options) if f.init}
 
 
@@ -154,4 +159,6 @@ def _dump(value: Any) -> Json:  # Any: option values
         return [_dump(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _dump(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PluginError(f"an option is {value}, which is not a number of JSON", hint="Let None stand for none.")
     return cast("Json", value)

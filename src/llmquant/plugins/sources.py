@@ -32,7 +32,7 @@ def find_source(module: str) -> Path:
     """
     try:
         found = importlib.util.find_spec(module)
-    except Exception as error:  # this imports the packages above the module, which may raise anything
+    except (Exception, SystemExit) as error:  # this imports the packages above the module, which may raise anything
         raise PluginError(f"{module} cannot be imported: {error!r}") from error
     if found is None or found.origin is None or not Path(found.origin).is_file():
         raise PluginError(
