@@ -19,8 +19,8 @@ from pathlib import Path
 from padded_smollm2 import build
 
 import llmquant as lq
-from llmquant.comparison import Row
-from llmquant.demo import demo_study
+from llmquant.cli.demo import demo_study
+from llmquant.results.rows import Row
 
 # The texts of brotli's own compression tests: Alice in Wonderland, As You Like It, Paradise Lost.
 PACKAGE, BOOKS = "brotli==1.2.1", ("alice29.txt", "asyoulik.txt", "plrabn12.txt")

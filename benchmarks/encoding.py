@@ -23,14 +23,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
-from llmquant.cache import Cache
-from llmquant.experiment import VectorForm, digest_of
-from llmquant.models import ModelInfo
-from llmquant.protocols import AppliedQuantization, EmbedderInfo, LoadStats, Prepared
+from llmquant.models.info import ModelInfo
+from llmquant.plugins.embedder import EmbedderInfo, Prepared
+from llmquant.plugins.evaluator import LoadStats
+from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.retrieval.encode import encode
 from llmquant.retrieval.images import decode
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import VectorForm, digest_of
 
 TEXT = "revenue margin the of a quarter segment growth operating cash flow guidance table figure note and in"
 

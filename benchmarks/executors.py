@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import llmquant as lq
-from llmquant.protocols import Executor, JobState
+from llmquant.plugins.executor import Executor, JobState
 
 ADDED_S = {"local": 1.0, "ray": 3.0}
 PRESETS = [

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from llmquant.store import Store
+from llmquant.storage.store import Store
 
 TARGETS = {
     "worker": (signal.SIGKILL,),
@@ -66,7 +66,7 @@ class Studies:
         cache = {"LLMQUANT_CACHE": str(folder / "cache"), "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         self._environment = {**os.environ, **cache, "LLMQUANT_KILLS": str(folder)}
         subprocess.run([sys.executable, "-c", MODEL, str(folder / "model")], check=True)
-        self._command = [sys.executable, "-m", "llmquant.cli", "compare", str(folder / "model"), "--quiet"]
+        self._command = [sys.executable, "-m", "llmquant.cli.app", "compare", str(folder / "model"), "--quiet"]
         self._command += ["-q", "fp32_baseline", "-q", "bf16_baseline", "--on", "local(device=cpu, threads=1)"]
         self._command += ["-e", "memory(prompt_tokens=8, decode_tokens=2)"]
         for number in range(TEXTS):
@@ -96,7 +96,7 @@ class Studies:
                 if self._mark in (f"{k}={v}" for k, v in process.environ().items()):
                     command = " ".join(process.cmdline())
                     kind = "supervisor" if "supervisor.py" in command else "worker"
-                    found["program" if "llmquant.cli" in command else kind].append(process)
+                    found["program" if "llmquant.cli.app" in command else kind].append(process)
         return found
 
 

@@ -23,11 +23,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import llmquant as lq
-from llmquant.cache import Cache
-from llmquant.evaluators.lm_eval import LmEval
-from llmquant.evaluators.lm_eval_compat import provide_squad_metrics
-from llmquant.evaluators.lm_eval_options import LmEvalOptions
-from llmquant.experiment import Documents
+from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
+from llmquant.evaluators.lm_eval.evaluator import LmEval
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import Documents
 
 GENERATION = {"max_gen_toks": 32}
 

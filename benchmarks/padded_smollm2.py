@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from llmquant.cache import Cache
-from llmquant.demo import small_model
-from llmquant.experiment import ModelRequest
-from llmquant.loading import materialize
-from llmquant.models import inspect_model
+from llmquant.cli.demo import small_model
+from llmquant.loading.causal_lm import materialize
+from llmquant.models.info import inspect_model
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 
 HIDDEN, HEADS, KV_HEADS = 768, 12, 4
 

@@ -18,9 +18,9 @@ import time
 
 import numpy as np
 
-from llmquant.experiment import VectorForm
 from llmquant.retrieval.index import Index
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.experiment import VectorForm
 
 CODECS = ("float32", "float16", "int8", "int4", "binary")
 
@@ -130,7 +130,7 @@ def maxsim(arguments) -> None:
         return
     import torch
 
-    from llmquant.memory import peak_memory
+    from llmquant.loading.memory import peak_memory
 
     rng = np.random.default_rng(0)
     print("## MaxSim beside colpali-engine's `score_multi_vector`, 128 dimensions\n")

@@ -71,8 +71,8 @@ def show(found: lq.Comparison, call: lq.Call) -> None:
 
 
 def list_benchmarks() -> int:
-    from llmquant.cache import Cache
-    from llmquant.evaluators.mteb_index import known_mteb
+    from llmquant.catalogs.mteb import known_mteb
+    from llmquant.storage.cache import Cache
 
     index = known_mteb(Cache.default())
     for name in sorted(name for name in index.benchmarks if "vidore" in name.lower()):

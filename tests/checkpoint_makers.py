@@ -63,7 +63,7 @@ class Copy:
         return {}
 
     def applied(self, module):
-        from llmquant.memory import stored_elements
+        from llmquant.loading.memory import stored_elements
 
         return AppliedQuantization("none", "float32", 32, None, False, "float32", stored_elements(module), 0)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from llmquant import hardware
-from llmquant.cache import Cache
-from llmquant.experiment import Digest, Documents
-from llmquant.protocols import Context, Device
+from llmquant.machine import hardware
+from llmquant.plugins.context import Context
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import Digest, Documents
+from llmquant.study.job import Device
 
 # The same examples every time, and no deadline for one: machines that also run models are too uneven.
 settings.register_profile("llmquant", deadline=None, derandomize=True)

@@ -18,20 +18,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from llmquant.cache import Cache
-from llmquant.experiment import VectorForm, digest_of
-from llmquant.models import ModelInfo
-from llmquant.protocols import (
-    AppliedQuantization,
-    EmbedderInfo,
-    Fusion,
-    LoadStats,
-    Modality,
-    Prepared,
-    Role,
-    Similarity,
-)
+from llmquant.models.info import ModelInfo
+from llmquant.plugins.embedder import EmbedderInfo, Fusion, Modality, Prepared, Role, Similarity
+from llmquant.plugins.evaluator import LoadStats
+from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import VectorForm, digest_of
 
 _WORDS, _SIDE, _PATCH = 4096, 32, 8
 

@@ -12,12 +12,13 @@ import psutil
 import pytest
 
 import llmquant as lq
-from llmquant.experiment import Experiment, RunId
-from llmquant.job import JobRecord, log_path, read_journal
+from llmquant.plugins.executor import Executor
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_to_json
-from llmquant.protocols import Executor, Job
-from llmquant.store import write_json
+from llmquant.storage.journal import JobRecord, log_path, read_journal
+from llmquant.storage.store import write_json
+from llmquant.study.experiment import Experiment, RunId
+from llmquant.study.job import Job
 from misbehaving_studies import starts, wait_until
 
 HERE = Path(__file__).parent
@@ -253,6 +254,6 @@ def workers(record: Path) -> list[int]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         line = process.info["cmdline"] or []
-        if "llmquant.pipeline" in line and any(part.endswith(place) for part in line):
+        if "llmquant.running.worker" in line and any(part.endswith(place) for part in line):
             found.append(process.pid)
     return found

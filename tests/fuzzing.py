@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from llmquant.experiment import Documents, Experiment, ModelUse, PluginUse, Variant, VectorForm
-from llmquant.job import JobRecord
-from llmquant.protocols import Job
-from llmquant.run import Failure, Measurement
-from llmquant.store import Store, write_json
+from llmquant.storage.journal import JobRecord
+from llmquant.storage.store import Store, write_json
+from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant, VectorForm
+from llmquant.study.job import Job
+from llmquant.study.run import Failure, Measurement
 from made_up import BASELINE, HARDWARE, MadeUpStudy, completed, experiment, latency, memory, perplexity, scored
 
 LEAVES = st.one_of(

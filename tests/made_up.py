@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from llmquant.comparison import StudyRecord
-from llmquant.experiment import Documents, Experiment, ModelUse, PluginUse, RunId, Variant
-from llmquant.run import Failure, Measurement, Run, Sample
+from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, RunId, Variant
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Failure, Measurement, Run, Sample
 
 MIB = 2**20
 HARDWARE = "NVIDIA A100-SXM4-40GB"

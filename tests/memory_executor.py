@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmquant.experiment import Experiment
-from llmquant.job import JobRecord, Journal
-from llmquant.protocols import Job, JobState, Offer
-from llmquant.run import Run
-from llmquant.store import Store
+from llmquant.plugins.executor import JobState, Offer
+from llmquant.storage.journal import JobRecord, Journal
+from llmquant.storage.store import Store
+from llmquant.study.experiment import Experiment
+from llmquant.study.job import Job
+from llmquant.study.run import Run
 
 NOW = "2026-11-20T10:00:00.000+00:00"
 

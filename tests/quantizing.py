@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmquant.experiment import ModelRequest
-from llmquant.models import ModelInfo, inspect_model
-from llmquant.weight_headers import TensorInfo
+from llmquant.models.headers import TensorInfo
+from llmquant.models.info import ModelInfo, inspect_model
+from llmquant.study.experiment import ModelRequest
 
 
 def load_as(heavy, options, folder: Path, ctx):
     """Check and load the checkpoint in `folder`, as a job would."""
-    from llmquant.loading import load_causal_lm
+    from llmquant.loading.causal_lm import load_causal_lm
 
     info = inspect_model(ModelRequest(str(folder)), ctx.cache)
     options.check(info, ctx.device)
@@ -23,7 +23,7 @@ def stored_as_said(model) -> bool:
     """Tell whether the elements of `AppliedQuantization.dtypes` take the bytes that the weights hold."""
     import torch
 
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     held = weight_bytes(model.module)
     said = sum(getattr(torch, dtype).itemsize * elements for dtype, elements in model.applied.dtypes.items())
@@ -76,7 +76,7 @@ def force_packing(monkeypatch, *, packs: bool) -> None:
     """Show bitsandbytes, and the prediction, a CPU with or without AVX512-BF16."""
     import bitsandbytes
 
-    from llmquant.quantizers import bitsandbytes_options
+    from llmquant.quantizers.bitsandbytes import options as bitsandbytes_options
 
     flags = frozenset({"avx512_bf16"} if packs else ())
     monkeypatch.setattr(bitsandbytes_options, "cpu_flags", lambda: flags)

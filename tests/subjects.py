@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmquant.cache import Cache
-from llmquant.experiment import ModelRequest
-from llmquant.protocols import AppliedQuantization, Device, LoadedModel, LoadStats
+from llmquant.plugins.evaluator import LoadedModel, LoadStats
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
+from llmquant.study.job import Device
 
 
 def load_subject(path: Path, cache: Cache, *, device: Device = "cpu", peak_bytes: int | None = 1) -> LoadedModel:
@@ -14,7 +16,7 @@ def load_subject(path: Path, cache: Cache, *, device: Device = "cpu", peak_bytes
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llmquant.models import inspect_model
+    from llmquant.models.info import inspect_model
 
     return LoadedModel(
         module=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device),

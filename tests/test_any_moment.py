@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmquant.cache import Cache
 from llmquant.executors.shipping import bring_home, record_path
-from llmquant.job import journal_path, log_path
-from llmquant.store import Store
+from llmquant.storage.cache import Cache
+from llmquant.storage.journal import journal_path, log_path
+from llmquant.storage.store import Store
 from test_store import SAMPLES, make_run
 
 HERE = Path(__file__).parent

@@ -12,12 +12,12 @@ pytest.importorskip("auto_round")
 import torch
 
 from llmquant.errors import NotHonouredError, OptionError, RequestError, UnsupportedError
-from llmquant.experiment import ModelRequest
-from llmquant.loading import load_causal_lm
-from llmquant.memory import weight_bytes
-from llmquant.models import inspect_model
-from llmquant.quantizers.auto_round import AutoRound
-from llmquant.quantizers.auto_round_options import AutoRoundOptions
+from llmquant.loading.causal_lm import load_causal_lm
+from llmquant.loading.memory import weight_bytes
+from llmquant.models.info import inspect_model
+from llmquant.quantizers.auto_round.options import AutoRoundOptions
+from llmquant.quantizers.auto_round.quantizer import AutoRound
+from llmquant.study.experiment import ModelRequest
 from quantizing import stored_as_said, told
 
 TEXT = "".join(

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.blanking import blank_secrets
-from llmquant.call import Call
-from llmquant.cli import _Printable
-from llmquant.experiment import InputFile, ModelUse
-from llmquant.job import log_tail
+from llmquant.cli.app import _Printable
 from llmquant.plugins import options as option_types
-from llmquant.run import Failure, Measurement, Sample
-from llmquant.store import Store
+from llmquant.storage.blanking import blank_secrets
+from llmquant.storage.journal import log_tail
+from llmquant.storage.store import Store
+from llmquant.study.call import Call
+from llmquant.study.experiment import InputFile, ModelUse
+from llmquant.study.run import Failure, Measurement, Sample
 from made_up import BASELINE, completed, experiment, failed
 
 SECRET = "correct horse 7"

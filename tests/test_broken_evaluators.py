@@ -104,7 +104,8 @@ def test_a_run_that_broke_off_is_tried_again(study):
 
 def test_finished_tasks_are_compared_where_both_finished_them():
     """Of two runs that broke off at different tasks, those pair that both finished."""
-    from llmquant.comparison import StudyRecord, rows
+    from llmquant.results.rows import rows
+    from llmquant.study.record import StudyRecord
     from made_up import BASELINE, MODEL, completed, experiment, failed, scored
 
     asked = [experiment(variant, "lm_eval(many)") for variant in (BASELINE, "nf4")]

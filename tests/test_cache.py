@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.cache import MANIFEST, Cache
+from llmquant.storage.cache import MANIFEST, Cache
 
 # Makes an entry slowly in a process of its own, and writes a line in `log` for each time it was made.
 _MAKER = """
 import sys, time
 from pathlib import Path
-from llmquant.cache import Cache
+from llmquant.storage.cache import Cache
 
 root, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.call import Call
 from llmquant.errors import OptionError
+from llmquant.study.call import Call
 
 _NAMES = st.from_regex(r"[A-Za-z0-9][\w.-]{0,12}(/[A-Za-z0-9][\w.-]{0,12})?", fullmatch=True)
 _KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)

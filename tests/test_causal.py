@@ -11,12 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from llmquant import models
-from llmquant.cache import Cache
 from llmquant.errors import ModelError, SanityError, UnsupportedError
-from llmquant.experiment import ModelRequest
+from llmquant.models import info as models
+from llmquant.planning.lookup import inspect_subject
 from llmquant.plugins.registry import registry
-from llmquant.subjects import inspect_subject
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 _WIDE = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
@@ -234,8 +234,8 @@ def test_two_sets_of_weights_are_refused(inspect, sharded, tiny_model):
 @pytest.fixture
 def load(context):
     """Return a function that loads a folder as the baseline."""
-    from llmquant.quantizers.baseline import Baseline
-    from llmquant.quantizers.baseline_options import BaselineOptions
+    from llmquant.quantizers.baseline.options import BaselineOptions
+    from llmquant.quantizers.baseline.quantizer import Baseline
     from quantizing import load_as
 
     return lambda folder, dtype="float32": load_as(Baseline, BaselineOptions(dtype), folder, context())
@@ -256,7 +256,7 @@ def test_padding_without_a_row_is_replaced_and_said(load, folder):
 
 def test_a_causal_model_passes_the_probe(load, tiny_model):
     """In float32 and in bfloat16 nothing moves."""
-    from llmquant.loading import check_causality
+    from llmquant.loading.causal_lm import check_causality
 
     for dtype in ("float32", "bfloat16"):
         check_causality(load(tiny_model, dtype))
@@ -264,7 +264,7 @@ def test_a_causal_model_passes_the_probe(load, tiny_model):
 
 def test_a_model_that_sees_later_tokens_fails_the_probe(load, tiny_model):
     """Whatever its configuration says of itself."""
-    from llmquant.loading import check_causality
+    from llmquant.loading.causal_lm import check_causality
 
     for dtype in ("float32", "bfloat16"):
         model = load(tiny_model, dtype)

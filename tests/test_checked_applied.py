@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmquant.checked_applied import check_applied
 from llmquant.errors import PluginError
-from llmquant.memory import stored_elements
-from llmquant.protocols import AppliedQuantization
+from llmquant.loading.checked_applied import check_applied
+from llmquant.loading.memory import stored_elements
+from llmquant.plugins.quantizer import AppliedQuantization
 
 
 class Packed(torch.nn.Module):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from llmquant.checked_results import checked_results
 from llmquant.errors import PluginError
-from llmquant.run import Measurement, Result, Run, Sample
+from llmquant.running.checked_results import checked_results
+from llmquant.study.run import Measurement, Result, Run, Sample
 from made_up import BASELINE, completed, experiment
 
 GOOD = Measurement("coqa", "f1", 0.5, higher_is_better=True, stderr=0.5, n=2)

@@ -14,14 +14,14 @@ import pytest
 
 import checkpoint_makers
 import llmquant as lq
-from llmquant.cache import Cache
-from llmquant.call import Call
-from llmquant.checkpoints import quantized_checkpoint, read_recipe
 from llmquant.errors import RunError, StoreError
-from llmquant.experiment import ModelRequest
-from llmquant.memory import is_out_of_memory
-from llmquant.models import inspect_model
+from llmquant.loading.memory import is_out_of_memory
+from llmquant.loading.quantized import quantized_checkpoint, read_recipe
+from llmquant.models.info import inspect_model
 from llmquant.plugins.registry import registry
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
 from misbehaving_studies import wait_until
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.cli import main
+from llmquant.cli.app import main
 
 LOCAL = ("--on", "local(device=cpu, threads=1)")
 
@@ -258,12 +258,12 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(
     import errno
     import os
 
-    import llmquant.scheduler
+    import llmquant.running.scheduler
 
     def full(path: Path, data: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(llmquant.scheduler, "write_json", full)
+    monkeypatch.setattr(llmquant.running.scheduler, "write_json", full)
     code, _, err = cli("compare", tiny_model, "-q", "fp32_baseline", "-e", "memory", *LOCAL, "--store", tmp_path / "s")
     assert code == 1
     assert "No space left on device" in err

@@ -11,12 +11,12 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llmquant.cache import Cache
-from llmquant.embedders.clip import Clip
-from llmquant.embedders.clip_options import ClipOptions
+from llmquant.embedders.clip.embedder import Clip
+from llmquant.embedders.clip.options import ClipOptions
 from llmquant.errors import ModelError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 
 KINDS = ("clip", "siglip", "siglip2")
 TEXTS = ["how many sacks of barley?", "the ledger", "why is the river brown " * 20]

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmquant.comparison import Row, StudyRecord, failures, missing, rows, variants
 from llmquant.errors import StoreError
-from llmquant.experiment import Documents, ModelUse
-from llmquant.run import Measurement
+from llmquant.results.rows import Row, failures, missing, rows, variants
+from llmquant.study.experiment import Documents, ModelUse
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Measurement
 from made_up import (
     BASELINE,
     MODEL,

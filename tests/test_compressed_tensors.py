@@ -12,12 +12,12 @@ pytest.importorskip("compressed_tensors")
 import torch
 
 from llmquant.errors import NotHonouredError, UnsupportedError
-from llmquant.experiment import ModelRequest
-from llmquant.loading import load_causal_lm
-from llmquant.memory import weight_bytes
-from llmquant.models import inspect_model
-from llmquant.quantizers.compressed_tensors import CompressedTensors
-from llmquant.quantizers.compressed_tensors_options import CompressedTensorsOptions
+from llmquant.loading.causal_lm import load_causal_lm
+from llmquant.loading.memory import weight_bytes
+from llmquant.models.info import inspect_model
+from llmquant.quantizers.compressed_tensors.options import CompressedTensorsOptions
+from llmquant.quantizers.compressed_tensors.quantizer import CompressedTensors
+from llmquant.study.experiment import ModelRequest
 from quantizing import stored_as_said, told
 
 SCHEMES = {

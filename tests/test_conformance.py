@@ -11,7 +11,7 @@ import pytest
 
 import llmquant as lq
 from llmquant.builtin_embedders import EMBEDDERS
-from llmquant.embedders.chance import OpenChance
+from llmquant.embedders.chance.embedder import OpenChance
 from llmquant.errors import PluginError, UnknownNameError
 from llmquant.plugins.spec import PluginSpec
 from llmquant.testing import check_embedder, check_evaluator, check_quantizer, check_spec
@@ -25,7 +25,7 @@ import random
 from dataclasses import dataclass
 import torch
 from llmquant import AppliedQuantization, Measurement, Result, Sample
-from llmquant.memory import stored_elements
+from llmquant.loading.memory import stored_elements
 
 class Heavy:
     def __init__(self, options):

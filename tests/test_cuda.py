@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from llmquant.builtin import QUANTIZERS
-from llmquant.call import Call
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
 from llmquant.plugins.registry import registry
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -22,8 +22,8 @@ PRESETS = [name for spec in QUANTIZERS for name in spec.presets or (spec.name,)]
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_loads_as_asked_and_as_large_as_predicted(preset, tiny_model, context):
     """Codes and compute types are read back, bytes are within a percent, and the model speaks."""
-    from llmquant.loading import load_causal_lm, sanity_check
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.causal_lm import load_causal_lm, sanity_check
+    from llmquant.loading.memory import weight_bytes
 
     ctx = context("cuda")
     info = inspect_model(ModelRequest(str(tiny_model)), ctx.cache)

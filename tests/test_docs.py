@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from llmquant.call import Call
 from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import Hooks
-from llmquant.study import Study
+from llmquant.study.call import Call
+from llmquant.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -45,7 +45,7 @@ def _commands() -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: value if isinstance(value, str) else None)
 def test_commands_parse(page, words):
     """Every command, subcommand and option that a page shows is one that the program has."""
-    from llmquant.cli import app
+    from llmquant.cli.app import app
 
     command, rest = typer.main.get_command(app), list(words)
     context = command.make_context("llmquant", ["doctor"])

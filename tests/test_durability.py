@@ -19,15 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.atomic import own_folder
-from llmquant.cache import MANIFEST, Cache
-from llmquant.call import Call
 from llmquant.errors import OptionError, StoreError
 from llmquant.executors.shipping import bring_home, record_path
-from llmquant.experiment import ModelRequest
 from llmquant.plugins.registry import registry
-from llmquant.run import Failure, Measurement, Sample
-from llmquant.store import Store, write_json
+from llmquant.storage.atomic import own_folder
+from llmquant.storage.cache import MANIFEST, Cache
+from llmquant.storage.store import Store, write_json
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
+from llmquant.study.run import Failure, Measurement, Sample
 from test_store import SAMPLES, make_run, write
 
 CJK = "漢字" * 16  # 32 letters, 96 bytes, 288 once they are quoted
@@ -107,7 +107,9 @@ def test_long_answers_nul_bytes_and_large_counts_are_stored(tmp_path: Path):
 
 # -- dead writers and full disks --------------------------------------------------------------------------------------
 
-_WRITER = "import sys; from llmquant.store import Store; print(Store(sys.argv[1]).begin('r'), flush=True); input()"
+_WRITER = (
+    "import sys; from llmquant.storage.store import Store; print(Store(sys.argv[1]).begin('r'), flush=True); input()"
+)
 
 
 def _partials(root: Path) -> list[Path]:
@@ -184,7 +186,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_what_a_dead_writer_filled_the_disk_with_goes_before_anything_is_written(small_disk: Path):
     """The same command goes on by itself; nobody has to delete anything."""
     code = (
-        "import sys; from llmquant.store import Store\n"
+        "import sys; from llmquant.storage.store import Store\n"
         "with (Store(sys.argv[1]).begin('r') / 'files' / 'large').open('wb', buffering=0) as stream:\n"
         "    while True: stream.write(bytes(4096))"
     )
@@ -384,9 +386,9 @@ def test_what_somebody_planted_is_not_used(tmp_path: Path, planted: str):
 _NOBODY = """
 import os, sys
 from pathlib import Path
-from llmquant.cache import Cache
-from llmquant.pipeline import _host_lock
-from llmquant.store import Store
+from llmquant.storage.cache import Cache
+from llmquant.running.worker import _host_lock
+from llmquant.storage.store import Store
 from test_store import SAMPLES, make_run, write
 
 def work(folder, cache):

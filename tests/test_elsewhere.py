@@ -9,12 +9,13 @@ import pytest
 
 import llmquant as lq
 from llmquant import api
-from llmquant.cache import Cache
 from llmquant.executors.local import LocalExecutor
-from llmquant.plan import Planned, resolve
+from llmquant.planning.resolve import Planned, resolve
+from llmquant.plugins.executor import Offer
 from llmquant.plugins.registry import registry
-from llmquant.protocols import Job, Offer
-from llmquant.scheduler import Scheduler
+from llmquant.running.scheduler import Scheduler
+from llmquant.storage.cache import Cache
+from llmquant.study.job import Job
 from misbehaving_studies import misbehaving
 
 __all__ = ["misbehaving"]  # a fixture

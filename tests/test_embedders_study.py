@@ -10,7 +10,7 @@ import pytest
 import llmquant as lq
 from embedding import page
 from llmquant.errors import OptionError, RequestErrors, UnsupportedError
-from llmquant.protocols import Prepared
+from llmquant.plugins.embedder import Prepared
 from tiny_gemma3 import write_gemma3
 
 PAGES = 6

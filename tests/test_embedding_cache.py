@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmquant.cache import Cache
 from llmquant.retrieval import embedding_cache
 from llmquant.retrieval.embedding_cache import EmbeddingCache
+from llmquant.storage.cache import Cache
 
 _FINGERPRINT = "sha256:" + "ab" * 32
 
@@ -168,7 +168,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from llmquant.cache import Cache
+from llmquant.storage.cache import Cache
 from llmquant.retrieval.embedding_cache import EmbeddingCache
 
 cache = EmbeddingCache(Cache(Path(sys.argv[1])), sys.argv[2], "document", width=4, late=False)

@@ -15,7 +15,7 @@ import torch
 
 from embedding import build_subject, page
 from llmquant.errors import ItemError, PluginError, SanityError, UnsupportedError
-from llmquant.memory import is_out_of_memory
+from llmquant.loading.memory import is_out_of_memory
 from llmquant.retrieval import encode_loop
 from llmquant.retrieval.encode import encode, encode_some
 from llmquant.retrieval.items import Item

@@ -15,11 +15,11 @@ import pytest
 
 import llmquant as lq
 from embedding import page
-from llmquant.cache import Cache
-from llmquant.executors.modal_options import ModalOptions
-from llmquant.experiment import ModelUse
+from llmquant.executors.modal.options import ModalOptions
 from llmquant.plugins.options import build
-from llmquant.run import Measurement
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelUse
+from llmquant.study.run import Measurement
 from made_up import MadeUpStudy, completed, experiment, failed
 from tiny_gemma3 import write_gemma3
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmquant.errors import StoreError
-from llmquant.experiment import (
+from llmquant.study.experiment import (
     Digest,
     Documents,
     Experiment,

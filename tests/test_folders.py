@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from llmquant import checkpoint_files
-from llmquant.cache import Cache
-from llmquant.checkpoint_files import file_digest, folder_digest
 from llmquant.errors import ModelError, OptionError, RunError
-from llmquant.evaluators import local_set_pages
-from llmquant.evaluators.local_set_pages import list_pages
-from llmquant.executors import modal_volume
+from llmquant.evaluators.page_set import pages as local_set_pages
+from llmquant.evaluators.page_set.pages import list_pages
 from llmquant.executors.local import LocalExecutor
+from llmquant.executors.modal import volume as modal_volume
 from llmquant.executors.shipping import _copy_folder
-from llmquant.experiment import InputFile, InputFolder
-from llmquant.folders import list_files
-from llmquant.plan import resolve
+from llmquant.models import folder as checkpoint_files
+from llmquant.models.folder import file_digest, folder_digest
+from llmquant.planning.resolve import resolve
 from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
-from llmquant.study import Study
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import InputFile, InputFolder
+from llmquant.study.folders import list_files
+from llmquant.study.study import Study
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Übersicht é.txt") for form in ("NFC", "NFD"))
 

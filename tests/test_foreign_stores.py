@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from llmquant.comparison import StudyRecord
 from llmquant.errors import DamagedError, StoreError
-from llmquant.job import JobRecord, read_journal
-from llmquant.protocols import Job
-from llmquant.run import Run
-from llmquant.store import Store, write_json
-from llmquant.study_results import Comparison
+from llmquant.results.comparison import Comparison
+from llmquant.storage.journal import JobRecord, read_journal
+from llmquant.storage.store import Store, write_json
+from llmquant.study.job import Job
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
 from made_up import BASELINE, MadeUpStudy, completed, experiment, scored
 
 TASK = "coqa"
@@ -276,7 +276,7 @@ def test_what_an_older_version_wrote_is_read(tmp_path: Path):
 def test_a_terminal_of_few_characters_shows_the_others_written_out(tmp_path: Path):
     """Tables have dots that ASCII does not have."""
     a_store(tmp_path)
-    command = [sys.executable, "-m", "llmquant.cli", "report", str(tmp_path)]
+    command = [sys.executable, "-m", "llmquant.cli.app", "report", str(tmp_path)]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

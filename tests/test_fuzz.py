@@ -24,16 +24,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import fuzzing
-from llmquant.call import Call
-from llmquant.cli import app
-from llmquant.comparison import StudyRecord
+from llmquant.cli.app import app
 from llmquant.errors import LlmquantError, RequestError
-from llmquant.plan import Planned
+from llmquant.planning.resolve import Planned
 from llmquant.plugins.registry import registry
-from llmquant.scheduler import Scheduler
-from llmquant.store import Store
-from llmquant.study import Study
-from llmquant.study_results import Comparison
+from llmquant.results.comparison import Comparison
+from llmquant.running.scheduler import Scheduler
+from llmquant.storage.store import Store
+from llmquant.study.call import Call
+from llmquant.study.record import StudyRecord
+from llmquant.study.study import Study
 
 TRIES = int(os.environ.get("LLMQUANT_FUZZ_TRIES", "0"))
 _SETTINGS = settings(

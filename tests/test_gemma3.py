@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llmquant.embedders.gemma3 import BiGemma3, ColGemma3
-from llmquant.embedders.gemma3_options import BiGemma3Options, ColGemma3Options
+from llmquant.embedders.gemma3.embedder import BiGemma3, ColGemma3
+from llmquant.embedders.gemma3.options import BiGemma3Options, ColGemma3Options
 from llmquant.embedders.strict import HEAD, check_strict
 from llmquant.errors import ItemError, ModelError, OptionError, UnsupportedError
-from llmquant.experiment import ModelRequest
-from llmquant.loading import make_ready
-from llmquant.memory import weight_bytes
-from llmquant.models import Adapter, ModelInfo, inspect_model
-from llmquant.quantizers.bitsandbytes import Bnb4bit, Bnb8bit
-from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions, Bnb8bitOptions
+from llmquant.loading.causal_lm import make_ready
+from llmquant.loading.memory import weight_bytes
+from llmquant.models.info import Adapter, ModelInfo, inspect_model
+from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
+from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit, Bnb8bit
+from llmquant.study.experiment import ModelRequest
 from tiny_gemma3 import write_gemma3
 
 _TEXTS = (

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from llmquant.errors import ModelError
-from llmquant.gguf_header import _BLOCKS, read_gguf_header
+from llmquant.models.gguf import _BLOCKS, read_gguf_header
 
 
 def test_tensors_are_those_the_gguf_package_reads(tiny_gguf):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from llmquant.errors import NotHonouredError, UnsupportedError
-from llmquant.experiment import ModelRequest
-from llmquant.loading import load_causal_lm
-from llmquant.memory import weight_bytes
-from llmquant.models import inspect_model
-from llmquant.quantizers.gguf_blocks import Gguf, _round_trip
-from llmquant.quantizers.gguf_options import BLOCK_TYPES, FileType, GgufOptions, block_types
+from llmquant.loading.causal_lm import load_causal_lm
+from llmquant.loading.memory import weight_bytes
+from llmquant.models.info import inspect_model
+from llmquant.quantizers.gguf.options import BLOCK_TYPES, FileType, GgufOptions, block_types
+from llmquant.quantizers.gguf.quantizer import Gguf, _round_trip
+from llmquant.study.experiment import ModelRequest
 
 FILE_TYPES = get_args(FileType)
 

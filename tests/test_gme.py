@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from llmquant.cache import Cache
-from llmquant.embedders.gme import Gme
-from llmquant.embedders.gme_options import GmeOptions
+from llmquant.embedders.gme.embedder import Gme
+from llmquant.embedders.gme.options import GmeOptions
 from llmquant.errors import ModelError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 
 SPECIAL = (
     "<|endoftext|>",

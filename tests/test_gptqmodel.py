@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.cache import Cache
-from llmquant.call import Call
 from llmquant.errors import OptionError, RunError, UnsupportedError
-from llmquant.experiment import Documents, InputFile, ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.plugins.context import Context
 from llmquant.plugins.registry import registry
-from llmquant.protocols import Context
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents, InputFile, ModelRequest
 
 TEXT = "A lighthouse keeper counted the ships that passed before dawn, and wrote each name into a green ledger. "
 CALIBRATION = {"calibration": [TEXT * 8, TEXT.upper() * 8], "samples": 8, "sequence_length": 32}
@@ -51,7 +51,7 @@ def small_model(tiny_model, tmp_path_factory):
 def quantized(small_model, tmp_path_factory):
     """Quantize once, in this process, and load what came out: (LoadedModel, folder) by name."""
     pytest.importorskip("gptqmodel", reason="needs llmquant[gptq]")
-    from llmquant.loading import load_causal_lm
+    from llmquant.loading.causal_lm import load_causal_lm
 
     found = {}
     for name, call in CALLS.items():
@@ -99,7 +99,7 @@ def test_reading_back_does_not_depend_on_a_forward_pass(quantized, name):
 @pytest.mark.parametrize("name", CALLS)
 def test_predicted_bytes_are_the_bytes_held(quantized, name):
     """Within 1 % of what the loaded model holds once it has run."""
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     subject = quantized[name][0]
     _logits(subject.module)
@@ -164,7 +164,7 @@ def test_the_weights_are_those_of_the_engines_own_example(quantized, small_model
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    from llmquant.quantizers.calibration import calibration_tokens
+    from llmquant.quantizers.calibration.texts import calibration_tokens
 
     monkeypatch.chdir(tmp_path)  # GPTQModel writes logs where it is started
     options = registry().choose("quantizer", CALLS[name]).options
@@ -194,11 +194,11 @@ def test_a_checkpoint_says_what_it_was_calibrated_on(quantized):
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llmquant.cache import Cache
-from llmquant.experiment import Documents
-from llmquant.protocols import Context
-from llmquant.quantizers.gptqmodel import Gptq
-from llmquant.quantizers.gptqmodel_options import GptqOptions
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import Documents
+from llmquant.plugins.context import Context
+from llmquant.quantizers.gptqmodel.quantizer import Gptq
+from llmquant.quantizers.gptqmodel.options import GptqOptions
 from test_gptqmodel import CALIBRATION
 
 model, out, cache, kill_at = sys.argv[1:]
@@ -298,7 +298,7 @@ class TestCalibration:
         """Return a function that draws calibration tokens."""
         from transformers import AutoTokenizer
 
-        from llmquant.quantizers.calibration import calibration_tokens
+        from llmquant.quantizers.calibration.texts import calibration_tokens
 
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 

@@ -8,8 +8,8 @@ import functools
 import pytest
 
 from classic_checkpoints import write_awq, write_gptq
-from llmquant.checked_applied import check_applied
 from llmquant.errors import NotHonouredError
+from llmquant.loading.checked_applied import check_applied
 from quantizing import told
 
 pytest.importorskip("gptqmodel", reason="needs llmquant[gptq]")
@@ -34,7 +34,7 @@ def load(tiny_model, tmp_path_factory):
     """Return a function that writes a checkpoint of a case and loads it, once; each takes half a second."""
     import torch
 
-    from llmquant.quantizers.gptqmodel_settings import prepare_environment
+    from llmquant.quantizers.gptqmodel.settings import prepare_environment
 
     prepare_environment("cpu")
     from transformers import AutoModelForCausalLM
@@ -53,7 +53,7 @@ def load(tiny_model, tmp_path_factory):
 
 
 def _read(module):
-    from llmquant.quantizers.gptqmodel_layers import read_gptqmodel_layers
+    from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
 
     return read_gptqmodel_layers(module)
 
@@ -93,7 +93,7 @@ def test_nothing_of_a_packed_layer_counts_as_a_buffer(load, name):
     """Neither before nor after a kernel has made its own copies of scales, zero points and indices in a first pass."""
     import torch
 
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     module = copy.deepcopy(load(name))
     rotary = sum(buffer.nbytes for key, buffer in module.named_buffers() if "rotary" in key)

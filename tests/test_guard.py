@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import llmquant as lq
-from llmquant import guard
-from llmquant.guard import Change, Snapshot
+from llmquant.running import guard
+from llmquant.running.guard import Change, Snapshot
 from meddling import MEDDLING
 
 RESTORED = {

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmquant import hardware
 from llmquant.errors import UnsupportedError
 from llmquant.executors import LocalExecutor
+from llmquant.machine import hardware
 
 
 class NvmlError(Exception):

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.cache import Cache
-from llmquant.call import Call
 from llmquant.errors import AmbiguousNameError, PluginError
-from llmquant.estimate import estimate_all
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
-from llmquant.plan import resolve
+from llmquant.models.info import inspect_model
+from llmquant.planning.estimate import estimate_all
+from llmquant.planning.lookup import inspect_subject
+from llmquant.planning.resolve import resolve
 from llmquant.plugins.checking import plugin_rows
 from llmquant.plugins.discovery import Plugin
 from llmquant.plugins.registry import Registry, discover, registry
 from llmquant.plugins.sources import check_target, find_source
 from llmquant.plugins.spec import PluginSpec, RunEvent
-from llmquant.study import Study
-from llmquant.subjects import inspect_subject
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
+from llmquant.study.study import Study
 
 
 class _Here:
@@ -174,7 +174,7 @@ def test_what_a_plugin_prints_is_not_on_standard_output_beside_json(tmp_path):
     """Standard output is one JSON value; what was printed is on standard error."""
     _install(tmp_path, "loud", _LOUD)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "llmquant.cli", "plugins", "--json"]
+    command = [sys.executable, "-m", "llmquant.cli.app", "plugins", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["plugins"]
     for said in ("printed at import", "written at import", "kept in a buffer", "printed in a hook"):

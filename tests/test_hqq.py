@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmquant.errors import NotHonouredError, UnsupportedError
-from llmquant.quantizers.hqq_options import HqqOptions
+from llmquant.quantizers.hqq.options import HqqOptions
 from quantizing import EMPTY, GPT2, QUANTIZED, load_as, logits, made_up, stored_as_said, write_untied
 
 pytest.importorskip("hqq")
@@ -30,7 +30,7 @@ def load(folders, context):
     """Return a function that loads a model under some options."""
 
     def run(options, name="tied"):
-        from llmquant.quantizers.hqq import Hqq
+        from llmquant.quantizers.hqq.quantizer import Hqq
 
         return load_as(Hqq, options, folders[name], context())
 
@@ -40,7 +40,7 @@ def load(folders, context):
 @pytest.mark.parametrize(("preset", "name"), [*((preset, "tied") for preset in ALL), ("hqq_3bit", "untied")])
 def test_what_is_held_is_what_was_predicted_and_read(load, preset, name):
     """Exactly, before and after the first forward pass, with and without a head and biases of its own."""
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     options = ALL[preset]
     model = load(options, name)
@@ -96,7 +96,7 @@ def test_a_layer_that_is_not_quantized_is_found():
     """What was replaced and never filled is not called quantized."""
     import torch
 
-    from llmquant.quantizers.hqq import Hqq, HqqLinear
+    from llmquant.quantizers.hqq.quantizer import Hqq, HqqLinear
 
     with pytest.raises(NotHonouredError, match="0 of 1"):
         Hqq(HqqOptions()).applied(torch.nn.Sequential(HqqLinear(torch.nn.Linear(16, 16))))

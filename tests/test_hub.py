@@ -81,9 +81,9 @@ def ask(tmp_path):
 
     def run(server, source, *, then="", **environment):
         code = (
-            "import sys; from pathlib import Path; from llmquant.cache import Cache\n"
-            "from llmquant.errors import ModelError; from llmquant.experiment import ModelRequest\n"
-            "from llmquant.models import inspect_model\n"
+            "import sys; from pathlib import Path; from llmquant.storage.cache import Cache\n"
+            "from llmquant.errors import ModelError; from llmquant.study.experiment import ModelRequest\n"
+            "from llmquant.models.info import inspect_model\n"
             "try:\n"
             f"    info = inspect_model(ModelRequest({source!r}), Cache(Path({str(tmp_path / 'cache')!r})))\n"
             f"    print(info.digest, info.parameters, info.note)\n    {then or 'pass'}\n"
@@ -137,7 +137,7 @@ def test_files_that_lack_what_their_index_says_are_refused_before_they_are_fetch
 def test_what_was_downloaded_works_offline(hub, ask):
     """After one download the cache answers when the Hub does not, and says so."""
     server, _ = hub
-    fetch = "from llmquant.hub import download; download(info.repo, info.commit, info.weight_files, code=False)"
+    fetch = "from llmquant.models.hub import download; download(info.repo, info.commit, info.weight_files, code=False)"
     online = ask(server, "org/tiny", then=fetch).split()
     server.shutdown()
     server.server_close()

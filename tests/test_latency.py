@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from llmquant.errors import OptionError, RunError, UnsupportedError
-from llmquant.evaluators.generation_steps import Generation, random_prompts, time_pass, undisturbed
-from llmquant.evaluators.latency import Latency
-from llmquant.evaluators.latency_options import LatencyOptions
-from llmquant.experiment import Documents
+from llmquant.evaluators.speed.generation_steps import Generation, random_prompts, time_pass, undisturbed
+from llmquant.evaluators.speed.latency import Latency
+from llmquant.evaluators.speed.latency_options import LatencyOptions
+from llmquant.study.experiment import Documents
 from subjects import load_subject
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False")

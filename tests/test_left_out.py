@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from llmquant.cache import Cache
 from llmquant.errors import OptionError, UnsupportedError
-from llmquant.plan import resolve
+from llmquant.planning.resolve import resolve
 from llmquant.plugins.registry import registry
 from llmquant.preview import with_all_presets
-from llmquant.study import Study
+from llmquant.storage.cache import Cache
+from llmquant.study.study import Study
 from tiny_sentence_transformer import save_tiny_sentence_transformer
 
 

@@ -14,9 +14,9 @@ HEAVY = ("torch", "transformers", "numpy", "scipy", "pyarrow", "pandas", "modal"
     "code",
     [
         "import llmquant",
-        "import sys; sys.argv = ['llmquant', '--help']; from llmquant.cli import main; main()",
-        "import sys; sys.argv = ['llmquant', 'compare', '--help']; from llmquant.cli import main; main()",
-        "import sys; sys.argv = ['llmquant', 'plugins']; from llmquant.cli import main; main()",
+        "import sys; sys.argv = ['llmquant', '--help']; from llmquant.cli.app import main; main()",
+        "import sys; sys.argv = ['llmquant', 'compare', '--help']; from llmquant.cli.app import main; main()",
+        "import sys; sys.argv = ['llmquant', 'plugins']; from llmquant.cli.app import main; main()",
     ],
     ids=["import", "help", "compare-help", "plugins"],
 )

@@ -21,14 +21,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.call import Call
-from llmquant.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
+from llmquant.cli.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
 from llmquant.errors import OptionError, RequestErrors, RunError, UnknownNameError, UnsupportedError
-from llmquant.evaluators import lm_eval_compat
-from llmquant.evaluators.lm_eval_options import LmEvalOptions
-from llmquant.experiment import Documents
+from llmquant.evaluators.lm_eval import compat as lm_eval_compat
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build, dump, input_files, restore
 from llmquant.stats.samples import pair_samples
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents
 from package_index import from_wheel
 from subjects import load_subject
 
@@ -88,7 +88,7 @@ def options(text):
 
 
 def evaluate(text, subject, ctx):
-    from llmquant.evaluators.lm_eval import LmEval
+    from llmquant.evaluators.lm_eval.evaluator import LmEval
 
     return list(LmEval(options(text)).evaluate(subject, ctx))
 
@@ -174,7 +174,7 @@ def test_coqa_on_real_rows_is_what_lm_eval_gives(subject, context, rows_file, tm
 
 def test_examples_come_from_the_other_rows(subject, context, rows_file):
     """With local rows the examples are drawn from them too, and never the row that is being asked."""
-    from llmquant.evaluators import lm_eval_model
+    from llmquant.evaluators.lm_eval import model as lm_eval_model
 
     prompts = []
     generate = lm_eval_model.FittingLM.generate_until
@@ -200,7 +200,7 @@ def test_choices_are_scored_as_lm_eval_scores_them(subject, rows_file, tmp_path,
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from llmquant.evaluators.lm_eval_model import FittingLM
+    from llmquant.evaluators.lm_eval.model import FittingLM
 
     pairs = [
         (f"Question: {row['question']}\nAnswer:", f" {text}") for row in CHOICE_ROWS for text in row["choices"]["text"]
@@ -255,7 +255,7 @@ def test_choices_inside_the_context_are_told_by_number(subject, context, rows_fi
 @pytest.mark.parametrize(("task", "rows"), [("coqa", COQA_ROWS), ("arc_easy", CHOICE_ROWS)], ids=["coqa", "arc_easy"])
 def test_a_batch_that_does_not_fit_is_halved(subject, context, rows_file, monkeypatch, task, rows):
     """Memory that runs out costs time, never a result; the smaller size is kept and told."""
-    from llmquant.evaluators import lm_eval
+    from llmquant.evaluators.lm_eval import evaluator as lm_eval
 
     text = f"lm_eval({task}, data={rows_file(rows)}, gen_kwargs={json.dumps(SHORT)})"
     (alone,) = evaluate(text, subject, context())
@@ -386,7 +386,7 @@ WORDS = [{"word": word, "spelled": "-".join(word)} for word in ("lamp", "river",
 
 def test_a_task_may_be_a_yaml_of_ones_own(subject, context, rows_file, tmp_path):
     """It is reached through the context, as on a worker that knows the file by its content alone."""
-    from llmquant.evaluators.lm_eval import LmEval
+    from llmquant.evaluators.lm_eval.evaluator import LmEval
 
     given = options(f"lm_eval({own_task(tmp_path)}, data={rows_file(WORDS)})")
     given.check(subject.info, "cpu")
@@ -614,7 +614,7 @@ import transformers.data
 mine = types.ModuleType("transformers.data.metrics")
 if len(sys.argv) > 1:
     sys.modules["transformers.data.metrics"] = mine
-from llmquant.evaluators.lm_eval_compat import provide_squad_metrics
+from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 provide_squad_metrics()
 provide_squad_metrics()
 print(sys.modules["transformers.data.metrics"] is mine)

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llmquant.call import Call
 from llmquant.errors import OptionError, RunError
-from llmquant.evaluators.lm_eval_answers import has_right_answer
-from llmquant.evaluators.lm_eval_groups import groups_of
-from llmquant.evaluators.lm_eval_options import LmEvalOptions
+from llmquant.evaluators.lm_eval.answers import has_right_answer
+from llmquant.evaluators.lm_eval.groups import groups_of
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
-from llmquant.run import Measurement, Sample
 from llmquant.stats.samples import pair_samples
+from llmquant.study.call import Call
+from llmquant.study.run import Measurement, Sample
 
 STORIES = [f"Story {n}. {'Once upon a time there was a mill. ' * 4}" for n in range(3)]
 

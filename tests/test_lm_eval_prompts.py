@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from llmquant.call import Call
-from llmquant.comparison import rows
 from llmquant.errors import OptionError, RequestErrors, RunError, UnsupportedError
-from llmquant.evaluators.lm_eval_options import LmEvalOptions
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
-from llmquant.report.tables import summary
+from llmquant.results.report.tables import summary
+from llmquant.results.rows import rows
+from llmquant.study.call import Call
 from made_up import BASELINE, MadeUpStudy, completed, experiment, scored
 from subjects import load_subject
 
@@ -75,7 +75,7 @@ def write(tmp_path):
 @pytest.fixture
 def evaluate(subject, context, write):
     """Return a function that evaluates a task on the tiny model, or on another subject."""
-    from llmquant.evaluators.lm_eval import LmEval
+    from llmquant.evaluators.lm_eval.evaluator import LmEval
 
     def run(task, other=None, **given):
         (result,) = LmEval(build(LmEvalOptions, write(task, **given))).evaluate(other or subject, context())
@@ -152,7 +152,7 @@ def test_log_likelihoods_are_taken_in_float32(subject, evaluate):
     import torch
     from lm_eval.api.instance import Instance
 
-    from llmquant.evaluators.lm_eval_model import FittingLM
+    from llmquant.evaluators.lm_eval.model import FittingLM
 
     subject.module.to(torch.bfloat16)
     model = FittingLM(subject, batch_size=1, shrink=False, max_length=None, progress=lambda done, total: None)
@@ -232,7 +232,7 @@ def test_an_instruction_that_the_template_leaves_out_is_said(evaluate, subject, 
 @pytest.fixture
 def seen(monkeypatch):
     """Return the prompts that the model was asked, as they come."""
-    from llmquant.evaluators import lm_eval_model
+    from llmquant.evaluators.lm_eval import model as lm_eval_model
 
     found = []
     generate = lm_eval_model.FittingLM.generate_until

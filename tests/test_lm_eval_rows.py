@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.call import Call
 from llmquant.errors import OptionError, RunError
-from llmquant.evaluators.lm_eval_options import LmEvalOptions
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
+from llmquant.study.call import Call
 
 GENERATE = """
 task: mine
@@ -58,7 +58,7 @@ def options(tmp_path):
 
 def load(options, context):
     """Build the task as the worker does."""
-    from llmquant.evaluators.lm_eval import _load_tasks
+    from llmquant.evaluators.lm_eval.evaluator import _load_tasks
 
     ctx = context()
     folder = ctx.files / "scratch"
@@ -77,7 +77,7 @@ values = st.recursive(
 @given(st.lists(st.dictionaries(st.text(), values, max_size=3), min_size=1, max_size=4))
 def test_documents_are_the_rows(tmp_path_factory, rows):
     """Every value of its own type, fields that some rows lack, and nothing beside them."""
-    from llmquant.evaluators.lm_eval_documents import read_documents
+    from llmquant.evaluators.lm_eval.documents import read_documents
 
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -132,7 +132,7 @@ def test_a_label_that_is_no_choice_is_refused_with_its_line(options, label, targ
 )
 def test_labels_that_are_choices_are_accepted(options, context, target, choices, labels):
     """By number or by text, however the task lists its choices, at plan time and by the worker alike."""
-    from llmquant.evaluators.lm_eval import _check_documents
+    from llmquant.evaluators.lm_eval.evaluator import _check_documents
 
     rows = [{"question": f"q{n}", "label": label, "options": ["no", "yes"]} for n, label in enumerate(labels)]
     chosen = options(CHOOSE % (target, choices), rows)
@@ -240,7 +240,7 @@ HELLASWAG = {"ctx_a": "One", "ctx_b": "two", "activity_label": "x", "endings": [
 
 def test_what_only_code_can_tell_is_refused_before_a_model_is_scored(options, context):
     """A task with functions of its own is checked by the worker, with the line of the file."""
-    from llmquant.evaluators.lm_eval import _check_documents
+    from llmquant.evaluators.lm_eval.evaluator import _check_documents
 
     chosen = options("hellaswag", [HELLASWAG, HELLASWAG | {"label": "2"}])
     chosen.check(None, "cpu")
@@ -275,7 +275,7 @@ def test_rows_are_what_a_data_set_would_be(tmp_path):
     """Map, filter and select give the rows that `datasets` gives, where its types can hold them."""
     import datasets
 
-    from llmquant.evaluators.lm_eval_documents import LocalRows
+    from llmquant.evaluators.lm_eval.documents import LocalRows
 
     rows = [{"a": n, "b": str(n)} for n in range(5)]
     for source in (datasets.Dataset.from_list(rows), LocalRows(rows, [""] * 5)):
@@ -293,7 +293,7 @@ def test_rows_are_what_a_data_set_would_be(tmp_path):
 
 def test_equal_code_over_other_values_is_other_code():
     """Functions that differ only in what they hold are told apart."""
-    from llmquant.evaluators.lm_eval_documents import LocalRows
+    from llmquant.evaluators.lm_eval.documents import LocalRows
 
     rows = LocalRows([{"a": n} for n in range(4)], [""] * 4)
 

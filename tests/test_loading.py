@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from llmquant.errors import ModelError, NotHonouredError, PluginError, SanityError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
-from llmquant.quantizers.baseline_options import BaselineOptions
+from llmquant.models.info import inspect_model
+from llmquant.quantizers.baseline.options import BaselineOptions
+from llmquant.study.experiment import ModelRequest
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def folder(tiny_model, tmp_path):
 @pytest.fixture
 def load(context):
     """Return a function that inspects and loads a folder."""
-    from llmquant.loading import load_causal_lm
-    from llmquant.quantizers.baseline import Baseline
+    from llmquant.loading.causal_lm import load_causal_lm
+    from llmquant.quantizers.baseline.quantizer import Baseline
 
     def run(path, options=None, *, quantizer=None, **flags):
         ctx = context()
@@ -125,7 +125,7 @@ class _Lying:
         return {"dtype": torch.float32}
 
     def applied(self, module):
-        from llmquant.quantizers.baseline import Baseline
+        from llmquant.quantizers.baseline.quantizer import Baseline
 
         return dataclasses.replace(Baseline(BaselineOptions()).applied(module), **self._claims)
 
@@ -156,7 +156,7 @@ def test_a_request_that_cannot_be_read_back_is_the_plugins_fault(tiny_model, loa
 
 def test_a_model_lies_on_all_gpus_of_its_process(monkeypatch):
     """Several are seen only where a job was given several; a device with a number is meant as it is."""
-    from llmquant.loading import device_map
+    from llmquant.loading.causal_lm import device_map
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert device_map("cuda") == "balanced"
@@ -170,7 +170,7 @@ def test_gguf_becomes_a_checkpoint_of_the_same_function(tiny_gguf, tiny_model, c
     import torch
     from safetensors.torch import load_file
 
-    from llmquant.loading import materialize
+    from llmquant.loading.causal_lm import materialize
 
     cache = context().cache
     info = inspect_model(ModelRequest(str(tiny_gguf)), cache)
@@ -188,7 +188,7 @@ def test_gguf_keeps_its_tokenizer_and_chat_template(tiny_gguf, tiny_model, conte
     """Text becomes the same tokens, and so does a conversation."""
     from transformers import AutoTokenizer
 
-    from llmquant.loading import materialize
+    from llmquant.loading.causal_lm import materialize
 
     cache = context().cache
     path = materialize(inspect_model(ModelRequest(str(tiny_gguf)), cache), cache)
@@ -200,14 +200,14 @@ def test_gguf_keeps_its_tokenizer_and_chat_template(tiny_gguf, tiny_model, conte
 
 def test_a_sane_model_says_something(tiny_model, load):
     """The text comes back, for the log."""
-    from llmquant.loading import sanity_check
+    from llmquant.loading.causal_lm import sanity_check
 
     assert sanity_check(load(tiny_model)).strip()
 
 
 def test_a_model_whose_logits_are_not_finite_fails(tiny_model, load):
     """One infinite weight is enough, and the message says what is wrong."""
-    from llmquant.loading import sanity_check
+    from llmquant.loading.causal_lm import sanity_check
 
     model = load(tiny_model)
     model.module.model.norm.weight.data.fill_(float("inf"))
@@ -217,7 +217,7 @@ def test_a_model_whose_logits_are_not_finite_fails(tiny_model, load):
 
 def test_a_model_that_repeats_one_token_fails(tiny_model, load):
     """The message has the text that came out."""
-    from llmquant.loading import sanity_check
+    from llmquant.loading.causal_lm import sanity_check
 
     model = load(tiny_model)
     model.module.model.norm.weight.data.zero_()

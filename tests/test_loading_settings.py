@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmquant.errors import ModelError, UnsupportedError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
-from llmquant.quantizers.baseline_options import BaselineOptions
+from llmquant.models.info import inspect_model
+from llmquant.quantizers.baseline.options import BaselineOptions
+from llmquant.study.experiment import ModelRequest
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def copy(tiny_model, tmp_path):
 @pytest.fixture
 def load(tiny_model, context):
     """Return a function that loads a folder as a variant of a model, which is the folder itself unless it is named."""
-    from llmquant.loading import load_causal_lm
-    from llmquant.quantizers.baseline import Baseline
+    from llmquant.loading.causal_lm import load_causal_lm
+    from llmquant.quantizers.baseline.quantizer import Baseline
 
     def run(folder, model=None):
         options, ctx = BaselineOptions("float32"), context()
@@ -84,7 +84,7 @@ def test_what_a_forward_pass_returns_is_not_the_checkpoints_choice(copy, load):
 
 def test_the_sanity_check_is_not_steered(copy, load, tiny_model):
     """It says what the likeliest tokens say."""
-    from llmquant.loading import sanity_check
+    from llmquant.loading.causal_lm import sanity_check
 
     steered = load(copy("steered", "generation_config.json", repetition_penalty=5.0, num_beams=4))
     assert sanity_check(steered) == sanity_check(load(tiny_model))

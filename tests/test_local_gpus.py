@@ -12,7 +12,7 @@ from llmquant.errors import OptionError, UnsupportedError
 from llmquant.executors import LocalExecutor, local
 from llmquant.executors.local_options import LocalOptions
 from llmquant.executors.shipping import record_path
-from llmquant.hardware import Gpu
+from llmquant.machine.hardware import Gpu
 
 FOUR = tuple(Gpu(index, f"GPU-{index}", "L40S", 46068, 3) for index in "0123")
 

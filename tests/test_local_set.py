@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from embedding import build_subject, page
-from llmquant.call import Call
 from llmquant.errors import OptionError, RequestErrors, RunError, UnsupportedError
-from llmquant.evaluators.local_set_options import LocalSetOptions
-from llmquant.evaluators.local_set_pages import list_pages, page_files
+from llmquant.evaluators.page_set.options import LocalSetOptions
+from llmquant.evaluators.page_set.pages import list_pages, page_files
 from llmquant.executors.shipping import pack, record_path, unpack
 from llmquant.plugins.options import build, dump, input_files, restore, verify_inputs
+from llmquant.study.call import Call
 
 WORDS = ("ledger", "barley", "kettle", "harbour", "engine")
 COLOURS = ("white", "lightblue", "wheat", "pink", "palegreen")
@@ -66,7 +66,7 @@ def messages(tmp_path, pages, queries):
 
 
 def evaluate(tmp_path, ctx, chosen):
-    from llmquant.evaluators.local_set import LocalSet
+    from llmquant.evaluators.page_set.evaluator import LocalSet
 
     (result,) = LocalSet(chosen).evaluate(build_subject(tmp_path), ctx)
     return result
@@ -98,7 +98,7 @@ def test_grades_reach_the_metric(tmp_path, context, folder, rows):
 @pytest.mark.parametrize("relevant", ["2", 2, "manual.pdf#2", ["2"], {"2": 1}])
 def test_pages_of_a_pdf_are_called_by_number(tmp_path, pdf, rows, relevant):
     """One PDF needs no names: its pages count from 1."""
-    from llmquant.evaluators.local_set_queries import read_questions
+    from llmquant.evaluators.page_set.queries import read_questions
 
     pages, errors = list_pages(pdf, pdf.name, 72)
     questions, mistakes = read_questions(rows([{"query": "x", "relevant": relevant}]), "queries.jsonl", pages.names())
@@ -125,7 +125,7 @@ def test_a_pdf_is_rendered_once(tmp_path, context, pdf, rows):
 
 def test_csv_and_tsv_say_the_same_as_jsonl(folder, rows):
     """Several pages and grades are separated by semicolons."""
-    from llmquant.evaluators.local_set_queries import read_questions
+    from llmquant.evaluators.page_set.queries import read_questions
 
     names = list_pages(folder, "pages", 72)[0].names()
     written = {
@@ -274,7 +274,7 @@ def test_a_graph_finds_what_exact_search_finds(tmp_path, context, folder, rows, 
 
 def test_the_size_of_batches_may_be_chosen(tmp_path, context, folder, rows):
     """`batch_tokens` bounds what is encoded at a time, and changes no score."""
-    from llmquant.evaluators.local_set import LocalSet
+    from llmquant.evaluators.page_set.evaluator import LocalSet
 
     queries = rows([{"query": f"the {word}", "relevant": f"{word}.png"} for word in WORDS])
     scores, batches = [], []

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from llmquant.errors import OptionError, UnsupportedError
-from llmquant.evaluators.memory import Memory
-from llmquant.evaluators.memory_options import MemoryOptions
-from llmquant.memory import PeakMemory, is_out_of_memory, peak_memory, touch_weights, weight_bytes
+from llmquant.evaluators.memory.evaluator import Memory
+from llmquant.evaluators.memory.options import MemoryOptions
+from llmquant.loading.memory import PeakMemory, is_out_of_memory, peak_memory, touch_weights, weight_bytes
 from subjects import load_subject
 
 MIB = 2**20
@@ -117,7 +117,7 @@ def test_what_a_layer_holds_beside_its_codes_is_quantization_state(codes):
 def test_scales_and_zeros_of_hqq_are_quantization_state(bits):
     """Of an HQQ layer nothing is a buffer: codes and bias are parameters, all else belongs to the quantization."""
     pytest.importorskip("hqq", reason="needs llmquant[hqq]")
-    from llmquant.quantizers.hqq import HqqLinear
+    from llmquant.quantizers.hqq.quantizer import HqqLinear
 
     layer = HqqLinear(torch.nn.Linear(64, 32))
     layer.quantize(torch.randn(32, 64), bits, 32)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from llmquant.errors import OptionError, UnknownNameError, UnsupportedError
-from llmquant.executors import modal_image, modal_money
-from llmquant.executors.modal_options import GPUS, ModalOptions, parse_gpu
+from llmquant.executors.modal import image as modal_image
+from llmquant.executors.modal import money as modal_money
+from llmquant.executors.modal.options import GPUS, ModalOptions, parse_gpu
 
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 CHEAP = ModalOptions(gpu=("L40S",), timeout=1800)
@@ -49,7 +50,7 @@ def plan(*packages: str, **changes) -> modal_image.ImagePlan:
 def test_planning_imports_no_client_and_no_torch():
     """A laptop with neither can refuse a wrong request and name the price."""
     heavy = {"torch", "modal", "transformers", "numpy"}
-    code = f"import sys, llmquant.executors.modal\nassert not {heavy} & set(sys.modules)"
+    code = f"import sys, llmquant.executors.modal.executor\nassert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

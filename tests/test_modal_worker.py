@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 import llmquant as lq
-from llmquant.cache import Cache
-from llmquant.executors import modal_worker
 from llmquant.executors.local import LocalExecutor
+from llmquant.executors.modal import worker as modal_worker
 from llmquant.executors.shipping import bring_home, pack
 from llmquant.plugins.registry import registry
+from llmquant.storage.cache import Cache
 
 HERE = Path(__file__).parent
 
@@ -161,5 +161,5 @@ def test_what_is_half_made_is_not_shared(tmp_path: Path):
 
 def test_the_worker_module_imports_no_torch_and_no_client():
     """It is imported on the calling side as well, to name its function."""
-    code = "import sys, llmquant.executors.modal_worker; assert not {'torch', 'modal', 'numpy'} & set(sys.modules)"
+    code = "import sys, llmquant.executors.modal.worker; assert not {'torch', 'modal', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.cache import Cache
 from llmquant.errors import ModelError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_large_files_are_hashed_once_until_they_change(tmp_path, monkeypatch):
     """The second look-up of a file that was not just written reads no content; a change in place is seen."""
     import hashlib
 
-    from llmquant import checkpoint_files
-    from llmquant.checkpoint_files import file_digest
+    from llmquant.models import folder as checkpoint_files
+    from llmquant.models.folder import file_digest
 
     read = []
     monkeypatch.setattr(checkpoint_files, "_SETTLED_NS", 0)
@@ -123,8 +123,8 @@ def test_gguf_is_described_as_its_checkpoint_is(tiny_gguf, tiny_model, cache):
 def test_inspecting_imports_nothing_heavy(tiny_model, tiny_gguf, tmp_path):
     """A laptop without torch can plan a study."""
     code = (
-        "import sys; from pathlib import Path; from llmquant.cache import Cache\n"
-        "from llmquant.experiment import ModelRequest; from llmquant.models import inspect_model\n"
+        "import sys; from pathlib import Path; from llmquant.storage.cache import Cache\n"
+        "from llmquant.study.experiment import ModelRequest; from llmquant.models.info import inspect_model\n"
         f"for path in {[str(tiny_model), str(tiny_gguf)]}:\n"
         f"    inspect_model(ModelRequest(path), Cache(Path({str(tmp_path)!r})))\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'gguf') if name in sys.modules])"

@@ -11,20 +11,20 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from embedding import build_subject, page
-from llmquant.cache import Cache
 from llmquant.errors import RunError
-from llmquant.experiment import Documents, VectorForm
-from llmquant.protocols import Context
+from llmquant.plugins.context import Context
 from llmquant.stats.samples import pair_samples
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import Documents, VectorForm
 
 pytest.importorskip("mteb")
 
 from mteb.results import TaskResult
 
-from llmquant.evaluators.mteb_index import MtebIndex, MtebTask
-from llmquant.evaluators.mteb_model import as_mteb
-from llmquant.evaluators.mteb_options import MtebOptions
-from llmquant.evaluators.mteb_run import evaluate_task
+from llmquant.catalogs.mteb import MtebIndex, MtebTask
+from llmquant.evaluators.mteb.as_mteb import as_mteb
+from llmquant.evaluators.mteb.options import MtebOptions
+from llmquant.evaluators.mteb.run import evaluate_task
 from mteb_tasks import (
     LANGUAGES,
     Pairs,
@@ -316,7 +316,7 @@ def test_the_evaluator_runs_the_subsets_that_are_asked_for(tmp_path, context, mo
     """A task is taken by its name from mteb, cut to languages, and nothing else of it is encoded."""
     from mteb.get_tasks import _TASKS_REGISTRY
 
-    from llmquant.evaluators import mteb as evaluator
+    from llmquant.evaluators.mteb import evaluator
 
     subsets = {name: codes[0] for name, codes in LANGUAGES.items()}
     known = MtebTask("Six", "Retrieval", True, "t2i", ("text", "image"), "ndcg_at_5", subsets, ("test",), 48, 8, None)

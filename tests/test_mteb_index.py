@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from embedding import build_subject
-from llmquant.cache import Cache
+from llmquant.catalogs import mteb as mteb_index
+from llmquant.catalogs.mteb import known_mteb, list_tasks
 from llmquant.errors import MissingDependencyError, OptionError, RequestErrors, UnknownNameError, UnsupportedError
-from llmquant.evaluators import mteb_index
-from llmquant.evaluators.mteb_index import known_mteb, list_tasks
-from llmquant.evaluators.mteb_options import MtebOptions
+from llmquant.evaluators.mteb.options import MtebOptions
 from llmquant.plugins.options import dump, restore
+from llmquant.storage.cache import Cache
 
 pytest.importorskip("mteb")
 
@@ -52,8 +52,8 @@ def test_light_halves_import_nothing_heavy():
     """Options and the index are read where there is neither mteb nor torch."""
     code = (
         "import sys\n"
-        "import llmquant.evaluators.mteb_options, llmquant.evaluators.mteb_index\n"
-        "import llmquant.evaluators.local_set_options, llmquant.evaluators.local_set_queries\n"
+        "import llmquant.evaluators.mteb.options, llmquant.catalogs.mteb\n"
+        "import llmquant.evaluators.page_set.options, llmquant.evaluators.page_set.queries\n"
         "print(sorted({'mteb', 'torch', 'numpy', 'datasets', 'pypdfium2', 'PIL'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

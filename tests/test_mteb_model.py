@@ -12,12 +12,12 @@ import torch
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
 
-from llmquant.embedders.mteb_model import MtebModelEmbedder
-from llmquant.embedders.mteb_model_options import MtebModelOptions
+from llmquant.catalogs import mteb as mteb_index
+from llmquant.catalogs.mteb import MtebEmbedder, MtebIndex
+from llmquant.embedders.mteb_model.embedder import MtebModelEmbedder
+from llmquant.embedders.mteb_model.options import MtebModelOptions
 from llmquant.errors import OptionError, UnknownNameError, UnsupportedError
-from llmquant.evaluators import mteb_index
-from llmquant.evaluators.mteb_index import MtebEmbedder, MtebIndex
-from llmquant.models import ModelInfo
+from llmquant.models.info import ModelInfo
 from mteb_tasks import WORDS, metadata
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -15,25 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from llmquant.cli import _Printable
-from llmquant.cli_inspect import print_json, say
-from llmquant.comparison import rows
+from llmquant.cli.app import _Printable
+from llmquant.cli.inspect import print_json, say
 from llmquant.errors import StoreError
-from llmquant.experiment import ModelUse
-from llmquant.models import ModelInfo
-from llmquant.neutral import csv_cell, html_text, json_text, markdown_text, printable
-from llmquant.protocols import AppliedQuantization
-from llmquant.report.flat import to_csv
-from llmquant.report.html_page import to_html_page
-from llmquant.report.html_table import to_html_table
-from llmquant.report.markdown import to_markdown
-from llmquant.report.model_card import model_card
-from llmquant.report.progress import show_progress
-from llmquant.report.table import Table
-from llmquant.report.tables import summary
-from llmquant.report.terminal import render
-from llmquant.run import Measurement
-from llmquant.scheduler import Progress, Running
+from llmquant.models.info import ModelInfo
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.results.neutral import csv_cell, html_text, json_text, markdown_text, printable
+from llmquant.results.report.flat import to_csv
+from llmquant.results.report.html_page import to_html_page
+from llmquant.results.report.html_table import to_html_table
+from llmquant.results.report.markdown import to_markdown
+from llmquant.results.report.model_card import model_card
+from llmquant.results.report.progress import show_progress
+from llmquant.results.report.table import Table
+from llmquant.results.report.tables import summary
+from llmquant.results.report.terminal import render
+from llmquant.results.rows import rows
+from llmquant.running.scheduler import Progress, Running
+from llmquant.study.experiment import ModelUse
+from llmquant.study.run import Measurement
 from made_up import BASELINE, MadeUpStudy, completed, experiment, failed
 
 # Each does something in one of the formats: colours, titles and clears; reverses; hides; closes a cell, a tag, a fence.

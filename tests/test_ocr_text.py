@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("rapidocr_onnxruntime")
 
-from llmquant.cache import Cache
-from llmquant.embedders import ocr
-from llmquant.embedders.ocr_text import OcrText
-from llmquant.embedders.ocr_text_options import OcrTextOptions
-from llmquant.embedders.reading_order import Piece, in_reading_order
+from llmquant.embedders.ocr_text import ocr
+from llmquant.embedders.ocr_text.embedder import OcrText
+from llmquant.embedders.ocr_text.options import OcrTextOptions
+from llmquant.embedders.ocr_text.reading_order import Piece, in_reading_order
 from llmquant.errors import OptionError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 from tiny_sentence_transformer import save_tiny_sentence_transformer
 
 PAGES = ("barley ledger\nthirty sacks", "the river is brown")

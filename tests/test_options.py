@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.call import Call
 from llmquant.errors import OptionError, PluginError, RequestErrors, UnknownNameError
-from llmquant.experiment import InputFile
 from llmquant.plugins.options import build, dump, input_files, restore
+from llmquant.study.call import Call
+from llmquant.study.experiment import InputFile
 
 if TYPE_CHECKING:
-    from llmquant.call import Json
+    from llmquant.study.call import Json
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.overlap import shared_share
+from llmquant.planning.overlap import shared_share
 from llmquant.preview import preview
-from llmquant.study import Study
+from llmquant.study.study import Study
 
 WORDS = [f"word{i}" for i in range(400)]
 TEXT = " ".join(WORDS)

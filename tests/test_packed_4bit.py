@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
-from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions
+from llmquant.models.info import inspect_model
+from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions
+from llmquant.study.experiment import ModelRequest
 from quantizing import force_packing, load_as, logits, made_up, write_untied
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs llmquant[local]")
@@ -57,7 +57,7 @@ def folders(tiny_model, tmp_path_factory):
 @pytest.fixture
 def load(folders, context, monkeypatch):
     """Return a function that loads a model as a job does on a CPU with or without AVX512-BF16."""
-    from llmquant.quantizers.bitsandbytes import Bnb4bit
+    from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit
 
     def run(name, options, *, packs):
         force_packing(monkeypatch, packs=packs)
@@ -71,7 +71,7 @@ def load(folders, context, monkeypatch):
 @pytest.mark.parametrize("name", FITTING)
 def test_predicted_bytes_are_those_held(load, name, options, packs):
     """To the byte, whether the layers are repacked, cannot be, or are on a CPU where none is."""
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     model = load(name, OPTIONS[options], packs=packs)
     assert weight_bytes(model.module).total == OPTIONS[options].weight_bytes(model.info, "cpu")
@@ -81,7 +81,7 @@ def test_predicted_bytes_are_those_held(load, name, options, packs):
 @pytest.mark.parametrize("options", ["float16", "float32"])
 def test_predicted_bytes_are_those_held_where_the_kernel_is_left_out(load, options, packs):
     """A compute type that the packed kernel ignores leaves all layers as they are, and their biases take it."""
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     model = load("untied", OPTIONS[options], packs=packs)
     assert weight_bytes(model.module).total == OPTIONS[options].weight_bytes(model.info, "cpu")
@@ -91,8 +91,8 @@ def test_predicted_bytes_are_those_held_where_the_kernel_is_left_out(load, optio
 @pytest.mark.parametrize("name", FITTING)
 def test_a_forward_pass_changes_nothing(load, name, options):
     """What is counted and read after loading holds for everything that is measured later, on the CPU at hand."""
-    from llmquant.memory import weight_bytes
-    from llmquant.quantizers.bitsandbytes import Bnb4bit
+    from llmquant.loading.memory import weight_bytes
+    from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit
 
     model = load(name, options, packs=bitsandbytes.functional.has_avx512bf16())
     before = weight_bytes(model.module)
@@ -178,8 +178,8 @@ def test_on_a_gpu_it_computes_as_the_baseline_does(options):
 @pytest.fixture
 def save(folders, context, monkeypatch, tmp_path):
     """Return a function that writes a 4-bit checkpoint of the untied model as `llmquant quantize` does."""
-    from llmquant.loading import load_causal_lm
-    from llmquant.quantizers.bitsandbytes import Bnb4bit
+    from llmquant.loading.causal_lm import load_causal_lm
+    from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit
 
     def run(options, *, packs) -> Path:
         force_packing(monkeypatch, packs=packs)
@@ -204,10 +204,10 @@ def test_both_kinds_of_cpu_write_the_same_checkpoint(save, options):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_checkpoint_that_bitsandbytes_saved_is_as_large_as_predicted(save, folders, context, dtype, packs):
     """Somebody else's 4-bit checkpoint is repacked like ours, and layers that do not fit are kept from it."""
-    from llmquant.loading import load_causal_lm
-    from llmquant.memory import weight_bytes
-    from llmquant.quantizers.prequantized import Prequantized
-    from llmquant.quantizers.prequantized_options import Checkpoint, PrequantizedOptions
+    from llmquant.loading.causal_lm import load_causal_lm
+    from llmquant.loading.memory import weight_bytes
+    from llmquant.quantizers.prequantized.options import Checkpoint, PrequantizedOptions
+    from llmquant.quantizers.prequantized.quantizer import Prequantized
 
     saved, ctx = save(OPTIONS[dtype], packs=packs), context()
     info = inspect_model(ModelRequest(str(folders["untied"])), ctx.cache)

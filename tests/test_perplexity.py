@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.call import Call
 from llmquant.errors import OptionError, RequestErrors, RunError
-from llmquant.evaluators.perplexity import Perplexity
-from llmquant.evaluators.perplexity_options import PerplexityOptions
-from llmquant.evaluators.perplexity_windows import encode, sliding_windows
-from llmquant.experiment import Documents, InputFile
+from llmquant.evaluators.perplexity.evaluator import Perplexity
+from llmquant.evaluators.perplexity.options import PerplexityOptions
+from llmquant.evaluators.perplexity.windows import encode, sliding_windows
 from llmquant.plugins.options import build, dump, input_files, restore
 from llmquant.stats.samples import pair_samples
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents, InputFile
 from subjects import load_subject
 
 TEXT = (

@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def _llmquant(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llmquant.cli", *arguments]
+    command = [sys.executable, "-m", "llmquant.cli.app", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from classic_checkpoints import write_awq, write_gptq
-from llmquant.cache import Cache
-from llmquant.call import Call
 from llmquant.errors import MissingDependencyError, ModelError, OptionError, UnsupportedError
-from llmquant.experiment import ModelRequest
-from llmquant.models import ModelInfo, inspect_model
+from llmquant.models.info import ModelInfo, inspect_model
 from llmquant.plugins.options import build, dump, input_files, label, restore
-from llmquant.quantizers.prequantized_options import PrequantizedOptions
+from llmquant.quantizers.prequantized.options import PrequantizedOptions
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
 from test_hub import COMMIT, ask, hub  # noqa: F401
 
 CLASSIC = {
@@ -59,8 +59,8 @@ def info(tiny_model, tmp_path) -> ModelInfo:
 @pytest.fixture
 def load(info, context):
     """Return a function that loads a checkpoint as a variant of the tiny model, on what a worker gets."""
-    from llmquant.loading import load_causal_lm
-    from llmquant.quantizers.prequantized import Prequantized
+    from llmquant.loading.causal_lm import load_causal_lm
+    from llmquant.quantizers.prequantized.quantizer import Prequantized
 
     def run(folder, **options):
         asked = _options(folder, **options)
@@ -157,7 +157,7 @@ def test_every_layout_of_auto_gptq_loads(load, write, config_in, weights):
 def test_predicted_bytes_of_packed_weights_are_those_held(load, write, info, name):
     """The prediction from the stored tensors is what the model keeps, once its first forward pass has unpacked it."""
     pytest.importorskip("gptqmodel", reason="needs llmquant[gptq]")
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     folder, _ = write(name)
     module = load(folder).module
@@ -171,7 +171,7 @@ def test_what_bitsandbytes_saved_loads(load, info, tiny_model, tmp_path, asked):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     saved = AutoModelForCausalLM.from_pretrained(
         tiny_model, quantization_config=BitsAndBytesConfig(**asked), dtype=torch.bfloat16, device_map={"": "cpu"}
@@ -191,9 +191,9 @@ def test_what_bitsandbytes_saved_loads(load, info, tiny_model, tmp_path, asked):
 def test_what_compressed_tensors_saved_loads(load, info, tiny_model, context, tmp_path, scheme):
     """It reads back, and holds what was predicted once the first forward pass has dequantized it."""
     pytest.importorskip("compressed_tensors")
-    from llmquant.memory import weight_bytes
-    from llmquant.quantizers.compressed_tensors import CompressedTensors
-    from llmquant.quantizers.compressed_tensors_options import CompressedTensorsOptions
+    from llmquant.loading.memory import weight_bytes
+    from llmquant.quantizers.compressed_tensors.options import CompressedTensorsOptions
+    from llmquant.quantizers.compressed_tensors.quantizer import CompressedTensors
 
     (tmp_path / "saved").mkdir()
     CompressedTensors(CompressedTensorsOptions(scheme, 32)).prepare(tiny_model, tmp_path / "saved", context())
@@ -224,7 +224,7 @@ def test_a_table_names_the_folder_and_not_its_path(write):
 
 def test_a_checkpoint_that_changed_is_not_evaluated(load, copy_of, info, context):
     """What runs is what was planned."""
-    from llmquant.quantizers.prequantized import Prequantized
+    from llmquant.quantizers.prequantized.quantizer import Prequantized
 
     changed = copy_of("gptq")
     options = _options(changed.folder)
@@ -241,7 +241,7 @@ def test_a_checkpoint_on_the_hub_is_known_by_its_commit(hub, ask, write):  # noq
     said = ask(
         server,
         "org/tiny",
-        then="from llmquant.quantizers.prequantized_options import Checkpoint, quantization_settings\n"
+        then="from llmquant.quantizers.prequantized.options import Checkpoint, quantization_settings\n"
         "    found = Checkpoint.read(Path('org/tiny@main'))\n"
         "    print(found.digest, found.name, found.path, found.source({}))\n"
         "    print(quantization_settings(info)['quant_method'], info.weight_files)",
@@ -255,7 +255,7 @@ def test_a_checkpoint_on_the_hub_is_known_by_its_commit(hub, ask, write):  # noq
 def test_what_is_neither_a_folder_nor_on_the_hub_is_said(hub, ask):  # noqa: F811
     """Who misspelt a path learns that it was looked for on the Hub as well."""
     server, _ = hub
-    then = "from llmquant.quantizers.prequantized_options import Checkpoint; Checkpoint.read(Path('./org/missing'))"
+    then = "from llmquant.quantizers.prequantized.options import Checkpoint; Checkpoint.read(Path('./org/missing'))"
     assert "org/missing is neither a folder here nor a checkpoint on the Hub" in ask(server, "org/tiny", then=then)
 
 
@@ -331,7 +331,7 @@ def test_a_quantized_model_is_pointed_to_prequantized(info):
     """Who gives it as a model learns how to compare it."""
     from dataclasses import replace
 
-    from llmquant.quantizers.baseline_options import BaselineOptions
+    from llmquant.quantizers.baseline.options import BaselineOptions
 
     quantized = replace(info, config={**info.config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     with pytest.raises(UnsupportedError, match=r'and this one as -q "prequantized\('):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from llmquant.call import Call
 from llmquant.errors import ModelError
-from llmquant.experiment import ModelRequest
-from llmquant.loading_embedders import load_embedder
-from llmquant.memory import weight_bytes
+from llmquant.loading.embedder import load_embedder
+from llmquant.loading.memory import weight_bytes
+from llmquant.planning.lookup import inspect_subject
 from llmquant.plugins.registry import registry
-from llmquant.subjects import inspect_subject
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
 from tiny_gemma3 import write_gemma3
 from tiny_sentence_transformer import save_tiny_sentence_transformer
 

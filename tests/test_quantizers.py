@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 
 from llmquant.builtin import QUANTIZERS
-from llmquant.cache import Cache
 from llmquant.errors import NotHonouredError, OptionError, UnsupportedError
-from llmquant.experiment import ModelRequest
-from llmquant.models import ModelInfo, inspect_model
-from llmquant.quantizers.baseline_options import BaselineOptions
-from llmquant.quantizers.bitsandbytes_options import Bnb4bitOptions, Bnb8bitOptions
-from llmquant.weight_headers import TensorInfo
+from llmquant.models.headers import TensorInfo
+from llmquant.models.info import ModelInfo, inspect_model
+from llmquant.quantizers.baseline.options import BaselineOptions
+from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 from quantizing import stored_as_said
 
 PRESETS = {
@@ -32,7 +32,7 @@ PRESETS = {
 @pytest.fixture
 def load(tiny_model, context):
     """Return a function that loads a model, the tiny one unless told, under some options."""
-    from llmquant.loading import load_causal_lm
+    from llmquant.loading.causal_lm import load_causal_lm
 
     def run(options, folder=tiny_model):
         ctx = context()
@@ -43,8 +43,8 @@ def load(tiny_model, context):
 
 
 def _heavy(options):
-    from llmquant.quantizers.baseline import Baseline
-    from llmquant.quantizers.bitsandbytes import Bnb4bit, Bnb8bit
+    from llmquant.quantizers.baseline.quantizer import Baseline
+    from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit, Bnb8bit
 
     return {BaselineOptions: Baseline, Bnb4bitOptions: Bnb4bit, Bnb8bitOptions: Bnb8bit}[type(options)](options)
 
@@ -65,7 +65,7 @@ def test_the_presets_are_those_of_the_table():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_predicted_weight_bytes_are_those_held(load, preset):
     """The prediction from shapes is what the loaded model keeps, to the byte, on the CPU at hand."""
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     model = load(PRESETS[preset])
     _step(model)

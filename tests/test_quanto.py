@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmquant.errors import NotHonouredError, OptionError, UnsupportedError
-from llmquant.quantizers.quanto_options import QuantoOptions
+from llmquant.quantizers.quanto.options import QuantoOptions
 from quantizing import EMPTY, GPT2, QUANTIZED, load_as, logits, made_up, stored_as_said, write_untied
 
 pytest.importorskip("optimum.quanto")
@@ -31,7 +31,7 @@ def load(folders, context):
     """Return a function that loads a model under some options."""
 
     def run(options, name="tied"):
-        from llmquant.quantizers.quanto import Quanto
+        from llmquant.quantizers.quanto.quantizer import Quanto
 
         return load_as(Quanto, options, folders[name], context())
 
@@ -41,7 +41,7 @@ def load(folders, context):
 @pytest.mark.parametrize(("preset", "name"), CASES)
 def test_what_is_held_is_what_was_predicted_and_read(load, preset, name):
     """Exactly, before and after the first forward pass, with and without a head and biases of its own."""
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     options = ALL[preset]
     model = load(options, name)
@@ -79,7 +79,7 @@ def test_a_layer_that_is_not_quantized_is_found(load):
     import torch
     from optimum.quanto import QLinear, qint8
 
-    from llmquant.quantizers.quanto import Quanto
+    from llmquant.quantizers.quanto.quantizer import Quanto
 
     module = torch.nn.Sequential(QLinear.from_module(torch.nn.Linear(16, 16), weights=qint8))
     with pytest.raises(NotHonouredError, match="0 of 1"):

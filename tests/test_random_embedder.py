@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmquant.embedders.chance import Chance
-from llmquant.embedders.chance_options import ChanceOptions
+from llmquant.embedders.chance.embedder import Chance
+from llmquant.embedders.chance.options import ChanceOptions
 from llmquant.errors import OptionError
 
 

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from llmquant.errors import OptionError
-from llmquant.executors.ray_options import RayOptions
+from llmquant.executors.ray.options import RayOptions
 
 PROBE = """
 import sys
 sys.modules["ray"] = None
 from llmquant import errors
-from llmquant.executors.ray import RayExecutor
+from llmquant.executors.ray.executor import RayExecutor
 executor = RayExecutor(num_cpus=2)
 assert executor.threads == 2
 try:

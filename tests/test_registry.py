@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.call import Call
 from llmquant.errors import AmbiguousNameError, MissingDependencyError, PluginError, UnknownNameError
 from llmquant.plugins.registry import Registry, discover, registry
 from llmquant.plugins.spec import PluginSpec, RunEvent, spec_from_json, spec_to_json
+from llmquant.study.call import Call
 from llmquant.testing import check_spec
 
 _IMPORTS = """

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from llmquant.comparison import rows
 from llmquant.errors import MissingDependencyError, StoreError
-from llmquant.experiment import ModelUse
-from llmquant.report.flat import to_csv
-from llmquant.report.frame import to_frame
-from llmquant.report.html_table import to_html_table
-from llmquant.report.markdown import to_markdown
-from llmquant.report.numbers import decimals_for, number
-from llmquant.report.portable import from_portable_json, portable_json
-from llmquant.report.tables import Cell, Column, Table, summary
-from llmquant.report.terminal import print_tables, render
-from llmquant.run import Measurement
+from llmquant.results.report.flat import to_csv
+from llmquant.results.report.frame import to_frame
+from llmquant.results.report.html_table import to_html_table
+from llmquant.results.report.markdown import to_markdown
+from llmquant.results.report.numbers import decimals_for, number
+from llmquant.results.report.portable import from_portable_json, portable_json
+from llmquant.results.report.tables import Cell, Column, Table, summary
+from llmquant.results.report.terminal import print_tables, render
+from llmquant.results.rows import rows
 from llmquant.stats.paired import paired_difference
+from llmquant.study.experiment import ModelUse
+from llmquant.study.run import Measurement
 from made_up import BASELINE, HARDWARE, MIB, MadeUpStudy, completed, experiment, failed, realistic_study, scored
 
 COQA = "lm_eval(coqa)"

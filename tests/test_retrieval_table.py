@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from llmquant.comparison import StudyRecord, label, rows
-from llmquant.experiment import Documents, Experiment, ModelUse, PluginUse, Variant, VectorForm
-from llmquant.report.block import blocks
-from llmquant.report.html_page import to_html_page
-from llmquant.report.retrieval_table import retrieval_table
-from llmquant.report.tables import summary
-from llmquant.report.terminal import render
-from llmquant.run import Measurement
+from llmquant.results.report.block import blocks
+from llmquant.results.report.html_page import to_html_page
+from llmquant.results.report.retrieval_table import retrieval_table
+from llmquant.results.report.tables import summary
+from llmquant.results.report.terminal import render
+from llmquant.results.rows import label, rows
+from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant, VectorForm
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Measurement
 from made_up import completed, evaluator, quantizer, scored
 
 FULL, SMALL = VectorForm(), VectorForm(dim=256, codec="int8")

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from embedding import build_subject
-from llmquant.cache import Cache
-from llmquant.call import Call
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
-from llmquant.plan import resolve
+from llmquant.models.info import inspect_model
+from llmquant.planning.resolve import resolve
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json, spec_to_json
-from llmquant.study import Study
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
+from llmquant.study.study import Study
 from quantizing import load_as
 
 
@@ -113,7 +113,7 @@ def test_quantizers_declare_whether_they_couple_rows(quantizer, independent):
 )
 def test_a_checkpoint_from_elsewhere_tells_by_its_settings(tiny_model, monkeypatch, settings, independent):
     """One scale for all inputs of a batch couples its rows, one for each token does not."""
-    from llmquant.quantizers.prequantized_options import Checkpoint, PrequantizedOptions
+    from llmquant.quantizers.prequantized.options import Checkpoint, PrequantizedOptions
 
     info = inspect_model(ModelRequest(str(tiny_model)), Cache.default())
     found = replace(info, config={**info.config, "quantization_config": settings})
@@ -126,8 +126,8 @@ def test_what_is_declared_is_what_is_computed(tiny_model, context, threshold, mo
     """LLM.int8 computes a row otherwise beside another one, unless its outliers are turned off."""
     import torch
 
-    from llmquant.quantizers.bitsandbytes import Bnb8bit
-    from llmquant.quantizers.bitsandbytes_options import Bnb8bitOptions
+    from llmquant.quantizers.bitsandbytes.options import Bnb8bitOptions
+    from llmquant.quantizers.bitsandbytes.quantizer import Bnb8bit
 
     options = Bnb8bitOptions(threshold, "float32")
     module = load_as(Bnb8bit, options, tiny_model, context()).module

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmquant.errors import StoreError
-from llmquant.experiment import Documents, Experiment, ModelUse, PluginUse, Variant
-from llmquant.run import SCHEMA_VERSION, Failure, Measurement, Run
+from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant
+from llmquant.study.run import SCHEMA_VERSION, Failure, Measurement, Run
 
 _FINITE = st.floats(allow_nan=False)  # infinities included
 _MEASUREMENTS = st.builds(

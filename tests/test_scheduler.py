@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import llmquant as lq
-from llmquant.job import journal_path
-from llmquant.protocols import JobState
+from llmquant.plugins.executor import JobState
+from llmquant.storage.journal import journal_path
 from misbehaving_studies import Here, by_evaluator, compare, misbehaving, starts
 
 __all__ = ["misbehaving"]  # a fixture

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.call import Call
-from llmquant.comparison import StudyRecord
-from llmquant.experiment import Documents, Experiment, RunId, Variant
-from llmquant.plan import Planned
+from llmquant.planning.resolve import Planned
+from llmquant.plugins.executor import JobState
 from llmquant.plugins.registry import registry
-from llmquant.protocols import JobState
-from llmquant.run import Run
-from llmquant.scheduler import Scheduler
-from llmquant.store import Store
+from llmquant.running.scheduler import Scheduler
+from llmquant.storage.store import Store
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents, Experiment, RunId, Variant
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
 from made_up import MODEL, evaluator
 from memory_executor import MemoryExecutor, Worker
 
@@ -24,7 +24,7 @@ from memory_executor import MemoryExecutor, Worker
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look as fast as can be."""
-    monkeypatch.setattr("llmquant.scheduler._POLL_S", 0.0)
+    monkeypatch.setattr("llmquant.running.scheduler._POLL_S", 0.0)
 
 
 def planned(*tags: str) -> Planned:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llmquant.errors import MissingDependencyError, OptionError, PluginError, SanityError, UnsupportedError
-from llmquant.experiment import VectorForm
 from llmquant.retrieval import scoring
 from llmquant.retrieval.index import Index
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.experiment import VectorForm
 
 CODECS = ("float32", "float16", "int8", "int4", "binary")
 # Products of small whole numbers are exact in any order, so equal scores are equal to the bit.

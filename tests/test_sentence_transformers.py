@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
-from llmquant.cache import Cache
-from llmquant.embedders.sentence_transformers import SentenceTransformers
-from llmquant.embedders.sentence_transformers_options import SentenceTransformersOptions
+from llmquant.embedders.sentence_transformers.embedder import SentenceTransformers
+from llmquant.embedders.sentence_transformers.options import SentenceTransformersOptions
 from llmquant.errors import ModelError, OptionError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 from tiny_sentence_transformer import save_tiny_sentence_transformer
 
 TEXTS = ["how many sacks of barley?", "the ledger", "why is the river brown, and the total due in thirty days?"]

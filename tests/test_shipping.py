@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from llmquant.executors.shipping import bring_home, pack, record_path, unpack
-from llmquant.job import read_log
+from llmquant.storage.journal import read_log
 
 TOKEN = b"hf_abcdefghijklmnopqrstuvwxyz"
 STUDY = "study"

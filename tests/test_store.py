@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from llmquant.errors import OptionError, StoreError
-from llmquant.experiment import Documents, Experiment, ModelUse, PluginUse, Variant
-from llmquant.run import Measurement, Run, Sample
-from llmquant.store import Store
+from llmquant.storage.store import Store
+from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant
+from llmquant.study.run import Measurement, Run, Sample
 
 
 def make_run(label: str = "a", **changes) -> Run:
@@ -79,7 +79,7 @@ def test_sweep_deletes_what_dead_writers_left_and_spares_the_living(tmp_path: Pa
     """Only folders of processes that are gone are deleted."""
     store = Store(tmp_path)
     alive = store.begin(make_run("a").run_id)
-    code = f"from llmquant.store import Store; Store({str(tmp_path)!r}).begin('dead')"
+    code = f"from llmquant.storage.store import Store; Store({str(tmp_path)!r}).begin('dead')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len(list((tmp_path / "runs").glob(".partial*"))) == 2
     store.sweep()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmquant.errors import ModelError
-from llmquant.strict_loading import check_source, load_causal
+from llmquant.loading.strict import check_source, load_causal
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_an_untied_head_that_is_not_in_the_file_is_missing(folder):
 
 def test_quantizers_that_write_checkpoints_read_whole_ones(folder, context, tmp_path):
     """compressed-tensors used to quantize random numbers in place of the missing ones, and to save them."""
-    from llmquant.quantizers.compressed_tensors import CompressedTensors
-    from llmquant.quantizers.compressed_tensors_options import CompressedTensorsOptions
+    from llmquant.quantizers.compressed_tensors.options import CompressedTensorsOptions
+    from llmquant.quantizers.compressed_tensors.quantizer import CompressedTensors
 
     _edit_tensors(folder, model__layers__1__mlp__up_proj__weight=None)
     out = tmp_path / "out"
@@ -115,13 +115,13 @@ def test_quantizers_that_write_checkpoints_read_whole_ones(folder, context, tmp_
 _TWO_LOADS = """
 import sys
 from pathlib import Path
-from llmquant.cache import Cache
-from llmquant.experiment import Documents, ModelRequest
-from llmquant.loading import load_causal_lm
-from llmquant.models import inspect_model
-from llmquant.protocols import Context
-from llmquant.quantizers.baseline import Baseline
-from llmquant.quantizers.baseline_options import BaselineOptions
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import Documents, ModelRequest
+from llmquant.loading.causal_lm import load_causal_lm
+from llmquant.models.info import inspect_model
+from llmquant.plugins.context import Context
+from llmquant.quantizers.baseline.quantizer import Baseline
+from llmquant.quantizers.baseline.options import BaselineOptions
 
 folder, files = map(Path, sys.argv[1:])
 context = Context("cpu", 0, Documents(), Cache(files), {}, None, files, lambda done, total: None)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.call import Call
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnknownNameError
-from llmquant.experiment import ModelRequest
-from llmquant.study import Study
+from llmquant.study.call import Call
+from llmquant.study.experiment import ModelRequest
+from llmquant.study.study import Study
 
 STUDY = Study(
     (ModelRequest("./smollm2"), ModelRequest("org/name@main", trust_remote_code=True)),

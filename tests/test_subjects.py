@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from llmquant.api import open_executor
-from llmquant.cache import Cache
 from llmquant.errors import ModelError, OptionError, RequestError, UnknownNameError
-from llmquant.experiment import ModelRequest, ModelUse
-from llmquant.plan import resolve
+from llmquant.planning.lookup import _embedder, inspect_subject, restore_subject
+from llmquant.planning.resolve import resolve
 from llmquant.plugins.registry import registry
-from llmquant.study import Study
-from llmquant.subjects import _embedder, inspect_subject, restore_subject
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest, ModelUse
+from llmquant.study.study import Study
 from tiny_gemma3 import write_gemma3
 from tiny_sentence_transformer import save_tiny_sentence_transformer
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from llmquant.cache import Cache
+from llmquant.catalogs import lm_eval as lm_eval_tasks
+from llmquant.catalogs.lm_eval import Entry, installed_tasks, scan
+from llmquant.catalogs.lm_eval_yaml import Function, read_task
 from llmquant.errors import MissingDependencyError, UnknownNameError
-from llmquant.evaluators import lm_eval_tasks
-from llmquant.evaluators.lm_eval_tasks import Entry, installed_tasks, scan
-from llmquant.evaluators.lm_eval_yaml import Function, read_task
+from llmquant.storage.cache import Cache
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +52,8 @@ def test_neither_lm_eval_nor_torch_is_imported():
     code = """
 import sys, tempfile
 from pathlib import Path
-from llmquant.cache import Cache
-from llmquant.evaluators.lm_eval_tasks import installed_tasks
+from llmquant.storage.cache import Cache
+from llmquant.catalogs.lm_eval import installed_tasks
 assert "coqa" in installed_tasks(Cache(Path(tempfile.mkdtemp()))).entries
 print([name for name in ("lm_eval", "torch", "transformers", "datasets") if name in sys.modules])
 """

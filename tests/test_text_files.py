@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.call import Call
 from llmquant.errors import OptionError
-from llmquant.evaluators.local_set_pages import list_pages
-from llmquant.evaluators.local_set_queries import read_questions
-from llmquant.evaluators.perplexity_options import PerplexityOptions
+from llmquant.evaluators.page_set.pages import list_pages
+from llmquant.evaluators.page_set.queries import read_questions
+from llmquant.evaluators.perplexity.options import PerplexityOptions
 from llmquant.plugins.options import build
-from llmquant.quantizers.calibration_options import read_documents
-from llmquant.text_files import parse_rows, read_rows, read_text
+from llmquant.quantizers.calibration.options import read_documents
+from llmquant.storage.text_files import parse_rows, read_rows, read_text
+from llmquant.study.call import Call
 
 BOM = b"\xef\xbb\xbf"
 # Unicode's other line ends, which `str.splitlines` splits at.

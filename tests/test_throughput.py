@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from llmquant.errors import OptionError, UnsupportedError
-from llmquant.evaluators.generation_steps import Pass
-from llmquant.evaluators.throughput import Throughput, _rates
-from llmquant.evaluators.throughput_options import ThroughputOptions
+from llmquant.evaluators.speed.generation_steps import Pass
+from llmquant.evaluators.speed.throughput import Throughput, _rates
+from llmquant.evaluators.speed.throughput_options import ThroughputOptions
 from subjects import load_subject
 
 METRICS = {"generated_tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_s"}

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from llmquant.errors import NotHonouredError, OptionError, UnsupportedError
-from llmquant.quantizers.torchao_options import SCHEMES, TorchaoInt4Options, TorchaoOptions, check_capability
+from llmquant.quantizers.torchao.options import SCHEMES, TorchaoInt4Options, TorchaoOptions, check_capability
 from quantizing import EMPTY, GPT2, QUANTIZED, load_as, logits, made_up, stored_as_said, write_untied
 
 pytest.importorskip("torchao")
@@ -43,7 +43,7 @@ def load(folders, context):
 
 
 def _heavy(options):
-    from llmquant.quantizers.torchao import Torchao, TorchaoInt4
+    from llmquant.quantizers.torchao.quantizer import Torchao, TorchaoInt4
 
     return TorchaoInt4 if isinstance(options, TorchaoInt4Options) else Torchao
 
@@ -52,7 +52,7 @@ def _heavy(options):
 @pytest.mark.parametrize("name", ["tied", "untied"])
 def test_what_is_held_is_what_was_predicted_and_read(load, preset, name):
     """Exactly, before and after the first forward pass, with and without a head and biases of its own."""
-    from llmquant.memory import weight_bytes
+    from llmquant.loading.memory import weight_bytes
 
     options = ON_CPU[preset]
     model = load(options, name)
@@ -115,8 +115,8 @@ def test_quantized_inputs_are_told_apart(load):
 
 def test_a_group_size_is_read_from_the_weights(load, folders, context):
     """Loaded with another than was asked for, the mistake is found."""
-    from llmquant.loading import load_causal_lm
-    from llmquant.quantizers.torchao import TorchaoInt4
+    from llmquant.loading.causal_lm import load_causal_lm
+    from llmquant.quantizers.torchao.quantizer import TorchaoInt4
 
     info = load(TorchaoInt4Options(32)).info
     with pytest.raises(NotHonouredError, match="block_size 64, found 32"):
@@ -130,7 +130,7 @@ def test_formats_for_gpus_are_read_right():
     from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, QuantizeTensorToNVFP4Kwargs
     from torchao.quantization import Int4TilePackedTo4dTensor
 
-    from llmquant.quantizers.torchao import Torchao, TorchaoInt4
+    from llmquant.quantizers.torchao.quantizer import Torchao, TorchaoInt4
 
     weight = torch.randn(64, 576, dtype=torch.bfloat16)
     fp4 = torch.float4_e2m1fn_x2
@@ -155,7 +155,7 @@ def test_a_model_that_is_not_quantized_is_not_called_so(folders):
     """Reading a plain model back is an error."""
     from transformers import AutoModelForCausalLM
 
-    from llmquant.quantizers.torchao import Torchao
+    from llmquant.quantizers.torchao.quantizer import Torchao
 
     with pytest.raises(NotHonouredError, match="none of 15 linear layers"):
         Torchao(TorchaoOptions()).applied(AutoModelForCausalLM.from_pretrained(folders["tied"]))
@@ -185,7 +185,7 @@ def test_an_old_gpu_is_refused():
 def test_a_cpu_that_multiplies_int8_wrongly_is_refused():
     """Without VNNI, PyTorch's int8 product overflows and says nothing; the preset does."""
     code = (
-        "from llmquant.quantizers.torchao import _check_int8_matmul\n"
+        "from llmquant.quantizers.torchao.quantizer import _check_int8_matmul\n"
         "try: _check_int8_matmul()\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

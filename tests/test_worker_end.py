@@ -11,7 +11,7 @@ import pytest
 _WORKER = """
 import atexit, os, sys, threading, time
 from pathlib import Path
-from llmquant import pipeline
+from llmquant.running import worker as pipeline
 
 def work(record, store):
     output = [os.dup(number) for number in (1, 2)]

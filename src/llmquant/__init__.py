@@ -17,75 +17,79 @@ if TYPE_CHECKING:
     from llmquant.api import run_experiment as run_experiment
     from llmquant.api import run_study as run_study
     from llmquant.api import submit_study as submit_study
-    from llmquant.call import Call as Call
-    from llmquant.evaluators.mteb_model import as_mteb as as_mteb
-    from llmquant.experiment import Experiment as Experiment
-    from llmquant.experiment import InputFile as InputFile
-    from llmquant.experiment import InputFolder as InputFolder
-    from llmquant.experiment import ModelRequest as ModelRequest
-    from llmquant.experiment import VectorForm as VectorForm
-    from llmquant.experiment import VectorGrid as VectorGrid
-    from llmquant.models import ModelInfo as ModelInfo
-    from llmquant.one_model import load as load
-    from llmquant.one_model import load_embedder as load_embedder
-    from llmquant.one_model import quantize as quantize
+    from llmquant.evaluators.mteb.as_mteb import as_mteb as as_mteb
+    from llmquant.models.info import ModelInfo as ModelInfo
+    from llmquant.plugins.context import Context as Context
+    from llmquant.plugins.embedder import Embedder as Embedder
+    from llmquant.plugins.embedder import EmbedderInfo as EmbedderInfo
+    from llmquant.plugins.embedder import OpenEmbedder as OpenEmbedder
+    from llmquant.plugins.embedder import Prepared as Prepared
+    from llmquant.plugins.evaluator import Cost as Cost
+    from llmquant.plugins.evaluator import Evaluator as Evaluator
+    from llmquant.plugins.evaluator import LoadedModel as LoadedModel
+    from llmquant.plugins.executor import Executor as Executor
+    from llmquant.plugins.quantizer import AppliedQuantization as AppliedQuantization
+    from llmquant.plugins.quantizer import Quantizer as Quantizer
     from llmquant.plugins.registry import registry as registry
     from llmquant.plugins.spec import PluginSpec as PluginSpec
     from llmquant.plugins.spec import RunEvent as RunEvent
     from llmquant.plugins.spec import hookimpl as hookimpl
-    from llmquant.protocols import AppliedQuantization as AppliedQuantization
-    from llmquant.protocols import Context as Context
-    from llmquant.protocols import Cost as Cost
-    from llmquant.protocols import Embedder as Embedder
-    from llmquant.protocols import EmbedderInfo as EmbedderInfo
-    from llmquant.protocols import Evaluator as Evaluator
-    from llmquant.protocols import Executor as Executor
-    from llmquant.protocols import LoadedModel as LoadedModel
-    from llmquant.protocols import OpenEmbedder as OpenEmbedder
-    from llmquant.protocols import Prepared as Prepared
-    from llmquant.protocols import Quantizer as Quantizer
+    from llmquant.results.comparison import Comparison as Comparison
     from llmquant.retrieval.items import Item as Item
     from llmquant.retrieval.loaded import LoadedEmbedder as LoadedEmbedder
     from llmquant.retrieval.vectors import Embeddings as Embeddings
-    from llmquant.run import Measurement as Measurement
-    from llmquant.run import Result as Result
-    from llmquant.run import Run as Run
-    from llmquant.run import Sample as Sample
-    from llmquant.store import Store as Store
-    from llmquant.study import Study as Study
-    from llmquant.study_results import Comparison as Comparison
+    from llmquant.running.one_model import load as load
+    from llmquant.running.one_model import load_embedder as load_embedder
+    from llmquant.running.one_model import quantize as quantize
+    from llmquant.storage.store import Store as Store
+    from llmquant.study.call import Call as Call
+    from llmquant.study.experiment import Experiment as Experiment
+    from llmquant.study.experiment import InputFile as InputFile
+    from llmquant.study.experiment import InputFolder as InputFolder
+    from llmquant.study.experiment import ModelRequest as ModelRequest
+    from llmquant.study.experiment import VectorForm as VectorForm
+    from llmquant.study.experiment import VectorGrid as VectorGrid
+    from llmquant.study.run import Measurement as Measurement
+    from llmquant.study.run import Result as Result
+    from llmquant.study.run import Run as Run
+    from llmquant.study.run import Sample as Sample
+    from llmquant.study.study import Study as Study
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "llmquant.call": ("Call",),
+    "llmquant.study.call": ("Call",),
     "llmquant.api": ("attach", "compare", "register", "run_experiment", "run_study", "submit_study"),
-    "llmquant.evaluators.mteb_model": ("as_mteb",),
-    "llmquant.experiment": ("Experiment", "InputFile", "InputFolder", "ModelRequest", "VectorForm", "VectorGrid"),
-    "llmquant.models": ("ModelInfo",),
-    "llmquant.one_model": ("load", "load_embedder", "quantize"),
+    "llmquant.evaluators.mteb.as_mteb": ("as_mteb",),
+    "llmquant.study.experiment": ("Experiment", "InputFile", "InputFolder", "ModelRequest", "VectorForm", "VectorGrid"),
+    "llmquant.models.info": ("ModelInfo",),
+    "llmquant.running.one_model": ("load", "load_embedder", "quantize"),
     "llmquant.plugins.registry": ("registry",),
     "llmquant.plugins.spec": ("PluginSpec", "RunEvent", "hookimpl"),
-    "llmquant.protocols": (
-        "AppliedQuantization",
-        "Context",
-        "Cost",
+    "llmquant.plugins.context": ("Context",),
+    "llmquant.plugins.embedder": (
         "Embedder",
         "EmbedderInfo",
-        "Evaluator",
-        "Executor",
-        "LoadedModel",
         "OpenEmbedder",
         "Prepared",
+    ),
+    "llmquant.plugins.evaluator": (
+        "Cost",
+        "Evaluator",
+        "LoadedModel",
+    ),
+    "llmquant.plugins.executor": ("Executor",),
+    "llmquant.plugins.quantizer": (
+        "AppliedQuantization",
         "Quantizer",
     ),
     "llmquant.retrieval.items": ("Item",),
     "llmquant.retrieval.loaded": ("LoadedEmbedder",),
     "llmquant.retrieval.vectors": ("Embeddings",),
-    "llmquant.run": ("Measurement", "Result", "Run", "Sample"),
-    "llmquant.store": ("Store",),
-    "llmquant.study": ("Study",),
-    "llmquant.study_results": ("Comparison",),
+    "llmquant.study.run": ("Measurement", "Result", "Run", "Sample"),
+    "llmquant.storage.store": ("Store",),
+    "llmquant.study.study": ("Study",),
+    "llmquant.results.comparison": ("Comparison",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

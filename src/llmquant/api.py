@@ -10,20 +10,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from llmquant.cache import Cache
-from llmquant.call import Call
-from llmquant.comparison import StudyRecord
 from llmquant.errors import OptionError, UnsupportedError
-from llmquant.experiment import Digest, Experiment, RunId, VectorGrid
-from llmquant.plan import Planned, resolve
+from llmquant.planning.resolve import Planned, resolve
+from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
-from llmquant.protocols import Executor, Offer
-from llmquant.run import Run
-from llmquant.scheduler import Progress, Scheduler
-from llmquant.store import Store
-from llmquant.study import Model, Plugin, Study
-from llmquant.study_results import Comparison
+from llmquant.results.comparison import Comparison
+from llmquant.running.scheduler import Progress, Scheduler
+from llmquant.storage.cache import Cache
+from llmquant.storage.store import Store
+from llmquant.study.call import Call
+from llmquant.study.experiment import Digest, Experiment, RunId, VectorGrid
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
+from llmquant.study.study import Model, Plugin, Study
 
 Watch = Callable[[Progress], None]
 
@@ -87,7 +87,7 @@ class WithProgress(Quiet):
 
     def progress(self) -> AbstractContextManager[Watch]:
         """Show a line per running experiment."""
-        from llmquant.report.progress import show_progress
+        from llmquant.results.report.progress import show_progress
 
         return show_progress()
 

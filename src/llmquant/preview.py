@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmquant.api import open_executor
-from llmquant.cache import Cache
-from llmquant.call import Call
-from llmquant.comparison import StudyRecord
-from llmquant.estimate import SizeEstimate, estimate_all, estimate_size
-from llmquant.experiment import RunId
-from llmquant.plan import resolve
+from llmquant.planning.estimate import SizeEstimate, estimate_all, estimate_size
+from llmquant.planning.lookup import inspect_subject
+from llmquant.planning.resolve import resolve
+from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.registry import registry
-from llmquant.protocols import Executor, Offer
-from llmquant.run import Run
-from llmquant.scheduler import Scheduler
-from llmquant.store import Store
-from llmquant.study import Study
-from llmquant.subjects import inspect_subject
+from llmquant.running.scheduler import Scheduler
+from llmquant.storage.cache import Cache
+from llmquant.storage.store import Store
+from llmquant.study.call import Call
+from llmquant.study.experiment import RunId
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
+from llmquant.study.study import Study
 
 
 @dataclass(frozen=True)

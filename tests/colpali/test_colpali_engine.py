@@ -16,12 +16,12 @@ pytest.importorskip("colpali_engine", exc_type=ImportError)  # without torchvisi
 import colpali_engine.models
 from safetensors.torch import load_file, save_file
 
-from llmquant.cache import Cache
-from llmquant.embedders.colpali_engine import ColpaliEngine
-from llmquant.embedders.colpali_engine_options import ARCHITECTURES, ColpaliEngineOptions
+from llmquant.embedders.colpali_engine.embedder import ColpaliEngine
+from llmquant.embedders.colpali_engine.options import ARCHITECTURES, ColpaliEngineOptions
 from llmquant.errors import ModelError, OptionError
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import ModelRequest
 
 EVERY = tuple(ARCHITECTURES)
 QUERIES = ["how many sacks of barley were sold?", "ledger", "why is the river brown today, asked the boy"]

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from llmquant.embedders.gemma3 import BiGemma3, ColGemma3
-from llmquant.embedders.gemma3_options import BiGemma3Options, ColGemma3Options
-from llmquant.experiment import ModelRequest
-from llmquant.models import inspect_model
+from llmquant.embedders.gemma3.embedder import BiGemma3, ColGemma3
+from llmquant.embedders.gemma3.options import BiGemma3Options, ColGemma3Options
+from llmquant.models.info import inspect_model
+from llmquant.study.experiment import ModelRequest
 from tiny_gemma3 import write_gemma3
 
 _TEXTS = ["barley", "How much did revenue grow by quarter, and which table on which page shows it?"]

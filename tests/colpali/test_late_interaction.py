@@ -11,10 +11,10 @@ pytest.importorskip("colpali_engine", exc_type=ImportError)  # without torchvisi
 from colpali_engine.compression.token_pooling import HierarchicalTokenPooler
 from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
 
-from llmquant.experiment import VectorForm
 from llmquant.retrieval.index import Index
 from llmquant.retrieval.pooling import pooled
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.experiment import VectorForm
 
 
 def _items(counts, seed):

@@ -11,6 +11,6 @@ from executor_contract import ExecutorContract
 @pytest.mark.usefixtures("server")
 class TestModal(ExecutorContract):
     make = """
-from llmquant.executors.modal import ModalExecutor
+from llmquant.executors.modal.executor import ModalExecutor
 executor = ModalExecutor(gpu="none", max_parallel=4, budget=1000, cpus=1, memory_gib=1)
 """

@@ -19,20 +19,21 @@ import pytest
 
 import llmquant as lq
 from llmquant import api
-from llmquant.cache import Cache
-from llmquant.call import Call
+from llmquant.catalogs.mteb import known_mteb
 from llmquant.errors import OptionError, RequestError, UnknownNameError, UnsupportedError
-from llmquant.evaluators.mteb_index import known_mteb
-from llmquant.executors import modal_image
-from llmquant.executors.modal import ModalExecutor
-from llmquant.executors.modal_volume import fetch, new_key
-from llmquant.experiment import Documents, Experiment, ModelUse, Variant
-from llmquant.job import JobRecord
-from llmquant.plan import resolve
+from llmquant.executors.modal import image as modal_image
+from llmquant.executors.modal.executor import ModalExecutor
+from llmquant.executors.modal.volume import fetch, new_key
+from llmquant.planning.resolve import resolve
+from llmquant.plugins.executor import Offer
 from llmquant.plugins.registry import registry
 from llmquant.preview import preview
-from llmquant.protocols import Job, Offer
-from llmquant.store import write_json
+from llmquant.storage.cache import Cache
+from llmquant.storage.journal import JobRecord
+from llmquant.storage.store import write_json
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents, Experiment, ModelUse, Variant
+from llmquant.study.job import Job
 
 modal = pytest.importorskip("modal", reason='needs Modal\'s client: pip install "llmquant[modal]"')
 
@@ -283,7 +284,7 @@ def test_modal_is_asked_for_what_the_options_say(server: ModalServer, job: Job, 
         ("H100!", 2),
     ]
     function = request.function_data
-    assert (function.module_name, function.function_name) == ("llmquant.executors.modal_worker", "run_job")
+    assert (function.module_name, function.function_name) == ("llmquant.executors.modal.worker", "run_job")
     assert function.timeout_secs == 900
     assert function.autoscaler_settings.max_containers == 3
     assert {(f.resources.milli_cpu, f.resources.memory_mb) for f in ranked} == {(2000, 10240)}

@@ -48,7 +48,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 class TestRay(ExecutorContract):
     make = """
-from llmquant.executors.ray import RayExecutor
+from llmquant.executors.ray.executor import RayExecutor
 executor = RayExecutor(device="cpu", threads=1)
 """
 

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from llmquant.checkpoint_files import read_json
 from llmquant.errors import ModelError
+from llmquant.models.folder import read_json
 
 _PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmquant.strict_loading import check_strict, load_strict
+from llmquant.loading.strict import check_strict, load_strict
 
 # A language model's output layer: it gives no vectors, so a model opened without it lacks nothing.
 HEAD = r"(.*\.)?lm_head\.(weight|bias)"

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmquant.executors.local import LocalExecutor
-    from llmquant.executors.modal import ModalExecutor
-    from llmquant.executors.ray import RayExecutor
+    from llmquant.executors.modal.executor import ModalExecutor
+    from llmquant.executors.ray.executor import RayExecutor
 
 _MODULES = {
     "LocalExecutor": "llmquant.executors.local",
-    "ModalExecutor": "llmquant.executors.modal",
-    "RayExecutor": "llmquant.executors.ray",
+    "ModalExecutor": "llmquant.executors.modal.executor",
+    "RayExecutor": "llmquant.executors.ray.executor",
 }
 
 __all__ = ["LocalExecutor", "ModalExecutor", "RayExecutor"]

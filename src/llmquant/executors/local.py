@@ -24,8 +24,9 @@ from llmquant.executors.worker_process import (
     stop,
     stop_other,
 )
-from llmquant.hardware import Gpu, cpu_label, cpu_threads, default_device, nvidia_gpus
-from llmquant.protocols import Device, Job, JobState
+from llmquant.machine.hardware import Gpu, cpu_label, cpu_threads, default_device, nvidia_gpus
+from llmquant.plugins.executor import JobState
+from llmquant.study.job import Device, Job
 
 _log = logging.getLogger(__name__)
 

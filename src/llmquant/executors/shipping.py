@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmquant.atomic import begin_folder, file_mode, make_folder, publish_folder
-from llmquant.blanking import blank_secrets
 from llmquant.errors import ModelError, StoreError, UnsupportedError
-from llmquant.experiment import Experiment, path_of
-from llmquant.folders import list_files
-from llmquant.job import journal_path, log_path
+from llmquant.storage.atomic import begin_folder, file_mode, make_folder, publish_folder
+from llmquant.storage.blanking import blank_secrets
+from llmquant.storage.journal import journal_path, log_path
+from llmquant.study.experiment import Experiment, path_of
+from llmquant.study.folders import list_files
 
 _RECORD = "job.json"
 _MODEL = "model"

@@ -16,7 +16,7 @@ import filelock
 import psutil
 
 from llmquant.executors import supervisor
-from llmquant.job import log_path
+from llmquant.storage.journal import log_path
 
 # What the supervisor takes at most to end a worker and its children, and some more.
 _ENDED_AFTER_S = 15.0
@@ -67,7 +67,7 @@ def start(
     quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": os.pathsep.join(search)}
     quiet["TMPDIR"] = str(folder / "tmp")
     (folder / "tmp").mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "llmquant.pipeline", str(record), str(store), "--attached"]
+    command = [sys.executable, "-m", "llmquant.running.worker", str(record), str(store), "--attached"]
     if os.name == "posix":
         # -P: the supervisor must not take a module of ours, such as `ray`, for an installed one.
         command = [sys.executable, "-P", supervisor.__file__, str(folder), *command]

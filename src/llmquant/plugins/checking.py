@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmquant.call import Call
 from llmquant.errors import UnknownNameError, nearest
-from llmquant.experiment import PluginKind
 from llmquant.plugins.registry import Registry, registry
+from llmquant.study.call import Call
+from llmquant.study.experiment import PluginKind
 
 _KINDS: tuple[PluginKind, ...] = ("quantizer", "evaluator", "embedder", "executor")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llmquant.errors import OptionError, PluginError, nearest
-from llmquant.experiment import Digest, InputFile, path_of, visible
-from llmquant.reading import brief, check_json, read_as
+from llmquant.study.experiment import Digest, InputFile, path_of, visible
+from llmquant.study.reading import brief, check_json, read_as
 
 Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
 

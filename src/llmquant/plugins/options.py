@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from llmquant.blanking import blank_secrets
-from llmquant.call import Call, Json
 from llmquant.errors import (
     LlmquantError,
     OptionError,
@@ -24,8 +22,10 @@ from llmquant.errors import (
     nearest,
     raise_all,
 )
-from llmquant.experiment import Digest, InputFile, InputFolder
 from llmquant.plugins.field_types import coerce, field_types, takes_many
+from llmquant.storage.blanking import blank_secrets
+from llmquant.study.call import Call, Json
+from llmquant.study.experiment import Digest, InputFile, InputFolder
 
 Options = Any  # Any: plugins bring their own dataclasses
 

@@ -14,7 +14,6 @@ from typing import Any, get_args
 import pluggy
 from packaging.requirements import Requirement
 
-from llmquant.call import Call, Json
 from llmquant.errors import (
     AmbiguousNameError,
     LlmquantError,
@@ -24,11 +23,12 @@ from llmquant.errors import (
     describe,
     nearest,
 )
-from llmquant.experiment import PluginKind, PluginUse
 from llmquant.plugins import options as option_types
 from llmquant.plugins.discovery import GROUP, Broken, Plugin, checked_spec, load_entry_points
 from llmquant.plugins.sources import check_target, plugin_version
 from llmquant.plugins.spec import PluginSpec, RunEvent
+from llmquant.study.call import Call, Json
+from llmquant.study.experiment import PluginKind, PluginUse
 
 DISABLE = "LLMQUANT_DISABLE_PLUGINS"
 
@@ -48,7 +48,7 @@ class Chosen:
     options: Any  # Any: plugins bring their own dataclasses
     use: PluginUse
 
-    def ask(self, method: str, *args: Any) -> Any:  # Any: each method's own, see `llmquant.protocols`
+    def ask(self, method: str, *args: Any) -> Any:  # Any: each method's own, see the contracts beside this module
         """Call a method that the options may define; ``None`` where they do not.
 
         Raises:

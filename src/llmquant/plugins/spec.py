@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import pluggy
 
-from llmquant.call import Json
-from llmquant.experiment import PluginKind
+from llmquant.study.call import Json
+from llmquant.study.experiment import PluginKind
 
 hookspec = pluggy.HookspecMarker("llmquant")
 hookimpl = pluggy.HookimplMarker("llmquant")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmquant.errors import UnsupportedError
-from llmquant.models import CONV1D_MODELS, ModelInfo
+from llmquant.models.headers import TensorInfo
+from llmquant.models.info import CONV1D_MODELS, ModelInfo
 from llmquant.quantizers.plain_weights import refuse_quantized
-from llmquant.weight_headers import TensorInfo
 
 _USUAL = (32, 64, 128)
 # One scale a row: what GPTQ's and AWQ's checkpoints write for it.

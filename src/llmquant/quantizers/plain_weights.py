@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from llmquant.errors import UnsupportedError
-from llmquant.models import ModelInfo
-from llmquant.weight_headers import TensorInfo
+from llmquant.models.headers import TensorInfo
+from llmquant.models.info import ModelInfo
 
 _INTEGER_BYTES = {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 

@@ -10,10 +10,10 @@ from types import ModuleType
 import numpy as np
 
 from llmquant.errors import MissingDependencyError, UnsupportedError
-from llmquant.experiment import Codec
-from llmquant.protocols import Similarity
+from llmquant.plugins.embedder import Similarity
 from llmquant.retrieval.codecs import Floats
 from llmquant.retrieval.scoring import Hits
+from llmquant.study.experiment import Codec
 
 # Wider than both libraries' defaults (FAISS: 40 and 16; usearch: 128 and 64): what is compared here are codecs, and
 # the graph should lose little beside them.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmquant.experiment import Codec
+from llmquant.study.experiment import Codec
 
 Floats = NDArray[np.float32]
 Packed = NDArray[Any]  # Any: each codec has its own dtype

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmquant.errors import ItemError
-from llmquant.protocols import EmbedderInfo, Role
+from llmquant.plugins.embedder import EmbedderInfo, Role
 from llmquant.retrieval.items import Item
 
 

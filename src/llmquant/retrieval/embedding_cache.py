@@ -23,10 +23,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmquant.atomic import file_mode, make_folder
-from llmquant.cache import Cache
-from llmquant.experiment import Digest
-from llmquant.protocols import Role
+from llmquant.plugins.embedder import Role
+from llmquant.storage.atomic import file_mode, make_folder
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import Digest
 
 _MAGIC = b"LQEMB001"
 # The format's version is in the name too: parts of another version are not seen, rather than deleted as damaged.

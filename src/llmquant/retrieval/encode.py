@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmquant.errors import ItemError, UnsupportedError
-from llmquant.protocols import EmbedderInfo, Role
+from llmquant.plugins.embedder import EmbedderInfo, Role
 from llmquant.retrieval.contents import Contents, contents_of, name_of, parts_of
 from llmquant.retrieval.embedding_cache import EmbeddingCache
 from llmquant.retrieval.encode_loop import Task, encode_each

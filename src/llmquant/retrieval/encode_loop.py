@@ -16,10 +16,11 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from llmquant.errors import ItemError, PluginError, SanityError
-from llmquant.memory import is_out_of_memory
-from llmquant.protocols import Device, OpenEmbedder, Prepared, Role
+from llmquant.loading.memory import is_out_of_memory
+from llmquant.plugins.embedder import OpenEmbedder, Prepared, Role
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.study.job import Device
 
 # Tokens a batch, padding included, where nothing else is asked for. On a CPU core all-MiniLM-L6 took two thirds of its
 # time one by one at 512 to 2048, and as long as one by one at 8192; a vision tower took the same time at any. The other

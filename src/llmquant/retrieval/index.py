@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 
 from llmquant.errors import OptionError, PluginError, SanityError, UnsupportedError
-from llmquant.experiment import Codec, VectorForm
-from llmquant.protocols import Similarity
+from llmquant.plugins.embedder import Similarity
 from llmquant.retrieval.ann import Graph, faiss_graph, usearch_graph
 from llmquant.retrieval.codecs import Coded, Floats
 from llmquant.retrieval.pooling import pooled, unit
@@ -24,6 +23,7 @@ from llmquant.retrieval.scoring import (
     offsets_of,
 )
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.experiment import Codec, VectorForm
 
 Engine = Literal["exact", "faiss", "usearch"]
 _GRAPHS: dict[Engine, Callable[[Floats, Codec, Similarity], Graph]] = {"faiss": faiss_graph, "usearch": usearch_graph}

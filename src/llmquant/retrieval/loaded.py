@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmquant.experiment import Digest, VectorForm
-from llmquant.protocols import AppliedQuantization, Device, EmbedderInfo, LoadStats, OpenEmbedder, Role
+from llmquant.plugins.embedder import EmbedderInfo, OpenEmbedder, Role
+from llmquant.plugins.evaluator import LoadStats
+from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.experiment import Digest, VectorForm
+from llmquant.study.job import Device
 
 if TYPE_CHECKING:
     import torch
 
-    from llmquant.cache import Cache
-    from llmquant.models import ModelInfo
+    from llmquant.models.info import ModelInfo
+    from llmquant.storage.cache import Cache
 
 
 @dataclass(frozen=True)

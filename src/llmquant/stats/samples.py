@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llmquant.run import Measurement, Sample
 from llmquant.stats.paired import PairedDifference, paired_difference
+from llmquant.study.run import Measurement, Sample
 
 
 @dataclass(frozen=True)

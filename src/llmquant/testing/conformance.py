@@ -22,20 +22,21 @@ from typing import Any
 
 import pluggy
 
-from llmquant.cache import Cache
-from llmquant.call import Call
-from llmquant.checked_results import checked_results
 from llmquant.errors import PluginError
-from llmquant.experiment import Documents, ModelRequest, PluginUse
-from llmquant.models import inspect_model
+from llmquant.models.info import inspect_model
+from llmquant.planning.lookup import inspect_embedder
+from llmquant.plugins.context import Context
 from llmquant.plugins.discovery import GROUP, Plugin, checked_spec
+from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.options import dump, required, restore
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.plugins.spec import PluginSpec
-from llmquant.protocols import Context, LoadedModel
 from llmquant.retrieval.loaded import LoadedEmbedder
-from llmquant.run import Result
-from llmquant.subjects import inspect_embedder
+from llmquant.running.checked_results import checked_results
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents, ModelRequest, PluginUse
+from llmquant.study.run import Result
 
 _HEAVY = (
     "accelerate",
@@ -96,7 +97,7 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
     """
     import torch
 
-    from llmquant.loading import load_causal_lm
+    from llmquant.loading.causal_lm import load_causal_lm
 
     known, chosen = _choose(spec, call)
     context = _context(folder)
@@ -128,7 +129,8 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
     """Evaluate a loaded model twice, and check what comes out.
 
     Results are what a worker accepts (`checked_results`); the weights, the model and the process are left as they were
-    (`llmquant.guard`); and, unless the numbers depend on the machine, both times give equal numbers on equal samples.
+    (`llmquant.running.guard`);
+    and, unless the numbers depend on the machine, both times give equal numbers on equal samples.
 
     Args:
         call: the evaluator as one would write it.
@@ -141,7 +143,7 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
     Raises:
         PluginError: if it does not conform.
     """
-    from llmquant.guard import Snapshot
+    from llmquant.running.guard import Snapshot
 
     known, chosen = _choose(spec, call)
     if hasattr(chosen.options, "check"):
@@ -177,9 +179,9 @@ def check_embedder(spec: PluginSpec, call: str, folder: Path) -> LoadedEmbedder:
     """
     import numpy as np
 
-    from llmquant.loading_embedders import load_embedder
-    from llmquant.quantizers.baseline import Baseline
-    from llmquant.quantizers.baseline_options import BaselineOptions
+    from llmquant.loading.embedder import load_embedder
+    from llmquant.quantizers.baseline.options import BaselineOptions
+    from llmquant.quantizers.baseline.quantizer import Baseline
 
     known, chosen = _choose(spec, call)
     context, options = _context(folder), BaselineOptions()

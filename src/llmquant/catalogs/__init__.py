@@ -1,0 +1,1 @@
+"""Which tasks exist, without importing lm-eval or mteb."""

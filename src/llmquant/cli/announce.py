@@ -1,0 +1,36 @@
+"""What is said before a study starts: how many experiments, where, how large, about how long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmquant.planning.estimate import estimate_seconds, estimate_size
+from llmquant.results.report.progress import duration
+from llmquant.results.rows import variants
+from llmquant.study.experiment import Documents
+
+if TYPE_CHECKING:
+    from llmquant.planning.resolve import Planned
+    from llmquant.plugins.executor import Executor
+
+
+def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
+    """Return the lines to print."""
+    record = planned.record
+    counts = f"{len(variants(record))} variants, {len(planned.evaluators)} evaluators"
+    lines = [f"{len(record.experiments)} experiments ({counts}) on {executor.hardware}; results in {store}"]
+    seconds = 0.0
+    for info in planned.models.values():
+        sizes = [estimate_size(info, chosen, executor.device) for chosen in planned.quantizers]
+        known = [size for size in sizes if size.weight_bytes is not None and size.peak_bytes is not None]
+        if known:
+            largest = max(known, key=lambda size: size.peak_bytes or 0)
+            lines.append(
+                f"{info.use().name}: weights {min(s.weight_bytes or 0 for s in known) / 2**20:,.0f} to "
+                f"{max(s.weight_bytes or 0 for s in known) / 2**20:,.0f} MiB, about "
+                f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB at the peak ({largest.quantizer})"
+            )
+        documents = Documents(record.limit)
+        seconds += estimate_seconds(info, planned.quantizers, planned.evaluators, documents, executor)
+    lines.append(f"If nothing can be reused, roughly {duration(seconds / 2)} to {duration(seconds * 2)}")
+    return [*lines, *(f"note: {note}" for note in record.notes)]

@@ -1,0 +1,378 @@
+"""The command line: parse, call, print. Everything it does can be done from Python."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmquant.cli.inspect import AsJson, inspect_app, print_json, print_tables, say
+from llmquant.cli.options import (
+    All,
+    Baseline,
+    Budget,
+    Codecs,
+    Detach,
+    Dims,
+    Evaluators,
+    Fresh,
+    Gpu,
+    Limit,
+    Models,
+    On,
+    Pickle,
+    Pools,
+    Quantizers,
+    Quiet,
+    Rescores,
+    Seed,
+    StoreDir,
+    Tasks,
+    Timeout,
+    Trust,
+    Verbose,
+    Yes,
+    executor_of,
+    study_of,
+    vectors_of,
+)
+from llmquant.results.neutral import printable
+from llmquant.storage.blanking import blank_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmquant.planning.resolve import Planned
+    from llmquant.plugins.executor import Executor, Offer
+    from llmquant.results.comparison import Comparison
+    from llmquant.running.scheduler import Progress
+    from llmquant.study.study import Study
+
+app = typer.Typer(
+    help="Which quantization should I ship, for this model, on this hardware, and is the loss real?",
+    epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 1 a run failed, 2 the request is wrong.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(inspect_app)
+
+
+@app.command()
+def compare(
+    models: Models,
+    quantizer: Quantizers = None,
+    evaluator: Evaluators = None,
+    task: Tasks = None,
+    every: All = False,
+    dims: Dims = None,
+    codecs: Codecs = None,
+    pools: Pools = None,
+    rescores: Rescores = None,
+    limit: Limit = "100",
+    seed: Seed = 0,
+    baseline: Baseline = None,
+    on: On = "local",
+    gpu: Gpu = None,
+    budget: Budget = None,
+    yes: Yes = False,
+    detach: Detach = False,
+    store: StoreDir = "results",
+    fresh: Fresh = False,
+    timeout: Timeout = None,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare quantizations of one model or several."""
+    vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
+    study = study_of(
+        models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle
+    )
+    if every:
+        from llmquant.preview import with_all_presets
+
+        study = with_all_presets(study, executor=executor_of(on, gpu, budget, yes=yes))
+    _run(study, executor_of(on, gpu, budget, yes=yes), store, fresh, timeout, as_json, quiet, verbose, detach=detach)
+
+
+@app.command("run")
+def run_file(
+    study: Annotated[str, typer.Argument(metavar="STUDY.toml", help="A study file: TOML, YAML or JSON.")],
+    on: On = "local",
+    gpu: Gpu = None,
+    budget: Budget = None,
+    yes: Yes = False,
+    detach: Detach = False,
+    store: StoreDir = "results",
+    fresh: Fresh = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a study file."""
+    from llmquant.study.study import Study
+
+    where = executor_of(on, gpu, budget, yes=yes)
+    _run(Study.from_file(study), where, store, fresh, timeout, as_json, quiet, verbose, detach=detach)
+
+
+@app.command()
+def attach(
+    study: Annotated[str, typer.Argument(help="Its id, as `--detach` told it.")],
+    on: On = "modal",
+    store: StoreDir = "results",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Wait for a study that was submitted with --detach, from any machine."""
+    from llmquant.api import attach as wait
+
+    _show_log(verbose=False)
+    found = wait(study, executor=on, store=store, ui=_Terminal(store, _attach(on, store), quiet=quiet))
+    missing = len(found.record.experiments) - len(found.runs)
+    if missing and not quiet:
+        say(f"{missing} experiments have not run; run the command that submitted them again", err=True)
+    _finish(found, store, as_json=as_json, quiet=quiet, failed=bool(missing))
+
+
+@app.command()
+def deploy(
+    models: Models,
+    quantizer: Quantizers = None,
+    evaluator: Evaluators = None,
+    task: Tasks = None,
+    on: On = "modal",
+    gpu: Gpu = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Deploy an app on Modal for studies like this one, which then start without building an image."""
+    from llmquant.api import deploy_study
+    from llmquant.study.experiment import VectorGrid
+
+    study = study_of(models, quantizer, evaluator, task, VectorGrid(), "all", 0, None, trust_remote_code, False)
+    for name in deploy_study(study, executor=executor_of(on, gpu, None, yes=False)):
+        say(name)
+
+
+@app.command()
+def plan(
+    models: Models,
+    quantizer: Quantizers = None,
+    evaluator: Evaluators = None,
+    task: Tasks = None,
+    dims: Dims = None,
+    codecs: Codecs = None,
+    pools: Pools = None,
+    rescores: Rescores = None,
+    limit: Limit = "100",
+    seed: Seed = 0,
+    baseline: Baseline = None,
+    on: On = "local",
+    gpu: Gpu = None,
+    budget: Budget = None,
+    store: StoreDir = "results",
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict sizes and list what would run.
+
+    Without -q, the sizes of every preset. Nothing is loaded.
+    """
+    from llmquant.cli.plan_tables import plan_json, plan_tables, size_tables
+    from llmquant.preview import preview
+
+    vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
+    study = study_of(
+        models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle
+    )
+    seen = preview(study, executor=executor_of(on, gpu, budget, yes=False), store=store)
+    if as_json:
+        print_json(plan_json(seen.sizes, seen.record, seen.runs, seen.offer))
+    else:
+        experiments = plan_tables(seen.record, seen.runs, seen.offer) if seen.record else []
+        print_tables([*size_tables(seen.sizes), *experiments])
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or .gguf file.")],
+    quantizer: Annotated[str, typer.Option("--quantizer", "-q", help="Preset or call.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Write a quantized checkpoint that plain transformers loads."""
+    from llmquant.results.report.progress import show_layers
+    from llmquant.running.one_model import quantize as write
+    from llmquant.study.experiment import ModelRequest
+
+    request = ModelRequest(model, trust_remote_code, allow_pickle)
+    with show_layers() as progress:
+        applied = write(request, quantizer, out, device=device, progress=progress)
+    say(f"{out}: {applied.layers_quantized} layers as {applied.code}, {applied.compute_dtype} compute")
+
+
+@app.command()
+def demo(
+    questions: Annotated[int, typer.Option(help="CoQA questions.")] = 50,
+    store: StoreDir = "demo",
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a small real model on real questions.
+
+    Needs the package index once, no model hub and no GPU.
+    """
+    from llmquant.cli.demo import demo_study
+
+    _run(demo_study(questions), "local", store, fresh, None, as_json, False, False)
+
+
+def main() -> None:
+    """Run the command line; errors become a message and an exit code."""
+    from llmquant.errors import LlmquantError, RequestError
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one of fewer characters than Unicode shows the others written out
+            stream.reconfigure(errors="backslashreplace")
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except LlmquantError as error:
+        if debug:
+            raise
+        text = blank_secrets(f"error: {error}" if "\n" not in error.message else f"errors:\n{error}")
+        say(*text.split("\n"), fg="red", err=True)
+        sys.exit(2 if isinstance(error, RequestError) else 1)
+    except KeyboardInterrupt:
+        say("", "interrupted; what ran is stored, and the same command continues from there", err=True)
+        sys.exit(130)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        if debug:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        say(f"error: {error.strerror or error}{where}", fg="red", err=True)
+        say("What ran is stored. Fix the problem and run the same command again to continue.", err=True)
+        sys.exit(1)
+
+
+def _run(
+    study: Study,
+    executor: str,
+    store: str,
+    fresh: bool,
+    timeout: float | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    *,
+    detach: bool = False,
+) -> None:
+    """Run a study and print its comparison, or submit it and say how to wait for it."""
+    from llmquant.api import run_study, submit_study
+
+    _show_log(verbose=verbose)
+    attach = _attach(executor, store)
+    ui = _Terminal(store, attach, quiet=quiet)
+    if not detach:
+        found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
+        _finish(found, store, as_json=as_json, quiet=quiet)
+        return
+    left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
+    later = f"; {left.waiting} experiments wait for others: run this command again to start them"
+    say(f"{left.jobs} jobs run{later if left.waiting else ''}. To wait for them:", err=True)
+    say(attach.format(left.study_id))
+
+
+class _Terminal:
+    """What a terminal is told and asked while a study runs.
+
+    Args:
+        attach: the command that waits for the study's jobs; ``{}`` is its id.
+    """
+
+    def __init__(self, store: str, attach: str, *, quiet: bool) -> None:
+        self._store, self._attach, self._quiet = store, attach, quiet
+
+    def planned(self, planned: Planned, executor: Executor) -> None:
+        """Say what will run, how large it is and about how long it takes."""
+        from llmquant.cli.announce import announcement
+
+        if not self._quiet:
+            say(*announcement(planned, executor, self._store), err=True)
+
+    def agree(self, offer: Offer) -> bool:
+        """Say what it may cost, and ask where nothing has agreed to it and somebody can."""
+        say(*offer.text.splitlines(), err=True)
+        return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
+
+    def progress(self) -> AbstractContextManager[Callable[[Progress], None]]:
+        """Show how the study stands, unless it should be quiet."""
+        from llmquant.results.report.progress import show_progress
+
+        return nullcontext(lambda state: None) if self._quiet else show_progress()
+
+    def interrupted(self, study: str) -> bool:
+        """Ask whether to cancel jobs that could continue; Ctrl-C once more, or nobody to ask, cancels them."""
+        if not sys.stdin.isatty():
+            return True
+        try:
+            if typer.confirm("\nCancel the jobs that run? If not, they continue", default=True, err=True):
+                return True
+        except typer.Abort:
+            return True
+        say(f"To wait for them: {self._attach.format(study)}", err=True)
+        return False
+
+
+def _attach(on: str, store: str) -> str:
+    import shlex
+
+    return f"llmquant attach {{}} {shlex.join(['--on', on, '--store', store])}"
+
+
+class _Printable(logging.Formatter):
+    """Writes out what a terminal would obey in a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(blank_secrets(super().format(record)), keep="\n")
+
+
+def _show_log(*, verbose: bool) -> None:
+    """Show the log above the lines of progress, not through them."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    above = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False, keywords=[])
+    above.setFormatter(_Printable())
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[above])
+
+
+def _finish(found: Comparison, store: str, *, as_json: bool, quiet: bool, failed: bool = False) -> None:
+    """Print a comparison, and exit with 1 if a run failed."""
+    from llmquant.results.report.tables import summary
+
+    if as_json:
+        print_json(found.rows_json())
+    else:
+        print_tables(summary(found.rows(), found.record))
+        if not quiet:
+            say("", f"Results: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
+    if failed or found.failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

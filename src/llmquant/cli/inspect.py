@@ -1,0 +1,244 @@
+"""The commands that look around: stored studies, plugins, tasks, the cache, this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from llmquant.results.neutral import json_text, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llmquant.results.report.table import Table
+
+inspect_app = typer.Typer(rich_markup_mode=None)
+plugins_app = typer.Typer(help="Show what can be used here.", no_args_is_help=False, rich_markup_mode=None)
+cache_app = typer.Typer(help="Show or prune what can be made again.", no_args_is_help=True, rich_markup_mode=None)
+inspect_app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
+inspect_app.add_typer(cache_app, name="cache")
+
+# Where JSON goes while standard output is kept for it alone.
+_stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
+
+
+@contextlib.contextmanager
+def _stdout_alone() -> Iterator[None]:
+    """Send what others print, such as a plugin while it is imported, to standard error."""
+    stream: TextIO = sys.stdout
+    with contextlib.ExitStack() as stack:
+        if sys.stdout is sys.__stdout__:  # else somebody reads it in this process, where it has no number
+            stream.flush()
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 1)
+            stack.callback(stream.flush)
+            os.dup2(2, 1)
+            stream = stack.enter_context(os.fdopen(kept, "w", encoding=stream.encoding, closefd=False))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.callback(_stdout.reset, _stdout.set(stream))
+        yield
+
+
+def _keep_stdout(context: typer.Context, as_json: bool) -> bool:
+    if as_json:
+        context.with_resource(_stdout_alone())
+    return as_json
+
+
+AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Print JSON on standard output.")]
+
+
+@inspect_app.command()
+def report(
+    store: Annotated[str, typer.Argument(help="A store, or one file that --json wrote.")] = "results",
+    study: Annotated[str | None, typer.Option(help="A study's id or the start of it (default: the newest).")] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv, json or html.")] = "table",
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Write to a file instead of standard output.")] = None,
+) -> None:
+    """Show a stored study.
+
+    As a table, Markdown, CSV, one portable JSON file, or one HTML page.
+    """
+    from pathlib import Path
+
+    from llmquant.errors import OptionError, nearest
+    from llmquant.results.comparison import Comparison
+    from llmquant.results.report.tables import summary
+
+    found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
+    writers: dict[str, Callable[[], str]] = {
+        "markdown": found.to_markdown,
+        "csv": found.to_csv,
+        "json": lambda: json_text(found.to_json()),
+        "html": found.to_html,
+        "table": found.to_text,
+    }
+    if form not in writers:
+        raise OptionError(f"format is {form!r}", hint=nearest(form, writers))
+    if out is not None:
+        Path(out).write_text(writers[form](), encoding="utf-8")
+        say(f"written to {out}")
+    elif form == "table":
+        print_tables(summary(found.rows(), found.record))
+    else:
+        typer.echo(writers[form]())  # each makes its own texts harmless
+
+
+@inspect_app.command()
+def tasks(
+    pattern: Annotated[str, typer.Argument(help="A benchmark of mteb, or part of a task's name.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List tasks of lm-eval and of mteb.
+
+    Of a benchmark, such as "ViDoRe(v1)", its tasks with their sizes and metrics.
+    """
+    from llmquant.cli.task_table import task_json, task_table
+    from llmquant.errors import MissingDependencyError, UnknownNameError
+    from llmquant.storage.cache import Cache
+
+    names: list[str] = []
+    found: list[Any] = []  # Any: MtebTask
+    missing: list[MissingDependencyError] = []
+    try:
+        from llmquant.catalogs.lm_eval import installed_tasks
+
+        names = [name for name in sorted(installed_tasks(Cache.default()).entries) if pattern.lower() in name.lower()]
+    except MissingDependencyError as error:
+        missing.append(error)
+    unknown: UnknownNameError | None = None
+    try:
+        from llmquant.catalogs.mteb import known_mteb, list_tasks, mteb_is_installed
+
+        found = list_tasks(pattern, Cache.default())
+        if not mteb_is_installed():
+            version = known_mteb(Cache.default()).version
+            say(f"mteb is not installed: of its tasks, those of mteb {version} are listed", err=True)
+    except UnknownNameError as error:
+        unknown = error
+    except MissingDependencyError as error:
+        missing.append(error)
+    if len(missing) == 2:
+        raise missing[0]
+    if not names and not found and unknown is not None:
+        raise unknown
+    if as_json:
+        print_json({"tasks": names, "mteb": [task_json(task) for task in found]})
+        return
+    if names:
+        say(*names)
+    if found:
+        print_tables([task_table(found)])
+    for lacking in missing:
+        say(f"{lacking.message}. {lacking.hint}", err=True)
+
+
+@cache_app.command("list")
+def cache_list(as_json: AsJson = False) -> None:
+    """List what the cache holds."""
+    from llmquant.storage.cache import Cache
+
+    cache = Cache.default()
+    entries = cache.entries()
+    if as_json:
+        print_json(
+            {"root": str(cache.root), "entries": [{**vars(entry), "path": str(entry.path)} for entry in entries]}
+        )
+        return
+    for entry in entries:
+        say(f"{entry.bytes / 2**20:10.1f} MiB  {entry.kind:12}  {entry.path}")
+    say(f"{sum(entry.bytes for entry in entries) / 2**20:10.1f} MiB in {cache.root}")
+
+
+@cache_app.command("prune")
+def cache_prune(unused_days: Annotated[float, typer.Option(help="Delete what was not used for so long.")] = 30) -> None:
+    """Delete what was not used lately."""
+    from llmquant.storage.cache import Cache
+
+    deleted = Cache.default().prune(unused_days=unused_days)
+    say(f"deleted {len(deleted)} entries, {sum(entry.bytes for entry in deleted) / 2**20:.1f} MiB")
+
+
+@inspect_app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has and lacks."""
+    from llmquant.cli.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print_json({"findings": [vars(finding) for finding in findings]})
+        return
+    for finding in findings:
+        say(f"{finding.mark} {finding.subject:22} {finding.text}")
+        if finding.cure:
+            say(f"  {'':22} {finding.cure}")
+
+
+@plugins_app.callback()
+def plugins(context: typer.Context, as_json: AsJson = False) -> None:
+    """List every plugin and preset, and what could not be loaded."""
+    if context.invoked_subcommand is None:
+        _list_plugins(as_json=as_json)
+
+
+@plugins_app.command("list")
+def plugins_list(as_json: AsJson = False) -> None:
+    """List every plugin and preset, and what could not be loaded."""
+    _list_plugins(as_json=as_json)
+
+
+@plugins_app.command("check")
+def plugins_check(name: Annotated[str, typer.Argument(help="A plugin or preset.")]) -> None:
+    """Import a plugin's light and heavy halves and say what is missing."""
+    from llmquant.plugins.checking import check_plugin
+
+    for line in check_plugin(name):
+        say(line)
+
+
+def _list_plugins(*, as_json: bool) -> None:
+    from llmquant.plugins.checking import plugin_rows
+    from llmquant.plugins.registry import registry
+
+    rows, broken = plugin_rows(registry()), registry().broken
+    if as_json:
+        print_json({"plugins": rows, "broken": [vars(item) for item in broken]})
+        return
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        typer.secho(f"{kind}s", bold=True)
+        for row in rows:
+            if row["kind"] == kind:
+                say(f"  {row['name']:24} {row['summary']}")
+                if row["missing"]:
+                    say(f"{'':27}{row['missing']}")
+                if row["presets"]:
+                    say(f"{'':27}presets: {', '.join(row['presets'])}")
+    for item in broken:
+        say(f"broken: {item.package}: {item.reason}", fg="red")
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Print tables as wide as the terminal is."""
+    from rich.console import Console
+
+    from llmquant.results.report.terminal import print_tables as show
+
+    show(tables, Console())
+
+
+def print_json(data: Any) -> None:  # Any: a JSON value
+    """Print a value as JSON, alone on standard output."""
+    typer.echo(json_text(data), file=_stdout.get())
+
+
+def say(*lines: str, err: bool = False, fg: str | None = None) -> None:
+    """Print lines for people; what a terminal would obey in them is written out."""
+    shown = "\n".join(map(printable, lines))
+    typer.echo(typer.style(shown, fg=fg) if fg else shown, err=err)

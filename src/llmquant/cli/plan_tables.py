@@ -1,0 +1,81 @@
+"""Predicted sizes, and what a study would run, as tables and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmquant.machine.hardware import GPU_TABLE_DATE
+from llmquant.planning.estimate import SizeEstimate
+from llmquant.plugins.executor import Offer
+from llmquant.results.report.tables import Table
+from llmquant.results.rows import label
+from llmquant.study.experiment import RunId
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
+
+
+def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
+    """Build a table a model: predicted weights, peak, and the GPUs that hold it."""
+    tables = []
+    for source, estimates in sizes.items():
+        rows = [
+            (
+                size.quantizer,
+                "–" if size.weight_bytes is None else f"{size.weight_bytes / 2**20:,.1f}",
+                "–" if size.peak_bytes is None else f"{size.peak_bytes / 2**20:,.0f}",
+                size.refused or _fits_on(size),
+            )
+            for size in estimates
+        ]
+        footnotes = (
+            "Weights follow from the tensors' shapes, block scales and tables included; nothing was loaded.",
+            "Peak: weights, cache and activations for one sequence of 2,048 tokens, and what CUDA holds itself.",
+            f"GPU memory as of {GPU_TABLE_DATE}, a tenth kept free.",
+        )
+        columns = ("quantizer", "weights MiB", "peak MiB", "fits on, smallest first")
+        tables.append(Table("predicted sizes", columns, tuple(rows), footnotes, source))
+    return tables
+
+
+def _fits_on(size: SizeEstimate) -> str:
+    if size.peak_bytes is None:
+        return "not predicted by this quantizer"
+    return ", ".join(size.gpus[:4]) + (" ..." if len(size.gpus) > 4 else "") or "none of the table"
+
+
+def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None], offer: Offer | None) -> list[Table]:
+    """Build a table a model: its experiments, and whether each is stored; then what the rest costs at most."""
+    tables = []
+    for source in dict.fromkeys(e.variant.model.name for e in record.experiments):
+        rows = tuple(
+            (label(record, e.variant), e.evaluator.label, _state(runs.get(e.run_id)), e.run_id)
+            for e in record.experiments
+            if e.variant.model.name == source
+        )
+        tables.append(Table("experiments", ("variant", "evaluator", "state", "run"), rows, record.notes, source))
+    return tables if offer is None else [*tables, Table("cost", footnotes=(offer.text,))]
+
+
+def plan_json(
+    sizes: Mapping[str, Sequence[SizeEstimate]],
+    record: StudyRecord | None,
+    runs: Mapping[RunId, Run | None],
+    offer: Offer | None,
+) -> dict[str, Any]:  # Any: a JSON object
+    """Return the same as JSON."""
+    data: dict[str, Any] = {"sizes": {source: [vars(size) for size in each] for source, each in sizes.items()}}
+    if record is not None:
+        data["study"] = record.study_id
+        data["notes"] = list(record.notes)
+        data["dollars_at_most"] = None if offer is None else offer.dollars
+        data["experiments"] = [
+            {"run_id": e.run_id, "state": _state(runs.get(e.run_id)), **e.to_json()} for e in record.experiments
+        ]
+    return data
+
+
+def _state(run: Run | None) -> str:
+    if run is None:
+        return "to run"
+    return "stored" if run.status == "completed" else "failed before, to run again"

@@ -1,0 +1,1 @@
+"""Vectors by chance: the floor of every retrieval score."""

@@ -1,0 +1,71 @@
+"""Random unit vectors from an item's content: what retrieval scores without knowing anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from llmquant.embedders.chance.options import ChanceOptions
+from llmquant.plugins.embedder import Prepared
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.embedder import Role
+
+
+class Chance:
+    """Opens nothing: there is no checkpoint."""
+
+    def __init__(self, options: ChanceOptions) -> None:
+        self._options = options
+
+    def open(
+        self,
+        path: Path,
+        info: ModelInfo,
+        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
+        ctx: Context,
+    ) -> OpenChance:
+        """Return it, ready."""
+        return OpenChance(self._options)
+
+
+class OpenChance:
+    """Gives an item the same vector every time, on every machine, as a query and as a document."""
+
+    def __init__(self, options: ChanceOptions) -> None:
+        self._options = options
+        self._module = torch.nn.Module()
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Return a module without parameters."""
+        return self._module
+
+    def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
+        """Digest the text and the image's pixels."""
+        digest = hashlib.blake2b(str(self._options.seed).encode(), digest_size=16)
+        if text is not None:
+            digest.update(b"text" + text.encode())
+        if image is not None:
+            digest.update(f"image{image.size}".encode() + image.tobytes())
+        return Prepared(1, int.from_bytes(digest.digest(), "little"))
+
+    def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
+        """Draw a point of the unit sphere for each digest, all points equally likely."""
+        # PCG64 gives the same stream with every version of numpy; the normal distribution's method has no such promise,
+        # and has not changed since 2019.
+        points = [np.random.Generator(np.random.PCG64(item.inputs)).normal(size=self._options.width) for item in batch]
+        return [(point / np.linalg.norm(point)).astype(np.float32) for point in points]
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to release."""

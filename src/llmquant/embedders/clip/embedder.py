@@ -1,0 +1,104 @@
+"""CLIP, SigLIP and SigLIP 2 through transformers: a text tower and an image tower with one space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+
+from llmquant.embedders.clip.options import ClipOptions
+from llmquant.embedders.strict import load_strict
+from llmquant.errors import ModelError
+from llmquant.plugins.embedder import Prepared
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.embedder import Role
+
+# The size of an image's batch is its patches, which no input names; a text's is its tokens.
+_IMAGE_TOKENS = 256
+
+
+class Clip:
+    """Opens CLIP, SigLIP or SigLIP 2."""
+
+    def __init__(self, options: ClipOptions) -> None:
+        self._options = options
+
+    def open(
+        self,
+        path: Path,
+        info: ModelInfo,
+        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
+        ctx: Context,
+    ) -> OpenClip:
+        """Load both towers.
+
+        Raises:
+            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
+        """
+        keywords = {**load_kwargs, "device_map": {"": ctx.device}}
+        pickle = "allow_pickle" in info.flags
+        module = load_strict(transformers.AutoModel, path, info.source, keywords, allow_pickle=pickle)
+        try:
+            processor = transformers.AutoProcessor.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{info.source} has no processor that transformers can load: {error}") from error
+        return OpenClip(module, processor)
+
+
+class OpenClip:
+    """Both towers on their device."""
+
+    def __init__(self, module: Any, processor: Any) -> None:  # Any: transformers
+        self._module, self._processor = module, processor
+        # The tokenizer keeps its padding as state. Set once, threads only read it.
+        self.prepare("a", None, "query")
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Return the model with both towers."""
+        return self._module
+
+    def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
+        """Process a text or an image; texts are padded to the tower's length, as SigLIP was trained."""
+        if image is not None:
+            return Prepared(_IMAGE_TOKENS, self._processor(images=[image], return_tensors="pt"))
+        length = self._module.config.text_config.max_position_embeddings
+        inputs = self._processor(
+            text=[text], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return Prepared(length, inputs)
+
+    def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
+        """Encode a batch: its texts together, and its images."""
+        found: dict[int, NDArray[np.float32]] = {}
+        for images in (False, True):
+            numbers = [i for i, item in enumerate(batch) if ("pixel_values" in item.inputs) is images]
+            if numbers:
+                vectors = self._forward([batch[i].inputs for i in numbers], images=images)
+                found.update(zip(numbers, vectors, strict=True))
+        return [found[i] for i in range(len(batch))]
+
+    def close(self) -> None:
+        """Release the device."""
+        self._module = None
+
+    def _forward(self, inputs: Sequence[Any], *, images: bool) -> NDArray[np.float32]:  # Any: transformers
+        module = self._module
+        together = {name: torch.cat([each[name] for each in inputs]).to(module.device) for name in inputs[0]}
+        if images:
+            together["pixel_values"] = together["pixel_values"].to(module.dtype)
+        with torch.inference_mode():
+            output = (module.get_image_features if images else module.get_text_features)(**together)
+        vectors = torch.nn.functional.normalize(output.pooler_output.float(), dim=-1)
+        found: NDArray[np.float32] = vectors.cpu().numpy()
+        return found

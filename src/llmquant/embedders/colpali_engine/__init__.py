@@ -1,0 +1,1 @@
+"""ColPali and its relatives."""

@@ -1,0 +1,1 @@
+"""BiGemma3 and ColGemma3."""

@@ -1,0 +1,34 @@
+"""Options of GME: Qwen2-VL as an embedder of texts, images, and both at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmquant.errors import ModelError
+from llmquant.models.info import ModelInfo
+from llmquant.plugins.embedder import EmbedderInfo
+
+
+@dataclass(frozen=True)
+class GmeOptions:
+    """General multimodal embedder (Zhang et al., 2024, https://arxiv.org/abs/2412.16855).
+
+    Attributes:
+        checkpoint: of 2B or 7B parameters.
+        instruction: what the system says before a query; by default mteb's for page retrieval. Documents have none.
+    """
+
+    checkpoint: str = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
+    instruction: str = "Find a screenshot that relevant to the user's question."
+
+    def info(self, model: ModelInfo) -> EmbedderInfo:
+        """Return what the checkpoint gives.
+
+        Raises:
+            ModelError: if it is no Qwen2-VL.
+        """
+        kind = str(model.config.get("model_type", ""))
+        if kind != "qwen2_vl":
+            raise ModelError(f"{model.source} is of type {kind!r}, not 'qwen2_vl'")
+        width = int(model.text_config["hidden_size"])
+        return EmbedderInfo(width, (width,), ("text", "image"))

@@ -1,0 +1,136 @@
+"""Models that mteb opens by its own code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import mteb
+import numpy as np
+import torch
+from mteb._create_dataloaders import _custom_collate_fn
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.types import PromptType
+from torch.utils.data import DataLoader
+
+from llmquant.embedders.mteb_model.options import MtebModelOptions
+from llmquant.errors import ModelError, UnsupportedError
+from llmquant.plugins.embedder import Prepared
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.embedder import Role
+
+_IMAGE_TOKENS = 1024
+_LETTERS_PER_TOKEN = 4
+_SIDES = {"query": PromptType.query, "document": PromptType.document}
+# Stands for whatever is encoded: mteb's code asks which task it is for.
+_TASK = TaskMetadata(
+    name="llmquant",
+    description="Texts and images of no task in particular.",
+    dataset={"path": "none/none", "revision": "1"},
+    type="Retrieval",
+    category="t2t",
+    eval_langs=["und-Zyyy"],
+    main_score="ndcg_at_10",
+)
+
+
+class MtebModelEmbedder:
+    """Opens a model as mteb does."""
+
+    def __init__(self, options: MtebModelOptions) -> None:
+        self._options = options
+
+    def open(
+        self,
+        path: Path,
+        info: ModelInfo,
+        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
+        ctx: Context,
+    ) -> OpenMtebModel:
+        """Load it; of a quantizer's keywords only the dtype is used.
+
+        Raises:
+            UnsupportedError: for a quantizer, and for models that are no torch modules.
+            ModelError: if it cannot be loaded.
+        """
+        unknown = set(load_kwargs) - {"dtype"}
+        if unknown:
+            raise UnsupportedError(
+                f"{info.source} is opened by mteb's code, which takes no {min(unknown)}",
+                hint="Use bf16_baseline, fp16_baseline or fp32_baseline, or another embedder for this model.",
+            )
+        meta = mteb.get_model_meta(self._options.name or info.repo)
+        try:
+            # The files that were checked and fetched, at the commit they had then.
+            model = meta.model_copy(update={"name": str(path), "revision": None}).load_model(device=ctx.device)
+        except Exception as error:  # the models' own code may raise anything
+            raise ModelError(f"mteb cannot load {info.source}: {type(error).__name__}: {error}") from error
+        modules = [value for value in vars(model).values() if isinstance(value, torch.nn.Module)]
+        if not modules:
+            raise UnsupportedError(f"{info.source}: mteb's {type(model).__name__} holds no torch module to measure")
+        module = modules[0].eval()
+        if "dtype" in load_kwargs:
+            module.to(load_kwargs["dtype"])
+        return OpenMtebModel(model, module, normalized=self._options.info(info).similarity == "cosine")
+
+
+class OpenMtebModel:
+    """One of mteb's models on its device."""
+
+    def __init__(self, model: Any, module: torch.nn.Module, *, normalized: bool) -> None:  # Any: mteb's encoder
+        self._model, self._module, self._normalized = model, module, normalized
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Return the module that holds the weights."""
+        return self._module
+
+    def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
+        """Keep the item as it is: mteb's code processes a batch."""
+        return Prepared(
+            _IMAGE_TOKENS if image is not None else 1 + len(text or "") // _LETTERS_PER_TOKEN, (text, image)
+        )
+
+    def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
+        """Encode a batch as a query or a document of a retrieval task without a name."""
+        found: dict[int, NDArray[np.float32]] = {}
+        for column, kind in enumerate(("text", "image")):
+            numbers = [n for n, item in enumerate(batch) if item.inputs[column] is not None]
+            if numbers:
+                vectors = self._encode(kind, [batch[n].inputs[column] for n in numbers], role)
+                found.update(zip(numbers, vectors, strict=True))
+        return [found[n] for n in range(len(batch))]
+
+    def _encode(self, kind: str, items: Sequence[Any], role: Role) -> NDArray[np.float32]:  # Any: texts or images
+        feature = datasets.Image() if kind == "image" else datasets.Value("string")
+        data = datasets.Dataset.from_dict({kind: list(items)}, features=datasets.Features({kind: feature}))
+        loader = DataLoader(data, batch_size=len(items), collate_fn=_custom_collate_fn)
+        metadata = _TASK if kind == "text" else _TASK.model_copy(update={"category": "i2i", "modalities": ["image"]})
+        encoded = self._model.encode(
+            loader,
+            task_metadata=metadata,
+            hf_split="test",
+            hf_subset="default",
+            prompt_type=_SIDES[role],
+            batch_size=len(items),
+            show_progress_bar=False,
+        )
+        vectors: NDArray[np.float32] = torch.as_tensor(encoded).float().cpu().numpy()
+        if self._normalized:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return vectors
+
+    def close(self) -> None:
+        """Release the device."""
+        del self._model, self._module
+
+
+__all__ = ["MtebModelEmbedder"]

@@ -1,0 +1,1 @@
+"""Page images read by OCR, then embedded as text."""

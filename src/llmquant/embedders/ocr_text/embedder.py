@@ -1,0 +1,121 @@
+"""Read the page, embed its text: OCR and a sentence-transformers model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from llmquant.embedders.ocr_text.ocr import Recognizer
+from llmquant.embedders.ocr_text.options import OcrTextOptions
+from llmquant.embedders.sentence_transformers.embedder import OpenSentenceTransformers, load
+from llmquant.plugins.embedder import Prepared
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.embedder import Role
+
+# What a page without text is embedded as; every item needs a vector.
+_NO_TEXT = "empty page"
+
+
+class OcrText:
+    """Opens the text model; the recognizer has weights of its own, which no quantizer touches."""
+
+    def __init__(self, options: OcrTextOptions) -> None:
+        self._options = options
+
+    def open(
+        self,
+        path: Path,
+        info: ModelInfo,
+        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
+        ctx: Context,
+    ) -> OpenOcrText:
+        """Load the text model.
+
+        Raises:
+            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+        """
+        model = load(path, info, load_kwargs, ctx)
+        embedder = OpenSentenceTransformers(model, {"query": None, "document": None}, normalized=True)
+        return OpenOcrText(embedder, model, Recognizer(ctx.cache), self._options)
+
+
+class OpenOcrText:
+    """A recognizer and a text model."""
+
+    def __init__(
+        self,
+        embedder: OpenSentenceTransformers,
+        model: Any,  # Any: a SentenceTransformer
+        recognizer: Recognizer,
+        options: OcrTextOptions,
+    ) -> None:
+        self._embedder, self._recognizer, self._options = embedder, recognizer, options
+        # A copy that does not cut: counting in threads must not change how the model's own tokenizer cuts and pads.
+        self._tokenizer = copy.deepcopy(model.tokenizer.backend_tokenizer)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        special = model.tokenizer.num_special_tokens_to_add(pair=False)
+        self._chunk_tokens = min(options.chunk_tokens, (model.max_seq_length or options.chunk_tokens) - special)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Return the text model."""
+        return self._embedder.module
+
+    def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
+        """Read the page and cut its text into chunks; a text of the item itself comes first. Queries stay whole."""
+        if role == "query" and image is None:
+            chunks = [text or ""]
+        else:
+            lines = (text or "").splitlines() + (self._recognizer.read(image) if image is not None else [])
+            chunks = self._chunks([line for line in lines if line.strip()]) or [_NO_TEXT]
+        parts = [self._embedder.prepare(chunk, None, role) for chunk in chunks]
+        return Prepared(sum(part.tokens for part in parts), parts)
+
+    def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
+        """Embed the chunks of all items together, and give each item its own, or their mean at unit length."""
+        vectors = np.stack(self._embedder.embed([part for item in batch for part in item.inputs], role))
+        ends = np.cumsum([len(item.inputs) for item in batch])
+        items = np.split(vectors, ends[:-1])
+        if self._options.chunks == "max":
+            return items
+        means = [item.mean(0) for item in items]
+        return [(mean / np.linalg.norm(mean)).astype(np.float32) for mean in means]
+
+    def close(self) -> None:
+        """Release the device."""
+        self._embedder.close()
+
+    def _chunks(self, lines: Sequence[str]) -> list[str]:
+        """Cut a text into runs of words that overlap, none longer than a chunk may be."""
+        words = [word for line in lines for word in line.split()]
+        sizes = [len(encoded.ids) for encoded in self._tokenizer.encode_batch(words, add_special_tokens=False)]
+        step = max(1, round(self._chunk_tokens * (1 - self._options.overlap)))
+        chunks, start = [], 0
+        while start < len(words):
+            end = _run(sizes, start, self._chunk_tokens)
+            chunks.append(" ".join(words[start:end]))
+            if end == len(words):
+                break
+            start = min(_run(sizes, start, step), end)
+        return chunks
+
+
+def _run(sizes: Sequence[int], start: int, tokens: int) -> int:
+    """Return where a run of words from `start` ends that has at most `tokens`, and at least one word."""
+    end, total = start + 1, sizes[start]
+    while end < len(sizes) and total + sizes[end] <= tokens:
+        total += sizes[end]
+        end += 1
+    return end

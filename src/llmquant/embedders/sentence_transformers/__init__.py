@@ -1,0 +1,1 @@
+"""Any model of sentence-transformers."""

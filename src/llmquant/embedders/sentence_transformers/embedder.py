@@ -1,0 +1,204 @@
+"""Models of sentence-transformers: texts, and images where the model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
+
+from llmquant.embedders.sentence_transformers.options import SentenceTransformersOptions
+from llmquant.embedders.strict import HEAD, check_strict
+from llmquant.errors import ModelError
+from llmquant.loading.memory import is_out_of_memory
+from llmquant.loading.token_rows import fit_tokens
+from llmquant.models.headers import read_safetensors_header
+from llmquant.models.info import FLOATS
+from llmquant.plugins.embedder import Prepared
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.embedder import Role
+
+# Of what an encoder was trained with and does not need: they take no part in pooled token states.
+_UNUSED = (HEAD, r"(.*\.)?(pooler|cls|classifier|mlm_head|vocab_\w+)\..*", r"(.*\.)?position_ids")
+# The names that sentence-transformers itself looks for, in its order.
+_PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_POSITIONS = ("position_embeddings.weight", "wpe.weight")
+_IMAGE_TOKENS = 1024
+_LETTERS_PER_TOKEN = 4
+
+
+class SentenceTransformers:
+    """Opens a sentence-transformers model."""
+
+    def __init__(self, options: SentenceTransformersOptions) -> None:
+        self._options = options
+
+    def open(
+        self,
+        path: Path,
+        info: ModelInfo,
+        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
+        ctx: Context,
+    ) -> OpenSentenceTransformers:
+        """Load all modules; the quantizer's keywords go to the transformer.
+
+        Raises:
+            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+        """
+        model = load(path, info, load_kwargs, ctx)
+        options = self._options
+        prompts = {"query": options.query_prompt, "document": options.document_prompt}
+        return OpenSentenceTransformers(model, prompts, normalized=options.info(info).similarity == "cosine")
+
+
+def load(
+    path: Path,
+    info: ModelInfo,
+    load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
+    ctx: Context,
+) -> SentenceTransformer:
+    """Load a model, from files on this machine alone.
+
+    Raises:
+        ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+    """
+    safetensors = None if "allow_pickle" in info.flags else True
+    _check_modules(path, info.source)
+    with _loading_reports() as reports:
+        try:
+            model = SentenceTransformer(
+                str(path),
+                device=ctx.device,
+                trust_remote_code="trust_remote_code" in info.flags,
+                local_files_only=True,
+                model_kwargs={**load_kwargs, "device_map": {"": ctx.device}, "use_safetensors": safetensors},
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(f"sentence-transformers cannot load {info.source}: {error}") from error
+    for report in reports:
+        missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
+        check_strict({**report, "missing_keys": missing}, info.source, allowed=_UNUSED)
+    if hasattr(model[0], "auto_model") and "vision_config" not in info.config:  # a text encoder has one embedding
+        fit_tokens(model[0].auto_model, model.tokenizer, info.source)
+    positions = next((t.shape[0] for t in info.tensors if t.name.endswith(_POSITIONS)), None)
+    if positions is not None and (model.max_seq_length or 0) > positions:
+        raise ModelError(
+            f"{info.source} says that it reads {model.max_seq_length} tokens, and it has {positions} positions",
+            hint="Correct max_seq_length in its sentence_bert_config.json.",
+        )
+    dtype = load_kwargs.get("dtype")
+    if dtype is not None:
+        for module in list(model)[1:]:  # they have no keywords of their own, and must fit the transformer's states
+            module.to(dtype=dtype)
+    return model.eval()
+
+
+def _check_modules(path: Path, source: str) -> None:
+    """Refuse modules that sentence-transformers would leave out, or whose codes it would take for numbers."""
+    modules = sorted(path.glob("[1-9]*_*/config.json"))
+    if modules and not (path / "modules.json").is_file():
+        raise ModelError(
+            f"{source} has the module {modules[0].parent.name} and no modules.json that says when it is used",
+            hint="Fetch the file again.",
+        )
+    for file in sorted(path.glob("[1-9]*_*/*.safetensors")):
+        if codes := [tensor for tensor in read_safetensors_header(file) if tensor.dtype not in FLOATS]:
+            raise ModelError(
+                f"{source} stores {codes[0].name!r} of {file.parent.name} as {codes[0].dtype}, and nothing says what "
+                "its numbers stand for",
+                hint="Give the unquantized checkpoint.",
+            )
+
+
+@contextmanager
+def _loading_reports() -> Iterator[list[Mapping[str, Any]]]:  # Any: transformers' loading report
+    """Collect what transformers reports of each model that sentence-transformers loads: it asks for no report."""
+    original = PreTrainedModel.__dict__["from_pretrained"]
+    reports: list[Mapping[str, Any]] = []
+
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:  # Any: transformers
+        wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = original.__func__(cls, *args, **{**kwargs, **wanted})
+        reports.append(report)
+        return model
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield reports
+    finally:
+        PreTrainedModel.from_pretrained = original
+
+
+class OpenSentenceTransformers:
+    """A sentence-transformers model on its device.
+
+    Args:
+        prompts: by role; ``None`` is the model's own.
+        normalized: whether vectors are brought to unit length.
+    """
+
+    def __init__(self, model: SentenceTransformer, prompts: Mapping[str, str | None], *, normalized: bool) -> None:
+        self._model, self._normalized = model, normalized
+        self._prompts = {
+            role: _own_prompt(model.prompts, _PROMPT_NAMES[role]) if prompt is None else prompt
+            for role, prompt in prompts.items()
+        }
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Return all modules, the pooling and the dense ones too."""
+        return self._model
+
+    def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
+        """Keep the item as it is: `embed` lets the model itself process a batch."""
+        if image is not None:
+            return Prepared(_IMAGE_TOKENS, image)
+        length = 1 + len(text or "") // _LETTERS_PER_TOKEN
+        return Prepared(min(length, self._model.max_seq_length or length), text)
+
+    def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
+        """Encode a batch with the role's prompt, as ``encode_query`` and ``encode_document`` do."""
+        found: dict[int, NDArray[np.float32]] = {}
+        for texts in (True, False):  # a model processes one kind at a time
+            numbers = [i for i, item in enumerate(batch) if isinstance(item.inputs, str) is texts]
+            if numbers:
+                vectors = self._encode([batch[i].inputs for i in numbers], role)
+                found.update(zip(numbers, vectors, strict=True))
+        return [found[i] for i in range(len(batch))]
+
+    def _encode(self, inputs: Sequence[Any], role: Role) -> NDArray[np.float32]:  # Any: texts or images
+        vectors = self._model.encode(
+            list(inputs),
+            # Not None: a model's default prompt is for neither role.
+            prompt=self._prompts[role],
+            task=role,
+            batch_size=len(inputs),
+            show_progress_bar=False,
+            convert_to_tensor=True,
+        ).float()
+        if self._normalized:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        found: NDArray[np.float32] = vectors.cpu().numpy()
+        return found
+
+    def close(self) -> None:
+        """Release the device."""
+        self._model = None
+
+
+def _own_prompt(prompts: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((prompts[name] for name in names if prompts.get(name)), "")

@@ -1,0 +1,1 @@
+"""How far an embedder's vectors moved from the baseline's."""

@@ -1,0 +1,184 @@
+"""The drift evaluator: a variant's vectors and rankings beside the baseline's, on the same documents and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mteb
+import numpy as np
+from mteb.abstasks import AbsTaskRetrieval
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from llmquant.errors import RunError
+from llmquant.evaluators.drift.measures import cosines, overlap, places, rank_flips
+from llmquant.evaluators.drift.options import DriftOptions
+from llmquant.evaluators.mteb.items import Rows
+from llmquant.evaluators.mteb.run import searched
+from llmquant.evaluators.page_set.evaluator import local_task
+from llmquant.plugins.context import Context
+from llmquant.retrieval.encode import encode_some
+from llmquant.retrieval.index import Index
+from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.run import REFERENCE_FILE, Measurement, Result, Sample
+
+# Ranks that are held at a time.
+_RANKED = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """What one subset gave.
+
+    Attributes:
+        kept: numbers of the queries that could be encoded.
+        encoded: their vectors.
+        documents: vectors of the drawn documents.
+        results: ``(queries, k)``: the best documents, by their place in the index.
+        could: numbers of the documents that could be encoded: the index's places.
+    """
+
+    subset: str
+    queries: Rows
+    kept: NDArray[np.int64]
+    encoded: Embeddings
+    index: Index
+    documents: Embeddings
+    results: NDArray[np.int64]
+    could: NDArray[np.int64]
+
+
+class Drift:
+    """Holds a variant against the baseline, whose vectors and rankings are kept in its run's reference file.
+
+    ``cosine`` is of the documents' vectors in full width, before they are cut or coded; ``overlap`` is the share of the
+    baseline's best results that are the variant's too; ``rank_flips`` the share of their pairs that stand the other way
+    round, ``(1 - Kendall's tau) / 2``; ``top_1_changed`` the share of queries with another best document.
+    """
+
+    def __init__(self, options: DriftOptions) -> None:
+        self._options = options
+
+    def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterable[Result]:
+        """Yield one result.
+
+        Raises:
+            RunError: if the data cannot be had, or the baseline's were others.
+        """
+        task = self._task(ctx)
+        subsets = list(self._search(task, subject, ctx))
+        if ctx.reference is None:
+            _write(subsets, ctx.files / REFERENCE_FILE)
+            reference = [(found.documents, found.results) for found in subsets]
+        else:
+            reference = _read(ctx.reference, subsets)
+        yield self._result(task.metadata.name, subsets, reference)
+
+    def _task(self, ctx: Context) -> AbsTaskRetrieval:
+        if not isinstance(self._options.data, str):
+            return local_task(self._options.local_set(), ctx)[0]
+        return mteb.get_task(self._options.data)
+
+    def _search(self, task: AbsTaskRetrieval, subject: LoadedEmbedder, ctx: Context) -> Iterator[_Searched]:
+        for (_, subset), corpus, queries in searched(task, ctx.documents.limit):
+            documents = encode_some(subject, corpus, "document", progress=ctx.progress)
+            asked = encode_some(subject, queries, "query", progress=ctx.progress)
+            if not len(documents.kept) or not len(asked.kept):
+                raise RunError(
+                    f"{task.metadata.name}: no {'query' if len(documents.kept) else 'document'} can be encoded"
+                )
+            index = Index.build(documents.embeddings, subject.vectors, subject.embeds.similarity)
+            drawn = np.random.default_rng(ctx.seed).permutation(len(documents.kept))[: self._options.vectors]
+            yield _Searched(
+                subset,
+                queries,
+                asked.kept,
+                asked.embeddings,
+                index,
+                documents.embeddings.select(np.sort(drawn)),
+                index.search(asked.embeddings, self._options.results).ids,
+                documents.kept,
+            )
+
+    def _result(
+        self, task: str, subsets: Sequence[_Searched], reference: Sequence[tuple[Embeddings, NDArray[np.int64]]]
+    ) -> Result:
+        """Compare subset by subset; every query counts once."""
+        samples: list[Sample] = []
+        alike: list[NDArray[np.float64]] = []
+        k = min(results.shape[1] for _, results in reference)
+        for found, (documents, results) in zip(subsets, reference, strict=True):
+            alike.append(cosines(documents, found.documents))
+            shared = overlap(results, found.results)
+            flips = np.concatenate(list(_flips(found, results)))
+            changed = (results[:, 0] != found.results[:, 0]).astype(float)
+            for row, number in enumerate(found.kept):
+                key = found.queries[int(number)].key.hex()
+                scores = {
+                    f"overlap_at_{k}": shared[row],
+                    f"rank_flips_at_{k}": flips[row],
+                    "top_1_changed": changed[row],
+                }
+                samples.append(
+                    Sample(f"{found.subset} {found.queries.ids[number]}", key, {m: float(v) for m, v in scores.items()})
+                )
+        measurements = [
+            Measurement(
+                task,
+                metric,
+                float(np.mean(values)),
+                higher_is_better=metric.startswith("overlap"),
+                stderr=float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None,
+                n=len(values),
+            )
+            for metric in samples[0].scores
+            for values in [[sample.scores[metric] for sample in samples]]
+        ]
+        cosine = np.concatenate(alike)
+        if not np.isnan(cosine).any():
+            for metric, value in (("cosine", cosine.mean()), ("cosine_min", cosine.min())):
+                measurements.append(
+                    Measurement(
+                        task, metric, float(value), higher_is_better=True, n=len(cosine), headline=metric == "cosine"
+                    )
+                )
+        return Result(task, measurements, samples, {"results": k, "documents_compared": len(cosine)})
+
+
+def _flips(found: _Searched, baseline: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+    """Rank every document by the variant, some queries at a time, and find the baseline's results in it."""
+    total = len(found.index)
+    step = max(1, _RANKED // total)
+    for start in range(0, len(baseline), step):
+        some = np.arange(start, min(start + step, len(baseline)))
+        yield rank_flips(places(found.index.search(found.encoded.select(some), total).ids, baseline[some]))
+
+
+def _write(subsets: Sequence[_Searched], path: Path) -> None:
+    tensors = {}
+    for number, found in enumerate(subsets):
+        tensors[f"{number}.values"] = np.ascontiguousarray(found.documents.values)
+        tensors[f"{number}.results"] = found.results
+        tensors[f"{number}.items"] = np.concatenate([found.could, found.kept])
+        if found.documents.offsets is not None:
+            tensors[f"{number}.offsets"] = found.documents.offsets
+    save_file(tensors, path)
+
+
+def _read(path: Path, subsets: Sequence[_Searched]) -> list[tuple[Embeddings, NDArray[np.int64]]]:
+    """Read what the baseline left.
+
+    Raises:
+        RunError: if it could encode other documents or queries.
+    """
+    tensors = load_file(path)
+    for number, subset in enumerate(subsets):
+        if not np.array_equal(tensors.get(f"{number}.items"), np.concatenate([subset.could, subset.kept])):
+            raise RunError(f"the baseline could encode other documents or queries of {subset.subset!r}")
+    return [
+        (Embeddings(tensors[f"{n}.values"], tensors.get(f"{n}.offsets")), tensors[f"{n}.results"])
+        for n in range(len(subsets))
+    ]

@@ -1,0 +1,72 @@
+"""Options of the drift evaluator: on which documents and queries variants are held against the baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmquant.errors import OptionError, UnsupportedError
+from llmquant.evaluators.mteb.options import MtebOptions
+from llmquant.evaluators.page_set.options import LocalSetOptions, Pages
+from llmquant.evaluators.speed.generation_limits import require_positive
+from llmquant.study.experiment import InputFile
+from llmquant.study.job import Device
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+
+
+@dataclass(frozen=True)
+class DriftOptions:
+    """Options of the drift evaluator.
+
+    Attributes:
+        data: a retrieval task of mteb, or pages as the ``retrieval`` evaluator takes them.
+        queries: for pages, as the ``retrieval`` evaluator takes them.
+        results: that are compared for each query.
+        vectors: documents, drawn by the seed, whose vectors are compared; all of the baseline's are kept with its run.
+        dpi: dots an inch at which PDFs are rendered.
+    """
+
+    data: Pages | str
+    queries: InputFile | None = None
+    results: int = 10
+    vectors: int = 1000
+    dpi: int = 150
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are not positive, and pages without queries."""
+        require_positive(results=self.results, vectors=self.vectors)
+        if isinstance(self.data, Pages) and self.queries is None:
+            raise OptionError("drift: pages need queries", hint="Write drift(./pages, queries=queries.jsonl).")
+        if isinstance(self.data, str) and self.queries is not None:
+            raise OptionError(f"drift: {self.data!r} is no folder and no PDF, and only these take queries")
+
+    def check(self, model: ModelInfo, device: Device) -> None:
+        """Refuse what the evaluator of the same data refuses.
+
+        Raises:
+            RequestError: as `LocalSetOptions.check` and `MtebOptions.check`; also for a task that does not search.
+        """
+        if isinstance(self.data, Pages):
+            self.local_set().check(model, device)
+            return
+        from llmquant.catalogs.mteb import known_mteb
+        from llmquant.storage.cache import Cache
+
+        mteb = MtebOptions((self.data,))
+        mteb.check(model, device)
+        index = known_mteb(Cache.default())
+        for name, _, _ in mteb.selected(index):
+            if not index.tasks[name].retrieval:
+                raise UnsupportedError(f"drift: task {name!r} does not search", hint="Name a retrieval task.")
+
+    def local_set(self) -> LocalSetOptions:
+        """Return the pages and queries as the ``retrieval`` evaluator takes them.
+
+        Raises:
+            OptionError: if this names a task of mteb.
+        """
+        if not isinstance(self.data, Pages) or self.queries is None:
+            raise OptionError(f"drift: {self.data} is a task of mteb")
+        return LocalSetOptions(self.data, self.queries, self.dpi)

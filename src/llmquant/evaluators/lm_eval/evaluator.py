@@ -1,0 +1,235 @@
+"""The lm_eval evaluator: lm-eval's tasks, scored by lm-eval, on a model that is loaded already."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import random
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval.api.task
+import lm_eval.evaluator
+from lm_eval.tasks import TaskManager
+
+from llmquant.catalogs.lm_eval import installed_tasks
+from llmquant.catalogs.lm_eval_yaml import read_task, write_yaml
+from llmquant.errors import RunError
+from llmquant.evaluators.lm_eval.answers import HINT, mistake
+from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
+from llmquant.evaluators.lm_eval.documents import LocalRows
+from llmquant.evaluators.lm_eval.groups import groups_of
+from llmquant.evaluators.lm_eval.model import CHAT_DATE, FittingLM
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
+from llmquant.evaluators.lm_eval.results import results
+from llmquant.evaluators.lm_eval.rows import rows_in_place
+from llmquant.plugins.context import Context
+from llmquant.plugins.evaluator import LoadedModel
+from llmquant.study.call import Json
+from llmquant.study.experiment import InputFile
+from llmquant.study.run import Result
+
+# Where `auto` begins. On a CPU a batch only adds padding and waits for its longest row.
+_FIRST_BATCH = {"cuda": 16, "mps": 4, "cpu": 1}
+# For metrics that have no formula for their error (a perplexity, BLEU): 2% of the error itself, and lm-eval's 100,000
+# take minutes. Errors of means are exact.
+_BOOTSTRAPS = 1000
+_FEWSHOT_SEED = inspect.signature(lm_eval.evaluator.simple_evaluate).parameters["fewshot_random_seed"].default
+# The variable of a chat template, and no key of a message.
+_THINKING = re.compile(r"""\{%[^%]*(?<![\w.'"])(enable_)?thinking\b(?!['"])""")
+# lm-eval would take a task's own max_gen_toks before any of these.
+_NAMES = dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens"), "max_gen_toks")
+_FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
+
+
+class LmEval:
+    """Run lm-eval's tasks.
+
+    Args:
+        options: which tasks, on which rows, prompted how.
+    """
+
+    def __init__(self, options: LmEvalOptions) -> None:
+        self.options = options
+
+    def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
+        """Yield a result for each task, and for each group that has scores of its own.
+
+        Raises:
+            RunError: if a task's rows cannot be had, or the model has no chat template and one is asked for.
+        """
+        provide_squad_metrics()
+        if self.options.apply_chat_template:
+            _check_chat(subject)
+        for part in self.options.parts():
+            with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch, _quiet():
+                found = list(_evaluate(part, subject, ctx, Path(scratch)))
+            yield from found
+
+
+def _check_chat(subject: LoadedModel) -> None:
+    hint = "Leave out apply_chat_template, or take a chat model."
+    if not subject.tokenizer.chat_template:
+        raise RunError(f"{subject.info.source} has no chat template", hint=hint)
+    try:
+        subject.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    except Exception as error:  # a template may raise anything
+        raise RunError(f"the chat template of {subject.info.source} fails: {error}", hint=hint) from error
+
+
+def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratch: Path) -> Iterator[Result]:
+    random.seed(ctx.seed)  # some tasks shuffle their choices when they are built
+    loaded = _load_tasks(options, ctx, scratch)
+    for task in loaded["tasks"].values():
+        _check_documents(task, options)
+    everything = {**loaded["tasks"], **loaded["groups"]}
+    inside = {name for group in loaded["groups"].values() for name in group.child_names}
+    first = _FIRST_BATCH[ctx.device] if options.batch_size == "auto" else options.batch_size
+    model = FittingLM(
+        subject,
+        batch_size=first,
+        shrink=options.batch_size == "auto",
+        max_length=options.max_length,
+        progress=ctx.progress,
+        enable_thinking=options.enable_thinking,
+        think_end_token=options.think_end_token,
+    )
+    output = lm_eval.evaluator.simple_evaluate(
+        model=model,
+        tasks=[item for name, item in everything.items() if name not in inside],
+        task_manager=TaskManager(include_defaults=False),
+        num_fewshot=options.num_fewshot,
+        limit=ctx.documents.limit,
+        bootstrap_iters=_BOOTSTRAPS,
+        log_samples=True,
+        system_instruction=options.system_instruction,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        gen_kwargs={_NAMES.get(key, key): value for key, value in (options.gen_kwargs or {}).items()} or None,
+        random_seed=ctx.seed,
+        numpy_random_seed=ctx.seed,
+        torch_random_seed=ctx.seed,
+        fewshot_random_seed=ctx.seed,
+    )
+    details: dict[str, Json] = {
+        "batch_size": model.batch_size,
+        "max_length": model.max_length,
+        "seed": ctx.seed,
+        "fewshot_seed": f"{ctx.seed} (lm-eval's default: {_FEWSHOT_SEED})",
+        "bootstraps": _BOOTSTRAPS,
+        "chat_template": options.apply_chat_template,
+        "chat_date": str(CHAT_DATE) if options.apply_chat_template else None,
+        "log_softmax": "float32",
+        "eos_token_id": subject.module.generation_config.eos_token_id,
+    }
+    return results(output, loaded["tasks"], model.prompts, details, _notes(options, subject, model), options.group)
+
+
+def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> list[str]:
+    """Say about reasoning what a reader of the table must know."""
+    notes: list[str] = []
+    undecided = options.apply_chat_template and options.enable_thinking is None
+    if undecided and _THINKING.search(str(subject.tokenizer.chat_template)):
+        notes.append(
+            "the chat template can turn reasoning on and off, and nobody chose: "
+            "give enable_thinking=false, or true with think_end_token"
+        )
+    if model.unsaid:
+        notes.append("the chat template has no place for a system message: the instruction in front is left out")
+    if model.reasoned:
+        notes.append(f"{model.reasoned} answers hold reasoning, which is scored with them: give think_end_token")
+    if model.endless:
+        notes.append(f"{model.endless} answers have no {options.think_end_token}: they are scored as they are")
+    return notes
+
+
+def _check_documents(task: Any, options: LmEvalOptions) -> None:  # Any: lm-eval's Task
+    """Refuse, before anything is computed, rows without a right answer, and documents without the field to group by."""
+    if options.group is None and options.data is None:
+        return
+    docs = task.eval_docs
+    if options.group is not None:
+        groups_of(list(docs), options.group)
+    if options.data is None:
+        return
+    places = docs.places if isinstance(docs, LocalRows) else [f"document {n}" for n in range(1, len(docs) + 1)]
+    for place, doc in zip(places, docs, strict=True):
+        if wrong := mistake(task, doc):
+            raise RunError(f"{options.data.name}, {place}: {wrong}", hint=HINT)
+
+
+def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[str, Any]:  # Any: lm-eval's TaskDict
+    """Build the one task or group that `options` names, from the YAMLs it needs and no others.
+
+    Each YAML is reached through one of ours that includes it: in place, so that its functions are found beside it.
+    """
+    (task,) = options.tasks
+    index = installed_tasks(ctx.cache)
+    files = [_local(task, ctx)] if isinstance(task, InputFile) else index.files(task)
+    name = read_task(files[0])["task"] if isinstance(task, InputFile) else task
+    stubs = scratch / "tasks"
+    stubs.mkdir()
+    for number, file in enumerate(files):
+        stub: dict[str, Any] = {"include": str(file)}  # Any: YAML values
+        if options.data is not None:
+            stub |= rows_in_place(read_task(file), _local(options.data, ctx), options.data.name)
+        (stubs / f"{number:05}.yaml").write_text(write_yaml(stub), encoding="utf-8")
+    manager = TaskManager(include_path=str(stubs), include_defaults=False)
+    try:
+        loaded: Mapping[str, Any] = manager.load([name])  # Any: see above
+    except Exception as error:  # a task's own code, and what fetches its rows, may raise anything
+        raise _not_loaded(name, options, error) from error
+    return loaded
+
+
+def _not_loaded(name: str, options: LmEvalOptions, error: Exception) -> RunError:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    if isinstance(error, ImportError):
+        return RunError(f"task {name!r} needs a package: {reason}", hint="Install it where the model runs.")
+    if options.data is not None:
+        return RunError(f"task {name!r} cannot read {options.data.name}: {type(error).__name__}: {reason}")
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
+        return RunError(
+            f"the rows of task {name!r} could not be fetched: {reason}",
+            hint=f"Give HF_TOKEN if the data set is gated, or the rows as a file: lm_eval({name}, data=FILE.jsonl).",
+        )
+    return RunError(f"task {name!r} could not be built: {type(error).__name__}: {reason}")
+
+
+def _local(file: InputFile, ctx: Context) -> Path:
+    path = ctx.inputs.get(file.digest) or file.path
+    if path is None:
+        raise RunError(f"{file.name} was not brought to this worker", hint=f"Its content is {file.digest}.")
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval to its work: no progress bars in the worker's log, and no processes of its own.
+
+    Its bootstraps would fork a process that holds a model; its report on the environment runs pip and nvidia-smi for a
+    second, for what provenance holds already.
+    """
+    bars, report = lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info
+    forks, silent = os.environ.get("DISABLE_MULTIPROC"), datasets.utils.are_progress_bars_disabled()
+    lm_eval.api.task.tqdm = functools.partial(bars, disable=True)
+    lm_eval.evaluator.add_env_info = lambda results: None
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info = bars, report
+        if forks is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        if not silent:
+            datasets.utils.enable_progress_bars()
+
+
+__all__ = ["LmEval"]

@@ -1,0 +1,268 @@
+"""The loaded model as lm-eval sees it: in batches that fit into memory, with a record of what it read."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import gc
+import hashlib
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from llmquant.errors import RunError
+from llmquant.loading.memory import is_out_of_memory
+from llmquant.plugins.evaluator import LoadedModel
+
+# Templates that write today's date would make another prompt of it every day; Llama 3.1's own fallback.
+CHAT_DATE = datetime.date(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model read for one request.
+
+    Attributes:
+        digest: of the token ids.
+        cut_to: the number of tokens that were left where there were too many: lm-eval drops the first ones.
+    """
+
+    digest: str
+    cut_to: int | None
+
+
+class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
+    """lm-eval's Hugging Face model over a module that is loaded already.
+
+    Batches hold the same requests in the same order as lm-eval's own: a size that fits gives its results bit for bit.
+
+    Args:
+        batch_size: requests at a time; with `shrink` halved for good whenever memory runs out.
+        max_length: tokens of prompt and answer; ``None``: as many as the model has positions.
+        enable_thinking: given to the chat template; ``None`` leaves the choice to it.
+        think_end_token: what ends the reasoning: only what follows is the answer.
+        progress: called with (done, total) requests.
+
+    Attributes:
+        prompts: what was read, by the texts of a request.
+        endless: answers in which `think_end_token` does not occur.
+        reasoned: answers with reasoning that nobody asked to leave out.
+        unsaid: whether the chat template left a system message out.
+    """
+
+    def __init__(
+        self,
+        subject: LoadedModel,
+        *,
+        batch_size: int,
+        shrink: bool,
+        max_length: int | None,
+        progress: Callable[[int, int], None],
+        enable_thinking: bool | None = None,
+        think_end_token: str | None = None,
+    ) -> None:
+        # A copy: lm-eval gives the tokenizer a padding token, which other evaluators must not find there.
+        tokenizer = copy.deepcopy(subject.tokenizer)
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = _TODAY.sub(
+                lambda found: repr(CHAT_DATE.strftime(found[2])), tokenizer.chat_template
+            )
+        # Special tokens are not in the decoded text, where lm-eval looks for a string; for their ids it looks before.
+        special = think_end_token in tokenizer.all_special_tokens
+        super().__init__(
+            subject.module,
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype="float32",
+            enable_thinking=enable_thinking,
+            # Granite and DeepSeek call it so.
+            chat_template_args={} if enable_thinking is None else {"thinking": enable_thinking},
+            think_end_token=tokenizer.convert_tokens_to_ids(think_end_token) if special else think_end_token,
+        )
+        self.prompts: dict[tuple[str, ...], Prompt] = {}
+        self.endless = self.reasoned = 0
+        self.unsaid = False
+        self._think_end = think_end_token
+        self._shrink = shrink
+        self._progress = progress
+        self._done = self._total = 0
+
+    def get_model_info(self) -> dict[str, Any]:  # Any: lm-eval's own type
+        """Return nothing: lm-eval would ask the Hub, and provenance is kept elsewhere."""
+        return {}
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Write a conversation as the chat template does; without its system message where the template refuses it."""
+        said: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        self.unsaid |= any(turn["role"] == "system" and turn["content"].strip() not in said for turn in chat_history)
+        return said
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # Any: Instance
+        """Answer prompts, as lm-eval does.
+
+        Raises:
+            RunError: if a task asks for more tokens than the model has positions.
+        """
+        self._expect(len(requests))
+        for context, settings in (request.args for request in requests):
+            wanted = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+            if wanted >= self.max_length:
+                raise RunError(
+                    f"the task asks for answers of {wanted} tokens, and prompt and answer have {self.max_length}",
+                    hint='Ask for fewer: gen_kwargs={"max_gen_toks": 64}.',
+                )
+            ids = self.tok_encode(context)
+            if not ids:
+                raise RunError(
+                    "a prompt is empty, and the tokenizer puts no token in front of a text",
+                    hint="Give every document a question.",
+                )
+            self._note((context,), ids, len(ids), self.max_length - wanted)
+        answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        if not self._think_end:
+            self.reasoned += sum("</think>" in answer for answer in answers)
+        return answers
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:  # Any: Instance
+        """Score continuations, as lm-eval does."""
+        self._expect(len(requests))
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # Any: Instance
+        """Score whole texts, as lm-eval does; progress counts windows."""
+        encoded = [self.tok_encode(request.args[0]) for request in requests]
+        for request, ids in zip(requests, encoded, strict=True):
+            self._note(request.args, ids, len(ids), len(ids))  # in windows, so nothing is cut
+        self._expect(sum(-(-len(ids) // self.max_length) for ids in encoded))
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return scores
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        **generation_kwargs: Any,  # Any: lm-eval passes on what a task says
+    ) -> torch.Tensor:
+        mask = generation_kwargs.pop("attention_mask")
+        generate = super()._model_generate
+        if self._think_end:
+            after = _AfterThinking(self.tokenizer, self._think_end, stop, context.shape[1])
+            generation_kwargs["logits_processor"] = LogitsProcessorList([after])
+            stop = []
+
+        def rows(start: int, end: int) -> torch.Tensor:
+            part = {**generation_kwargs, "attention_mask": mask[start:end]}
+            answers: torch.Tensor = generate(context[start:end], max_length, stop, **part)
+            if self._think_end:
+                said = self.tokenizer.batch_decode(answers[:, context.shape[1] :])
+                self.endless += sum(self._think_end not in text for text in said)
+            return answers
+
+        parts = list(self._fitting(len(context), rows, lambda start, end: end - start))
+        width = max(part.shape[1] for part in parts)
+        # Rows that ended early are filled up as `generate` itself fills them inside a batch.
+        fill = self.tokenizer.pad_token_id
+        padded = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
+        return torch.cat(padded)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],  # Any: strings, or None for windows
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        # lm-eval computes continuations that differ in the last token only once: they must stay in one batch.
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (texts, context, continuation) in enumerate(requests):
+            if len(continuation) > self.max_length:
+                raise RunError(
+                    f"an answer to score has {len(continuation)} tokens, and the model reads {self.max_length}",
+                    hint="Leave out max_length, or this task.",
+                )
+            if texts is not None:
+                ids = [*context, *continuation]
+                self._note(texts, ids, len(ids) - 1, self.max_length)  # the last token is predicted and not read
+            groups[*context, *continuation[:-1]].append(index)
+
+        def lm_eval_order(group: list[int]) -> tuple[int, tuple[int, ...]]:
+            _, context, continuation = requests[max(group, key=lambda index: len(requests[index][2]))]
+            return -len(context) - len(continuation), (*context, *continuation)
+
+        ordered = sorted(groups.values(), key=lm_eval_order)
+        score = super()._loglikelihood_tokens
+
+        def scored(start: int, end: int) -> list[tuple[int, tuple[float, bool]]]:
+            indices = [index for group in ordered[start:end] for index in group]
+            found = score([requests[index] for index in indices], disable_tqdm=True, override_bs=end - start)
+            return list(zip(indices, found, strict=True))
+
+        def count(start: int, end: int) -> int:
+            return sum(map(len, ordered[start:end]))
+
+        answers = dict(pair for part in self._fitting(len(ordered), scored, count) for pair in part)
+        return [answers[index] for index in range(len(requests))]
+
+    def _fitting(self, total: int, work: Callable[[int, int], _T], requests: Callable[[int, int], int]) -> Iterator[_T]:
+        """Yield ``work(start, end)`` over ``range(total)``, no more at a time than fits."""
+        start = 0
+        while start < total:
+            end = min(total, start + self.batch_size)
+            try:
+                part = work(start, end)
+            except Exception as error:  # torch, and whatever computes quantized layers
+                if not self._shrink or end - start == 1 or not is_out_of_memory(error):
+                    raise
+                self.batch_size_per_gpu = max(1, (end - start) // 2)
+                _log.warning("a batch of %d does not fit; going on with %d", end - start, self.batch_size)
+            else:
+                yield part
+                self._done += requests(start, end)
+                self._progress(self._done, self._total)
+                start = end
+                continue
+            gc.collect()  # outside the except clause, whose traceback holds on to the tensors
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _expect(self, requests: int) -> None:
+        self._total += requests
+
+    def _note(self, texts: tuple[str, ...], ids: Sequence[int], tokens: int, limit: int) -> None:
+        digest = hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
+        self.prompts[texts] = Prompt(digest, limit if tokens > limit else None)
+
+
+class _AfterThinking(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """Ends an answer at a stop sequence; inside the reasoning that goes before, these mean nothing."""
+
+    def __init__(self, tokenizer: Any, think_end: str, stop: Sequence[str], start: int) -> None:  # Any: as above
+        self._tokenizer, self._think_end, self._stop, self._start = tokenizer, think_end, stop, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for row, text in enumerate(self._tokenizer.batch_decode(input_ids[:, self._start :])):
+            _, ended, answer = text.rpartition(self._think_end)
+            if ended and any(stop in answer.lstrip() for stop in self._stop):
+                scores[row] = -torch.inf
+                scores[row, self._tokenizer.eos_token_id] = 0.0
+        return scores
+
+
+__all__ = ["CHAT_DATE", "FittingLM", "Prompt"]

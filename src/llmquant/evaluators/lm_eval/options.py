@@ -1,0 +1,233 @@
+"""Options of the lm_eval evaluator: which tasks, on which rows, prompted how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.plugins.evaluator import Cost
+from llmquant.study.call import Json
+from llmquant.study.experiment import Documents, InputFile
+from llmquant.study.job import Device
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+
+_YAML = (".yaml", ".yml")
+# For an estimate only. Documents where there is no limit; and by output type: tokens read, and generated, a document.
+_DOCUMENTS = 1000
+_TOKENS = {
+    "generate_until": (600, 64),
+    "multiple_choice": (500, 0),
+    "loglikelihood": (100, 0),
+    "loglikelihood_rolling": (2000, 0),
+}
+
+
+class TaskFile(InputFile):
+    """A task's YAML: a file by its name, so that a bare word is always one of lm-eval's own tasks."""
+
+    @classmethod
+    def read(cls, path: Path) -> InputFile:
+        """Digest the YAML at `path`.
+
+        Raises:
+            OptionError: if its name does not end in .yaml or .yml, or it cannot be read.
+        """
+        if path.suffix.lower() not in _YAML:
+            raise OptionError(f"{path} is not a .yaml file")
+        return super().read(path)
+
+
+@dataclass(frozen=True)
+class LmEvalOptions:
+    """Options of the lm_eval evaluator.
+
+    Attributes:
+        tasks: names of lm-eval's tasks, groups or tags, and paths of YAMLs that define a task.
+        data: JSONL rows that one task reads instead of its own data.
+        group: field of the documents that holds what several of them share, such as ``story``: they then count as one
+            source in intervals. ``None``: as the documents tell.
+        num_fewshot: examples in front of each question; ``None``: as many as the task says.
+        apply_chat_template: wrap prompts as the model's chat template says.
+        fewshot_as_multiturn: make each example a turn of the chat.
+        enable_thinking: whether a chat template that can turn reasoning on and off does; ``None`` leaves it to the
+            template. Reasoning is for tasks that generate, and needs `think_end_token`.
+        think_end_token: text that ends the reasoning, such as ``</think>``: what follows its last occurrence is the
+            answer, and stop sequences count from there.
+        system_instruction: text in front of everything else.
+        gen_kwargs: over the task's own, for tasks that generate: ``{"max_gen_toks": 32}``.
+        batch_size: ``auto`` starts with 16 on a GPU and 1 on a CPU and is halved when memory runs out; a number is
+            used as it is.
+        max_length: tokens of prompt and answer; ``None``: as many as the model has positions.
+        engine: what computes the answers.
+    """
+
+    tasks: tuple[TaskFile | str, ...]
+    data: InputFile | None = None
+    group: str | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    enable_thinking: bool | None = None
+    think_end_token: str | None = None
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, Json] | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    max_length: int | None = None
+    engine: Literal["stock"] = "stock"
+
+    def __post_init__(self) -> None:
+        """Refuse values that are out of range or contradict each other."""
+        wrong: list[RequestError] = list(_wrong_values(self))
+        if wrong:
+            raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
+
+    def check(self, model: ModelInfo, device: Device) -> None:
+        """Refuse unknown tasks and rows that a task cannot read; nothing heavy is imported.
+
+        Raises:
+            UnknownNameError: for a task that lm-eval does not have.
+            OptionError: for files, and for examples that a task would ignore.
+            UnsupportedError: for tasks that run the model's code, or show it pictures or sound.
+            MissingDependencyError: if lm-eval is not installed.
+            RequestErrors: for several of these.
+        """
+        errors: list[RequestError] = []
+        for task in self.tasks:
+            try:
+                self._check_task(task)
+            except RequestError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else RequestErrors(errors)
+
+    def parts(self) -> Sequence[LmEvalOptions]:
+        """Return one evaluator a task."""
+        return [replace(self, tasks=(task,)) for task in self.tasks]
+
+    def texts(self) -> Iterator[str]:
+        """Yield the evaluation text that is at hand: that of local rows."""
+        from llmquant.evaluators.lm_eval.rows import row_texts
+
+        if self.data is not None and self.data.path is not None:
+            yield from row_texts(self.data.path, self.data.name)
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Guess how much work this is; within a factor of three for common tasks."""
+        read = generated = 0
+        rows = _DOCUMENTS if self.data is None or self.data.path is None else _count_lines(self.data.path)
+        count = min(documents.limit or rows, rows)
+        for configuration in (c for task in self.tasks for c in self._configurations(task)):
+            tokens, answer = _TOKENS.get(str(configuration.get("output_type", "generate_until")), (600, 64))
+            shots = self.num_fewshot if self.num_fewshot is not None else configuration.get("num_fewshot") or 0
+            limit = (self.gen_kwargs or {}).get("max_gen_toks")
+            read += count * (tokens + 100 * shots)
+            generated += count * min(answer, limit if isinstance(limit, int) else answer)
+        return Cost(read, generated)
+
+    def _check_task(self, task: InputFile | str) -> None:
+        configurations = self._configurations(task)
+        name = task if isinstance(task, str) else task.name
+        for configuration in configurations:
+            _refuse_unsupported(configuration)
+            kind = configuration.get("output_type", "generate_until")
+            if self.enable_thinking and kind != "generate_until":
+                raise UnsupportedError(
+                    f"lm_eval: task {configuration.get('task')!r} scores given answers and generates nothing",
+                    hint="Leave out enable_thinking, or give enable_thinking=false.",
+                )
+            if self.num_fewshot and configuration.get("num_fewshot") == 0:
+                raise OptionError(
+                    f"lm_eval: task {configuration.get('task')!r} is defined for 0 examples, found "
+                    f"num_fewshot={self.num_fewshot}",
+                    hint="lm-eval would ignore the number; leave it out.",
+                )
+        if self.data is not None:
+            if len(configurations) != 1:
+                raise OptionError(
+                    f"lm_eval: data is given, and {name!r} stands for {len(configurations)} tasks",
+                    hint="Name one of them.",
+                )
+            self._check_rows(name, configurations[0])
+
+    def _check_rows(self, name: str, configuration: Mapping[str, Any]) -> None:  # Any: YAML values
+        from llmquant.evaluators.lm_eval.rows import check_rows
+
+        if "class" in configuration:
+            raise OptionError(f"lm_eval: task {name!r} is Python code that loads its own data; it cannot read rows")
+        if self.data is None or self.data.path is None:  # a worker has no need to check again
+            return
+        count = check_rows(self.data.path, self.data.name, name, configuration, self.group)
+        shots = self.num_fewshot if self.num_fewshot is not None else configuration.get("num_fewshot") or 0
+        if shots >= count and "samples" not in (configuration.get("fewshot_config") or {}):
+            raise OptionError(
+                f"lm_eval: {shots} examples and a question need {shots + 1} rows; {self.data.name} has {count}",
+                hint="Examples are drawn from the same rows.",
+            )
+
+    def _configurations(self, task: InputFile | str) -> list[Mapping[str, Any]]:  # Any: YAML values
+        """Read what the YAMLs say of every task that `task` stands for."""
+        from llmquant.catalogs.lm_eval import installed_tasks
+        from llmquant.catalogs.lm_eval_task_file import read_task_file
+        from llmquant.catalogs.lm_eval_yaml import read_task
+        from llmquant.storage.cache import Cache
+
+        index = installed_tasks(Cache.default())
+        if isinstance(task, InputFile):
+            if task.path is None:  # a worker has no need to check again
+                return []
+            return [read_task_file(task.path, task.name, index, rows=self.data is not None)]
+        if task.lower().endswith(_YAML):
+            raise OptionError(f"lm_eval: there is no file {task!r}", hint="Paths are relative to where you are.")
+        return [read_task(index.root / index.find(leaf).file) for leaf in index.leaves(task)]
+
+
+def _wrong_values(options: LmEvalOptions) -> Iterator[OptionError]:
+    if not options.tasks:
+        yield OptionError("lm_eval names no task", hint="Write lm_eval(coqa); see: llmquant tasks")
+    for name, least in (("num_fewshot", 0), ("batch_size", 1), ("max_length", 2)):
+        value = getattr(options, name)
+        if isinstance(value, int) and value < least:
+            yield OptionError(f"lm_eval: {name} must be at least {least}, found {value}")
+    answer = (options.gen_kwargs or {}).get("max_gen_toks", 1)
+    if isinstance(answer, int) and answer < 1:
+        yield OptionError(f"lm_eval: max_gen_toks must be at least 1, found {answer}")
+    if options.fewshot_as_multiturn and not options.apply_chat_template:
+        yield OptionError(
+            "lm_eval: fewshot_as_multiturn makes turns of a chat, and apply_chat_template is false",
+            hint="Add apply_chat_template=true.",
+        )
+    if options.enable_thinking is not None and not options.apply_chat_template:
+        yield OptionError(
+            "lm_eval: enable_thinking is for the chat template, and apply_chat_template is false",
+            hint="Add apply_chat_template=true.",
+        )
+    if options.enable_thinking and not options.think_end_token:
+        yield OptionError(
+            "lm_eval: enable_thinking=true needs think_end_token, or the reasoning is scored as the answer",
+            hint='For most models: think_end_token="</think>".',
+        )
+    if options.data is not None and len(options.tasks) > 1:
+        yield OptionError(
+            f"lm_eval: data is given for {len(options.tasks)} tasks, and each reads rows of its own kind",
+            hint="Write one evaluator a task: lm_eval(coqa, data=a.jsonl), lm_eval(boolq, data=b.jsonl).",
+        )
+
+
+def _count_lines(file: Path) -> int:
+    with file.open("rb") as stream:
+        return sum(1 for line in stream if line.strip())
+
+
+def _refuse_unsupported(configuration: Mapping[str, Any]) -> None:  # Any: YAML values
+    name = configuration.get("task")
+    if configuration.get("unsafe_code"):
+        raise UnsupportedError(
+            f"lm_eval: task {name!r} runs code that the model wrote", hint="Run it with lm-eval itself, in a sandbox."
+        )
+    if configuration.get("doc_to_image") or configuration.get("doc_to_audio"):
+        raise UnsupportedError(f"lm_eval: task {name!r} shows pictures or sound, and this evaluator is for text")

@@ -1,0 +1,1 @@
+"""What a loaded variant holds in memory, and its peaks."""

@@ -1,0 +1,132 @@
+"""Memory: what the weights hold, and the most that loading, reading a prompt and generating take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmquant.evaluators.memory.embedder import embedder_memory
+from llmquant.evaluators.memory.options import MemoryOptions
+from llmquant.evaluators.speed.generation_steps import Generation, random_prompts
+from llmquant.loading.memory import PeakMemory, peak_memory, tensor_bytes, weight_bytes
+from llmquant.models.folder import read_checkpoint
+from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.study.call import Json
+from llmquant.study.run import Measurement, Result
+
+if TYPE_CHECKING:
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.evaluator import LoadedModel
+
+_TASK = "memory"
+
+
+class Memory:
+    """Counts the weights' bytes and measures peaks, all on the model's device and above what the process held before.
+
+    ``prefill_peak_bytes`` and ``decode_peak_bytes`` are above the weights and have the key-value cache in them, so
+    the weights and the larger of the two are what has to fit. ``load_peak_bytes`` was measured by the loader. A peak
+    that the system does not tell is left out, with the reason in the details.
+    """
+
+    def __init__(self, options: MemoryOptions) -> None:
+        self._options = options
+
+    def evaluate(self, subject: LoadedModel | LoadedEmbedder, ctx: Context) -> Iterable[Result]:
+        """Yield one result; all values are in bytes."""
+        options = self._options
+        if isinstance(subject, LoadedEmbedder):
+            yield embedder_memory(subject, seed=ctx.seed)
+            return
+        prompts = random_prompts(subject, batch=options.batch, tokens=options.prompt_tokens, seed=ctx.seed)
+        with torch.inference_mode():
+            # Memory-mapped weights become resident, and bitsandbytes settles its layers, in a first pass.
+            _prefill(subject, prompts).step(prompts[:, :1])
+            ctx.progress(1, 3)
+            weights = weight_bytes(subject.module)
+            prefill, decode, cache = _peaks(subject, prompts, options.decode_tokens)
+        ctx.progress(3, 3)
+
+        prompt = {"prompt_tokens": options.prompt_tokens, "batch": options.batch}
+        whole = {**prompt, "decode_tokens": options.decode_tokens}
+        rows: list[tuple[str, int | None, dict[str, int], str]] = [
+            ("weights_bytes", weights.total, {}, ""),
+            ("weights_parameters_bytes", weights.parameters, {}, ""),
+            ("weights_quantization_state_bytes", weights.quantization_state, {}, ""),
+            ("weights_buffers_bytes", weights.buffers, {}, ""),
+            ("checkpoint_disk_bytes", _checkpoint_bytes(subject), {}, ""),
+            ("load_peak_bytes", subject.load.peak_bytes, {}, "the loader could not measure it on this system"),
+            ("prefill_peak_bytes", prefill.bytes, prompt, prefill.reason),
+            ("decode_peak_bytes", decode.bytes, whole, decode.reason),
+        ]
+        numbers = [
+            Measurement(_TASK, metric, value, "bytes", higher_is_better=False, at=at)
+            for metric, value, at, _ in rows
+            if value is not None
+        ]
+        per_token = cache.after_prefill / prompts.numel()
+        numbers.append(
+            Measurement(_TASK, "kv_cache_bytes_per_token", per_token, "bytes", higher_is_better=False, at=prompt)
+        )
+        details: dict[str, Json] = {
+            "kv_cache": {
+                "dtype": cache.dtype,
+                "bytes_after_prefill": cache.after_prefill,
+                "bytes_after_decode": cache.after_decode,
+                "predicted_bytes_per_token": subject.info.kv_bytes_per_token(cache.item_bytes),
+            },
+            # Differs from the checkpoint's where that was made here: quantized with calibration, or converted.
+            "source_disk_bytes": subject.info.disk_bytes,
+            "not_measured": {metric: reason for metric, value, _, reason in rows if value is None},
+        }
+        yield Result(_TASK, numbers, details=details)
+
+
+@dataclass(frozen=True)
+class _CacheBytes:
+    dtype: str
+    item_bytes: int
+    after_prefill: int
+    after_decode: int
+
+
+def _checkpoint_bytes(subject: LoadedModel) -> int:
+    """Add up the files that the weights came from; quantizing while loading leaves those of the unquantized model."""
+    if subject.path.is_file():
+        return subject.path.stat().st_size
+    allowed = "allow_pickle" in subject.info.flags
+    return read_checkpoint(subject.path, subject.info.source, allow_pickle=allowed).disk_bytes
+
+
+def _peaks(subject: LoadedModel, prompts: torch.Tensor, steps: int) -> tuple[PeakMemory, PeakMemory, _CacheBytes]:
+    """Measure the peaks of prefill and decode, above the weights."""
+    with peak_memory(subject.device) as prefill:
+        generation = _prefill(subject, prompts)
+    first = next(_cache_tensors(generation.cache))
+    after_prefill = tensor_bytes(_cache_tensors(generation.cache))
+    token = generation.pick()
+    with peak_memory(subject.device) as decode:
+        for _ in range(steps):
+            token = generation.step(token)
+    after_decode = tensor_bytes(_cache_tensors(generation.cache))
+    if decode.bytes is not None:
+        # The cache was held when the measurement began, and it is no part of the weights.
+        decode = PeakMemory(decode.bytes + after_prefill, "")
+    return prefill, decode, _CacheBytes(str(first.dtype), first.element_size(), after_prefill, after_decode)
+
+
+def _prefill(subject: LoadedModel, prompts: torch.Tensor) -> Generation:
+    generation = Generation(subject.module)
+    generation.prefill(prompts)
+    return generation
+
+
+def _cache_tensors(cache: Any) -> Iterator[torch.Tensor]:  # Any: caches differ by architecture
+    """Yield the tensors that a cache's layers hold, private constants aside."""
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, torch.Tensor) and not name.startswith("_"):
+                yield value

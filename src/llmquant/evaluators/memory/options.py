@@ -1,0 +1,46 @@
+"""Options of the memory evaluator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmquant.evaluators.speed.generation_limits import require_positions, require_positive
+from llmquant.plugins.evaluator import Cost
+from llmquant.study.experiment import Documents
+from llmquant.study.job import Device
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What the weights hold, and the most that reading a prompt and generating take above that.
+
+    Of an embedder: the most that encoding a query and a page take; the options mean nothing there.
+
+    Attributes:
+        prompt_tokens: length of the prompts.
+        decode_tokens: forward passes of one token each after the prompt.
+        batch: prompts at a time.
+    """
+
+    prompt_tokens: int = 512
+    decode_tokens: int = 32
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are not positive."""
+        require_positive(prompt_tokens=self.prompt_tokens, decode_tokens=self.decode_tokens, batch=self.batch)
+
+    def check(self, model: ModelInfo, device: Device) -> None:
+        """Refuse sequences that the model cannot hold."""
+        if model.embedder is None:
+            require_positions(
+                model, prompt_tokens=self.prompt_tokens, generated_tokens=self.decode_tokens, name="decode_tokens"
+            )
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Return the work: a warm-up and two measured prompts, and the tokens after one of them."""
+        return Cost(prefill_tokens=2 * self.prompt_tokens * self.batch, decode_tokens=self.decode_tokens)

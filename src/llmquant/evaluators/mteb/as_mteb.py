@@ -1,0 +1,262 @@
+"""An embedder as a model for ``mteb.evaluate``: each item encoded once, the corpus searched as its vectors are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import ModelMeta
+from mteb.models.model_meta import ScoringFunction
+from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pairwise_dot_score
+from mteb.types import PromptType
+from numpy.typing import NDArray
+
+from llmquant.errors import RunError, UnsupportedError
+from llmquant.evaluators.mteb.items import Rows, batched_items
+from llmquant.plugins.embedder import Role
+from llmquant.retrieval.codecs import Coded
+from llmquant.retrieval.encode import Encoded, encode_some
+from llmquant.retrieval.index import Engine, Index
+from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.study.experiment import VectorForm
+
+Progress = Callable[[int, int], None]
+
+_SIMILARITIES = {
+    "cosine": ScoringFunction.COSINE,
+    "dot": ScoringFunction.DOT_PRODUCT,
+    "maxsim": ScoringFunction.MAX_SIM,
+}
+# Scores that are held at a time when all documents are ranked to pick a few of them.
+_RANKED = 1 << 24
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What became of the documents and queries of one subset.
+
+    Attributes:
+        bytes_per_document: of what the index keeps.
+        skipped: why a document could not be encoded, by its id.
+        skipped_queries: why a query could not be encoded, by its id; it finds nothing.
+    """
+
+    split: str
+    subset: str
+    documents: int
+    bytes_per_document: float
+    skipped: Mapping[str, str]
+    skipped_queries: Mapping[str, str]
+
+
+class MtebModel:
+    """An embedder, as mteb takes models: it searches where a task is about finding, and encodes for all others.
+
+    Args:
+        embedder: ready to encode.
+        meta: what mteb's result files say of it.
+        progress: called with (done, total) while items are encoded.
+        engine: that searches.
+
+    Attributes:
+        indexed: a record of each subset that was searched.
+        skipped: why an item outside a search could not be encoded; it has a vector of zeros.
+    """
+
+    def __init__(self, embedder: LoadedEmbedder, meta: ModelMeta, progress: Progress, engine: Engine = "exact") -> None:
+        self.mteb_model_meta = meta
+        self._engine = engine
+        self.indexed: list[Indexed] = []
+        self.skipped: list[str] = []
+        self._embedder = embedder
+        self._progress = progress
+        self._ids: NDArray[np.object_] = np.empty(0, object)
+        self._index: Index | None = None
+
+    def index(
+        self,
+        corpus: datasets.Dataset,
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        encode_kwargs: Mapping[str, Any],  # Any: mteb's own
+        num_proc: int | None = None,
+    ) -> None:
+        """Encode the corpus and keep it as the embedder's vectors are kept; mteb calls it.
+
+        Raises:
+            RunError: if not one document can be encoded.
+        """
+        rows = Rows(corpus, task_metadata, PromptType.document)
+        found = self._encode(rows, "document")
+        if not len(found.kept):
+            reason = next(iter(found.skipped.values()), "the corpus is empty")
+            raise RunError(f"task {task_metadata.name!r}: no document could be encoded: {reason}")
+        self._ids = np.array(rows.ids, object)[found.kept]
+        form, similarity = self._embedder.vectors, self._embedder.embeds.similarity
+        self._index = Index.build(found.embeddings, form, similarity, engine=self._engine)
+        self.indexed.append(
+            Indexed(hf_split, hf_subset, len(rows), self._index.bytes_per_document, _named(rows, found), {})
+        )
+
+    def search(
+        self,
+        queries: datasets.Dataset,
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        top_k: int,
+        encode_kwargs: Mapping[str, Any],  # Any: mteb's own
+        top_ranked: Mapping[str, list[str]] | None = None,
+        num_proc: int | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """Find the `top_k` best documents of each query, or rank those of `top_ranked`; mteb calls it.
+
+        Returns:
+            Scores by document, by query. A query that cannot be encoded has none and so scores 0.
+        """
+        index, self._index = self._index, None
+        if index is None:
+            raise RunError("mteb searches before it has indexed a corpus")
+        if top_ranked is not None and self._engine != "exact":
+            raise UnsupportedError(f"{self._engine} cannot rank a given list of documents", hint="Use engine=exact.")
+        rows = Rows(queries, task_metadata, PromptType.query)
+        encoded = self._encode(rows, "query")
+        self.indexed[-1] = replace(self.indexed[-1], skipped_queries=_named(rows, encoded))
+        found: dict[str, dict[str, float]] = {query: {} for query in rows.ids}
+        count = min(top_k, len(self._ids)) if top_ranked is None else len(self._ids)
+        step = max(1, _RANKED // count)
+        for start in range(0, len(encoded.kept), step):
+            some = np.arange(start, min(start + step, len(encoded.kept)))
+            hits = index.search(encoded.embeddings.select(some), count)
+            for row, ids, scores in zip(encoded.kept[some], hits.ids, hits.scores, strict=True):
+                query = rows.ids[row]
+                reached = ids >= 0  # a graph may find fewer than it was asked for
+                ranked = list(zip(self._ids[ids[reached]], scores[reached].tolist(), strict=True))
+                if top_ranked is not None:
+                    wanted = set(top_ranked.get(query, ()))
+                    ranked = [pair for pair in ranked if pair[0] in wanted][:top_k]
+                found[query] = dict(ranked)
+        return found
+
+    def encode(
+        self,
+        inputs: Any,  # Any: mteb's DataLoader
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **encode_kwargs: Any,  # Any: mteb's own; a batch size, which is not ours to be told
+    ) -> NDArray[np.float32]:
+        """Encode texts and images for a task that is not about finding; mteb calls it.
+
+        Where mteb names no side, texts are encoded as queries and images as documents: both sides of a symmetric task
+        alike.
+
+        Returns:
+            Vectors as they are kept: cut, coded and decoded again.
+
+        Raises:
+            UnsupportedError: for late interaction.
+        """
+        form, similarity = self._embedder.vectors, self._embedder.embeds.similarity
+        if similarity == "maxsim":
+            raise UnsupportedError(f"task {task_metadata.name!r} needs one vector an item; this embedder gives several")
+        items = batched_items(inputs)
+        vectors: NDArray[np.float32] = np.zeros((len(items), self._embedder.embeds.width), np.float32)
+        for role in ("query", "document"):
+            mine = np.array([n for n, item in enumerate(items) if _role(item.image, prompt_type) == role], np.int64)
+            if mine.size:
+                found = self._encode([items[n] for n in mine], role)
+                vectors[mine[found.kept]] = found.embeddings.values
+                self.skipped += found.skipped.values()
+        if form.dim is not None:
+            vectors = vectors[:, : form.dim]
+            if similarity == "cosine":
+                vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return Coded.encode(vectors, form.codec).decode(slice(None))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:  # Any: mteb's arrays
+        """Compare all of one side with all of the other; mteb calls it."""
+        return (dot_score if self._embedder.embeds.similarity == "dot" else cos_sim)(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:  # Any: mteb's arrays
+        """Compare pair by pair; mteb calls it."""
+        pairwise = pairwise_dot_score if self._embedder.embeds.similarity == "dot" else pairwise_cos_sim
+        return pairwise(embeddings1, embeddings2)
+
+    def _encode(self, items: Any, role: Role) -> Encoded:  # Any: a sequence of Item that may be lazy
+        return encode_some(self._embedder, items, role, progress=self._progress)
+
+
+def as_mteb(
+    embedder: LoadedEmbedder,
+    *,
+    name: str | None = None,
+    queries: int | None = None,
+    engine: Engine = "exact",
+    progress: Progress = lambda done, total: None,
+) -> MtebModel:
+    """Return an embedder as a model for ``mteb.evaluate(model, tasks)``.
+
+    Args:
+        name: in mteb's result files: ``organization/model``; ``None``: the Hub id, or ``local/`` and what it is called
+            here.
+        queries: a limit on the queries of a task, which the result files must not hide.
+        engine: that searches: ``exact``, or the graphs of ``faiss`` and ``usearch``.
+        progress: called with (done, total) while items are encoded.
+    """
+    info, embeds, form = embedder.info, embedder.embeds, embedder.vectors
+    made: dict[str, str | int] = {}
+    if embedder.applied.method != "none":
+        made["quantization"] = f"{embedder.applied.method} {embedder.applied.code}"
+    if form != VectorForm():
+        made["vectors"] = str(form)
+    if queries is not None:
+        made["queries"] = queries
+    if engine != "exact":
+        made["engine"] = engine
+    meta = ModelMeta(
+        loader=None,
+        name=name or info.repo or f"local/{re.sub(r'[^A-Za-z0-9.=_-]+', '-', info.use().name).strip('-') or 'model'}",
+        revision=info.commit or info.digest.rpartition(":")[2][:16],
+        release_date=None,
+        languages=None,
+        n_parameters=info.parameters or None,
+        memory_usage_mb=None,
+        max_tokens=None,
+        embed_dim=form.dim or embeds.width,
+        license=None,
+        open_weights=None,
+        public_training_code=None,
+        public_training_data=None,
+        framework=["PyTorch"],
+        similarity_fn_name=_SIMILARITIES[embeds.similarity],
+        use_instructions=None,
+        training_datasets=None,
+        modalities=list(embeds.modalities),
+        model_type=["late-interaction" if embeds.similarity == "maxsim" else "dense"],
+        experiment_kwargs=made or None,
+    )
+    return MtebModel(embedder, meta, progress, engine)
+
+
+def _role(image: bytes | None, side: PromptType | None) -> Role:
+    if side is None:
+        return "query" if image is None else "document"
+    return "query" if side == PromptType.query else "document"
+
+
+def _named(rows: Rows, found: Encoded) -> dict[str, str]:
+    return {rows.ids[index]: reason for index, reason in found.skipped.items()}
+
+
+__all__ = ["Indexed", "MtebModel", "as_mteb"]

@@ -1,0 +1,142 @@
+"""Options of the mteb evaluator: which tasks and benchmarks, and which parts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.evaluators.speed.generation_limits import require_positive
+from llmquant.plugins.evaluator import Cost
+from llmquant.study.experiment import Documents
+from llmquant.study.job import Device
+
+if TYPE_CHECKING:
+    from llmquant.catalogs.mteb import MtebIndex, MtebTask, Part
+    from llmquant.models.info import ModelInfo
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class MtebOptions:
+    """Options of the mteb evaluator.
+
+    Attributes:
+        tasks: names of mteb's tasks and benchmarks: ``NFCorpus``, ``ViDoRe(v1)``.
+        languages: ISO 639-3 codes, ``eng`` or ``eng-Latn``: only subsets that hold one of them.
+        subsets: only these, by mteb's names.
+        splits: only these; by default those that mteb reports.
+        engine: that searches: all documents exactly, or a graph of FAISS or usearch, which is approximate.
+        batch_tokens: that a batch may hold, padding included; ``None`` is 1,024 on a CPU and 16,384 on CUDA. One that
+            does not fit in memory is halved in any case.
+    """
+
+    tasks: tuple[str, ...]
+    languages: tuple[str, ...] = ()
+    subsets: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    engine: Literal["exact", "faiss", "usearch"] = "exact"
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a call without a task."""
+        require_positive(batch_tokens=1 if self.batch_tokens is None else self.batch_tokens)
+        if not self.tasks:
+            raise OptionError("mteb names no task", hint="Write mteb(ViDoRe(v1)); see: llmquant tasks")
+
+    def check(self, model: ModelInfo, device: Device) -> None:
+        """Refuse unknown tasks, and those that the embedder cannot do; mteb is not imported.
+
+        Raises:
+            UnknownNameError: for a task or benchmark that mteb does not have.
+            OptionError: for a language, subset or split that a task does not have.
+            UnsupportedError: for tasks with images on an embedder of texts alone, and the like.
+            MissingDependencyError: if mteb is installed and cannot be imported.
+            RequestErrors: for several of these.
+        """
+        index = self._index()
+        errors: list[RequestError] = []
+        for name, _, _ in self.selected(index):
+            try:
+                _check(index.tasks[name], model)
+            except RequestError as error:
+                errors.append(error)
+        _raise(errors)
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Return the work of encoding, roughly: 1,000 tokens a page, 200 a text, 30 a query."""
+        index = self._index()
+        tokens = 0
+        for name, _, _ in self.selected(index):
+            task = index.tasks[name]
+            asked = task.queries or 0
+            asked = asked if documents.limit is None else min(documents.limit * max(1, len(task.subsets)), asked)
+            tokens += 30 * asked + (1000 if "image" in task.modalities else 200) * (task.documents or task.samples or 0)
+        return Cost(prefill_tokens=tokens)
+
+    def parts(self) -> Sequence[MtebOptions]:
+        """Return one evaluator a task; a benchmark stands for its tasks.
+
+        Raises:
+            RequestError: as `check`, for names alone.
+        """
+        return [
+            replace(self, tasks=(task,), languages=(), subsets=subsets, splits=splits)
+            for task, subsets, splits in self.selected(self._index())
+        ]
+
+    def selected(self, index: MtebIndex) -> list[Part]:
+        """Return the tasks that are meant, each with the subsets and splits that are; empty for all.
+
+        Raises:
+            RequestError: as `check`, for names alone.
+        """
+        errors: list[RequestError] = []
+        expanded = [part for name in self.tasks for part in _try(errors, index.expand, name) or ()]
+        found = [
+            _try(errors, index.select, part, self.languages, self.subsets, self.splits)
+            for part in dict.fromkeys(expanded)
+        ]
+        _raise(errors)
+        return [part for part in found if part is not None]
+
+    def _index(self) -> MtebIndex:
+        from llmquant.catalogs.mteb import known_mteb
+        from llmquant.storage.cache import Cache
+
+        return known_mteb(Cache.default())
+
+
+def _check(task: MtebTask, model: ModelInfo) -> None:
+    if model.embeds is None:  # of the wrong kind altogether, which the planner says
+        return
+    lacking = [modality for modality in task.modalities if modality not in model.embeds.modalities]
+    if lacking:
+        raise UnsupportedError(
+            f"mteb: task {task.name!r} holds {' and '.join(task.modalities)}, and {model.source} does not encode "
+            f"{' or '.join(lacking)}"
+        )
+    if model.embeds.similarity == "maxsim" and not task.retrieval:
+        raise UnsupportedError(
+            f"mteb: task {task.name!r} ({task.type}) needs one vector an item, and {model.source} gives several",
+            hint="Late interaction is for retrieval and reranking.",
+        )
+
+
+def _try(errors: list[RequestError], step: Callable[..., _T], *args: object) -> _T | None:
+    try:
+        return step(*args)
+    except RequestError as error:
+        errors.append(error)
+    return None
+
+
+def _raise(errors: Sequence[RequestError]) -> None:
+    unique = list({str(error): error for error in errors}.values())
+    if unique:
+        raise unique[0] if len(unique) == 1 else RequestErrors(unique)
+
+
+__all__ = ["MtebOptions"]

@@ -1,0 +1,1 @@
+"""Retrieval on pages and queries of one's own."""

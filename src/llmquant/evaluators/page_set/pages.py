@@ -1,0 +1,183 @@
+"""The pages of a local retrieval set: images, texts and PDFs in a folder, or one PDF, and what they are called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmquant.errors import MissingDependencyError, OptionError, RequestError
+from llmquant.storage.text_files import read_text
+from llmquant.study.folders import composed, file_sha256, list_files
+
+if TYPE_CHECKING:
+    from llmquant.storage.cache import Cache
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".avif", ".ppm")
+# What the embedding loop refuses to decode, said before a page is rendered.
+_MAX_PIXELS = 100_000_000
+_INSTALL = 'pip install "llmquant[pdf]"'
+_FORMAT = 1  # of the rendered pages
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, or a text file.
+
+    Attributes:
+        id: its path in the folder, of a PDF with its number from 1: ``scans/a.png``, ``manual.pdf#3``.
+        file: where it is, or the PDF that it is in.
+        number: in a PDF, from 1.
+    """
+
+    id: str
+    file: Path
+    number: int | None = None
+
+    @property
+    def kind(self) -> Literal["text", "image"]:
+        """Tell texts from images."""
+        return "text" if self.file.suffix.lower() == ".txt" else "image"
+
+
+@dataclass(frozen=True)
+class PageSet:
+    """All pages of a set.
+
+    Attributes:
+        others: files in the folder that are no pages.
+    """
+
+    pages: tuple[Page, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Literal["text", "image"]:
+        """Tell a set of texts from one of images."""
+        return self.pages[0].kind
+
+    def names(self) -> dict[str, str]:
+        """Return a page's id by everything it may be called.
+
+        That is its id, its file's name where no other file has it, and its number where all is one PDF.
+        """
+        found = {page.id: page.id for page in self.pages}
+        short: dict[str, list[str]] = {}
+        for page in self.pages:
+            short.setdefault(Path(page.id).name, []).append(page.id)
+        found |= {name: ids[0] for name, ids in short.items() if len(ids) == 1}
+        if len({page.file for page in self.pages}) == 1 and self.pages[0].number is not None:
+            found |= {str(page.number): page.id for page in self.pages}
+        return found
+
+
+def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestError]]:
+    """List the pages of a folder or a PDF, and what is wrong with them; no image is decoded.
+
+    Args:
+        name: of the PDF, where `path` is one.
+        dpi: at which PDFs will be rendered.
+    """
+    errors: list[RequestError] = []
+    files = list_files(path) if path.is_dir() else {name: path}
+    pages: list[Page] = []
+    others = []
+    for label, file in files.items():
+        suffix = Path(label).suffix.lower()
+        if suffix not in (*IMAGES, ".txt", ".pdf"):
+            others.append(label)
+        elif file.stat().st_size == 0:
+            errors.append(OptionError(f"{label} is empty: 0 bytes"))
+        else:
+            try:
+                pages += _pdf_pages(label, file, dpi) if suffix == ".pdf" else [_page(label, file)]
+            except RequestError as error:
+                errors.append(error)
+    if not pages and not errors:
+        errors.append(OptionError(f"{name} has no pages", hint=f"Pages are {', '.join(IMAGES)}, .txt and .pdf files."))
+    if len({page.kind for page in pages}) > 1:
+        texts = [page.id for page in pages if page.kind == "text"]
+        errors.append(
+            OptionError(f"{name} holds texts ({texts[0]}, ...) beside page images", hint="Make two sets of them.")
+        )
+    return PageSet(tuple(pages), tuple(others)), errors
+
+
+def page_files(pages: Sequence[Page], dpi: int, cache: Cache) -> dict[str, Path]:
+    """Return the file of each page by its id; pages of PDFs are rendered once, and kept in the cache.
+
+    Raises:
+        OptionError: if a PDF cannot be read.
+        MissingDependencyError: if there is one, and pypdfium2 is not installed.
+    """
+    rendered = {
+        file: _render(file, dpi, cache) for file in dict.fromkeys(p.file for p in pages if p.number is not None)
+    }
+    return {
+        page.id: page.file if page.number is None else rendered[page.file] / _image_name(page.number) for page in pages
+    }
+
+
+def _page(label: str, file: Path) -> Page:
+    page = Page(label, file)
+    if page.kind == "text" and not read_text(file, label).strip():
+        raise OptionError(f"{label} holds no text")
+    return page
+
+
+def _pdf_pages(label: str, file: Path, dpi: int) -> Iterator[Page]:
+    with _opened(file, label) as pdf:
+        for number in range(1, len(pdf) + 1):
+            width, height = (side * dpi / 72 for side in pdf.get_page_size(number - 1))
+            if width * height > _MAX_PIXELS:
+                raise OptionError(
+                    f"{label}#{number} has {width * height / 1e6:.0f} megapixels at {dpi} dots an inch",
+                    hint="Give a smaller dpi.",
+                )
+            yield Page(f"{label}#{number}", file, number)
+
+
+def _render(file: Path, dpi: int, cache: Cache) -> Path:
+    digest = file_sha256(file)
+
+    def make(folder: Path) -> None:
+        with _opened(file, file.name) as pdf:
+            for number in range(1, len(pdf) + 1):
+                image = pdf[number - 1].render(scale=dpi / 72).to_pil()
+                # Level 1 takes a third of the default's time; pages are read far more often than they are stored.
+                image.save(folder / _image_name(number), compress_level=1)
+
+    return cache.get("pages", {"pdf": digest, "dpi": dpi, "format": _FORMAT}, make)
+
+
+def _image_name(number: int) -> str:
+    return f"{number:05}.png"
+
+
+@contextlib.contextmanager
+def _opened(file: Path, label: str) -> Iterator[Any]:  # Any: pypdfium2's document
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{label} is a PDF, and pypdfium2 is not installed", hint=f"Run: {_INSTALL}"
+        ) from error
+    try:
+        pdf = pypdfium2.PdfDocument(file)
+    except pypdfium2.PdfiumError as error:
+        raise OptionError(f"{label} cannot be opened as a PDF: {error}") from error
+    try:
+        yield pdf
+    finally:
+        pdf.close()
+
+
+def resolve(name: str, names: Mapping[str, str]) -> str | None:
+    """Return the id of the page that a query calls `name`; ``None`` if there is none."""
+    name = composed(name)
+    return names.get(name) or names.get(name.removeprefix("./"))
+
+
+__all__ = ["IMAGES", "Page", "PageSet", "list_pages", "page_files", "resolve"]

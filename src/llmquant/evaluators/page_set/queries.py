@@ -1,0 +1,153 @@
+"""The queries of a local retrieval set, from JSONL, CSV or TSV, with every mistake in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmquant.errors import OptionError, RequestError, nearest
+from llmquant.evaluators.page_set.pages import resolve
+from llmquant.storage.text_files import read_rows, read_text
+
+ENDINGS = (".jsonl", ".csv", ".tsv")
+_DIGITS = 9
+_COLUMNS = ("query", "relevant", "relevance", "id")
+_HINT = (
+    'Write {"query": "...", "relevant": ["page.png", "manual.pdf#3"]} in each row; in CSV and TSV several pages are '
+    "separated by ';'."
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query.
+
+    Attributes:
+        relevant: grades by page id, at least one above 0.
+    """
+
+    id: str
+    text: str
+    relevant: Mapping[str, int]
+
+
+def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[list[Question], list[RequestError]]:
+    """Read a file of queries, and everything that is wrong with it.
+
+    Args:
+        name: the file's, which says how it is written.
+        names: a page's id by everything it may be called.
+    """
+    questions: list[Question] = []
+    errors: list[RequestError] = []
+    seen: dict[str, int] = {}
+    try:
+        rows = list(_rows(path, name))
+    except OptionError as error:
+        return [], [error]
+    for number, row in enumerate(rows, start=1):
+        where = f"{name}, row {number}"
+        found = list(_mistakes(row, where, names))
+        identity = str(row["id"]) if row.get("id") not in (None, "") else str(number)
+        if identity in seen:
+            found.append(OptionError(f"{where}: id {identity!r} is that of row {seen[identity]} already"))
+        seen.setdefault(identity, number)
+        errors += found
+        if not found:
+            grades = _grades(row)
+            relevant = {resolve(page, names) or page: grade for page, grade in grades.items()}
+            questions.append(Question(identity, str(row["query"]).strip(), relevant))
+    if not rows:
+        errors.append(OptionError(f"{name} has no queries", hint=_HINT))
+    return questions, errors
+
+
+def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Iterator[OptionError]:  # Any: a row
+    if None in row:  # as `csv` calls the cells that are too many
+        yield OptionError(f"{where} has more cells than there are columns", hint='Put a cell that has a comma in "".')
+        return
+    unknown = [column for column in row if column not in _COLUMNS]
+    if unknown:
+        yield OptionError(f"{where}: there is no column {unknown[0]!r}", hint=nearest(str(unknown[0]), _COLUMNS))
+    if not isinstance(row.get("query"), str) or not row["query"].strip():
+        yield OptionError(f"{where}: the query is empty", hint=_HINT if "query" not in row else "")
+    try:
+        grades = _grades(row)
+    except ValueError as error:
+        yield OptionError(f"{where}: {error}", hint=_HINT)
+        return
+    if not any(grade > 0 for grade in grades.values()):
+        yield OptionError(
+            f"{where}: no page is relevant", hint="A query without an answer cannot be scored; leave it out."
+        )
+    found: dict[str, int] = {}
+    for page, grade in grades.items():
+        if (known := resolve(page, names)) is None:
+            yield OptionError(f"{where}: there is no page {page!r}", hint=nearest(page, names))
+        elif found.setdefault(known, grade) != grade:
+            yield OptionError(f"{where}: page {page!r} has the grades {found[known]} and {grade}")
+
+
+def _grades(row: Mapping[str, Any]) -> dict[str, int]:  # Any: a row's values
+    """Return the grade of each page a row names, 1 where it gives none.
+
+    Raises:
+        ValueError: for what is no grade, and for more or fewer of them than pages.
+    """
+    relevant, relevance = row.get("relevant"), row.get("relevance")
+    if isinstance(relevant, Mapping):
+        pages, grades = list(relevant), list(relevant.values())
+    else:
+        pages = _listed(relevant)
+        grades = [1] * len(pages) if relevance in (None, "") else _listed(relevance)
+    if len(pages) != len(grades):
+        raise ValueError(f"{len(pages)} pages are relevant, and there are {len(grades)} grades")
+    found: dict[str, int] = {}
+    for page, grade in zip(pages, grades, strict=True):
+        text = str(grade).strip()
+        if not text.isdecimal() or len(text) > _DIGITS:
+            raise ValueError(f"the grade of {page!r} is {grade!r}, not a whole number from 0")
+        called = str(page).strip()
+        if found.setdefault(called, int(text)) != int(text):
+            raise ValueError(f"page {called!r} has the grades {found[called]} and {text}")
+    return found
+
+
+def _listed(value: Any) -> list[Any]:  # Any: a row's value
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(";") if part.strip()]
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON values
+    ending = Path(name).suffix.lower()
+    if ending not in ENDINGS:
+        raise OptionError(f"{name} has the ending {ending!r}", hint=f"Queries are {', '.join(ENDINGS)} files.")
+    if ending == ".jsonl":
+        yield from (row for _, row in read_rows(path, name))
+        return
+    # Not by `splitlines`: a quoted cell may hold line ends, and any cell U+2028.
+    text = io.StringIO(read_text(path, name), newline="")
+    reader = csv.DictReader(text, delimiter="," if ending == ".csv" else "\t", strict=True)
+    try:
+        if twice := [column for column, count in Counter(reader.fieldnames).items() if count > 1]:
+            raise OptionError(f"{name} has the column {twice[0]!r} twice", hint=_HINT)
+        unknown = [column for column in reader.fieldnames or () if column not in _COLUMNS]
+        if unknown:  # said once, not for every row
+            raise OptionError(
+                f"{name} has the column {unknown[0]!r}; columns are {', '.join(_COLUMNS)}",
+                hint="Separate columns by commas." if ending == ".csv" else "Separate columns by tabs.",
+            )
+        yield from reader
+    except csv.Error as error:
+        raise OptionError(f"{name}, line {reader.line_num + 1} cannot be read: {error}", hint=_HINT) from error
+
+
+__all__ = ["ENDINGS", "Question", "read_questions"]

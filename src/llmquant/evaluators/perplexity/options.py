@@ -1,0 +1,107 @@
+"""Options of the perplexity evaluator: which text, how much of it, and how it is cut into windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from llmquant.errors import OptionError, RequestErrors
+from llmquant.plugins.evaluator import Cost
+from llmquant.storage.text_files import read_text
+from llmquant.study.experiment import Documents, InputFile
+from llmquant.study.job import Device
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+
+# For an estimate only: tokens of WikiText-2's test set, and bytes of English a token.
+_TOKENS = 290_000
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """How well a model predicts a text, in windows that slide over it.
+
+    Attributes:
+        text: a UTF-8 text file; ``wikitext2``, the test set of WikiText-2 raw; or another data set of the Hub as
+            ``repository:configuration:split:column``, its rows joined by empty lines.
+        window: tokens that the model reads at a time; no more than it has positions.
+        stride: tokens between two windows' ends: each is scored once, after more than ``window - stride`` others.
+            ``None`` is half a window. A whole one cuts the text into chunks: faster, and a higher perplexity.
+        max_tokens: only the first so many of the text; ``None``: all. Published numbers are over all of a text.
+        batch_size: windows at a time.
+    """
+
+    text: Literal["wikitext2"] | InputFile | str = "wikitext2"
+    window: int = 1024
+    stride: int | None = None
+    max_tokens: int | None = 16_384
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values that are out of range or contradict each other."""
+        wrong = list(_wrong_values(self))
+        if wrong:
+            raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
+
+    def windows(self, positions: int | None) -> tuple[int, int]:
+        """Return window and stride for a model that takes at most so many `positions`; ``None``: any number."""
+        window = min(self.window, positions or self.window)
+        return window, min(self.stride or max(1, window // 2), window)
+
+    def check(self, model: ModelInfo, device: Device) -> None:
+        """Refuse a text that is not there, is no text, or does not fill a window.
+
+        Raises:
+            OptionError: if so.
+        """
+        if not isinstance(self.text, InputFile):
+            if self.text != "wikitext2" and not _is_data_set(self.text):
+                raise OptionError(
+                    f"perplexity: there is no file {self.text!r}, and it names no data set",
+                    hint="Give a text file, wikitext2, or repository:configuration:split:column.",
+                )
+            return
+        if self.text.path is None:  # a worker has no need to check again
+            return
+        size = len("".join(self.texts()).encode())
+        if size < self.window:
+            raise OptionError(
+                f"perplexity: {self.text.name} holds {size} bytes, which cannot fill a window of {self.window} tokens",
+                hint="Give a longer text or a smaller window.",
+            )
+
+    def texts(self) -> Iterator[str]:
+        """Yield the evaluation text that is at hand."""
+        if isinstance(self.text, InputFile) and self.text.path is not None:
+            yield read_text(self.text.path, f"perplexity: {self.text.name}")
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Return the work: every window is read whole."""
+        tokens = _TOKENS
+        if isinstance(self.text, InputFile) and self.text.path is not None:
+            tokens = self.text.path.stat().st_size // _BYTES_PER_TOKEN
+        tokens = min(tokens, self.max_tokens or tokens)
+        window, stride = self.windows(None)
+        return Cost(window * (1 + max(0, -(-(tokens - window) // stride))))
+
+
+def _wrong_values(options: PerplexityOptions) -> Iterator[OptionError]:
+    if options.window < 2:
+        yield OptionError(f"perplexity: window must be at least 2, found {options.window}")
+    elif options.stride is not None and not 0 < options.stride <= options.window:
+        yield OptionError(
+            f"perplexity: stride must be 1 to window ({options.window}), found {options.stride}",
+            hint="Tokens between two windows would not be scored." if options.stride > options.window else "",
+        )
+    if options.max_tokens is not None and options.max_tokens < 2:
+        yield OptionError(f"perplexity: max_tokens must be at least 2, found {options.max_tokens}")
+    if options.batch_size < 1:
+        yield OptionError(f"perplexity: batch_size must be at least 1, found {options.batch_size}")
+
+
+def _is_data_set(text: str) -> bool:
+    parts = text.split(":")
+    return len(parts) == 4 and all(parts[i] for i in (0, 2, 3))

@@ -1,0 +1,55 @@
+"""The text that perplexity is measured on: a file, or a column of a data set on the Hub."""
+
+from __future__ import annotations
+
+from llmquant.errors import RunError
+from llmquant.plugins.context import Context
+from llmquant.storage import text_files
+from llmquant.study.experiment import InputFile
+
+_NAMED = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:test:text"}
+
+
+def read_text(source: InputFile | str, ctx: Context) -> str:
+    """Read a text.
+
+    Args:
+        source: a file, ``wikitext2``, or ``repository:configuration:split:column``.
+
+    Raises:
+        RunError: if it cannot be had.
+    """
+    if isinstance(source, InputFile):
+        path = ctx.inputs.get(source.digest) or source.path
+        if path is None:
+            raise RunError(f"{source.name} was not brought to this worker", hint=f"Its content is {source.digest}.")
+        return text_files.read_text(path, source.name)
+    return "\n\n".join(_column(*_NAMED.get(source, source).split(":")))
+
+
+def _column(repository: str, configuration: str, split: str, column: str) -> list[str]:
+    import datasets
+
+    bars = not datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()  # the worker's log is a file
+    try:
+        rows = datasets.load_dataset(repository, configuration or None, split=split)
+        texts = list(rows[column])
+    except Exception as error:  # datasets, the Hub's client and its transport each have errors of their own
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise RunError(
+            f"the text {repository}:{configuration}:{split}:{column} could not be fetched: {reason}",
+            hint="Check the name and the connection, or give a text file: perplexity(FILE.txt).",
+        ) from error
+    finally:
+        if bars:
+            datasets.utils.enable_progress_bars()
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RunError(
+                f"column {column!r} of {repository}, row {number}, is {text!r}", hint="Name a column of texts."
+            )
+    return texts
+
+
+__all__ = ["read_text"]

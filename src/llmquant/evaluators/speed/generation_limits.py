@@ -1,0 +1,57 @@
+"""Checks that the options of the hardware evaluators share: positive sizes, and lengths that the model can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from llmquant.errors import OptionError, UnsupportedError
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+
+# The names that configurations give the longest sequence; the second is GPT-2's, the third MPT's.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def require_positive(**values: float) -> None:
+    """Refuse options that are zero or less.
+
+    Raises:
+        OptionError: naming the first such option and its value.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise OptionError(f"{name} must be above 0, found {value}")
+
+
+def require_sizes(name: str, sizes: Iterable[int]) -> None:
+    """Refuse a list of sizes that is empty, or holds one twice or one below 1.
+
+    Raises:
+        OptionError: if so.
+    """
+    given = list(sizes)
+    if not given or min(given) < 1 or len(set(given)) < len(given):
+        raise OptionError(f"{name} must be different whole numbers above 0, found {given}")
+
+
+def require_positions(model: ModelInfo, *, prompt_tokens: int, generated_tokens: int, name: str) -> None:
+    """Refuse sequences longer than the model's positions; a model that states no limit has none.
+
+    The message calls `generated_tokens` by the `name` of its option.
+
+    Raises:
+        UnsupportedError: with the longest prompt that fits.
+    """
+    config = model.text_config
+    limit = next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None)
+    if limit is None or prompt_tokens + generated_tokens <= limit:
+        return
+    longest = limit - generated_tokens
+    hint = f"The longest prompt_tokens that fits is {longest}." if longest > 0 else f"{name} must be below {limit}."
+    raise UnsupportedError(
+        f"prompt_tokens={prompt_tokens} and {name}={generated_tokens} are more than the {limit} positions "
+        f"of {model.source}",
+        hint=hint,
+    )

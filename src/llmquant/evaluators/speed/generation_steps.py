@@ -1,0 +1,263 @@
+"""Greedy generation one step at a time, and the clock that the hardware evaluators put around it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from llmquant.errors import RunError
+from llmquant.loading.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from llmquant.plugins.evaluator import LoadedModel
+
+# Decode steps of a warm-up pass: enough to load and choose the kernels for one token.
+_WARMUP_STEPS = 8
+# A quarter of the budget: most of it is for what counts.
+_WARMUP_SHARE = 0.25
+# A median of fewer readings is one of them.
+LEAST_REPEATS = 3
+
+Size = TypeVar("Size")
+Measured = TypeVar("Measured")
+
+
+def random_prompts(subject: LoadedModel, *, batch: int, tokens: int, seed: int) -> torch.Tensor:
+    """Draw prompts of random words of the vocabulary, none of them special.
+
+    Returns:
+        ``(batch, tokens)`` int64 ids on the subject's device, equal for an equal seed.
+    """
+    rows = subject.module.get_input_embeddings().weight.shape[0]
+    special = set(subject.tokenizer.all_special_ids)
+    words = torch.tensor([i for i in range(min(rows, len(subject.tokenizer))) if i not in special])
+    generator = torch.Generator().manual_seed(seed)
+    ids: torch.Tensor = words[torch.randint(len(words), (batch, tokens), generator=generator)]
+    return ids.to(subject.device)
+
+
+class Generation:
+    """A sequence (or a batch of them) that is being generated, with its key-value cache.
+
+    As in ``generate``, the head is asked for the last position alone, where the model can do that.
+
+    Attributes:
+        cache: the model's own cache; ``None`` before `prefill`.
+        last_only: whether `prefill` computes only the logits that it needs.
+    """
+
+    def __init__(self, module: Any) -> None:  # Any: a PreTrainedModel, whose forward differs by architecture
+        self._module = module
+        self.last_only = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self.cache: Any = None  # Any: caches differ by architecture
+        self._logits: Any = None  # Any: a tensor once there is one
+
+    def prefill(self, prompts: torch.Tensor) -> None:
+        """Read the prompts, ``(batch, tokens)``.
+
+        Raises:
+            RunError: if the model gives no cache back.
+        """
+        self._forward(prompts)
+        if self.cache is None:
+            raise RunError(
+                f"{type(self._module).__name__} returned no key-value cache",
+                hint="Recurrent models such as Mamba have none; prefill and decode are told apart by it.",
+            )
+
+    def pick(self) -> torch.Tensor:
+        """Choose the likeliest next token: ``(batch, 1)``."""
+        picked: torch.Tensor = self._logits[:, -1:].argmax(dim=-1)
+        return picked
+
+    def step(self, token: torch.Tensor) -> torch.Tensor:
+        """Feed one token a sequence, ``(batch, 1)``, and choose the next."""
+        self._forward(token)
+        return self.pick()
+
+    def _forward(self, ids: torch.Tensor) -> None:
+        last = {"logits_to_keep": 1} if self.last_only else {}
+        given = {} if self.cache is None else {"past_key_values": self.cache}
+        output = self._module(input_ids=ids, use_cache=True, **given, **last)
+        self.cache, self._logits = getattr(output, "past_key_values", None), output.logits
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The times of one generation, in milliseconds.
+
+    Attributes:
+        prefill_ms: reading the prompts.
+        first_token_ms: choosing the first token after that, and having it on the host.
+        decode_ms: each further token, chosen and on the host.
+    """
+
+    prefill_ms: float
+    first_token_ms: float
+    decode_ms: tuple[float, ...]
+
+    @property
+    def ttft_ms(self) -> float:
+        """Time to the first token."""
+        return self.prefill_ms + self.first_token_ms
+
+    @property
+    def total_ms(self) -> float:
+        """Time to the last token."""
+        return self.ttft_ms + sum(self.decode_ms)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Repeats of one measurement.
+
+    Attributes:
+        warmup: passes that went before.
+        wanted: repeats that were asked for; fewer are there when the budget was spent.
+    """
+
+    passes: tuple[Pass, ...]
+    warmup: int
+    wanted: int
+    last_only: bool
+
+
+def repeat_passes(
+    subject: LoadedModel,
+    prompts: torch.Tensor,
+    *,
+    decode_steps: int,
+    warmup: int,
+    repeats: int,
+    budget_s: float,
+    done: Callable[[int], None],
+) -> Passes:
+    """Warm up, then time generation from `prompts`, ``(batch, tokens)``, again and again.
+
+    After `LEAST_REPEATS` none is started later than `budget_s` after the call. `done` is called with the number of
+    finished repeats.
+    """
+    start = time.perf_counter()
+    with undisturbed(), torch.inference_mode():
+        warmed = 0
+        while warmed < warmup and (not warmed or time.perf_counter() - start < _WARMUP_SHARE * budget_s):
+            time_pass(subject, prompts, decode_steps=min(decode_steps, _WARMUP_STEPS))
+            warmed += 1
+        passes: list[Pass] = []
+        while len(passes) < repeats and (len(passes) < LEAST_REPEATS or time.perf_counter() - start < budget_s):
+            passes.append(time_pass(subject, prompts, decode_steps=decode_steps))
+            done(len(passes))
+    return Passes(tuple(passes), warmed, repeats, Generation(subject.module).last_only)
+
+
+def time_pass(subject: LoadedModel, prompts: torch.Tensor, *, decode_steps: int) -> Pass:
+    """Time one generation. Every token is waited for, as by a server that looks for the end of the text."""
+    gc.collect()
+    generation, clock = Generation(subject.module), _Clock(subject.device)
+    clock.mark()
+    generation.prefill(prompts)
+    clock.mark()
+    token = generation.pick()
+    token.tolist()
+    clock.mark()
+    for _ in range(decode_steps):
+        token = generation.step(token)
+        token.tolist()
+        clock.mark()
+    prefill, first, *decode = clock.intervals_ms()
+    return Pass(prefill, first, tuple(decode))
+
+
+def until_out_of_memory(
+    sizes: Sequence[Size], measure: Callable[[Size], Measured]
+) -> tuple[list[tuple[Size, Measured]], str]:
+    """Measure the sizes in their order until one does not fit.
+
+    Returns:
+        What was measured, by size, and what the first failure said; empty when all fitted.
+
+    Raises:
+        Exception: the out-of-memory error itself when not even the first size fits; any other error.
+    """
+    measured: list[tuple[Size, Measured]] = []
+    for size in sizes:
+        try:
+            measured.append((size, measure(size)))
+        except Exception as error:  # backends raise different classes when memory runs out; the rest is passed on
+            if not measured or not is_out_of_memory(error):
+                raise
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            break
+    else:
+        return measured, ""
+    # Only here, outside the except block, do the failed pass's tensors go: its traceback kept them.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return measured, problem
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep Python's garbage collector and log lines out of a measurement; collecting by hand is quick inside.
+
+    bitsandbytes' int8 layers log a warning a layer and pass for float32 input; writing it is not the model's work.
+    """
+    was_enabled, was_disabled = gc.isenabled(), logging.root.manager.disable
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through again: 0.2 s each time with transformers loaded
+    gc.disable()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(was_disabled)
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
+@dataclass
+class _Clock:
+    """Marks on a device's time, each waiting until the device has done all that was asked of it before."""
+
+    device: str
+    _marks: list[Any] = field(default_factory=list)  # Any: CUDA events, or seconds
+
+    def mark(self) -> None:
+        if self.device == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            event.synchronize()
+            self._marks.append(event)
+            return
+        if self.device == "mps":
+            torch.mps.synchronize()
+        self._marks.append(time.perf_counter())
+
+    def intervals_ms(self) -> list[float]:
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self.device == "cuda":
+            return [float(before.elapsed_time(after)) for before, after in pairs]
+        return [1000 * (after - before) for before, after in pairs]
+
+
+__all__ = [
+    "LEAST_REPEATS",
+    "Generation",
+    "Pass",
+    "Passes",
+    "random_prompts",
+    "repeat_passes",
+    "time_pass",
+    "undisturbed",
+    "until_out_of_memory",
+]

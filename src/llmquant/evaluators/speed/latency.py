@@ -1,0 +1,101 @@
+"""Latency: how long a prompt takes to read and a token to write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmquant.evaluators.speed.generation_steps import Passes, random_prompts, repeat_passes, until_out_of_memory
+from llmquant.evaluators.speed.latency_options import LatencyOptions
+from llmquant.study.call import Json
+from llmquant.study.run import Measurement, Result
+
+if TYPE_CHECKING:
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.evaluator import LoadedModel
+
+_TASK = "latency"
+_STEPS_FILE = "latency_steps.json"
+
+
+class Latency:
+    """Times prefill, the first token and each further token, at several prompt lengths.
+
+    Medians have no standard error here: repeats inside one process are not independent readings of what another
+    process, or another day, would give. The quartiles and every repeat are in the details, every single step in
+    ``files/latency_steps.json``; intervals need repeated runs.
+    """
+
+    def __init__(self, options: LatencyOptions) -> None:
+        self._options = options
+
+    def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
+        """Yield one result; prompt lengths that do not fit in memory are named in its details."""
+        options, lengths = self._options, sorted(self._options.prompt_tokens)
+        total = len(lengths) * options.repeats
+        steps: dict[str, list[list[float]]] = {}
+
+        def measure(length: int) -> Passes:
+            before = lengths.index(length) * options.repeats
+            prompts = random_prompts(subject, batch=options.batch, tokens=length, seed=ctx.seed)
+            passes = repeat_passes(
+                subject,
+                prompts,
+                decode_steps=options.decode_tokens,
+                warmup=options.warmup,
+                repeats=options.repeats,
+                budget_s=options.budget_s,
+                done=lambda done: ctx.progress(before + done, total),
+            )
+            steps[str(length)] = [[round(ms, 4) for ms in one.decode_ms] for one in passes.passes]
+            return passes
+
+        measured, problem = until_out_of_memory(lengths, measure)
+        ctx.progress(total, total)
+        ctx.files.mkdir(parents=True, exist_ok=True)
+        (ctx.files / _STEPS_FILE).write_text(json.dumps({"decode_ms": steps}), encoding="utf-8")
+        details: dict[str, Json] = {
+            "by_prompt_tokens": {str(length): _details(passes) for length, passes in measured},
+            "steps_file": _STEPS_FILE,
+        }
+        if problem:
+            details["did_not_fit"] = {"prompt_tokens": lengths[len(measured) :], "error": problem}
+        numbers = [number for length, passes in measured for number in _measurements(passes, length, options.batch)]
+        yield Result(_TASK, numbers, details=details)
+
+
+def _measurements(passes: Passes, length: int, batch: int) -> list[Measurement]:
+    series = {
+        "prefill_ms": [one.prefill_ms for one in passes.passes],
+        "ttft_ms": [one.ttft_ms for one in passes.passes],
+        "decode_ms_per_token": [ms for one in passes.passes for ms in one.decode_ms],
+    }
+    at = {"prompt_tokens": length, "batch": batch}
+    return [
+        Measurement(_TASK, metric + suffix, _percentile(values, q), "ms", higher_is_better=False, n=len(values), at=at)
+        for metric, values in series.items()
+        for suffix, q in (("", 50), ("_p95", 95))
+    ]
+
+
+def _details(passes: Passes) -> dict[str, Json]:
+    decode = [ms for one in passes.passes for ms in one.decode_ms]
+    prefill = [one.prefill_ms for one in passes.passes]
+    return {
+        "repeats": len(passes.passes),
+        "repeats_wanted": passes.wanted,
+        "warmup": passes.warmup,
+        "last_position_logits_only": passes.last_only,
+        "prefill_ms": [round(ms, 4) for ms in prefill],
+        "ttft_ms": [round(one.ttft_ms, 4) for one in passes.passes],
+        "decode_ms_per_token_median": [round(_percentile(one.decode_ms, 50), 4) for one in passes.passes],
+        "prefill_ms_quartiles": [_percentile(prefill, 25), _percentile(prefill, 75)],
+        "decode_ms_per_token_quartiles": [_percentile(decode, 25), _percentile(decode, 75)],
+    }
+
+
+def _percentile(values: Iterable[float], q: int) -> float:
+    return float(np.percentile(list(values), q))

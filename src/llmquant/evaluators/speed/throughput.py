@@ -1,0 +1,90 @@
+"""Throughput: how many tokens a second come out at several batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmquant.evaluators.speed.generation_steps import Pass, Passes, random_prompts, repeat_passes, until_out_of_memory
+from llmquant.evaluators.speed.throughput_options import ThroughputOptions
+from llmquant.study.call import Json
+from llmquant.study.run import Measurement, Result
+
+if TYPE_CHECKING:
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.evaluator import LoadedModel
+
+_TASK = "throughput"
+
+
+class Throughput:
+    """Counts tokens a second in static batches: equal prompts, equal lengths, all sequences from start to end together.
+
+    ``generated_tokens_per_s`` divides the generated tokens by the time of the whole generation, the prompts included,
+    as is usual; ``decode_tokens_per_s`` leaves the prompts' time and the first token out, ``prefill_tokens_per_s``
+    counts prompt tokens. Values are medians over repeats and, for the reasons given in `Latency`, have no standard
+    error.
+    """
+
+    def __init__(self, options: ThroughputOptions) -> None:
+        self._options = options
+
+    def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
+        """Yield one result; batches that do not fit in memory are named in its details."""
+        options, batches = self._options, sorted(self._options.batches)
+        total = len(batches) * options.repeats
+
+        def measure(batch: int) -> Passes:
+            before = batches.index(batch) * options.repeats
+            return repeat_passes(
+                subject,
+                random_prompts(subject, batch=batch, tokens=options.prompt_tokens, seed=ctx.seed),
+                decode_steps=options.new_tokens - 1,
+                warmup=options.warmup,
+                repeats=options.repeats,
+                budget_s=options.budget_s,
+                done=lambda done: ctx.progress(before + done, total),
+            )
+
+        measured, problem = until_out_of_memory(batches, measure)
+        ctx.progress(total, total)
+        rates = {batch: [_rates(one, batch, options) for one in passes.passes] for batch, passes in measured}
+        details: dict[str, Json] = {
+            "by_batch": {
+                str(batch): {
+                    "repeats": len(passes.passes),
+                    "repeats_wanted": passes.wanted,
+                    "warmup": passes.warmup,
+                    "last_position_logits_only": passes.last_only,
+                    **{metric: [round(rate[metric], 3) for rate in rates[batch]] for metric in rates[batch][0]},
+                }
+                for batch, passes in measured
+            }
+        }
+        if problem:
+            details["did_not_fit"] = {"batches": batches[len(measured) :], "error": problem}
+        numbers = [
+            Measurement(
+                _TASK,
+                metric,
+                float(np.median([rate[metric] for rate in repeats])),
+                "tokens/s",
+                higher_is_better=True,
+                n=len(repeats),
+                at={"prompt_tokens": options.prompt_tokens, "new_tokens": options.new_tokens, "batch": batch},
+            )
+            for batch, repeats in rates.items()
+            for metric in repeats[0]
+        ]
+        yield Result(_TASK, numbers, details=details)
+
+
+def _rates(one: Pass, batch: int, options: ThroughputOptions) -> dict[str, float]:
+    """Return tokens a second by metric."""
+    return {
+        "generated_tokens_per_s": 1000 * batch * options.new_tokens / one.total_ms,
+        "decode_tokens_per_s": 1000 * batch * len(one.decode_ms) / sum(one.decode_ms),
+        "prefill_tokens_per_s": 1000 * batch * options.prompt_tokens / one.prefill_ms,
+    }

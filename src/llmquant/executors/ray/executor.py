@@ -1,0 +1,376 @@
+"""Run jobs on a Ray cluster: an actor a job, which outlives the program that submitted it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llmquant.errors import StoreError, UnsupportedError
+from llmquant.executors.ray.cluster import Cluster, import_ray
+from llmquant.executors.ray.job import (
+    INLINE_BYTES,
+    NAMESPACE,
+    RayJob,
+    Report,
+    done_name,
+    extract,
+    packed_name,
+    place_of,
+    put_up,
+    tar,
+)
+from llmquant.executors.ray.options import RayOptions
+from llmquant.executors.shipping import bring_home, pack, record_path
+from llmquant.executors.worker_process import how_it_ended
+from llmquant.plugins.executor import JobState
+from llmquant.storage.journal import journal_path, log_path
+from llmquant.study.job import Device, Job
+
+_NODES_LOST = 3
+_CANCEL_S = 20.0
+_PENDING_S = 8.0
+_LEAVE_S = 0.5
+# Ray puts no more than 10 MB of a call's arguments into the call itself.
+_INLINE_ALL_BYTES = 8 * 2**20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Watched:
+    """A job as this process knows it. What changes: the question that is open, and what has arrived.
+
+    Attributes:
+        actor: of the job, or the shelf that holds what it did.
+        arrived: what has arrived of the worker's store.
+        store: where it was collected to; ``None``: it never was.
+        question: the report that was asked for and has not come; ``None``: none is.
+        node: where it runs; empty until it has started.
+        over: how it ended, and why if it was lost.
+    """
+
+    actor: Any  # Any: a handle of Ray's
+    arrived: Path
+    store: Path | None = None
+    question: Any = None  # Any: a reference of Ray's
+    node: str = ""
+    nodes_lost: int = 0
+    over: tuple[JobState, str] | None = None
+
+
+class RayExecutor:
+    """Jobs on a Ray cluster, whose machines have the same packages installed.
+
+    A job's runs come home as they are finished. Weights do not pass through Ray: a local checkpoint has to be at the
+    same path on every machine. A job whose machine is lost goes on on another one.
+
+    Args:
+        address: ``auto``, ``local`` or an address for ``ray.init``; see `RayOptions` for this and all others.
+    """
+
+    name = "ray"
+    installs = False
+
+    def __init__(
+        self,
+        *,
+        address: str = "auto",
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        num_gpus: float | None = None,
+        num_cpus: float = 1.0,
+        threads: int | None = None,
+        max_parallel: int | None = None,
+        accelerator_type: str = "",
+    ) -> None:
+        self._options = RayOptions(address, device, num_gpus, num_cpus, threads, max_parallel, accelerator_type)
+        self._cluster = Cluster(self._options)
+        self._jobs: dict[str, _Watched] = {}
+        self._own: set[str] = set()
+
+    @property
+    def threads(self) -> int:
+        """CPU threads a worker."""
+        return self._options.worker_threads
+
+    @property
+    def outlives(self) -> bool:
+        """Say whether jobs go on when this program ends: not on a cluster that was started for it."""
+        return not self._cluster.own
+
+    @property
+    def device(self) -> Device:
+        """What the workers compute on.
+
+        Raises:
+            UnsupportedError: if GPUs are asked for and the cluster has none.
+        """
+        return self._cluster.device
+
+    @functools.cached_property
+    def hardware(self) -> str:
+        """Name, on the machines that a job may run on, what the numbers of hardware evaluators depend on.
+
+        Raises:
+            UnsupportedError: if no machine of the cluster has room for a job.
+        """
+        return self._cluster.hardware()
+
+    @functools.cached_property
+    def slots(self) -> int:
+        """How many jobs run at a time."""
+        return self._cluster.slots()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Say whose cluster it is, and whether hardware numbers may come from different GPUs."""
+        return self._cluster.notices()
+
+    def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> None:
+        """See that a machine of the cluster has room for a job; nothing is paid for.
+
+        Raises:
+            UnsupportedError: if none has.
+        """
+        self._cluster.roomy_nodes()
+
+    def submit(self, job: Path, store: Path) -> str:
+        """Make the job's actor, which waits in Ray while the cluster is full; return a name no other job has.
+
+        Raises:
+            UnsupportedError: if a checkpoint needs another local folder.
+        """
+        job_id = f"{job.parent.parent.name}/{job.stem}/{uuid.uuid4().hex[:12]}"
+        actor = self._start(job_id, store)
+        self._jobs[job_id] = _Watched(actor, _folder(), store)
+        self._own.add(job_id)
+        return job_id
+
+    def collect(self, job_id: str, store: Path) -> JobState:
+        """Bring home what is new, and say how the job stands."""
+        from ray.exceptions import ActorUnavailableError, RayActorError
+
+        watched = self._watched(job_id)
+        watched.store = store
+        if watched.over is not None:
+            return watched.over[0]
+        try:
+            while True:
+                report = self._ask(watched, job_id, wait_s=0.5 if watched.node else 0.0)
+                if report is None:
+                    return "running" if watched.node else "queued"
+                watched.node = report.node
+                self._receive(watched, report, job_id, store)
+                if report.code is None:
+                    return "running"
+                if not report.log and not report.journal:
+                    break  # nothing follows what came before
+        except ActorUnavailableError:  # Ray does not know yet whether it is lost
+            return "running"
+        except RayActorError as error:
+            return self._after_loss(watched, job_id, store, error)
+        bring_home(watched.arrived, store, *place_of(job_id), ended=True)
+        how: tuple[JobState, str] = ("ended", "") if report.code == 0 else ("lost", how_it_ended(report.code))
+        watched.over = how
+        self._dismiss(watched)
+        return how[0]
+
+    def why_lost(self, job_id: str) -> str:
+        """Say how a lost job ended."""
+        over = self._watched(job_id).over
+        return over[1] if over else "the job is gone from the Ray cluster"
+
+    def dollars(self, job_id: str) -> None:
+        """Nothing is paid for."""
+
+    def cancel(self, job_id: str) -> None:
+        """End the worker and its children, and bring home what it had finished."""
+        ray = import_ray()
+        watched = self._watched(job_id)
+        if watched.over is not None:
+            return
+        try:
+            # Where it never ran, killing the actor is enough: a worker that starts just now ends with it.
+            if watched.node or watched.store is None:
+                ray.get(watched.actor.end.remote(), timeout=_CANCEL_S if watched.node else _PENDING_S)
+                watched.question = None
+                report = self._ask(watched, job_id, wait_s=_CANCEL_S)
+                if report is not None and watched.store is not None:
+                    watched.node = report.node
+                    self._receive(watched, report, job_id, watched.store)
+                    bring_home(watched.arrived, watched.store, *place_of(job_id), ended=True)
+        except ray.exceptions.RayError as error:  # it may wait for room, or be gone: nothing is to be brought
+            _log.info("%s: %s", job_id, error)
+        except StoreError as error:  # a full disk must not keep other workers from being ended
+            _log.warning("%s", error)
+        watched.over = ("lost", "the job was cancelled")
+        self._dismiss(watched)
+
+    def leave(self, job_id: str) -> None:
+        """Let the job go on, or wait for room, without this program.
+
+        Raises:
+            UnsupportedError: if the cluster ends with this program.
+        """
+        if not self.outlives:
+            raise UnsupportedError(
+                "the Ray cluster was started for this study and ends with this program",
+                hint="Start one with `ray start --head`.",
+            )
+        # A question that Ray takes says that it has taken the actor, be it that the answer has to wait.
+        watched = self._watched(job_id)
+        if watched.over is None:
+            with contextlib.suppress(import_ray().exceptions.RayError):  # whoever collects it will see
+                self._ask(watched, job_id, wait_s=_LEAVE_S)
+        self._own.discard(job_id)
+
+    def recall(self, study: str, store: Path) -> None:
+        """Refuse: the cluster keeps jobs, not studies.
+
+        Raises:
+            StoreError: always.
+        """
+        raise StoreError(
+            f"{store} knows no study {study}, and a Ray cluster keeps none",
+            hint="Name the store it was started from, on any machine that sees its folder.",
+        )
+
+    def close(self) -> None:
+        """End the running jobs that this executor submitted and did not leave; leave the cluster, or end its own."""
+        for job_id, watched in self._jobs.items():
+            if job_id in self._own:
+                self.cancel(job_id)
+            else:
+                shutil.rmtree(watched.arrived, ignore_errors=True)
+        self._cluster.close()
+
+    def _start(self, job_id: str, store: Path) -> Any:  # Any: a handle of Ray's
+        """Pack a job, what is home left out, and make its actor; ``None`` if nothing is left to run."""
+        ray = self._cluster.join()
+        with tempfile.TemporaryDirectory(prefix="llmquant-packed-") as scratch:
+            left = pack(record_path(store, *place_of(job_id)), store, Path(scratch, "packed"), with_model=False)
+            packed = tar(Path(scratch, "packed"))
+        if not left:
+            return None
+        pieces = [packed[start : start + INLINE_BYTES] for start in range(0, len(packed), INLINE_BYTES)]
+        if len(packed) > _INLINE_ALL_BYTES:
+            put_up(packed_name(job_id), {"packed": packed})
+            pieces = []
+        # The packages' own folders are the machine's; these are a script's or a notebook's.
+        search = [
+            p for p in sys.path if p and not any(Path(p).is_relative_to(x) for x in (sys.prefix, sys.base_prefix))
+        ]
+        actor = ray.remote(RayJob).options(
+            name=job_id, namespace=NAMESPACE, lifetime="detached", max_restarts=0, **self._cluster.needs
+        )
+        return actor.remote(job_id, self.device, self.threads, search, *pieces)
+
+    def _watched(self, job_id: str) -> _Watched:
+        """Return what is known of a job; of one that another process submitted, find its actor."""
+        if job_id not in self._jobs:
+            self._cluster.join()
+            watched = _Watched(_actor(job_id) or _actor(done_name(job_id)), _folder())
+            if watched.actor is None:
+                watched.over = ("lost", "the job is gone from the Ray cluster")
+            self._jobs[job_id] = watched
+        return self._jobs[job_id]
+
+    def _ask(self, watched: _Watched, job_id: str, *, wait_s: float) -> Report | None:
+        """Ask for a report, or see whether the one that was asked for has come."""
+        if watched.question is None:
+            record = record_path(watched.arrived, *place_of(job_id))
+            watched.question = watched.actor.report.remote(_size(journal_path(record)), _size(log_path(record)))
+        ray = import_ray()
+        ready, _ = ray.wait([watched.question], timeout=wait_s)
+        if not ready:
+            return None
+        question, watched.question = watched.question, None
+        report: Report = ray.get(question)
+        return report
+
+    def _receive(self, watched: _Watched, report: Report, job_id: str, store: Path) -> None:
+        """Fetch the runs that are new, and bring home what has arrived."""
+        for name, size in report.runs.items():
+            if not (store / "runs" / name).exists():
+                data = b""
+                while len(data) < size:
+                    data += import_ray().get(watched.actor.piece.remote(name, len(data)))
+                coming = watched.arrived / "runs" / f".{name}"
+                extract(data, coming)
+                coming.rename(watched.arrived / "runs" / name)
+        record = record_path(watched.arrived, *place_of(job_id))
+        record.parent.mkdir(parents=True, exist_ok=True)
+        for path, data in ((journal_path(record), report.journal), (log_path(record), report.log)):
+            with path.open("ab") as stream:
+                stream.write(data)
+        bring_home(watched.arrived, store, *place_of(job_id))
+
+    def _after_loss(self, watched: _Watched, job_id: str, store: Path, error: Exception) -> JobState:
+        """Go on with the shelf that the job left, or elsewhere if the machine was lost; otherwise the job is."""
+        watched.question = None
+        shelf = _actor(done_name(job_id))
+        if shelf is not None and watched.actor != shelf:
+            watched.actor = shelf
+            return "running"
+        alive = {node["NodeID"] for node in import_ray().nodes() if node["Alive"]}
+        if watched.node and watched.node not in alive and watched.nodes_lost < _NODES_LOST:
+            watched.nodes_lost += 1
+            watched.node = ""
+            shutil.rmtree(watched.arrived)  # the new worker's journal and log go on from what is home
+            watched.arrived = _folder()
+            watched.actor = self._start(job_id, store)
+            if watched.actor is not None:
+                return "queued"
+            how: tuple[JobState, str] = ("ended", "")
+        else:
+            last = str(error).strip().splitlines() or ["no reason is known"]
+            how = ("lost", f"Ray lost the job: {last[0]}")
+        watched.over = how
+        shutil.rmtree(watched.arrived, ignore_errors=True)
+        return how[0]
+
+    def _dismiss(self, watched: _Watched) -> None:
+        """Give the actor's place in the cluster back."""
+        ray = import_ray()
+        shutil.rmtree(watched.arrived, ignore_errors=True)
+        with contextlib.suppress(ray.exceptions.RayError):  # it may be gone already
+            if watched.node:
+                ray.get(watched.actor.tidy.remote(), timeout=_CANCEL_S)
+            ray.kill(watched.actor)
+
+
+def from_options(options: RayOptions) -> RayExecutor:
+    """Construct the executor from its options."""
+    return RayExecutor(
+        address=options.address,
+        device=options.device,
+        num_gpus=options.num_gpus,
+        num_cpus=options.num_cpus,
+        threads=options.threads,
+        max_parallel=options.max_parallel,
+        accelerator_type=options.accelerator_type,
+    )
+
+
+def _actor(name: str) -> Any:  # Any: a handle of Ray's
+    """Find an actor; ``None`` if there is none of that name."""
+    try:
+        return import_ray().get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="llmquant-arrived-"))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

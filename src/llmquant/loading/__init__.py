@@ -1,0 +1,1 @@
+"""Models onto their device, quantized, and checked: the only room that loads."""

@@ -1,0 +1,165 @@
+"""Load an embedder, quantized, and check that what was loaded is what was asked for and can tell texts apart."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+
+from llmquant.errors import SanityError, UnsupportedError
+from llmquant.loading.causal_lm import make_ready, materialize, read_back
+from llmquant.loading.memory import peak_memory, touch_weights
+from llmquant.loading.strict import warm_imports
+from llmquant.models.hub import download
+from llmquant.plugins.evaluator import LoadStats
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.study.experiment import VectorForm, digest_of
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+    from llmquant.plugins.embedder import Embedder
+    from llmquant.plugins.quantizer import Quantizer
+    from llmquant.storage.cache import Cache
+    from llmquant.study.experiment import PluginUse
+
+_TEXTS = ("The weather in the mountains changes quickly.", "Invoices are due thirty days after delivery.")
+_UNIT = 1e-2
+# Images are resized by torchvision where it is installed and by Pillow elsewhere, which are not the same pixels.
+_PREPROCESSING = ("transformers", "torchvision", "pillow", "rapidocr-onnxruntime", "colpali-engine")
+
+
+def materialize_embedder(info: ModelInfo, embedder: Any, cache: Cache) -> Path | None:  # Any: Embedder, perhaps `merge`
+    """Return the local folder to open, an adapter merged in, once; ``None`` for an embedder without a checkpoint.
+
+    Raises:
+        ModelError: if it cannot be downloaded.
+        UnsupportedError: if the embedder takes no adapters.
+    """
+    if info.kind == "none":
+        return None
+    if info.kind == "hub" and info.repo and info.commit:
+        code = "trust_remote_code" in info.flags
+        path = download(info.repo, info.commit, info.weight_files, code=code, modules=True)
+    else:
+        path = materialize(info, cache)
+    adapter = info.adapter
+    if adapter is None:
+        return path
+    if not hasattr(embedder, "merge"):
+        raise UnsupportedError(f"{info.source} is an adapter, which this embedder cannot open")
+    if adapter.location is not None:
+        folder = adapter.location
+    else:
+        folder = download(str(adapter.repo), str(adapter.commit), ("adapter_model.safetensors",), code=False)
+    return cache.get("merged", {"encoder": info.encoder_digest}, lambda out: embedder.merge(path, folder, out))
+
+
+def load_embedder(
+    info: ModelInfo,
+    embedder: Embedder,
+    quantizer: Quantizer,
+    quantizer_use: PluginUse,
+    options: Any,  # Any: plugins bring their own dataclasses
+    ctx: Context,
+) -> LoadedEmbedder:
+    """Open an embedder, quantized, on the context's device.
+
+    Args:
+        quantizer_use: the quantizer as it enters identities.
+        options: the quantizer's; with ``requests()``, each of these must be found in the weights.
+
+    Raises:
+        ModelError: if it cannot be loaded, or lacks weights.
+        NotHonouredError: if what was loaded is not what was asked for.
+        SanityError: if its vectors are not finite, not of unit length where they should be, or all the same.
+    """
+    if info.embeds is None:
+        raise UnsupportedError(f"{info.source} is no embedder")
+    path = materialize_embedder(info, embedder, ctx.cache)
+    keywords = quantizer.load_kwargs(info, ctx)
+    if path is not None:
+        warm_imports(transformers.AutoModel, path)
+    with peak_memory(ctx.device) as peak:
+        started = time.perf_counter()
+        opened = embedder.open(path or ctx.files, info, keywords, ctx)
+        if ctx.device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        make_ready(opened.module, quantizer)
+        touch_weights(opened.module)
+    if next(opened.module.parameters(), None) is None:
+        applied = _NO_WEIGHTS
+    else:
+        applied = read_back(opened.module, quantizer, options)
+    fingerprint = digest_of(
+        {
+            "encoder": info.encoder_digest,
+            "quantizer": quantizer_use.identity(),
+            "computes_in": applied.compute_dtype,
+            "preprocessing": {name: _version(name) for name in _PREPROCESSING},
+        }
+    )
+    loaded = LoadedEmbedder(
+        opened,
+        info.embeds,
+        VectorForm(dim=info.embeds.dim),
+        fingerprint,
+        info,
+        applied,
+        path,
+        ctx.device,
+        LoadStats(seconds, peak.bytes),
+        ctx.cache,
+    )
+    _check_sane(loaded)
+    return loaded
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# What an embedder without weights computes with.
+_NO_WEIGHTS = AppliedQuantization(
+    method="none",
+    code="none",
+    bits=0.0,
+    block_size=None,
+    double_quantization=False,
+    compute_dtype="none",
+    dtypes={},
+    layers_quantized=0,
+    note="it has no weights",
+)
+
+
+def _check_sane(loaded: LoadedEmbedder) -> None:
+    """Encode two texts past the cache, and compare them."""
+    embeds, name = loaded.embeds, f"{loaded.info.source} as {loaded.applied.code}"
+    if "text" not in embeds.modalities:
+        return
+    prepared = [loaded.opened.prepare(text, None, "query") for text in _TEXTS]
+    first, second = (np.atleast_2d(vectors) for vectors in loaded.opened.embed(prepared, "query"))
+    for vectors in (first, second):
+        if vectors.shape[1] != embeds.width:
+            raise SanityError(f"{name} gives vectors of {vectors.shape[1]} numbers, and says {embeds.width}")
+        if not np.isfinite(vectors).all():
+            raise SanityError(
+                f"{1 - np.isfinite(vectors).mean():.0%} of the numbers of {name} are not finite",
+                hint="float16 overflows in some models trained in bfloat16; try bfloat16.",
+            )
+        lengths = np.linalg.norm(vectors, axis=1)
+        if embeds.similarity != "dot" and abs(lengths - 1).max() > _UNIT:
+            raise SanityError(f"{name} gives vectors of length {lengths.max():.3f}, and {embeds.similarity} needs 1")
+    if first.shape == second.shape and np.array_equal(first, second):
+        raise SanityError(f"{name} gives different texts the same vectors")

@@ -1,0 +1,225 @@
+"""Quantized checkpoints: made once, by a process of their own, kept in the cache, checked whenever they are used.
+
+A process of its own, because a quantization leaves memory, threads and settings behind that would show in what is
+measured afterwards; and because its death is not the worker's. ``python -m llmquant.loading.quantized REQUEST EVENTS``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from packaging.requirements import Requirement
+
+from llmquant.errors import LlmquantError, PluginError, RunError, describe
+from llmquant.models.info import ModelInfo
+from llmquant.plugins.context import Context
+from llmquant.plugins.registry import Chosen, registry
+from llmquant.plugins.spec import spec_from_json, spec_to_json
+from llmquant.storage.cache import MANIFEST, Cache
+from llmquant.storage.journal import end_with_parent, log_tail
+from llmquant.study.call import Json
+from llmquant.study.experiment import Digest, Documents, ModelUse, PluginUse
+
+RECIPE = MANIFEST
+# What every quantizer stands on; what it writes depends on the packages it names besides these.
+_STACK = frozenset({"torch", "transformers", "accelerate", "safetensors"})
+
+_log = logging.getLogger(__name__)
+
+
+def quantized_checkpoint(
+    source: Path, info: ModelInfo, chosen: Chosen, ctx: Context, *, threads: int | None = None
+) -> Path:
+    """Return the folder to load: `source` itself unless the quantizer writes checkpoints.
+
+    Args:
+        source: what `materialize` returned.
+        threads: CPU threads to quantize with; ``None`` leaves torch's default.
+
+    Raises:
+        RunError: if the quantization fails; a `MemoryError` is its cause if memory ran out.
+        StoreError: if the checkpoint in the cache is not what was made.
+    """
+    if not chosen.plugin.spec.checkpoint:
+        path: Path = registry().construct(chosen).prepare(source, ctx.files / "checkpoint", ctx)
+        return path
+    from llmquant.loading.strict import check_source
+
+    engine = _engine_versions(chosen)
+    key: Json = {
+        "model": info.use().identity(),
+        "quantizer": chosen.use.identity(),
+        "engine": dict(engine),
+    }
+
+    def make(out: Path) -> None:
+        started = time.perf_counter()
+        check_source(source, info.source, trust_remote_code="trust_remote_code" in info.flags)
+        _log.info("quantizing %s as %s", info.source, chosen.use.label)
+        _run_child(source, out, info.use(), chosen, ctx, threads)
+        _write_recipe(out, info, chosen, ctx, engine, time.perf_counter() - started)
+
+    return ctx.cache.get("checkpoints", key, make)
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:  # Any: a JSON object
+    """Return how the checkpoint in `folder` was made, without the digests of its files; ``None`` if it is not ours."""
+    path = folder / RECIPE
+    if not path.is_file():
+        return None
+    recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))  # Any: see above
+    return {key: value for key, value in recipe.items() if key != "files"}
+
+
+def _engine_versions(chosen: Chosen) -> dict[str, str]:
+    names = [Requirement(text).name for text in chosen.plugin.spec.requires]
+    return {name: importlib.metadata.version(name) for name in names if name not in _STACK}
+
+
+def _write_recipe(
+    out: Path, info: ModelInfo, chosen: Chosen, ctx: Context, engine: dict[str, str], seconds: float
+) -> None:
+    calibration = out / "calibration.json"
+    recipe = {
+        "schema_version": 1,
+        "model": info.use().to_json(),
+        "quantizer": chosen.use.to_json(),
+        "calibration": json.loads(calibration.read_text(encoding="utf-8")) if calibration.exists() else None,
+        "engine": engine,
+        "packages": {name: importlib.metadata.version(name) for name in ("llmquant", *sorted(_STACK))},
+        "device": ctx.device,
+        "seconds": round(seconds, 3),
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    (out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+
+
+def _run_child(source: Path, out: Path, model: ModelUse, chosen: Chosen, ctx: Context, threads: int | None) -> None:
+    """Run the quantizer's ``prepare`` in a process of its own, which ends when this one does."""
+    request = {
+        "source": str(source),
+        "out": str(out),
+        "quantizer": chosen.use.to_json(),
+        "device": ctx.device,
+        "threads": threads,
+        "cache": str(ctx.cache.root),
+        "inputs": {digest: str(path) for digest, path in ctx.inputs.items()},
+        "plugins": [spec_to_json(p.spec) for p in registry().plugins if p.package == "registered"],
+    }
+    with tempfile.TemporaryDirectory(prefix="llmquant-") as folder:
+        record, log = Path(folder) / "request.json", Path(folder) / "log.txt"
+        record.write_text(json.dumps(request), encoding="utf-8")
+        read, write = os.pipe()
+        with os.fdopen(read, encoding="utf-8") as events, log.open("wb") as output:
+            command = [sys.executable, "-m", "llmquant.loading.quantized", str(record), str(write)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)}
+            # GPTQModel writes logs where it is started. Leaving the block, by Ctrl-C too, closes the child's standard
+            # input, which ends it.
+            with subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(write,),
+            ) as child:
+                os.close(write)
+                failure = _follow(events, ctx.progress)
+                child.wait()
+        if failure is None and child.returncode == 0:
+            return
+        tail = log_tail(log.read_text(encoding="utf-8", errors="replace"))
+        _log.error("the log of the quantization ends:\n%s", tail)
+    if failure is not None:
+        raise RunError(failure["message"], hint=failure["hint"]) from (
+            MemoryError() if failure["out_of_memory"] else None
+        )
+    code = child.returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    raise RunError(
+        f"the process that quantized {model.name} as {chosen.use.label} {how}",
+        hint="Where nobody sent signal 9, memory ran out."
+        if code == -signal.SIGKILL
+        else f"Its last line: {(tail.splitlines() or ['none'])[-1]}",
+    )
+
+
+def _follow(events: TextIO, progress: Callable[[int, int], None]) -> dict[str, Any] | None:  # Any: a JSON object
+    """Pass progress on until the child closes its end; return its failure if it told one."""
+    failure: dict[str, Any] | None = None  # Any: see above
+    for line in events:
+        event = json.loads(line)
+        if "message" in event:
+            failure = event
+        else:
+            progress(event["done"], event["total"])
+    return failure
+
+
+def _quantize(request: dict[str, Any], tell: Callable[[dict[str, Json]], None]) -> None:  # Any: a JSON object
+    """Do what `_run_child` asked for."""
+    import torch
+    from accelerate.utils import set_seed
+
+    if request["threads"] is not None:
+        torch.set_num_threads(request["threads"])
+    for spec in request["plugins"]:
+        registry().register(spec_from_json(spec))
+    chosen = registry().restore("quantizer", PluginUse(**request["quantizer"]))
+    out = Path(request["out"])
+    ctx = Context(
+        device=request["device"],
+        seed=0,
+        documents=Documents(),
+        cache=Cache(Path(request["cache"])),
+        inputs={Digest(digest): Path(path) for digest, path in request["inputs"].items()},
+        reference=None,
+        files=out,
+        progress=lambda done, total: tell({"done": done, "total": total}),
+    )
+    set_seed(ctx.seed)
+    prepared = registry().construct(chosen).prepare(Path(request["source"]), out, ctx)
+    if prepared != out or not (out / "config.json").is_file():
+        raise PluginError(
+            f"{chosen.plugin.full_name} declares checkpoint=True, and its prepare returned {prepared}",
+            hint="Write a checkpoint with its config.json to `out`, and return `out`.",
+        )
+
+
+def main() -> None:
+    """Do the request that the command line names; tell how it goes on through the pipe it names."""
+    from llmquant.loading.memory import is_out_of_memory
+
+    end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with os.fdopen(int(sys.argv[2]), "w", encoding="utf-8", buffering=1) as events:
+
+        def tell(event: dict[str, Json]) -> None:
+            events.write(json.dumps(event) + "\n")
+
+        try:
+            _quantize(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), tell)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # quantizers and their engines may raise anything, and call sys.exit
+            _log.exception("the quantization failed")
+            message = (isinstance(error, LlmquantError) and error.message) or describe(error)
+            hint = error.hint if isinstance(error, LlmquantError) else ""
+            tell({"message": message, "hint": hint, "out_of_memory": is_out_of_memory(error)})
+
+
+if __name__ == "__main__":
+    main()

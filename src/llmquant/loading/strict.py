@@ -1,0 +1,179 @@
+"""Load a checkpoint whole or not at all: no weight missing, left over, of another shape, or untied against its word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from llmquant.errors import ModelError
+from llmquant.loading.memory import is_out_of_memory
+from llmquant.models.causal import untied_head
+from llmquant.models.folder import read_json
+
+# Constants that older versions stored and models compute now.
+_CONSTANTS = (
+    r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)",
+    r"(.*\.)?(attn|attention)\.((masked_)?bias|causal_mask)",
+    r"(.*\.)?position_ids",
+)
+# Layers that predict further tokens ahead; transformers lists these for most architectures.
+_FURTHER_TOKENS = r"(.*\.)?mtp(_\w+)?\..*"
+# What a language model's own class has no place for in the checkpoint of a model that also sees or hears.
+_TOWERS = r"(.*\.)?(\w*(vision|visual|image|audio|multi_modal|embed_vision|embed_audio)\w*)\..*"
+# Scales of quantized key-value caches and inputs, which only other engines use.
+_RUNTIME_SCALES = r".*\.([kqv]|prob|input|output)_scale"
+
+
+def load_causal(
+    path: Path,
+    source: str,
+    keywords: Mapping[str, Any],  # Any: from_pretrained's
+    *,
+    allow_pickle: bool = False,
+) -> Any:  # Any: transformers
+    """Load a causal language model as `load_strict` does, without the parts that generate no text.
+
+    Raises:
+        ModelError: as `load_strict`.
+    """
+    allowed = _not_of_the_text(path)
+    return load_strict(
+        transformers.AutoModelForCausalLM, path, source, keywords, allowed=allowed, allow_pickle=allow_pickle
+    )
+
+
+def check_source(path: Path, source: str, *, trust_remote_code: bool = False) -> None:
+    """Load a checkpoint without its numbers, to find what is missing or left over before a quantizer reads it.
+
+    Raises:
+        ModelError: as `load_strict`.
+    """
+    load_causal(path, source, {"device_map": "meta", "trust_remote_code": trust_remote_code}, allow_pickle=True)
+
+
+def load_strict(
+    cls: Any,  # Any: a class of transformers, or one that is made like them
+    path: Path,
+    source: str,
+    keywords: Mapping[str, Any],  # Any: from_pretrained's
+    *,
+    allowed: Iterable[str] = (),
+    allow_pickle: bool = False,
+) -> Any:  # Any: a model of that class
+    """Load a checkpoint by ``from_pretrained``, in evaluation mode.
+
+    Args:
+        source: how messages call the checkpoint.
+        allowed: as `check_strict`.
+        allow_pickle: read weights in pickle files too.
+
+    Raises:
+        ModelError: if it cannot be loaded, holds a head of its own where its configuration ties it, or as
+            `check_strict`.
+    """
+    try:
+        model, report = cls.from_pretrained(
+            path,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them; `check_strict` ignores none
+            **keywords,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
+        version = transformers.__version__
+        raise ModelError(f"transformers {version} cannot load {source} as {cls.__name__}: {error}") from error
+    check_strict(report, source, allowed=allowed)
+    _check_tied(model, source)
+    return model.eval()
+
+
+def check_strict(report: Mapping[str, Any], source: str, *, allowed: Iterable[str] = ()) -> None:  # Any: transformers'
+    """Compare what a checkpoint holds with what the model took from it.
+
+    A missing tensor is random numbers. A tensor under a name that the model does not know is as bad: its layer holds
+    random numbers, or the results are those of another model than the one that was released.
+
+    Args:
+        report: what ``from_pretrained(..., output_loading_info=True)`` returns beside the model.
+        source: how messages call the checkpoint.
+        allowed: regular expressions; tensors that match one in full may be left in the file.
+
+    Raises:
+        ModelError: for missing and unexpected tensors, for wrong shapes, and for errors that were only noted; each with
+            how many there are and the first of them.
+    """
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} of the weights its configuration asks for, first {missing[0]!r}",
+            hint="Its config.json belongs to another model, or its weights are not all there.",
+        )
+    mismatched = sorted(report.get("mismatched_keys") or ())
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        raise ModelError(
+            f"{source}: {len(mismatched)} weights have another shape than its configuration says, first {name!r}: "
+            f"{tuple(stored)}, not {tuple(expected)}",
+            hint="Its config.json belongs to another model.",
+        )
+    errors = list(report.get("error_msgs") or ())
+    if errors:
+        raise ModelError(f"{source} was not loaded whole: {errors[0]}")
+    patterns = tuple(allowed)
+    names = sorted(report.get("unexpected_keys") or ())
+    unexpected = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
+    if unexpected:
+        raise ModelError(
+            f"{source} holds {len(unexpected)} weights that its model has no place for, first {unexpected[0]!r}",
+            hint="Its config.json belongs to another model, or it was made for another class of model. Nothing was "
+            "loaded, because these weights would be ignored.",
+        )
+
+
+def warm_imports(cls: Any, path: Path, *, trust_remote_code: bool = False) -> None:  # Any: a class of transformers
+    """Import what loading the checkpoint at `path` imports, so that its memory is not taken for the model's.
+
+    A model without numbers is made for that. What cannot be made so is not: loading it says why.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            cls.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception:
+        pass
+
+
+def _not_of_the_text(path: Path) -> list[str]:
+    """List what the checkpoint of a causal language model may hold beyond it, by what its configuration says."""
+    config = read_json(path / "config.json")
+    text = config.get("text_config") or config
+    allowed = [*_CONSTANTS, _FURTHER_TOKENS]
+    if "vision_config" in config or "audio_config" in config:
+        allowed.append(_TOWERS)
+    if config.get("quantization_config"):
+        allowed.append(_RUNTIME_SCALES)
+    # DeepSeek and GLM store them behind the model's own layers.
+    for further in range(int(text.get("num_nextn_predict_layers") or 0)):
+        allowed.append(rf"(.*\.)?layers\.{int(text['num_hidden_layers']) + further}\..*")
+    return allowed
+
+
+def _check_tied(model: Any, source: str) -> None:  # Any: transformers
+    """Refuse a model that transformers did not tie because the file has two different tensors."""
+    if not hasattr(model, "all_tied_weights_keys"):
+        return
+    apart = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys())
+    if apart:
+        raise untied_head(source, apart[0])
+
+
+__all__ = ["check_source", "check_strict", "load_causal", "load_strict", "warm_imports"]

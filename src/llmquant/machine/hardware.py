@@ -1,0 +1,194 @@
+"""What this machine can compute on, found without importing torch; and a dated table of GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+from llmquant.errors import UnsupportedError
+from llmquant.study.job import Device
+
+# What CUDA takes for no GPU.
+_NO_GPU = ("", "-1", "none", "NoDevFiles")
+MIB = 2**20
+GIB = 2**30
+
+# Memory the vendors state, in GiB; read in November 2026.
+GPU_TABLE_DATE = "2026-11"
+GPU_MEMORY_GIB = {
+    "T4": 16,
+    "L4": 24,
+    "A10G": 24,
+    "RTX 4090": 24,
+    "A100": 40,
+    "L40S": 48,
+    "A100-80GB": 80,
+    "H100": 80,
+    "H200": 141,
+    "B200": 192,
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU that may be used.
+
+    Attributes:
+        index: as `nvidia-smi` numbers it; instances of a divided GPU share it.
+        uuid: as ``CUDA_VISIBLE_DEVICES`` may name it, whatever the order of the numbers.
+        processes: other processes on it, as ``pid name``.
+    """
+
+    index: str
+    uuid: str
+    name: str
+    total_mib: int
+    used_mib: int
+    processes: tuple[str, ...] = ()
+
+
+@functools.cache
+def default_device() -> Device:
+    """Return the best device that the installed torch can use."""
+    if torch_build() == "cuda" and nvidia_gpus():
+        return "cuda"
+    if platform.system() == "Darwin" and platform.machine() == "arm64" and torch_build() is not None:
+        return "mps"
+    return "cpu"
+
+
+@functools.cache
+def torch_build() -> str | None:
+    """Return ``cuda`` or ``cpu``, read from the installed torch's files; ``None`` without torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version = Path(spec.origin).with_name("version.py")
+    match = re.search(r"^cuda\b[^=\n]*=\s*(.+)$", version.read_text(encoding="utf-8"), re.MULTILINE)
+    return "cpu" if match is None or match[1].strip() == "None" else "cuda"
+
+
+def nvidia_gpus() -> tuple[Gpu, ...]:
+    """List the GPUs that the driver knows and ``CUDA_VISIBLE_DEVICES`` leaves visible, in its order.
+
+    A GPU that is divided (MIG) is listed as its instances.
+
+    Raises:
+        UnsupportedError: if ``CUDA_VISIBLE_DEVICES`` names a GPU that is not there: CUDA would use none, silently.
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, or none that answers
+        return ()
+    try:
+        gpus = [_instances(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not gpus:
+        return tuple(gpu for instances in gpus for gpu in instances)
+    return tuple(_named(item.strip(), gpus) for item in visible.split(",") if item.strip() not in _NO_GPU)
+
+
+def cpu_threads() -> int:
+    """Return the threads to compute with: ``OMP_NUM_THREADS``, else the physical cores that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) else cpu_cores()
+
+
+def cpu_cores() -> int:
+    """Count the physical cores that this process may use, such as those that ``taskset`` left it."""
+    if not hasattr(os, "sched_getaffinity"):
+        return psutil.cpu_count(logical=False) or 1
+    topology = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list") for cpu in os.sched_getaffinity(0))
+    try:
+        return len({path.read_text() for path in topology})
+    except OSError:
+        return min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
+
+
+def cpu_label(device: Device, threads: int) -> str:
+    """Name what timings on a CPU depend on."""
+    cores = cpu_cores()
+    shared = "" if threads <= cores else f" on {cores} {'core' if cores == 1 else 'cores'}"
+    return f"{device} {cpu_name()}, {threads} threads{shared}"
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Return the processor's instruction sets as Linux names them, such as ``avx512_bf16``; none on other systems."""
+    try:
+        match = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return frozenset(match[1].split() if match else ())
+
+
+def fitting_gpus(peak_bytes: int) -> list[str]:
+    """Name the GPUs of the table whose memory holds `peak_bytes`, a tenth kept free, the smallest first."""
+    return [name for name, gib in GPU_MEMORY_GIB.items() if peak_bytes <= 0.9 * gib * GIB]
+
+
+def _instances(index: int) -> list[Gpu]:
+    """Return a GPU, or what it is divided into."""
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    found = []
+    with contextlib.suppress(pynvml.NVMLError):  # a GPU that cannot be divided
+        if pynvml.nvmlDeviceGetMigMode(handle)[0]:
+            for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                with contextlib.suppress(pynvml.NVMLError):  # fewer instances than there may be
+                    found.append(_gpu(index, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)))
+    return found or [_gpu(index, handle)]
+
+
+def _gpu(index: int, handle: Any) -> Gpu:  # Any: a handle of NVML's
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    processes: list[str] = []
+    with contextlib.suppress(pynvml.NVMLError):  # not told to every user
+        processes = [f"{each.pid} {_process(each.pid)}" for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    name = pynvml.nvmlDeviceGetName(handle).removeprefix("NVIDIA ")
+    uuid = pynvml.nvmlDeviceGetUUID(handle)
+    return Gpu(str(index), uuid, name, memory.total // MIB, memory.used // MIB, tuple(processes))
+
+
+def _process(pid: int) -> str:
+    with contextlib.suppress(pynvml.NVMLError):
+        return str(pynvml.nvmlSystemGetProcessName(pid))
+    return "unknown"
+
+
+def _named(item: str, gpus: Sequence[Sequence[Gpu]]) -> Gpu:
+    """Find a GPU by its number, by its id, or by as much of its id as tells it apart, as CUDA does."""
+    every = [gpu for instances in gpus for gpu in instances]
+    if item.isdecimal():
+        found = [gpus[int(item)][0]] if int(item) < len(gpus) else []
+    else:
+        found = [gpu for gpu in every if gpu.uuid.startswith(item)]
+    if len(found) != 1:
+        raise UnsupportedError(
+            f"CUDA_VISIBLE_DEVICES names {item!r}, which is {'no GPU' if not found else 'more than one GPU'} of this "
+            "machine",
+            hint=f"Its GPUs are {', '.join(f'{gpu.index} ({gpu.name}, {gpu.uuid})' for gpu in every)}.",
+        )
+    return found[0]

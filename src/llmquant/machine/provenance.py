@@ -1,0 +1,87 @@
+"""Where a run's numbers came from: versions, device, threads. Never a token or an environment dump."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmquant.study.call import Json
+
+if TYPE_CHECKING:
+    from llmquant.plugins.evaluator import LoadedModel
+    from llmquant.retrieval.loaded import LoadedEmbedder
+
+_PACKAGES = (
+    "llmquant",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "bitsandbytes",
+    "gptqmodel",
+    "optimum",
+    "torchao",
+    "lm-eval",
+    "mteb",
+    "sentence-transformers",
+    "colpali-engine",
+    "datasets",
+    "numpy",
+)
+
+
+def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
+    """Describe this process and, once it is loaded, the model in it."""
+    import torch
+
+    from llmquant.loading.quantized import read_recipe
+
+    found: dict[str, Json] = {
+        "packages": _versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
+    if subject is not None:
+        cuda = subject.device == "cuda"
+        found |= {
+            "device": torch.cuda.get_device_name() if cuda else subject.device,
+            "cuda": torch.version.cuda if cuda else None,
+            "dtype": next((str(p.dtype).removeprefix("torch.") for p in subject.module.parameters()), None),
+            "load_seconds": subject.load.seconds,
+            "load_peak_bytes": subject.load.peak_bytes,
+            "model_note": subject.info.note,
+            "checkpoint": None if subject.path is None else read_recipe(subject.path),
+        }
+    return found
+
+
+def _versions() -> dict[str, Json]:
+    from llmquant.plugins.registry import registry
+
+    names = [*_PACKAGES, *(plugin.package for plugin in registry().plugins)]
+    versions: dict[str, Json] = {}
+    for name in dict.fromkeys(names):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def _git_commit() -> str | None:
+    """Return the commit of llmquant's own checkout; ``None`` when it was installed from a wheel."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,370 @@
+"""Models as asked for, and what is known of them before anything is loaded; no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmquant.errors import ModelError
+from llmquant.models.folder import AUTO_GPTQ_CONFIG, file_digest, folder_digest, read_checkpoint
+from llmquant.models.gguf import read_gguf_header
+from llmquant.models.headers import TensorInfo
+from llmquant.models.hub import find_file, read_hub
+from llmquant.plugins.embedder import EmbedderInfo
+from llmquant.study.experiment import ModelRequest, ModelUse, PluginUse, path_of
+
+if TYPE_CHECKING:
+    from llmquant.storage.cache import Cache
+
+# Stored by old checkpoints or by GGUF, and no weights: masks and rotary frequencies, which models make anew.
+_NOT_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.masked_bias|^rope_freqs\.weight)$")
+_HEAD = re.compile(r"(^|\.)lm_head\.weight$|^(embed_out|output)\.weight$")
+# Families whose head is tied where their configuration does not say: the defaults of transformers 5.23.
+_TIED = """
+bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small bloom camembert cohere
+cohere2 cohere2_moe cohere_compass_text cpmant ctrl data2vec-text electra ernie ernie4_5 ernie4_5_moe falcon
+falcon_mamba gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_assistant gemma4_text
+gemma4_unified gemma4_unified_assistant gemma4_unified_text got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo
+gpt_neox_japanese granite_swa jetmoe lfm2 lfm2_moe lfm3 mamba marian mbart megatron-bert minicpm3
+modernbert-decoder moss_transcribe_diarize mpt mvp openai-gpt opt pegasus plbart prophetnet recurrent_gemma
+roberta roberta-prelayernorm roc_bert roformer smollm3 starcoder2 trocr vaultgemma whisper xglm xlm xlm-roberta
+xlm-roberta-xl xlnet xmod youtu zamba zamba2 zaya
+"""
+_BLOCK = re.compile(r"\.\d+\.")
+# Not nn.Linear inside a block, by the last part of the layer's name (the last two of GGUF) ...
+_NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)$)")
+# ... and the experts of a mixture, which transformers fuses into one tensor for all experts.
+_EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
+_ROPE_BY_LENGTH = ("dynamic", "longrope", "su")  # "su" is what longrope was called first
+FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+# Of positions, steps and masks, besides weights.
+_COUNTS = frozenset({"int64", "bool"})
+# Their linear layers are transformers' Conv1D, whose checkpoints hold weights as (in_features, out_features).
+CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter that goes on a checkpoint.
+
+    Attributes:
+        digest: ``commit:<sha>`` on the Hub, ``sha256:<hex>`` of a local folder.
+        location: the local folder; ``None`` on the Hub.
+        repo: id on the Hub, else ``None``.
+        commit: on the Hub, else ``None``.
+    """
+
+    digest: str
+    location: Path | None
+    repo: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model before it is loaded.
+
+    Attributes:
+        source: as it was asked for.
+        digest: ``commit:<sha>`` of a Hub model, ``sha256:<hex>`` of local files by content.
+        flags: settings that change what is loaded.
+        location: the local folder or ``.gguf`` file; ``None`` for a Hub model.
+        repo: id on the Hub, else ``None``.
+        commit: of a Hub model, else ``None``.
+        config: ``config.json``; of a GGUF file the same names from its metadata.
+        tensors: as stored, before any fusing that loading does.
+        weight_files: names of the files that hold them.
+        disk_bytes: their size.
+        note: what a reader of the results must know; may be empty.
+        embedder: the plugin that opens it; ``None`` for a causal language model.
+        embeds: what it gives as an embedder.
+        encoder_digest: of an embedder, what its vectors are known by besides the quantizer: its checkpoint and those of
+            its options that change them.
+        adapter: of an embedder, the PEFT adapter that goes on the checkpoint.
+    """
+
+    source: str
+    digest: str
+    flags: tuple[str, ...]
+    kind: Literal["hub", "folder", "gguf", "none"]
+    location: Path | None
+    repo: str | None
+    commit: str | None
+    config: Mapping[str, Any]  # Any: a JSON object
+    tensors: tuple[TensorInfo, ...]
+    weight_files: tuple[str, ...]
+    disk_bytes: int
+    note: str = ""
+    embedder: PluginUse | None = None
+    embeds: EmbedderInfo | None = None
+    encoder_digest: str = ""
+    adapter: Adapter | None = None
+
+    def use(self) -> ModelUse:
+        """Return what of it enters an experiment."""
+        return ModelUse(self.source, self.digest, self.flags, self.embedder)
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:  # Any: a JSON object
+        """Return the language model's part of the configuration; that is all of it unless there is a vision part."""
+        text = self.config.get("text_config")
+        return text if isinstance(text, Mapping) else self.config
+
+    @property
+    def row_independent(self) -> bool:
+        """Tell whether what else is in a batch changes no result: some rotary embeddings follow its longest row."""
+        rope = self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
+        kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # or by the kind of layer
+        return not any((kind.get("rope_type") or kind.get("type")) in _ROPE_BY_LENGTH for kind in kinds)
+
+    @property
+    def quantized_as(self) -> str | None:
+        """Name the method the checkpoint is quantized by already; ``None`` for floating-point weights."""
+        found = self.config.get("quantization_config") or self.text_config.get("quantization_config")
+        if not isinstance(found, Mapping) or not found:
+            return "gptq" if self.codes else None  # auto-gptq's settings are in a file beside: see `_noted`
+        bits = found.get("bits") or (4 if found.get("load_in_4bit") else 8 if found.get("load_in_8bit") else None)
+        return str(found.get("quant_method", "unknown")) + (f" {bits}-bit" if bits else "")
+
+    @property
+    def tied(self) -> bool:
+        """Tell whether the head is the embedding, as the configuration says or its family does by default."""
+        default = self.config.get("model_type") in _TIED.split()
+        said = self.config.get("tie_word_embeddings", default)
+        return bool(self.text_config.get("tie_word_embeddings", said))
+
+    @property
+    def weights(self) -> tuple[TensorInfo, ...]:
+        """Return the tensors that are loaded: a tied head once and of an embedder not at all, no stored masks."""
+        names = {tensor.name for tensor in self.tensors}
+        tied = self.embeds is not None or self.tied
+        return tuple(
+            tensor
+            for tensor in self.tensors
+            if not _NOT_WEIGHTS.search(tensor.name)
+            and not (tied and _HEAD.search(tensor.name) and len(names) > 1)
+            and not (tensor.name.endswith((".attn.bias", ".attention.bias")) and len(tensor.shape) == 4)
+        )
+
+    @property
+    def codes(self) -> tuple[TensorInfo, ...]:
+        """Return the tensors whose numbers mean nothing without a quantization's settings: integers, float8, float4."""
+        return tuple(
+            tensor
+            for tensor in self.weights
+            if self.kind != "gguf"
+            and tensor.dtype not in FLOATS
+            and (tensor.dtype not in _COUNTS or tensor.name.endswith("weight"))
+            and tensor.shape[:2] != (1, 1)  # masks that old checkpoints hold
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Count the parameters; of a checkpoint that is quantized already, the stored numbers."""
+        return sum(tensor.elements for tensor in self.weights)
+
+    @property
+    def base_dtype(self) -> str:
+        """Name the type that most parameters are stored in; GGUF files are dequantized to float32."""
+        counts: dict[str, int] = {}
+        for tensor in self.weights:
+            if tensor.dtype in FLOATS:
+                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
+        if self.kind == "gguf" or not counts:
+            return "float32"
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def linear_layers(self) -> tuple[TensorInfo, ...]:
+        """Return the weights that quantizers replace while loading: 2-D, of ``nn.Linear`` layers inside the blocks.
+
+        Embeddings, the head, norms, convolutions, routers and the experts of a mixture are not among them: transformers
+        holds the experts of all mixtures in fused tensors, which bitsandbytes leaves alone.
+
+        Returns:
+            Each with the shape ``(out_features, in_features)``, however it is stored.
+        """
+        turned = self.kind != "gguf" and self.text_config.get("model_type") in CONV1D_MODELS
+        return tuple(
+            replace(tensor, shape=tensor.shape[::-1]) if turned else tensor
+            for tensor in self.weights
+            if tensor.name.endswith(".weight")
+            and len(tensor.shape) == 2
+            and _BLOCK.search(tensor.name)
+            and not _EXPERTS.search(tensor.name)
+            and not _NOT_LINEAR.search(tensor.name.removesuffix(".weight").rpartition(".")[2])
+        )
+
+    def kv_bytes_per_token(self, dtype_bytes: int) -> int:
+        """Predict what one token adds to the key-value cache, in bytes; 0 for a model without attention.
+
+        ``2 x layers x key-value heads x head dimension x dtype_bytes``; layers of ``layer_types`` that are not
+        attention keep none, and latent attention caches its keys and values expanded, as transformers does.
+        """
+        config = self.text_config
+        heads = _number(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
+        hidden = _number(config, "hidden_size", "n_embd", "d_model", "dim")
+        kinds = config.get("layer_types")
+        if isinstance(kinds, list):
+            layers = sum("attention" in kind and not kind.startswith("linear") for kind in kinds)
+        else:
+            layers = _number(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+        if not heads or not layers:
+            return 0
+        if "qk_rope_head_dim" in config:
+            width = _number(config, "qk_rope_head_dim") + _number(config, "qk_nope_head_dim")
+            return layers * heads * (width + _number(config, "v_head_dim")) * dtype_bytes
+        groups = 1 if config.get("multi_query") else _number(config, "num_key_value_heads", "num_kv_heads") or heads
+        return 2 * layers * groups * (_number(config, "head_dim") or hidden // heads) * dtype_bytes
+
+
+def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
+    """Find a model and read what it says of itself; no weights are read and nothing of it is run.
+
+    ``./folder``, an absolute path and ``~`` are local; ``*.gguf`` is a file; all else is a Hub id with an optional
+    ``@revision``. Digests of large local files are kept in `cache`.
+
+    Raises:
+        ModelError: if it is missing, gated, damaged, an adapter, or needs a permission that was not given.
+    """
+    source = request.source.strip()
+    if not source:
+        raise ModelError("no model was named", hint="Give a Hub id, ./folder or a .gguf file.")
+    if not is_path(source):
+        return _inspect_hub(source, request)
+    path = path_of(source).absolute()
+    if not path.exists():
+        raise ModelError(f"{source} is not there (looked for {path})")
+    try:
+        if path.is_dir():
+            return _inspect_folder(path, request, cache)
+        if path.suffix == ".gguf":
+            return _inspect_gguf(path, request, cache)
+    except OSError as error:
+        raise ModelError(f"{source} cannot be read: {error.strerror or error}") from error
+    raise ModelError(f"{source} is a file", hint="Give the checkpoint's folder, or a .gguf file.")
+
+
+def _inspect_folder(folder: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
+    found = read_checkpoint(folder, request.source, allow_pickle=request.allow_pickle)
+    _refuse_code(found.config, request)
+    info = ModelInfo(
+        source=request.source,
+        digest=folder_digest(folder, found.weight_files, cache.digests),
+        flags=request.flags,
+        kind="folder",
+        location=folder,
+        repo=None,
+        commit=None,
+        config=found.config,
+        tensors=found.tensors,
+        weight_files=found.weight_files,
+        disk_bytes=found.disk_bytes,
+    )
+    return _noted(info)
+
+
+def _inspect_gguf(path: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
+    header = read_gguf_header(path)
+    quantized = header.block_type not in FLOATS
+    return ModelInfo(
+        source=request.source,
+        digest=file_digest(path, cache.digests),
+        flags=request.flags,
+        kind="gguf",
+        location=path,
+        repo=None,
+        commit=None,
+        config=header.config(),
+        tensors=header.tensors,
+        weight_files=(path.name,),
+        disk_bytes=path.stat().st_size,
+        note=(
+            f"dequantized from GGUF {header.block_type}; losses shown here come on top of that first quantization"
+            if quantized
+            else "converted from GGUF"
+        ),
+    )
+
+
+def _inspect_hub(source: str, request: ModelRequest) -> ModelInfo:
+    repo, _, revision = source.partition("@")
+    try:
+        found = read_hub(repo, revision or None, allow_pickle=request.allow_pickle)
+    except ModelError as error:
+        if Path(source).is_dir():
+            raise ModelError(error.message, hint=f"A folder of this name is here: write ./{source}") from error
+        raise
+    _refuse_code(found.checkpoint.config, request)
+    info = ModelInfo(
+        source=request.source,
+        digest=f"commit:{found.commit}",
+        flags=request.flags,
+        kind="hub",
+        location=None,
+        repo=repo,
+        commit=found.commit,
+        config=found.checkpoint.config,
+        tensors=found.checkpoint.tensors,
+        weight_files=found.checkpoint.weight_files,
+        disk_bytes=found.checkpoint.disk_bytes,
+        note=found.note,
+    )
+    return _noted(info)
+
+
+def _noted(info: ModelInfo) -> ModelInfo:
+    """Note that a checkpoint is quantized, and refuse codes without settings: they would be taken for weights."""
+    configured = info.config.get("quantization_config") or info.text_config.get("quantization_config")
+    if info.codes and not configured and not _has_auto_gptq(info):
+        first = info.codes[0]
+        raise ModelError(
+            f"{info.source} stores {len(info.codes)} tensors as {first.dtype}, first {first.name!r}, and its "
+            "config.json has no quantization_config that says what they stand for",
+            hint="Restore the config.json that was saved with these weights, or give the unquantized checkpoint.",
+        )
+    said = f"already quantized: {info.quantized_as}" if info.quantized_as else ""
+    return replace(info, note="; ".join(part for part in (info.note, said) if part))
+
+
+def _has_auto_gptq(info: ModelInfo) -> bool:
+    if info.location is not None:
+        return (info.location / AUTO_GPTQ_CONFIG).is_file()
+    return bool(info.repo and info.commit and find_file(info.repo, info.commit, AUTO_GPTQ_CONFIG))
+
+
+def is_path(source: str) -> bool:
+    """Tell paths from Hub ids, which are ``name`` or ``org/name``."""
+    return (
+        source in (".", "..")
+        or source.startswith(("./", "../", "/", "~"))
+        or source.endswith(("/", ".gguf"))
+        or source.partition("@")[0].count("/") > 1
+    )
+
+
+def _refuse_code(config: Mapping[str, Any], request: ModelRequest) -> None:  # Any: a JSON object
+    """Refuse a model that works only with its own Python code, unless that is allowed."""
+    if request.trust_remote_code or not config.get("auto_map"):
+        return
+    kind = str(config.get("model_type", ""))
+    spec = importlib.util.find_spec("transformers")  # finds the package without importing it
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        if kind and (Path(root) / "models" / kind.replace("-", "_")).is_dir():
+            return
+    raise ModelError(
+        f"{request.source} brings its own Python code (model type {kind!r})",
+        hint="If you trust where it comes from, allow it: --trust-remote-code, or trust_remote_code=True.",
+    )
+
+
+def _number(config: Mapping[str, Any], *names: str) -> int:  # Any: a JSON object
+    """Return the first of these that is a number; 0 if none is."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return 0

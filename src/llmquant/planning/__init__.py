@@ -1,0 +1,1 @@
+"""From a study to experiments: look up, refuse, estimate."""

@@ -1,0 +1,59 @@
+"""What a plan says beside its experiments: variants that it leaves out, and calibration on what is evaluated."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from llmquant.models.info import ModelInfo
+from llmquant.planning.overlap import shared_share
+from llmquant.plugins.registry import Chosen
+from llmquant.study.experiment import VectorGrid
+from llmquant.study.study import Study
+
+BASELINE = "llmquant/baseline"
+# Shared stock phrases stay below this share of the evaluation text.
+_OVERLAP = 0.005
+
+
+def applicable(info: ModelInfo, quantizers: Sequence[Chosen], baseline: Chosen | None) -> list[Chosen]:
+    """Leave a model without weights, such as chance, its baselines."""
+    if info.kind != "none":
+        return list(quantizers)
+    return [chosen for chosen in quantizers if chosen is baseline or chosen.plugin.full_name == BASELINE]
+
+
+def left_out(
+    study: Study,
+    infos: Sequence[ModelInfo],
+    quantizers: Sequence[Chosen],
+    baseline: Chosen | None,
+    parts: Sequence[Chosen],
+) -> list[str]:
+    """Say which variants that were asked for by name a study does not have."""
+    notes = []
+    for info in infos if study.quantizers else ():
+        kept = applicable(info, quantizers, baseline)
+        left = [chosen.use.label for chosen in quantizers if chosen not in kept]
+        if left:
+            notes.append(f"{info.use().name}: it has no weights, so {', '.join(left)} cannot change it and is left out")
+    if study.vectors != VectorGrid() and not any(part.plugin.spec.vectors for part in parts):
+        notes.append(
+            "no evaluator here depends on how vectors are kept: dims, codecs, pools and rescores are left out; "
+            "retrieval and mteb do"
+        )
+    return notes
+
+
+def overlaps(quantizers: Sequence[Chosen], evaluators: Sequence[Chosen]) -> list[str]:
+    """Say where a quantizer is calibrated on what it is then measured on, as far as the texts are files here."""
+    notes = []
+    for quantizer, evaluator in itertools.product(quantizers, evaluators):
+        if hasattr(quantizer.options, "texts") and hasattr(evaluator.options, "texts"):
+            share = shared_share(evaluator.options.texts(), quantizer.options.texts())
+            if share >= _OVERLAP:
+                notes.append(
+                    f"{quantizer.use.label} is calibrated on {share:.0%} of the text of {evaluator.use.label}: "
+                    "its loss there looks smaller than it is"
+                )
+    return notes

@@ -1,0 +1,382 @@
+"""From a study to experiments: look everything up, refuse all mistakes at once, and say what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.models.info import ModelInfo
+from llmquant.planning.lookup import inspect_embedder, inspect_subject
+from llmquant.planning.notes import BASELINE, applicable, left_out, overlaps
+from llmquant.plugins.executor import Executor
+from llmquant.plugins.options import input_files
+from llmquant.plugins.registry import Chosen, Registry
+from llmquant.storage.blanking import blank_secrets
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import (
+    Digest,
+    Documents,
+    Experiment,
+    InputFile,
+    ModelRequest,
+    PluginKind,
+    RunId,
+    Variant,
+    VectorForm,
+    VectorGrid,
+    digest_of,
+)
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
+from llmquant.study.study import Study
+
+
+def _ours(call: str) -> Call:
+    """Write a default with its package: another one may offer the same short name."""
+    return Call.parse(f"llmquant/{call}")
+
+
+DEFAULT_QUANTIZERS = tuple(
+    _ours(name) for name in ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4", "gptq_4bit_g128", "awq_4bit_g128")
+)
+DEFAULT_EVALUATORS = tuple(map(_ours, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
+EMBEDDER_QUANTIZERS = tuple(map(_ours, ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")))
+EMBEDDER_EVALUATORS = tuple(map(_ours, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
+DEFAULT_BASELINE = _ours("bf16_baseline")
+_KINDS = {"causal_lm": "a causal LM", "embedder": "an embedder"}
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A study with everything looked up: nothing is loaded, but every name, option and width has been checked.
+
+    Attributes:
+        record: what is kept in the store.
+        models: by digest.
+        quantizers: the baseline first where it had to be added.
+        evaluators: one a part.
+        inputs: where the files that options name are, by content.
+    """
+
+    record: StudyRecord
+    models: Mapping[str, ModelInfo]
+    quantizers: tuple[Chosen, ...]
+    evaluators: tuple[Chosen, ...]
+    inputs: Mapping[Digest, Path]
+
+
+def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, *, fresh: bool = False) -> Planned:
+    """Look up everything a study names.
+
+    Args:
+        fresh: read local weights again, however their files look.
+
+    Raises:
+        RequestError: for one mistake.
+        RequestErrors: for several, all of the study's at once.
+    """
+    if fresh:
+        cache.forget_digests()
+    errors: list[RequestError] = _wrong_numbers(study)
+    notes: list[str] = []
+    infos = [_try(errors, _inspect, study, request, registry, cache) for request in dict.fromkeys(study.models)]
+    known = _once([info for info in infos if info is not None], notes)
+    embedders = bool(known) and all(info.embedder is not None for info in known)
+    quantizers = _choose(
+        registry,
+        "quantizer",
+        study.quantizers or (EMBEDDER_QUANTIZERS if embedders else DEFAULT_QUANTIZERS),
+        errors,
+        notes,
+    )
+    if not study.quantizers:
+        quantizers = _usable(registry, quantizers, known, executor, notes)
+    evaluators = _choose(
+        registry,
+        "evaluator",
+        study.evaluators or (EMBEDDER_EVALUATORS if embedders else DEFAULT_EVALUATORS),
+        errors,
+        notes,
+    )
+    baseline = None
+    if all(registry.offers("quantizer", call.name) for call in study.quantizers):
+        baseline = _try(errors, _baseline, study, registry, quantizers)
+        if baseline is not None and baseline not in quantizers:
+            quantizers.insert(0, baseline)
+            notes.append(f"{baseline.use.label} was added as the baseline")
+    parts = [part for chosen in evaluators for part in _try(errors, _parts, registry, chosen) or ()]
+    for info in known:
+        for chosen in [*applicable(info, quantizers, baseline), *parts]:
+            _try(errors, check_choice, registry, chosen, info, executor)
+    forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
+    _raise_if_any(errors)
+    coupled = [chosen.use.label for chosen in quantizers if not chosen.row_independent]
+    coupled += [info.use().name for info in known if info.embedder is None and not info.row_independent]
+    if coupled:
+        single = [_one_at_a_time(registry, part) for part in parts]
+        if single != parts:
+            notes.append(
+                f"batch_size=auto is 1: documents in a batch change each other's results in {', '.join(coupled)}"
+            )
+        parts = single
+    # First of all what leaves a file that others wait for.
+    first = sorted(quantizers, key=lambda chosen: chosen is not baseline)
+    ordered = first if any(part.plugin.spec.reference for part in parts) else quantizers
+    experiments = {
+        experiment.run_id: experiment
+        for info in known
+        for part in sorted(parts, key=_order)
+        for experiment in _of_evaluator(
+            study, info, forms[info.digest], applicable(info, ordered, baseline), baseline, part, executor.hardware
+        )
+    }
+    # One after the other what one process does: a model as one quantizer loads it.
+    models, uses = [info.digest for info in known], [chosen.use for chosen in ordered]
+    by_variant = sorted(
+        experiments.values(), key=lambda e: (models.index(e.variant.model.digest), uses.index(e.variant.quantizer))
+    )
+    notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
+    notes += overlaps(quantizers, parts) + left_out(study, known, quantizers, baseline, parts)
+    record = StudyRecord(
+        study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
+        title=blank_secrets(", ".join(info.use().name for info in known)),
+        experiments=tuple(by_variant),
+        baselines={info.digest: baseline.use.label for info in known if baseline is not None},
+        notes=tuple(map(blank_secrets, (*notes, *executor.notices))),
+        limit=study.limit,
+        seed=study.seed,
+    )
+    inputs = {digest: path for chosen in [*quantizers, *parts] for digest, path in input_files(chosen.options).items()}
+    return Planned(record, {info.digest: info for info in known}, tuple(quantizers), tuple(parts), inputs)
+
+
+def plan(record: StudyRecord, runs: Mapping[RunId, Run]) -> tuple[Experiment, ...]:
+    """Return the experiments that are missing from `runs` and can start now.
+
+    One that is held against the baseline's file waits for the run that leaves it.
+    """
+    return tuple(
+        experiment
+        for experiment in record.experiments
+        if experiment.run_id not in runs and (experiment.reference is None or experiment.reference in runs)
+    )
+
+
+def _wrong_numbers(study: Study) -> list[RequestError]:
+    errors: list[RequestError] = []
+    if not study.models:
+        errors.append(OptionError("the study names no model", hint="Give a Hub id, a folder (./...) or a .gguf file."))
+    if study.limit is not None and study.limit < 1:
+        errors.append(
+            OptionError(
+                f"limit must be at least 1, found {study.limit}",
+                hint='Leave it out of a study file for all documents: limit = "all".',
+            )
+        )
+    if not 0 <= study.seed < 2**32:  # numpy takes no more
+        errors.append(OptionError(f"seed must be a whole number from 0 to 4294967295, found {study.seed}"))
+    return errors
+
+
+def _inspect(study: Study, request: ModelRequest, registry: Registry, cache: Cache) -> ModelInfo:
+    """Inspect a model; an embedder that can have any width gets one that the study's grid can be cut from."""
+    info = inspect_subject(request, registry, cache)
+    if info.embedder is None or not study.vectors.dims:
+        return info
+    chosen = registry.restore("embedder", info.embedder)
+    widened = chosen.ask("for_dims", study.vectors.dims)
+    if widened is None:
+        return info
+    return inspect_embedder(registry.chosen(chosen.plugin, widened, label=info.embedder.label), request, cache)
+
+
+def _once(infos: Sequence[ModelInfo], notes: list[str]) -> list[ModelInfo]:
+    """Keep one of several models of the same content, and say so."""
+    found: dict[str, ModelInfo] = {}
+    for info in infos:
+        first = found.setdefault(info.digest, info)
+        if first.source != info.source:
+            notes.append(f"{info.source} has the same content as {first.source}: it is compared once")
+    return list(found.values())
+
+
+def _choose(
+    registry: Registry, kind: PluginKind, calls: Sequence[Call], errors: list[RequestError], notes: list[str]
+) -> list[Chosen]:
+    """Look calls up; of several that mean the same the first counts, which is said where they look different."""
+    found: list[Chosen] = []
+    for call in calls:
+        chosen = _try(errors, registry.choose, kind, call)
+        first = next((other for other in found if chosen is not None and _same(chosen, other)), None)
+        if chosen is not None and first is None:
+            found.append(chosen)
+        elif chosen is not None and first is not None and chosen.use.label != first.use.label:
+            notes.append(f"{chosen.use.label} means the same as {first.use.label}: it is compared once")
+    return found
+
+
+def _usable(
+    registry: Registry,
+    chosen: Sequence[Chosen],
+    infos: Sequence[ModelInfo],
+    executor: Executor,
+    notes: list[str],
+) -> list[Chosen]:
+    """Leave out of the defaults what cannot run here or would take hours, and say so; the baseline stays."""
+    found = []
+    for quantizer in chosen:
+        errors: list[RequestError] = []
+        if quantizer.plugin.spec.checkpoint and executor.device == "cpu":
+            name = quantizer.use.label
+            errors.append(
+                UnsupportedError("it calibrates for hours on a CPU", hint=f"To have it all the same: -q {name}")
+            )
+        for info in infos:
+            _try(errors, check_choice, registry, quantizer, info, executor)
+        if errors and quantizer.plugin.full_name != BASELINE:
+            notes.append(f"{quantizer.use.label} is left out: " + str(errors[0]).replace("\n", ". "))
+        else:
+            found.append(quantizer)
+    return found
+
+
+def _same(one: Chosen, other: Chosen) -> bool:
+    return one.use.identity() == other.use.identity()
+
+
+def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) -> Chosen:
+    """Find the quantizer that the others are held against, or make it."""
+    if study.baseline is None:
+        named = [chosen for chosen in quantizers if chosen.plugin.full_name == BASELINE]
+        return named[0] if named else registry.choose("quantizer", DEFAULT_BASELINE)
+    wanted = registry.choose("quantizer", Call.parse(study.baseline))
+    return next((chosen for chosen in quantizers if _same(chosen, wanted)), wanted)
+
+
+def _forms(study: Study, info: ModelInfo) -> tuple[VectorForm, ...]:
+    """List the forms of vectors that a study wants of a model; none of a causal LM.
+
+    Raises:
+        OptionError: if the model cannot give one of them.
+    """
+    grid = study.vectors
+    if info.embeds is None:
+        if grid != VectorGrid():
+            raise OptionError(f"{info.source} is a causal LM and has no vectors", hint="Leave out dims and codecs.")
+        return ()
+    for dim in (*grid.dims, *([info.embeds.dim] if info.embeds.dim is not None else [])):
+        if dim not in info.embeds.dims:
+            offered = ", ".join(map(str, info.embeds.dims))
+            raise OptionError(f"{info.source} cannot be cut to {dim} dimensions", hint=f"It offers {offered}.")
+    if info.embeds.similarity != "maxsim" and any(pool > 1 for pool in grid.pools):
+        raise OptionError(
+            f"{info.source} has one vector a document, of which none can be pooled", hint="Leave out pools."
+        )
+    return grid.forms(info.embeds.dim)
+
+
+def _parts(registry: Registry, chosen: Chosen) -> list[Chosen]:
+    """Split an evaluator into one experiment each: a task of several, say."""
+    parts = chosen.ask("parts")
+    options = [chosen.options] if parts is None else parts
+    if len(options) < 2:
+        return [chosen]
+    return [registry.chosen(chosen.plugin, part, label=_part_label(chosen, part)) for part in options]
+
+
+def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their own options
+    """Write a part as one would have written it by hand: its first option, then what was given by name."""
+    written = Call.parse(chosen.use.label)
+    first = fields(part)[0].name
+    value = getattr(part, first)
+    args = tuple(item.name if isinstance(item, InputFile) else item for item in _items(value))
+    return str(Call(written.name, args, {key: v for key, v in written.options.items() if key != first}))
+
+
+def _one_at_a_time(registry: Registry, chosen: Chosen) -> Chosen:
+    """Fix the batch size of an evaluator that would choose it by the memory, so that all variants have the same."""
+    if getattr(chosen.options, "batch_size", None) != "auto":
+        return chosen
+    return registry.chosen(chosen.plugin, replace(chosen.options, batch_size=1), label=chosen.use.label)
+
+
+def _items(value: Any) -> tuple[Any, ...]:  # Any: option values
+    return value if isinstance(value, tuple) else (value,)
+
+
+def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:
+    """Refuse early what cannot work: missing packages, models of the wrong kind, widths, devices, task names.
+
+    Raises:
+        RequestError: if so.
+    """
+    spec = chosen.plugin.spec
+    missing = None if executor.installs else registry.missing(chosen.plugin)
+    if missing is not None:
+        raise missing
+    kind = "causal_lm" if info.embedder is None else "embedder"
+    if kind not in spec.accepts:
+        takes = " or ".join(_KINDS.get(accepted, accepted) for accepted in spec.accepts)
+        raise UnsupportedError(f"{spec.kind} {spec.name!r} takes {takes}, and {info.source} is {_KINDS[kind]}")
+    chosen.ask("check", info, executor.device)
+
+
+def _order(chosen: Chosen) -> tuple[bool, bool]:
+    """Hardware first, and of it memory first: later readings would see what earlier experiments left allocated."""
+    return (not chosen.plugin.spec.hardware, chosen.plugin.full_name != "llmquant/memory")
+
+
+def _of_evaluator(
+    study: Study,
+    info: ModelInfo,
+    forms: tuple[VectorForm, ...],
+    quantizers: Sequence[Chosen],
+    baseline: Chosen | None,
+    evaluator: Chosen,
+    hardware: str,
+) -> list[Experiment]:
+    """List one evaluator's experiments on one model: each quantizer and, where vectors matter, each form of them."""
+    spec = evaluator.plugin.spec
+    found = [
+        Experiment(
+            Variant(info.use(), quantizer.use, form),
+            evaluator.use,
+            Documents(study.limit) if spec.documents else None,
+            study.seed,
+            hardware if spec.hardware else None,
+        )
+        for quantizer in quantizers
+        for form in (forms if spec.vectors and forms else (None,))
+    ]
+    if not spec.reference or baseline is None:
+        return found
+    (reference,) = [e for e in found if e.variant.quantizer == baseline.use and e.variant.vectors in (None, *forms[:1])]
+    return [e if e is reference else replace(e, reference=reference.run_id) for e in found]
+
+
+def _try(errors: list[RequestError], step: Callable[..., _T], *args: Any) -> _T | None:  # Any: the step's arguments
+    """Do a step; a mistake of the request is kept so that all are told at once."""
+    try:
+        return step(*args)
+    except RequestErrors as error:
+        errors += error.errors
+    except RequestError as error:
+        errors.append(error)
+    return None
+
+
+def _raise_if_any(errors: Sequence[RequestError]) -> None:
+    unique = list({str(error): error for error in errors}.values())
+    if len(unique) == 1:
+        raise unique[0]
+    if unique:
+        raise RequestErrors(unique)
+
+
+__all__ = ["DEFAULT_BASELINE", "DEFAULT_EVALUATORS", "DEFAULT_QUANTIZERS", "Planned", "check_choice", "plan", "resolve"]

@@ -1,0 +1,39 @@
+"""What a quantizer or an evaluator gets to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmquant.study.experiment import Digest, Documents
+from llmquant.study.job import Device
+
+if TYPE_CHECKING:
+    from llmquant.storage.cache import Cache
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a quantizer or an evaluator gets from us.
+
+    Attributes:
+        device: where the model is: ``cpu``, ``cuda`` or ``mps``.
+        seed: for every random choice.
+        documents: which documents to use.
+        cache: for what can be made again.
+        inputs: local files that options name, by content.
+        reference: the baseline's file; ``None``: this is the baseline, leave one in `files`.
+        files: a folder; what is written here is kept with the run.
+        progress: call with (done, total) as the work goes on.
+    """
+
+    device: Device
+    seed: int
+    documents: Documents
+    cache: Cache
+    inputs: Mapping[Digest, Path]
+    reference: Path | None
+    files: Path
+    progress: Callable[[int, int], None]

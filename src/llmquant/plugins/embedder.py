@@ -1,0 +1,112 @@
+"""The contract of embedders: what they are before and after loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from llmquant.plugins.context import Context
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from llmquant.models.info import ModelInfo
+
+Role = Literal["query", "document"]
+Modality = Literal["text", "image"]
+Similarity = Literal["cosine", "dot", "maxsim"]
+Fusion = Literal["joint", "sum", "mean"]
+
+
+@dataclass(frozen=True)
+class EmbedderInfo:
+    """What an embedder gives, known before it is loaded.
+
+    Attributes:
+        width: of its vectors.
+        dims: widths they can be cut to, the largest first; ``(width,)`` where it was trained for none.
+        modalities: what it encodes.
+        similarity: how its vectors are compared; ``maxsim`` is late interaction: several vectors an item.
+        fusion: how a text and an image of one item become one vector: ``joint`` in one pass of the model, else encoded
+            apart and added or averaged, at unit length again where the similarity is cosine.
+        dim: the width that vectors are cut to where a study names none; ``None`` is `width`.
+    """
+
+    width: int
+    dims: tuple[int, ...]
+    modalities: tuple[Modality, ...] = ("text",)
+    similarity: Similarity = "cosine"
+    fusion: Fusion = "joint"
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An item as the model takes it, on the CPU.
+
+    Attributes:
+        tokens: how much work it is, to fill batches evenly.
+        inputs: whatever ``embed`` understands.
+    """
+
+    tokens: int
+    inputs: Any  # Any: each embedder's own
+
+
+class OpenEmbedder(Protocol):
+    """An embedding model on its device."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Return the module that holds the weights, for `Quantizer.applied` and for measuring."""
+        ...
+
+    def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
+        """Apply prompts and preprocessing to one item; called in several threads at once.
+
+        Args:
+            text: never empty; ``None`` where the item has an image alone.
+            image: RGB.
+        """
+        ...
+
+    def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
+        """Encode a batch on the device.
+
+        Returns:
+            Of each item ``(width,)``, or ``(vectors, width)`` with late interaction: unpadded, and unit length unless
+            the similarity is ``dot``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
+
+
+class Embedder(Protocol):
+    """Opens an embedding model. Constructed with its options, on the worker.
+
+    The options (the light half) define ``checkpoint: str``, a model as `inspect_model` takes it or ``""`` for none, and
+    ``info(model: ModelInfo) -> EmbedderInfo``, which raises `ModelError` where the checkpoint is of another kind; and
+    may define ``dim: int | None``, the Matryoshka width that is cut to outside the embedder; ``check(model, device)``;
+    and ``for_dims(dims)``, options of the same embedder whose vectors can be cut to all of a study's widths. Every
+    other option is part of what a cached vector is known by.
+    """
+
+    def open(self, path: Path, info: ModelInfo, load_kwargs: Mapping[str, Any], ctx: Context) -> OpenEmbedder:
+        """Load the checkpoint onto the context's device.
+
+        Args:
+            path: its folder; an empty one where there is none.
+            load_kwargs: for ``from_pretrained``, from the quantizer.
+
+        Raises:
+            ModelError: if tensors are missing or unexpected.
+        """
+        ...

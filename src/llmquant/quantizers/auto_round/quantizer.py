@@ -1,0 +1,105 @@
+"""AutoRound: weights rounded so that each block of the model answers a text as it did before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer
+
+from llmquant.errors import NotHonouredError
+from llmquant.loading.memory import stored_elements
+from llmquant.loading.strict import load_causal
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.auto_round.options import AutoRoundOptions
+from llmquant.quantizers.calibration.texts import calibration_tokens
+from llmquant.quantizers.gptqmodel.quantizer import loaded_dtype
+from llmquant.quantizers.reading import dtype_name, linear_names, only
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+
+
+class AutoRound:
+    """Intel's AutoRound, in its own checkpoint format."""
+
+    def __init__(self, options: AutoRoundOptions) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Tune the rounding block by block and write the checkpoint to `out`.
+
+        On a CPU without bfloat16 auto-round stores what it does not quantize in float32.
+
+        Raises:
+            RunError: if the calibration text is too short or cannot be had.
+        """
+        _quiet()
+        import auto_round
+
+        options = self._options
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokens = calibration_tokens(options, tokenizer, ctx)
+        engine = auto_round.AutoRound(
+            load_causal(model, model.name, {"dtype": "auto"}, allow_pickle=True),
+            tokenizer,
+            scheme=auto_round.QuantizationScheme(bits=options.bits, group_size=options.group_size),
+            alg_configs=auto_round.SignRoundConfig(iters=options.iters),
+            dataset=[torch.tensor([ids]) for ids in tokens.ids],
+            nsamples=options.samples,
+            seqlen=options.sequence_length,
+            seed=ctx.seed,
+            device_map=ctx.device,
+            enable_torch_compile=False,
+        )
+        engine.quantize()
+        # quantize_and_save would add a folder of its own below `out`.
+        engine.save_quantized(str(out), format="auto_round", inplace=True)
+        tokens.record(out)
+        return out
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the type of what is not quantized; the rest is in the checkpoint's configuration."""
+        _quiet()
+        return {"dtype": loaded_dtype(self._options.dtype, ctx.device)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the packed layers hold.
+
+        Raises:
+            NotHonouredError: if there is no packed layer, or the layers differ.
+        """
+        layers = [child for child in module.modules() if hasattr(child, "qweight") and hasattr(child, "scales")]
+        if not layers:
+            raise NotHonouredError("no layer holds packed weights")
+        bits = only((32 * layer.qweight.numel() // _weights(layer) for layer in layers), "bits")
+        group_size = only((_weights(layer) // layer.scales.numel() for layer in layers), "group size")
+        kernel = only((f"{type(layer).__module__}.{type(layer).__name__}" for layer in layers), "kernel")
+        code = f"int{bits}"
+        return AppliedQuantization(
+            method="auto-round",
+            code=code,
+            bits=float(str(bits)),
+            block_size=int(str(group_size)),
+            double_quantization=False,
+            compute_dtype=str(only((dtype_name(p.dtype) for p in module.parameters()), "type of other weights")),
+            dtypes=stored_elements(module),
+            layers_quantized=len(layers),
+            layers_left=linear_names(module),
+            note=f"kernel {kernel}",
+        )
+
+
+def _weights(layer: Any) -> int:  # Any: a packed layer of auto-round or GPTQModel, which spell their widths differently
+    if hasattr(layer, "infeatures"):
+        return int(layer.infeatures * layer.outfeatures)
+    return int(layer.in_features * layer.out_features)
+
+
+def _quiet() -> None:
+    """Keep auto-round's banners and advice out; it reads the level when it is imported. What the user has set stays."""
+    os.environ.setdefault("AR_LOG_LEVEL", "ERROR")

@@ -1,0 +1,50 @@
+"""The baselines: weights loaded in one floating-point type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.baseline.options import BaselineOptions
+from llmquant.quantizers.reading import elements_by_dtype, linear_names
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+
+
+class Baseline:
+    """Loads weights as they are, converted to one type."""
+
+    def __init__(self, options: BaselineOptions) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Return `model`; nothing is prepared."""
+        return model
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the type."""
+        return {"dtype": getattr(torch, self._options.dtype)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back the type that most parameters have; others, which some models insist on, are in the note."""
+        counts = elements_by_dtype(module)
+        code = max(counts, key=lambda name: counts[name])
+        others = [f"{counts[name]:,} parameters are {name}" for name in sorted(counts) if name != code]
+        return AppliedQuantization(
+            method="none",
+            code=code,
+            bits=8.0 * getattr(torch, code).itemsize,
+            block_size=None,
+            double_quantization=False,
+            compute_dtype=code,
+            dtypes=counts,
+            layers_quantized=0,
+            layers_left=linear_names(module),
+            note="; ".join(others),
+        )

@@ -1,0 +1,1 @@
+"""bitsandbytes in 4 and 8 bits."""

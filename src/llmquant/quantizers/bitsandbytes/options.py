@@ -1,0 +1,164 @@
+"""Options of the two bitsandbytes quantizers, and how large their weights will be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llmquant.errors import OptionError, UnsupportedError
+from llmquant.machine.hardware import cpu_flags
+from llmquant.models.info import ModelInfo
+from llmquant.quantizers.plain_weights import plain_bytes, refuse_quantized
+from llmquant.study.call import Json
+
+# transformers does not pass a block size on, so bitsandbytes' defaults hold: 64 weights, and 256 scales, share one.
+BLOCK_SIZE = 64
+_NESTED_BLOCK_SIZE = 256
+_CODE_BYTES = 16 * 4
+_NESTED_CODE_BYTES = 256 * 4
+OFFSET_BYTES = 4
+# The kernel for CPUs with AVX512-BF16 takes so many rows at a time, of whole blocks.
+_PACKED_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Bnb4bitOptions:
+    """bitsandbytes 4-bit.
+
+    Attributes:
+        quant_type: the 16 values a weight can take: quantiles of a normal distribution, or a 4-bit float.
+        double_quant: quantize the scales too: 4.127 bits a weight instead of 4.5.
+        compute_dtype: in which the quantized layers multiply. ``auto`` is bfloat16 on CUDA, as in the usual baseline,
+            and on a CPU with AVX512-BF16, for which bitsandbytes has a kernel that computes in bfloat16 alone. On other
+            CPUs it is float32: twice as fast as bfloat16 at reading a prompt (3.5 s against 7.0 s for 1,024 tokens of a
+            135M model on two cores), as fast at generating, and not less exact. Whatever is used is in ``applied``.
+
+    Everything that is not quantized (embeddings, norms, the head) is kept in the compute type where that has 16 bits,
+    else in bfloat16.
+    """
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    compute_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models and devices this cannot work on.
+
+        Raises:
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
+        """
+        _check(model, device)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes, as they are used: codes, scales, tables and all that is not quantized.
+
+        On a CPU with AVX512-BF16 bitsandbytes repacks the weights and keeps the scales as bfloat16: the quantized part
+        grows by 3 % with double quantization and shrinks by 6 % without. Biases of quantized layers take the compute
+        type.
+        """
+        layers = model.linear_layers()
+        packs = packs_on(device)
+        compute = self.computes_in(device, packs=packs)
+        packs = packs and compute == "bfloat16"
+        held = sum(self._layer_bytes(layer.elements, packed=packs and fits_packed(layer.shape)) for layer in layers)
+        biases = {layer.name.removesuffix("weight") + "bias" for layer in layers} if compute == "float32" else ()
+        widened = 2 * sum(tensor.elements for tensor in model.weights if tensor.name in biases)
+        return plain_bytes(model, 2, quantized=layers) + held + widened
+
+    def computes_in(self, device: str, *, packs: bool) -> Literal["float16", "bfloat16", "float32"]:
+        """Resolve ``auto``.
+
+        Args:
+            packs: whether bitsandbytes repacks weights for the CPU there.
+        """
+        if self.compute_dtype != "auto":
+            return self.compute_dtype
+        return "bfloat16" if packs or device == "cuda" else "float32"
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        found: dict[str, Json] = {"method": "bitsandbytes", "code": self.quant_type, "bits": 4.0}
+        found["double_quantization"] = self.double_quant
+        return found if self.compute_dtype == "auto" else {**found, "compute_dtype": self.compute_dtype}
+
+    def _layer_bytes(self, weights: int, *, packed: bool) -> int:
+        scales = -(-weights // BLOCK_SIZE)
+        codes = -(-weights // 2)
+        if packed:
+            return codes + packed_state_bytes(scales, nested=self.double_quant)
+        if not self.double_quant:
+            return codes + _CODE_BYTES + 4 * scales
+        nested = 4 * -(-scales // _NESTED_BLOCK_SIZE) + _NESTED_CODE_BYTES + OFFSET_BYTES
+        return codes + _CODE_BYTES + scales + nested
+
+
+@dataclass(frozen=True)
+class Bnb8bitOptions:
+    """bitsandbytes LLM.int8().
+
+    Attributes:
+        threshold: input columns with a value above this multiply in 16 bits, not in int8; 0 turns that off.
+        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA (bfloat16 for Gemma 3) and bfloat16 on
+            a CPU. Inputs of the quantized layers are rounded to float16 in any case, and weights are before they are
+            quantized.
+    """
+
+    threshold: float = 6.0
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise OptionError(f"threshold is {self.threshold}", hint="Give 0 (no outliers) or more; 6.0 is usual.")
+
+    def row_independent(self) -> bool:
+        """Tell whether rows of a batch are independent: one row's outlier takes its column out of int8 for all."""
+        return self.threshold == 0
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models and devices this cannot work on.
+
+        Raises:
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
+        """
+        _check(model, device)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes: a byte a weight, a float32 scale a row, and all that stays as it is."""
+        layers = model.linear_layers()
+        rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)
+        return rest + sum(layer.elements + 4 * layer.shape[0] for layer in layers)
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        return {"method": "bitsandbytes", "code": "int8", "bits": 8.0}
+
+
+def packs_on(device: str) -> bool:
+    """Predict whether bitsandbytes repacks 4-bit weights in the first forward pass; known of Linux only."""
+    return device == "cpu" and "avx512_bf16" in cpu_flags()
+
+
+def fits_packed(shape: Sequence[int]) -> bool:
+    """Tell whether bitsandbytes' kernel for AVX512-BF16 takes a layer ``(out_features, in_features)``."""
+    rows, columns = shape
+    return rows % _PACKED_ROWS == 0 and columns % BLOCK_SIZE == 0
+
+
+def packed_state_bytes(scales: int, *, nested: bool) -> int:
+    """Predict what a repacked layer holds beside its codes; of nested quantization the offset is left over."""
+    return 2 * scales + _CODE_BYTES + (OFFSET_BYTES if nested else 0)
+
+
+def _check(model: ModelInfo, device: str) -> None:
+    refuse_quantized(model)
+    if device not in ("cpu", "cuda"):
+        raise UnsupportedError(
+            f"bitsandbytes presets run on CUDA and on CPUs, not on {device}",
+            hint="The nearest that works there is bf16_baseline; for this preset's quality use the CPU.",
+        )
+    if not model.linear_layers():
+        raise UnsupportedError(
+            f"{model.source} has no linear layers in its blocks that bitsandbytes could quantize",
+            hint="Use bf16_baseline.",
+        )

@@ -1,0 +1,210 @@
+"""bitsandbytes: weights quantized to 4 or 8 bits while they are loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bitsandbytes
+import torch
+from transformers import BitsAndBytesConfig
+
+from llmquant.errors import NotHonouredError
+from llmquant.loading.memory import stored_elements
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions, fits_packed
+from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+
+
+class Bnb4bit:
+    """NF4 or FP4 with one scale for 64 weights."""
+
+    def __init__(self, options: Bnb4bitOptions) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Return `model`; weights are quantized while they are loaded."""
+        return model
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the configuration, with the compute type resolved for the device."""
+        options = self._options
+        packs = ctx.device == "cpu" and packs_for_cpu()
+        compute = getattr(torch, options.computes_in(ctx.device, packs=packs))
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=options.quant_type,
+            bnb_4bit_use_double_quant=options.double_quant,
+            bnb_4bit_compute_dtype=compute,
+        )
+        return {"quantization_config": config, "dtype": compute if compute.itemsize == 2 else torch.bfloat16}
+
+    def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
+        """Let the layers settle; without the packed kernel where a compute type is asked for that it ignores."""
+        settle_4bit(module, pack=self._options.compute_dtype not in ("float16", "float32"), to_save=to_save)
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the layers hold, before or after the first forward pass.
+
+        Raises:
+            NotHonouredError: if there is no quantized layer, or the layers differ.
+        """
+        kind = bitsandbytes.nn.Linear4bit
+        layers = _layers_4bit(module)
+        states = [layer.weight.quant_state for layer in layers]
+        if not states or None in states:
+            raise NotHonouredError(f"{states.count(None)} of {len(layers)} 4-bit layers hold quantized weights")
+        code = str(only((state.quant_type for state in states), "code"))
+        packed = sum(_packs(layer) for layer in layers)
+        repacked = (
+            f"for AVX512-BF16 {packed} of {len(layers)} layers are repacked with bfloat16 scales" if packed else ""
+        )
+        block_size = only((state.blocksize for state in states), "block size")
+        return AppliedQuantization(
+            method="bitsandbytes",
+            code=code,
+            bits=4.0,
+            block_size=block_size if isinstance(block_size, int) else None,
+            double_quantization=bool(only((_is_nested(state) for state in states), "double quantization")),
+            compute_dtype=str(only((_compute_dtype(layer) for layer in layers), "compute type")),
+            dtypes=stored_elements(module),
+            layers_quantized=len(layers),
+            layers_left=linear_names(module, kind),
+            note="; ".join(part for part in (repacked if packed else "", fused_experts_note(module)) if part),
+        )
+
+
+class Bnb8bit:
+    """LLM.int8(): one scale a row, outlier columns of the input in 16 bits."""
+
+    def __init__(self, options: Bnb8bitOptions) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Return `model`; weights are quantized while they are loaded."""
+        return model
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the configuration, with the type of the rest resolved for the device."""
+        name = self._options.dtype
+        if name == "auto":
+            # Gemma 3 was trained in bfloat16, and its residual stream is known to grow beyond float16's 65,504.
+            gemma = str(model.text_config.get("model_type", "")).startswith("gemma3")
+            name = "float16" if ctx.device == "cuda" and not gemma else "bfloat16"
+        if name != "float16":
+            _warn_once()
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self._options.threshold)
+        return {"quantization_config": config, "dtype": getattr(torch, name)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the layers hold, before or after the first forward pass.
+
+        Raises:
+            NotHonouredError: if there is no quantized layer, a scale is missing, or the threshold is not as asked.
+        """
+        kind = bitsandbytes.nn.Linear8bitLt
+        layers = [child for child in module.modules() if isinstance(child, kind)]
+        held = [layer for layer in layers if layer.weight.dtype == torch.int8 and _scales(layer) is not None]
+        if not layers or len(held) < len(layers):
+            raise NotHonouredError(f"{len(held)} of {len(layers)} 8-bit layers hold int8 weights and their scales")
+        threshold = only((layer.state.threshold for layer in layers), "outlier threshold")
+        if threshold != self._options.threshold:
+            raise NotHonouredError(f"asked for threshold {self._options.threshold}, found {threshold}")
+        note = f"inputs are rounded to float16; columns above {threshold} multiply in 16 bits"
+        return AppliedQuantization(
+            method="bitsandbytes",
+            code="int8",
+            bits=8.0,
+            block_size=None,
+            double_quantization=False,
+            compute_dtype="int8",
+            dtypes=stored_elements(module),
+            layers_quantized=len(layers),
+            layers_left=linear_names(module, kind),
+            note="; ".join(part for part in (note if threshold else "", fused_experts_note(module)) if part),
+        )
+
+
+def packs_for_cpu() -> bool:
+    """Tell whether bitsandbytes repacks 4-bit weights in the first forward pass here, and computes in bfloat16."""
+    probe = getattr(bitsandbytes.functional, "has_avx512bf16", None)  # versions without it do not repack
+    return bool(probe()) if probe is not None else False
+
+
+def settle_4bit(module: torch.nn.Module, *, pack: bool = True, to_save: bool) -> None:
+    """Do on a CPU what bitsandbytes does in the first forward pass, in every layer, whichever a model's input reaches.
+
+    With AVX512-BF16 that is repacking the weights, which fails for shapes that the packed kernel cannot take; these
+    layers compute as on other CPUs. Without it, biases take the compute type.
+
+    Args:
+        pack: ``False`` lets all layers compute as on other CPUs.
+        to_save: leave the weights as they are; unpacking them again would round the scales.
+    """
+    for layer in _layers_4bit(module):
+        if _packs(layer) and not (pack and fits_packed(layer.weight.quant_state.shape)):
+            layer.support_avx512bf16_for_cpu = False
+            if pack:
+                layer.compute_dtype = torch.bfloat16  # as the layers beside it, whatever their checkpoint says
+        if layer.weight.device.type == "cpu" and not to_save:
+            with torch.no_grad():
+                layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
+
+
+def _layers_4bit(module: torch.nn.Module) -> list[Any]:  # Any: Linear4bit of bitsandbytes
+    return [child for child in module.modules() if isinstance(child, bitsandbytes.nn.Linear4bit)]
+
+
+def _packs(layer: Any) -> bool:  # Any: a Linear4bit of bitsandbytes
+    """Tell whether a layer was repacked for AVX512-BF16, or will be in its first forward pass."""
+    return layer.weight.device.type == "cpu" and bool(getattr(layer, "support_avx512bf16_for_cpu", False))
+
+
+def _is_packed(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+def _is_nested(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
+    """Tell whether the scales were quantized; repacking for a CPU expands them and remembers."""
+    return bool(state.original_nested if _is_packed(state) else state.nested)
+
+
+def _compute_dtype(layer: Any) -> str:  # Any: a Linear4bit of bitsandbytes
+    """Name the type a layer multiplies in; the AVX512-BF16 kernel ignores what was asked for."""
+    return "bfloat16" if _packs(layer) else dtype_name(layer.compute_dtype)
+
+
+def _scales(layer: Any) -> torch.Tensor | None:  # Any: a Linear8bitLt of bitsandbytes
+    """Find the scales; the first forward pass moves them from the weight to the layer."""
+    found: torch.Tensor | None = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return found
+
+
+class _Once(logging.Filter):
+    """Lets a message through the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._seen
+        self._seen.add(message)
+        return new
+
+
+def _warn_once() -> None:
+    """Keep bitsandbytes from warning in every layer of every forward pass that inputs are rounded to float16.
+
+    That is 210 lines a token for SmolLM2; `applied` says it once.
+    """
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    if not any(isinstance(existing, _Once) for existing in logger.filters):
+        logger.addFilter(_Once())

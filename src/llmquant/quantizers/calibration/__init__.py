@@ -1,0 +1,1 @@
+"""Calibration texts, for the quantizers that need some."""

@@ -1,0 +1,108 @@
+"""Calibration as an option: which text, how much of it; what GPTQ, AWQ and their like share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+from llmquant.errors import OptionError
+from llmquant.models.info import ModelInfo
+from llmquant.storage.text_files import read_rows, read_text
+from llmquant.study.experiment import InputFile
+
+Calibration = Literal["c4", "wikitext2"] | InputFile | tuple[str, ...]
+
+
+class Calibrated(Protocol):
+    """Options of a quantizer that reads text.
+
+    Attributes:
+        calibration: ``c4`` (English) or ``wikitext2``, the training split of each, from the Hub; a file: plain text, or
+            ``.jsonl`` with a column ``text``; or the texts themselves.
+        samples: sequences.
+        sequence_length: tokens in each.
+        calibration_seed: chooses the sequences.
+    """
+
+    @property
+    def calibration(self) -> Calibration: ...  # noqa: D102 - in Attributes
+    @property
+    def samples(self) -> int: ...  # noqa: D102
+    @property
+    def sequence_length(self) -> int: ...  # noqa: D102
+    @property
+    def calibration_seed(self) -> int: ...  # noqa: D102
+
+
+def check_calibration_values(options: Calibrated, name: str) -> None:
+    """Refuse numbers that are out of range.
+
+    Args:
+        name: of the quantizer, for the message.
+
+    Raises:
+        OptionError: naming the first.
+    """
+    for field, least in (("samples", 1), ("sequence_length", 16), ("calibration_seed", 0)):
+        if getattr(options, field) < least:
+            raise OptionError(f"{name}: {field} must be at least {least}, found {getattr(options, field)}")
+
+
+def check_calibration(options: Calibrated, model: ModelInfo, name: str) -> None:
+    """Refuse a text that is missing, unreadable or far too short, and sequences the model cannot read.
+
+    Raises:
+        OptionError: if so.
+    """
+    positions = model.text_config.get("max_position_embeddings")
+    if isinstance(positions, int) and options.sequence_length > positions:
+        raise OptionError(
+            f"{name}: sequence_length is {options.sequence_length}; {model.source} reads at most {positions} tokens",
+            hint=f"Give sequence_length={positions} or less.",
+        )
+    texts = list(calibration_texts(options))
+    held = sum(len(text.encode()) for text in texts)
+    if texts and held < options.sequence_length:  # a token has at least a byte
+        what = options.calibration
+        shown = what.name if isinstance(what, InputFile) else f"the text {texts[0][:40]!r}"
+        raise OptionError(
+            f"{name}: calibration: {shown} holds {held} bytes, which cannot fill a sequence of "
+            f"{options.sequence_length} tokens",
+            hint="Give c4, wikitext2, the path of a longer text that is there, or shorter sequences.",
+        )
+
+
+def calibration_texts(options: Calibrated) -> Iterator[str]:
+    """Yield the documents that are at hand; nothing for a data set of the Hub.
+
+    Raises:
+        OptionError: if a file is not what it should be.
+    """
+    chosen = options.calibration
+    if isinstance(chosen, tuple):
+        yield from chosen
+    elif isinstance(chosen, InputFile) and chosen.path is not None:
+        yield from read_documents(chosen.path, chosen.name)
+
+
+def read_documents(path: Path, name: str) -> Iterator[str]:
+    """Yield the documents of a file: the column ``text`` of a ``.jsonl`` file, all of any other.
+
+    Args:
+        name: what to call the file.
+
+    Raises:
+        OptionError: if it is not UTF-8 text, or a line has no text.
+    """
+    where = f"calibration: {name}"
+    if not name.lower().endswith(".jsonl"):
+        yield read_text(path, where)
+        return
+    for number, row in read_rows(path, where):
+        if not isinstance(row.get("text"), str):
+            raise OptionError(
+                f"{where}, line {number} has no text; it has {', '.join(map(repr, row)) or 'nothing'}",
+                hint='Each line is a JSON object with a text in its field "text".',
+            )
+        yield row["text"]

@@ -1,0 +1,127 @@
+"""Calibration tokens: the same text, seed and tokenizer always give the same sequences."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmquant.errors import RunError
+from llmquant.plugins.context import Context
+from llmquant.quantizers.calibration.options import Calibrated, read_documents
+from llmquant.study.experiment import Digest, InputFile, digest_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RECORD = "calibration.json"
+# The sets that GPTQ's reference implementation calibrates on (Frantar et al., arXiv:2210.17323).
+_DATA_SETS = {
+    "c4": ("allenai/c4", "en"),
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+}
+_SHUFFLED_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """Sequences of equal length, without padding.
+
+    Attributes:
+        ids: token ids, ``samples`` lists of ``sequence_length``.
+        source: what the text is called.
+        digest: of all ids in order.
+    """
+
+    ids: list[list[int]]
+    source: str
+    digest: Digest
+
+    def record(self, out: Path) -> None:
+        """Write what they were to ``calibration.json`` in the folder `out`, for the checkpoint's recipe."""
+        said = {
+            "source": self.source,
+            "samples": len(self.ids),
+            "sequence_length": len(self.ids[0]),
+            "tokens_digest": self.digest,
+        }
+        (out / RECORD).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def calibration_tokens(options: Calibrated, tokenizer: PreTrainedTokenizerBase, ctx: Context) -> CalibrationTokens:
+    """Return the sequences that `options` ask for.
+
+    Documents are shuffled, tokenized one by one with the tokenizer's own special tokens, joined and cut; of a single
+    text the sequences are drawn from all of it.
+
+    Raises:
+        RunError: if the text is too short, or a data set cannot be fetched.
+    """
+    length, samples = options.sequence_length, options.samples
+    draw = random.Random(options.calibration_seed)
+    documents, source = _documents(options, draw, ctx)
+    found: list[list[int]] = []
+    single = isinstance(documents, list) and len(documents) == 1
+    for sequence in _cut(_token_ids(documents, tokenizer), length):
+        found.append(sequence)
+        if len(found) == samples and not single:
+            break
+    if len(found) < samples:
+        raise RunError(
+            f"calibration text {source} fills {len(found)} sequences of {length} tokens; {samples} were asked for",
+            hint=f"Give a longer text, or samples={len(found)}." if found else "Give a longer text.",
+        )
+    ids = draw.sample(found, samples) if single else found
+    return CalibrationTokens(ids, source, digest_of(ids))
+
+
+def _documents(options: Calibrated, draw: random.Random, ctx: Context) -> tuple[Iterable[str], str]:
+    chosen = options.calibration
+    if isinstance(chosen, str):
+        return _fetch(chosen, options.calibration_seed), chosen
+    if isinstance(chosen, InputFile):
+        path = ctx.inputs.get(chosen.digest) or chosen.path
+        if path is None:
+            raise RunError(f"{chosen.name} was not brought to this worker", hint=f"Its content is {chosen.digest}.")
+        documents, source = list(read_documents(path, chosen.name)), chosen.name
+    else:
+        documents, source = list(chosen), f"{len(chosen)} texts"
+    draw.shuffle(documents)
+    return documents, source
+
+
+def _fetch(name: str, seed: int) -> Iterator[str]:
+    """Stream the training split; only what is read is fetched."""
+    import datasets
+
+    repository, configuration = _DATA_SETS[name]
+    try:
+        rows = datasets.load_dataset(repository, configuration, split="train", streaming=True)
+        for row in rows.shuffle(seed=seed, buffer_size=_SHUFFLED_ROWS):
+            if row["text"].strip():
+                yield row["text"]
+    except Exception as error:  # datasets, the Hub's client and its transport each have errors of their own
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise RunError(
+            f"calibration text {name} ({repository}) could not be fetched: {reason}",
+            hint="Check the connection, or give a text file: calibration=FILE.txt.",
+        ) from error
+
+
+def _token_ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:  # Any: a tokenizer
+    for text in documents:
+        # Not verbose: it would warn that a text is longer than the model reads, and it is cut.
+        yield from tokenizer(text, verbose=False)["input_ids"]
+
+
+def _cut(ids: Iterable[int], length: int) -> Iterator[list[int]]:
+    """Yield whole sequences; what is left over at the end is dropped."""
+    sequence: list[int] = []
+    for token in ids:
+        sequence.append(token)
+        if len(sequence) == length:
+            yield sequence
+            sequence = []

@@ -1,0 +1,67 @@
+"""Options of compressed-tensors, the checkpoint format of vLLM, with data-free rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmquant.errors import UnsupportedError
+from llmquant.models.info import ModelInfo
+from llmquant.quantizers.fitting import check_group_size, check_linear_layers
+from llmquant.quantizers.plain_weights import plain_bytes
+from llmquant.study.call import Json
+
+# A packed layer keeps its shape beside it: two int64.
+_SHAPE_BYTES = 16
+
+
+@dataclass(frozen=True)
+class CompressedTensorsOptions:
+    """Round to nearest, written as compressed-tensors.
+
+    Attributes:
+        scheme: ``w8a8``: int8 weights, a scale a row, inputs rounded to int8 by token as they come; ``fp8``: the same
+            in float8 (e4m3); ``w4a16``: int4 weights in groups, inputs as they are.
+        group_size: weights that share a scale in ``w4a16``; the others have one a row.
+    """
+
+    scheme: Literal["w8a8", "w4a16", "fp8"] = "w4a16"
+    group_size: Literal[32, 64, 128] = 128
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models and devices this cannot work on.
+
+        Raises:
+            UnsupportedError: if `model` is quantized already, has experts or nothing to quantize, or widths that the
+                group size does not divide; or for the device.
+        """
+        layers = check_linear_layers(model, device, "compressed-tensors")
+        if any("expert" in tensor.name for tensor in model.weights):
+            raise UnsupportedError(
+                f"{model.source} is a mixture of experts, which transformers fuses into tensors that this would skip",
+                hint="Use bnb_4bit_nf4.",
+            )
+        if self.scheme == "w4a16":
+            check_group_size(model, layers, self.group_size)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the weights after the first forward pass, in bytes: dequantized to bfloat16, scales beside them.
+
+        Before it the layers hold what the checkpoint holds.
+        """
+        layers = model.linear_layers()
+        if self.scheme == "w4a16":
+            state = sum(2 * layer.elements // self.group_size + _SHAPE_BYTES for layer in layers)
+        else:
+            state = sum(2 * layer.shape[0] for layer in layers)
+        return plain_bytes(model, 2) + state
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        if self.scheme == "w4a16":
+            found: dict[str, Json] = {"code": "int4", "bits": 4.0, "block_size": self.group_size}
+        else:
+            code = "int8" if self.scheme == "w8a8" else "float8_e4m3fn"
+            found = {"code": code, "bits": 8.0, "block_size": None}
+        return {"method": "compressed-tensors", **found}

@@ -1,0 +1,168 @@
+"""GGUF: weights quantized by llama.cpp's own code, then dequantized, so that the loss is real where it is measured."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import libggml
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from llmquant.errors import NotHonouredError
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.gguf.options import BLOCK_TYPES, GgufOptions, block_types, in_block
+from llmquant.quantizers.reading import dtype_name, elements_by_dtype, only
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+
+# Weights that a thread quantizes at a time.
+_CHUNK = 2**18
+# Of each weight so many rows, spread over it, are read back.
+_ROWS_READ = 4
+# Weights on the grid of their type move by up to 0.4 of a rounding when they are quantized again (bfloat16 blurs the
+# scale of Q8_0, and the search of Q3_K is not a projection); others by all of it.
+_MAY_MOVE = 0.6
+
+
+class Gguf:
+    """A checkpoint whose weights are those of a .gguf file, dequantized."""
+
+    def __init__(self, options: GgufOptions) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Write the checkpoint to `out`, file by file: one file's weights are in memory at a time."""
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        files = sorted(model.glob("[!.]*.safetensors"))
+        types = block_types(_shapes(files), config.get("text_config") or config, self._options.file_type)
+        done = 0
+        for file in files:
+            tensors = load_file(file)
+            for name in tensors:
+                if tensors[name].is_floating_point():
+                    rows = tensors[name].float()
+                    if name in types:
+                        rows = torch.from_numpy(_round_trip(rows.numpy(), types[name]))
+                        done += 1
+                        ctx.progress(done, len(types))
+                    tensors[name] = rows.to(getattr(torch, self._options.dtype))
+            save_file(tensors, out / file.name, metadata={"format": "pt"})
+        for other in model.iterdir():
+            if other.is_file() and other.suffix in (".json", ".jinja", ".model", ".txt"):
+                shutil.copyfile(other, out / other.name)
+        return out
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the type of the dequantized weights."""
+        return {"dtype": getattr(torch, self._options.dtype)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back that every weight is on the grid of its block type: quantized again, it stays where it is.
+
+        Bits and block size are those of the layers, without embeddings and head, which file types give more.
+
+        Raises:
+            NotHonouredError: naming the first weight that is not.
+        """
+        weights = {name: weight.detach() for name, weight in module.named_parameters()}
+        config = module.config.get_text_config().to_dict()
+        types = block_types({name: tuple(w.shape) for name, w in weights.items()}, config, self._options.file_type)
+        for name, block_type in types.items():
+            moved = _moved(weights[name], block_type)
+            if moved > _MAY_MOVE * BLOCK_TYPES[block_type].error:
+                raise NotHonouredError(
+                    f"{name} is not quantized as {block_type}: doing so again changes it by {moved:.2%}"
+                )
+        dtype = str(only((dtype_name(weights[name].dtype) for name in types), "type"))
+        elements = Counter[str]()
+        layers = Counter[str]()
+        for name, block_type in types.items():
+            elements[block_type] += weights[name].numel()
+            layers[block_type] += weights[name].numel() if in_block(name) else 0
+        usual = max(layers, key=lambda block_type: layers[block_type])
+        bits = sum(BLOCK_TYPES[block_type].bits * count for block_type, count in layers.items()) / layers.total()
+        linear = [child for child in module.modules() if isinstance(child, torch.nn.Linear)]
+        return AppliedQuantization(
+            method="gguf",
+            code=self._options.file_type,
+            bits=round(bits, 2),
+            block_size=BLOCK_TYPES[usual].group,
+            double_quantization=BLOCK_TYPES[usual].weights > BLOCK_TYPES[usual].group,
+            compute_dtype=dtype,
+            dtypes=elements_by_dtype(module),
+            layers_quantized=len(linear),
+            note=_note(types, elements, sum(w.numel() for w in weights.values()), dtype),
+        )
+
+
+def _note(types: Mapping[str, str], elements: Mapping[str, int], parameters: int, dtype: str) -> str:
+    counts = Counter(types.values())
+    file_bytes = 4 * (parameters - sum(elements.values()))  # vectors stay in float32
+    for block_type, count in elements.items():
+        file_bytes += count // BLOCK_TYPES[block_type].weights * BLOCK_TYPES[block_type].bytes
+    mixture = ", ".join(f"{block_type} {counts[block_type]}" for block_type in sorted(counts))
+    return (
+        f"runs dequantized in {dtype}: the loss is that of the .gguf file's weights, memory and speed are not; "
+        f"the file would take {file_bytes / 2**20:.1f} MiB ({mixture}; embeddings and head included); "
+        "llama.cpp's rounding of activations to 8 bits is not in it"
+    )
+
+
+def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="numpy") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _moved(weight: torch.Tensor, block_type: str) -> float:
+    """Return how far some rows move when they are quantized, relative to their size."""
+    spread = torch.linspace(0, len(weight) - 1, min(_ROWS_READ, len(weight))).long()
+    rows = weight[spread.to(weight.device)].float().cpu().numpy()
+    size = float(np.square(rows).mean())
+    return float(np.sqrt(np.square(rows - _round_trip(rows, block_type)).mean() / size)) if size else 0.0
+
+
+def _round_trip(rows: NDArray[np.float32], block_type: str) -> NDArray[np.float32]:
+    """Quantize and dequantize a matrix of float32."""
+    kind = gguf.GGMLQuantizationType[block_type]
+    rows = np.ascontiguousarray(rows)
+    block = BLOCK_TYPES[block_type]
+    height, width = rows.shape
+    blocks = np.empty((height, width // block.weights * block.bytes), dtype=np.uint8)
+    quantize, chunk = _quantize_chunk(), _CHUNK // width + 1
+
+    def run(first: int) -> None:
+        count = min(chunk, height - first)
+        quantize(int(kind), rows.ctypes.data, blocks.ctypes.data, first * width, count, width, None)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # ctypes lets other threads run meanwhile
+        list(pool.map(run, range(0, height, chunk)))
+    found: NDArray[np.float32] = gguf.dequantize(blocks, kind)
+    return found
+
+
+@cache
+def _quantize_chunk() -> Any:  # Any: a function of a C library
+    """Open ggml's ``ggml_quantize_chunk(type, source, target, start, rows, row_width, importance) -> bytes``."""
+    library = next(Path(libggml.__file__).parent.glob("lib*/libggml-base.so"))
+    function = ctypes.CDLL(str(library)).ggml_quantize_chunk
+    wide, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = [ctypes.c_int, pointer, pointer, wide, wide, wide, pointer]
+    function.restype = ctypes.c_size_t
+    return function

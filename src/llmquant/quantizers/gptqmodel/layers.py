@@ -1,0 +1,118 @@
+"""Reading back what the packed layers of GPTQModel hold: GPTQ and AWQ, whoever made the checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llmquant.errors import NotHonouredError
+from llmquant.loading.memory import stored_elements
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.reading import elements_by_dtype, linear_names, only
+
+_WORD_BITS = 32
+
+
+def read_gptqmodel_layers(module: torch.nn.Module) -> AppliedQuantization:
+    """Read method, bits, group size, order and symmetry from the packed tensors.
+
+    Before or after the first forward pass, in which some kernels repack their layers. The layers' own ``sym`` and
+    ``desc_act`` are not asked: transformers loads GPTQ layers through optimum, which exchanges the two.
+
+    Raises:
+        NotHonouredError: if there is no packed layer, the layers differ, a layer's tensors do not fit its settings, or
+            its kernel would compute something else.
+    """
+    from gptqmodel.nn_modules.qlinear import AWQuantLinear, GroupedQuantLinear  # whoever has such layers imported it
+
+    named = [(name, child) for name, child in module.named_modules() if isinstance(child, GroupedQuantLinear)]
+    if not named:
+        raise NotHonouredError("no layer of the model is packed as GPTQ or AWQ")
+    for name, layer in named:
+        _check_tensors(name, layer)
+    layers = [layer for _, layer in named]
+    code = f"int{only((layer.bits for layer in layers), 'bits')}"
+    block_size = only((_block_size(layer) for layer in layers), "group size")
+    counts = elements_by_dtype(module)
+    plain = max(counts, key=lambda dtype: counts[dtype])
+    return AppliedQuantization(
+        method=str(only(("awq" if isinstance(layer, AWQuantLinear) else "gptq" for layer in layers), "method")),
+        code=code,
+        bits=float(layers[0].bits),
+        block_size=block_size if isinstance(block_size, int) else None,
+        double_quantization=False,
+        compute_dtype=str(only((_compute_dtype(layer, plain) for layer in layers), "compute type")),
+        dtypes=stored_elements(module),
+        layers_quantized=len(layers),
+        layers_left=linear_names(module, GroupedQuantLinear),
+        note=_note(layers),
+    )
+
+
+def _check_tensors(name: str, layer: Any) -> None:  # Any: a layer of GPTQModel
+    """Compare a layer's settings with the sizes of its tensors, whatever their layout."""
+    weights = layer.in_features * layer.out_features
+    held = layer.qweight.numel() * layer.qweight.element_size() * 8
+    if held // weights != layer.bits:  # rounded down: words at the edge may be part empty
+        raise NotHonouredError(f"{name} is said to have {layer.bits} bits, and holds {held / weights:g} bits a weight")
+    groups = math.ceil(layer.in_features / layer.group_size)
+    if layer.scales.shape[0] != groups:
+        raise NotHonouredError(
+            f"{name} has {layer.scales.shape[0]} scales a row; groups of {layer.group_size} would be {groups}"
+        )
+    # Seen in 7.6.0: for groups of a whole row on a CPU this kernel puts zeros in the place of the zero points.
+    if type(layer).__name__ == "TorchFusedLinear" and not _is_symmetric(layer):
+        raise NotHonouredError(f"{name} has zero points, which GPTQModel's kernel {type(layer).__name__} leaves out")
+
+
+def _block_size(layer: Any) -> int | None:  # Any: a layer of GPTQModel
+    """Return how many inputs share a scale; ``None`` for a whole row."""
+    return None if layer.requested_group_size == -1 else int(layer.group_size)
+
+
+def _note(layers: Sequence[Any]) -> str:  # Any: layers of GPTQModel
+    symmetric = {_is_symmetric(layer) for layer in layers}
+    ordered = any(_is_ordered(layer) for layer in layers)
+    parts = [
+        "symmetric" if symmetric == {True} else "with zero points",
+        "columns ordered by activation (desc_act)" if ordered else "",
+        f"kernel {', '.join(sorted({type(layer).__name__ for layer in layers}))}",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _is_ordered(layer: Any) -> bool:  # Any: a layer of GPTQModel
+    """Tell whether neighbouring inputs belong to any groups; Marlin's layers sort them and keep the order beside."""
+    index, order = getattr(layer, "g_idx", None), getattr(layer, "g_idx_sort_indices", None)
+    return (index is not None and bool((index.diff() < 0).any())) or (order is not None and order.numel() > 0)
+
+
+def _is_symmetric(layer: Any) -> bool:  # Any: a layer of GPTQModel
+    """Tell whether every zero point is the middle code."""
+    zeros = layer.qzeros
+    if zeros.is_floating_point():  # repacked: how far the middle code's value is from zero
+        return not bool(zeros.any())
+    # Version 1 of GPTQ's format stores them minus one; most kernels have that put right while they are loaded.
+    minus_one = hasattr(layer, "qzero_format") and not layer.REQUIRES_FORMAT_V2
+    middle = 2 ** (layer.bits - 1) - minus_one
+    stream = sum(middle << layer.bits * position for position in range(_WORD_BITS))
+    mask = 2**_WORD_BITS - 1
+    words = torch.tensor([stream >> _WORD_BITS * i & mask for i in range(layer.bits)], device=zeros.device)
+    columns = torch.arange(zeros.shape[1], device=zeros.device) % layer.bits
+    return bool(((zeros.long() & mask) == words[columns]).all())
+
+
+def _compute_dtype(layer: Any, plain: str) -> str:  # Any: a layer of GPTQModel
+    """Name the type a layer multiplies in when the rest of the model is `plain`."""
+    kernel = type(layer).__name__
+    if kernel.startswith("TorchAten") or (kernel.startswith("TorchFused") and plain == "float32"):
+        return "bfloat16"
+    if kernel == "AwqTorchLinear" and plain == "float32":
+        return "float16"
+    return plain
+
+
+__all__ = ["read_gptqmodel_layers"]

@@ -1,0 +1,231 @@
+"""Options of the quantizers that GPTQModel runs: GPTQ, AWQ, and round-to-nearest in the same layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmquant.errors import OptionError, UnsupportedError
+from llmquant.models.info import ModelInfo
+from llmquant.plugins.evaluator import Cost
+from llmquant.quantizers.calibration.options import (
+    Calibration,
+    calibration_texts,
+    check_calibration,
+    check_calibration_values,
+)
+from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size, check_linear_layers, check_multiples
+from llmquant.quantizers.plain_weights import plain_bytes
+from llmquant.study.call import Json
+from llmquant.study.experiment import Documents
+
+GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
+Dtype = Literal["auto", "float16", "bfloat16", "float32"]
+_WORD_BITS = 32
+_AWQ_OUTPUTS = 64
+# Bytes of the tables of shifts that unpack three bits; other widths have two int32 for each code of a word.
+_SHIFTS_3_BIT = 144
+# Of GPTQModel's 4-bit kernel for CPUs; with others it fails, or drops the zero points without a word.
+_CPU_GROUPS_4_BIT = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """GPTQ (Frantar et al., arXiv:2210.17323): rounds column by column and corrects the columns still to come.
+
+    Attributes:
+        bits: of a weight.
+        group_size: inputs that share a scale and a zero point; -1 is a whole row.
+        desc_act: quantize the columns with the largest activations first. A little better, slower kernels.
+        sym: the middle code is zero; otherwise each group has a zero point of its own.
+        damp_percent: share of the mean diagonal that is added to the Hessian's.
+        act_group_aware: without `desc_act`, order the columns within what the groups allow, which costs nothing when
+            the model runs; ``None`` is yes unless `desc_act` is on, as GPTQModel has it.
+        format: layout of the zero points: ``gptq`` is what auto-gptq wrote and every engine reads; ``gptq_v2`` keeps
+            asymmetric zero points exact.
+        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+        calibration: ``c4``, ``wikitext2``, a text file, or texts.
+        samples: calibration sequences.
+        sequence_length: tokens in each.
+        calibration_seed: chooses the sequences.
+    """
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: GroupSize = 128
+    desc_act: bool = False
+    sym: bool = True
+    damp_percent: float = 0.1
+    act_group_aware: bool | None = None
+    format: Literal["gptq", "gptq_v2"] = "gptq"
+    dtype: Dtype = "auto"
+    calibration: Calibration = "c4"
+    samples: int = 128
+    sequence_length: int = 2048
+    calibration_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that are out of range or contradict each other."""
+        check_calibration_values(self, "gptq")
+        if not 0 < self.damp_percent < 1:
+            raise OptionError(f"gptq: damp_percent must be between 0 and 1, found {self.damp_percent}")
+        if self.desc_act and self.act_group_aware:
+            raise OptionError("gptq: act_group_aware orders columns without desc_act; both are on", hint="Choose one.")
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models, texts and devices this cannot work on.
+
+        Raises:
+            RequestError: if so.
+        """
+        _check("gptq", model, self.bits, self.group_size, device)
+        check_calibration(self, model, "gptq")
+
+    def texts(self) -> Iterator[str]:
+        """Yield the calibration text that is at hand."""
+        return calibration_texts(self)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes."""
+        return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Return the work of quantizing: each layer reads the sequences twice, and adds up their products."""
+        return Cost(3 * self.samples * self.sequence_length)
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        return _requests("gptq", self.bits, self.group_size)
+
+
+@dataclass(frozen=True)
+class AwqOptions:
+    """AWQ (Lin et al., arXiv:2306.00978): scales the inputs that matter most before rounding, 4 bits, GEMM layout.
+
+    Attributes:
+        group_size: inputs that share a scale and a zero point; -1 is a whole row.
+        zero_point: each group has a zero point of its own; otherwise the middle code is zero.
+        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+        calibration: ``c4``, ``wikitext2``, a text file, or texts.
+        samples: calibration sequences.
+        sequence_length: tokens in each.
+        calibration_seed: chooses the sequences.
+    """
+
+    group_size: Literal[-1, 16, 32, 64, 128] = 128
+    zero_point: bool = True
+    dtype: Dtype = "auto"
+    calibration: Calibration = "c4"
+    samples: int = 128
+    sequence_length: int = 512
+    calibration_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that are out of range."""
+        check_calibration_values(self, "awq")
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models, texts and devices this cannot work on.
+
+        Raises:
+            RequestError: if so.
+        """
+        _check("awq", model, 4, self.group_size, device)
+        check_calibration(self, model, "awq")
+        search = "AWQ's search for the best clipping"
+        check_multiples(model.linear_layers(), _AWQ_OUTPUTS, 1, search, "Use a gptq preset.")
+
+    def texts(self) -> Iterator[str]:
+        """Yield the calibration text that is at hand."""
+        return calibration_texts(self)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes."""
+        return _loaded_bytes(model, device, 4, self.group_size, self.dtype, group_index=False)
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost:
+        """Return the work of quantizing: each layer reads the sequences once for each of 20 scales, and twice."""
+        return Cost(22 * self.samples * self.sequence_length)
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        return _requests("awq", 4, self.group_size)
+
+
+@dataclass(frozen=True)
+class RoundToNearestOptions:
+    """Round-to-nearest in GPTQ's layout, without calibration: what GPTQ and AWQ have to beat.
+
+    Attributes:
+        bits: of a weight.
+        group_size: inputs that share a scale and a zero point; -1 is a whole row.
+        sym: the middle code is zero; otherwise each group has a zero point of its own.
+        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+    """
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: GroupSize = 128
+    sym: bool = True
+    dtype: Dtype = "auto"
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models and devices this cannot work on.
+
+        Raises:
+            RequestError: if so.
+        """
+        _check("round_to_nearest", model, self.bits, self.group_size, device)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes."""
+        return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        return _requests("gptq", self.bits, self.group_size)
+
+
+def _check(name: str, model: ModelInfo, bits: int, group_size: int, device: str) -> None:
+    layers = check_linear_layers(model, device, name)
+    if any("expert" in tensor.name for tensor in model.weights):
+        raise UnsupportedError(
+            f"{name}: {model.source} is a mixture of experts, which GPTQModel writes one by one and transformers "
+            "cannot load back into its fused tensors",
+            hint="Use bnb_4bit_nf4, which leaves the experts as they are and says so.",
+        )
+    check_group_size(model, layers, group_size)
+    if device == "cpu" and bits == 4 and group_size not in _CPU_GROUPS_4_BIT:
+        raise UnsupportedError(
+            f"{name}: GPTQModel's 4-bit kernel for CPUs takes groups of 32, 64 or 128, not {group_size}",
+            hint="Use one of these, or a CUDA device.",
+        )
+    check_multiples(layers, _WORD_BITS, _WORD_BITS, f"the packed layout of {name}", "Use bnb_4bit_nf4.")
+
+
+def _loaded_bytes(model: ModelInfo, device: str, bits: int, group_size: int, dtype: Dtype, *, group_index: bool) -> int:
+    """Add up codes, scales, zero points and group indexes of the packed layers, and all that stays as it is.
+
+    The kernels for CPUs hold more from the first forward pass on: the one for 4 bits repacks the layer, with scales and
+    offsets in bfloat16 twice, apart and interleaved, and a second index; the one for 2 and 8 bits keeps the index in
+    int64 and the zero points unpacked.
+    """
+    layers = model.linear_layers()
+    total = plain_bytes(model, 4 if dtype == "float32" else 2, quantized=layers)
+    for layer in layers:
+        rows, columns = layer.shape
+        scales = rows * (1 if group_size == WHOLE_ROW else columns // group_size)
+        index = 4 * columns if group_index else 0
+        total += rows * columns * bits // 8
+        if device == "cpu" and bits == 4:
+            total += 8 * scales + 2 * index
+        elif device == "cpu" and bits in (2, 8):
+            total += scales * bits // 8 + (2 + -(-bits // 4)) * scales + 3 * index
+        else:
+            total += scales * bits // 8 + 2 * scales + index
+        if group_index:
+            total += _SHIFTS_3_BIT if bits == 3 else 2 * 4 * _WORD_BITS // bits
+    return total
+
+
+def _requests(method: str, bits: int, group_size: int) -> Mapping[str, Json]:
+    return {"method": method, "bits": float(bits), "block_size": None if group_size == WHOLE_ROW else group_size}

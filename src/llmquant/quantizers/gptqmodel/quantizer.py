@@ -1,0 +1,186 @@
+"""GPTQ, AWQ and round-to-nearest through GPTQModel, the maintained successor of auto-gptq and autoawq."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer
+
+from llmquant.errors import RunError, UnsupportedError
+from llmquant.loading.strict import check_source
+from llmquant.models.folder import folder_digest
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.calibration.options import Calibrated
+from llmquant.quantizers.calibration.texts import calibration_tokens
+from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
+from llmquant.quantizers.gptqmodel.options import AwqOptions, Dtype, GptqOptions, RoundToNearestOptions
+from llmquant.quantizers.gptqmodel.settings import prepare_environment
+from llmquant.storage.atomic import make_folder
+from llmquant.study.experiment import digest_of
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+
+# Architectures whose finished layers GPTQModel 7.6 can keep and take up again.
+_RESUMABLE = frozenset({"llama", "qwen3_moe"})
+
+
+class _PackedByGptqModel:
+    """What the three share: the checkpoint they write, how it is loaded, and how it is read back."""
+
+    def __init__(self, options: GptqOptions | AwqOptions | RoundToNearestOptions) -> None:
+        self._options = options
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the type of everything that is not quantized; the rest is in the checkpoint."""
+        prepare_environment(ctx.device)
+        return {"dtype": loaded_dtype(self._options.dtype, ctx.device)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the packed layers hold."""
+        return read_gptqmodel_layers(module)
+
+
+class Gptq(_PackedByGptqModel):
+    """GPTQ (Frantar et al., arXiv:2210.17323)."""
+
+    _options: GptqOptions
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Quantize the checkpoint at `model` and write the result to `out`.
+
+        Raises:
+            UnsupportedError: if GPTQModel does not know the architecture.
+            RunError: if the calibration text is too short or cannot be had.
+        """
+        prepare_environment(ctx.device)
+        from gptqmodel import QuantizeConfig
+
+        options = self._options
+        config = QuantizeConfig(
+            method="gptq",
+            format=options.format,
+            bits=options.bits,
+            group_size=options.group_size,
+            desc_act=options.desc_act,
+            sym=options.sym,
+            damp_percent=options.damp_percent,
+            act_group_aware=options.act_group_aware,
+        )
+        return _quantize(model, out, config, options, ctx)
+
+
+class Awq(_PackedByGptqModel):
+    """AWQ (Lin et al., arXiv:2306.00978)."""
+
+    _options: AwqOptions
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Quantize the checkpoint at `model` and write the result to `out`.
+
+        Raises:
+            UnsupportedError: if GPTQModel does not know the architecture.
+            RunError: if the calibration text is too short or cannot be had.
+        """
+        prepare_environment(ctx.device)
+        from gptqmodel import BACKEND, QuantizeConfig
+
+        options = self._options
+        config = QuantizeConfig(
+            method="awq",
+            format="gemm",
+            bits=4,
+            group_size=options.group_size,
+            sym=not options.zero_point,
+        )
+        # Left to itself, GPTQModel checks its result with a kernel that needs CUDA.
+        backend = BACKEND.AWQ_TORCH if ctx.device == "cpu" else BACKEND.AUTO
+        return _quantize(model, out, config, options, ctx, backend)
+
+
+class RoundToNearest(_PackedByGptqModel):
+    """Every weight to the nearest value its group can hold."""
+
+    _options: RoundToNearestOptions
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Quantize the checkpoint at `model` and write the result to `out`.
+
+        Raises:
+            UnsupportedError: if GPTQModel does not know the architecture.
+        """
+        prepare_environment(ctx.device)
+        from gptqmodel.quantization.config import RTNConfig
+
+        options = self._options
+        config = RTNConfig(bits=options.bits, group_size=options.group_size, sym=options.sym)
+        return _quantize(model, out, config, None, ctx)
+
+
+def loaded_dtype(name: Dtype, device: str) -> torch.dtype:
+    """Resolve ``auto``: the kernels for CUDA compute in float16; of the 16-bit types a CPU is faster in bfloat16."""
+    if name == "auto":
+        name = "float16" if device == "cuda" else "bfloat16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _quantize(
+    model: Path,
+    out: Path,
+    config: Any,  # Any: a QuantizeConfig
+    calibrated: Calibrated | None,
+    ctx: Context,
+    backend: str = "auto",
+) -> Path:
+    """Load, calibrate, quantize and write; in the type of the checkpoint, or bfloat16 where that is float32.
+
+    With GPTQ, GPTQModel keeps every finished layer of some architectures; what was killed goes on after the last of
+    them. What it keeps of AWQ it could not take up again in 7.6.
+    """
+    from gptqmodel import GPTQModel
+    from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
+    from gptqmodel.models.auto import MODEL_MAP
+    from transformers import AutoConfig
+
+    kind = AutoConfig.from_pretrained(model).model_type
+    if kind not in MODEL_MAP:
+        raise UnsupportedError(
+            f"GPTQModel does not know the architecture {kind!r}",
+            hint="bnb_4bit_nf4 takes any model with linear layers.",
+        )
+    check_source(model, model.name)  # GPTQModel loads layer by layer, and reports nothing
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    digest, sequences = None, None
+    if calibrated is not None:
+        tokens = calibration_tokens(calibrated, tokenizer, ctx)
+        tokens.record(out)
+        digest = tokens.digest
+        sequences = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens.ids]
+    content = folder_digest(model, [path.name for path in model.iterdir()], ctx.cache.digests)
+    asked = digest_of([content, repr(calibrated), digest]).removeprefix("sha256:")
+    unfinished = ctx.cache.root / "unfinished" / asked[:32]
+    make_folder(unfinished)
+    config.offload_to_disk_path = str(unfinished / "offload")
+    resumable = isinstance(calibrated, GptqOptions) and kind in _RESUMABLE
+    layers = CheckpointConfig(path=unfinished / "layers") if resumable else None
+    engine = GPTQModel.load(str(model), config, device=ctx.device)
+    count = engine.model.config.get_text_config().num_hidden_layers
+    engine.layer_callback = lambda layer_idx, submodule_finalized: ctx.progress(layer_idx + 1, count)
+    try:
+        engine.quantize(sequences, batch_size=1, backend=backend, checkpoint=layers)
+    except CheckpointError as error:
+        shutil.rmtree(unfinished)
+        raise RunError(
+            f"GPTQModel cannot take up what an earlier attempt left: {error}",
+            hint="It is deleted; give the command again to start anew.",
+        ) from error
+    engine.save(str(out))
+    tokenizer.save_pretrained(out)  # GPTQModel writes one whose padding it changed
+    shutil.rmtree(unfinished)
+    return out

@@ -1,0 +1,1 @@
+"""Checkpoints that somebody else quantized."""

@@ -1,0 +1,287 @@
+"""Options of a checkpoint that somebody else quantized: which one, and whether it belongs to the model."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmquant.errors import MissingDependencyError, ModelError, OptionError, UnsupportedError
+from llmquant.models.folder import AUTO_GPTQ_CONFIG, read_json
+from llmquant.models.headers import TensorInfo
+from llmquant.models.hub import find_file
+from llmquant.models.info import ModelInfo, inspect_model
+from llmquant.quantizers.bitsandbytes.options import OFFSET_BYTES, fits_packed, packed_state_bytes, packs_on
+from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size
+from llmquant.quantizers.gptqmodel.options import Dtype
+from llmquant.quantizers.plain_weights import plain_bytes
+from llmquant.storage.cache import Cache
+from llmquant.study.experiment import Digest, InputFile, ModelRequest
+
+# By method: the packages that load it, and the line that installs them.
+_BACKENDS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "gptq": (("gptqmodel", "optimum"), 'pip install "llmquant[gptq]"'),
+    "awq": (("gptqmodel",), 'pip install "llmquant[gptq]"'),
+    "bitsandbytes": (("bitsandbytes",), 'pip install "llmquant[local]"'),
+    "compressed-tensors": (("compressed_tensors",), 'pip install "llmquant[compressed-tensors]"'),
+}
+# What GPTQModel's kernels take: layouts on a CPU, and group sizes anywhere.
+_CPU_LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+_GROUP_SIZES = {"gptq": (WHOLE_ROW, 16, 32, 64, 128, 256, 512, 1024), "awq": (WHOLE_ROW, 16, 32, 64, 128)}
+# What the 4-bit product of PyTorch for CPUs takes, as GPTQModel uses it.
+CPU_PRODUCT_GROUPS = (32, 64, 128)
+# A checkpoint that differs from the model in one of these is another model's.
+_SAME = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "sliding_window",
+)
+_WORD_BITS = 32
+# What stays as it is stored, whatever type the rest is loaded in, and of this what loading only reads.
+_STATE = re.compile(r"\.(scales|SCB|weight_format|weight_(scale|zero_point|shape|g_idx))$|\.weight\.")
+_DROPPED = re.compile(r"\.weight_format$|\.quant_state\.")
+_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}
+# Numbers of 4 bytes in the table that a layer of GPTQModel keeps to unpack itself, by bits.
+_SHIFTS = {2: 16, 3: 36, 4: 8, 8: 4}
+
+
+@dataclass(frozen=True)
+class Checkpoint(InputFile):
+    """A quantized checkpoint: a local folder, known by content, or one on the Hub, known by commit.
+
+    Attributes:
+        digest: ``sha256:<hex>`` of a folder, ``commit:<sha>`` on the Hub.
+        name: the folder's name, or the Hub id as it was asked for.
+        path: the folder; ``None`` on the Hub and on a worker.
+    """
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Digest the folder at `path` or, where there is none, find the commit behind the Hub id.
+
+        Raises:
+            ModelError: if it is neither, or cannot be used.
+            OptionError: if it is a file.
+        """
+        cache = Cache.default()
+        if path.is_file():
+            raise OptionError(f"{path} is a file, not a checkpoint's folder")
+        if path.is_dir():
+            folder = path.resolve()
+            return cls(Digest(inspect_model(ModelRequest(str(folder)), cache).digest), folder.name, folder)
+        try:
+            return cls(Digest(inspect_model(ModelRequest(path.as_posix()), cache).digest), path.as_posix())
+        except ModelError as error:
+            raise ModelError(
+                f"{path} is neither a folder here nor a checkpoint on the Hub: {error.message}", hint=error.hint
+            ) from error
+
+    def source(self, inputs: Mapping[Digest, Path]) -> str:
+        """Return what `inspect_model` finds it by: the folder, or the Hub id at the commit.
+
+        Args:
+            inputs: where folders are on a worker, by content.
+        """
+        if self.digest.startswith("commit:"):
+            return f"{self.name.partition('@')[0]}@{self.digest.removeprefix('commit:')}"
+        return str(self.path or inputs[self.digest])
+
+
+@dataclass(frozen=True)
+class PrequantizedOptions:
+    """A checkpoint of the model that is quantized already: GPTQ, AWQ, bitsandbytes or compressed-tensors.
+
+    Attributes:
+        checkpoint: a folder, or an id on the Hub with an optional ``@revision``.
+        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+    """
+
+    checkpoint: Checkpoint
+    dtype: Dtype = "auto"
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse a checkpoint that is not quantized, is another model's, or cannot be loaded here.
+
+        Raises:
+            UnsupportedError: if so.
+            MissingDependencyError: if the packages that load it are not installed.
+        """
+        found = self._info()
+        settings = quantization_settings(found)
+        name = self.checkpoint.name
+        if not settings:
+            raise UnsupportedError(f"{name} is not quantized", hint="Give it as a model of its own.")
+        _check_same(model, found, name)
+        method = str(settings.get("quant_method"))
+        if method not in _BACKENDS:
+            raise UnsupportedError(
+                f"{name} is quantized by {method!r}", hint=f"What can be loaded and read back: {', '.join(_BACKENDS)}."
+            )
+        packages, line = _BACKENDS[method]
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise MissingDependencyError(
+                f"{name} is quantized by {method}, which needs {' and '.join(missing)}", hint=f"Run: {line}"
+            )
+        if method in _GROUP_SIZES:
+            _check_packed(found, settings, name, device)
+
+    def row_independent(self) -> bool:
+        """Tell whether rows of a batch are independent: not in LLM.int8, nor where all inputs share a scale."""
+        settings = quantization_settings(self._info())
+        groups = [group for group in (settings.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+        inputs = [group.get("input_activations") or {} for group in groups]
+        shared = any(found.get("dynamic") is True and found.get("strategy") == "tensor" for found in inputs)
+        return not (settings.get("load_in_8bit") or shared)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes, from the first forward pass on: some backends unpack layers in it."""
+        found = self._info()
+        settings = quantization_settings(found)
+        method = settings.get("quant_method")
+        width = 4 if self.dtype == "float32" else 2
+        state = [tensor for tensor in found.weights if _STATE.search(tensor.name)]
+        kept = sum(t.elements * _BYTES.get(t.dtype, 2) for t in state if not _DROPPED.search(t.name))
+        if method == "compressed-tensors":  # its layers are dequantized
+            return kept + plain_bytes(model, width)
+        settled = 0
+        if method in _GROUP_SIZES:
+            settled = _unpacked_bytes(found, settings, device)
+        elif settings.get("load_in_4bit"):
+            settled = _settled_4bit_bytes(model, found, settings, device, width)
+        return kept + plain_bytes(found, width, quantized=state) + settled
+
+    def _info(self) -> ModelInfo:
+        return _inspect_once(self.checkpoint.source({}), self.checkpoint.digest)
+
+
+def quantization_settings(info: ModelInfo) -> Mapping[str, Any]:  # Any: a JSON object
+    """Return what a checkpoint says of its quantization, in ``config.json`` or else in a file of auto-gptq's beside it.
+
+    Returns:
+        The settings, with their ``quant_method``; nothing for a checkpoint that is not quantized.
+    """
+    found = info.config.get("quantization_config") or info.text_config.get("quantization_config")
+    if found:
+        return dict(found)
+    beside: Path | None = None
+    if info.location is not None:
+        beside = info.location / AUTO_GPTQ_CONFIG
+    elif info.repo and info.commit:
+        beside = find_file(info.repo, info.commit, AUTO_GPTQ_CONFIG)
+    return {"quant_method": "gptq", **read_json(beside)} if beside is not None and beside.exists() else {}
+
+
+@functools.cache
+def _inspect_once(source: str, digest: Digest) -> ModelInfo:
+    """Read a checkpoint's headers once in a planning; on the Hub that takes several requests."""
+    return inspect_model(ModelRequest(source), Cache.default())
+
+
+def _check_same(model: ModelInfo, found: ModelInfo, name: str) -> None:
+    ours, theirs = model.text_config, found.text_config
+    differ = [
+        f"{key} is {theirs[key]}, not {ours[key]}"
+        for key in _SAME
+        if ours.get(key) is not None and theirs.get(key) is not None and ours[key] != theirs[key]
+    ]
+    if differ:
+        raise UnsupportedError(
+            f"{name} was not made from {model.source}: {'; '.join(differ)}",
+            hint="Give the model that it was made from.",
+        )
+
+
+def _check_packed(found: ModelInfo, settings: Mapping[str, Any], name: str, device: str) -> None:  # Any: a JSON object
+    """Refuse what GPTQModel would not load, or would load and fail on in the first forward pass."""
+    method = settings["quant_method"]
+    said = (settings.get(key) for key in ("checkpoint_format", "format", "version"))
+    layout = next((str(value).lower() for value in said if value), _CPU_LAYOUTS[method][0])
+    if device not in ("cpu", "cuda") or (device == "cpu" and layout not in _CPU_LAYOUTS[method]):
+        raise UnsupportedError(
+            f"{name} holds {method} in the layout {layout!r}, for which there is no kernel on {device}",
+            hint=f"On a CPU: {', '.join(_CPU_LAYOUTS[method])}.",
+        )
+    group_size = settings.get("group_size", 128)
+    if group_size not in _GROUP_SIZES[method]:
+        raise UnsupportedError(
+            f"{name} has groups of {group_size}, for which GPTQModel has no {method} kernel",
+            hint=f"It has: {', '.join(map(str, _GROUP_SIZES[method]))}.",
+        )
+    check_group_size(found, _packed_layers(found, settings), group_size)
+
+
+def _packed_layers(found: ModelInfo, settings: Mapping[str, Any]) -> list[TensorInfo]:  # Any: a JSON object
+    """Return the packed layers with the shapes of their weights: GPTQ packs down the inputs, AWQ along the outputs."""
+    per_word = _WORD_BITS / settings.get("bits", 4)
+    return [
+        replace(t, shape=(t.shape[1], int(t.shape[0] * per_word)))
+        if settings["quant_method"] == "gptq"
+        else replace(t, shape=(int(t.shape[1] * per_word), t.shape[0]))
+        for t in found.weights
+        if t.name.endswith(".qweight")
+    ]
+
+
+def _settled_4bit_bytes(
+    model: ModelInfo,
+    found: ModelInfo,
+    settings: Mapping[str, Any],  # Any: a JSON object
+    device: str,
+    width: int,
+) -> int:
+    """Predict what bitsandbytes' 4-bit layers hold beyond what is stored, from the first forward pass on.
+
+    Args:
+        width: bytes of a number that is not quantized.
+    """
+    shapes = {layer.name: layer.shape for layer in model.linear_layers()}
+    elements = {tensor.name: tensor.elements for tensor in found.weights}
+    nested = bool(settings.get("bnb_4bit_use_double_quant"))
+    widened = 2 if width == 2 and settings.get("bnb_4bit_compute_dtype", "float32") == "float32" else 0
+    more = 0
+    for scales in (tensor for tensor in found.weights if tensor.name.endswith(".weight.absmax")):
+        name = scales.name.removesuffix(".absmax")
+        fits = name in shapes and fits_packed(shapes[name])
+        if packs_on(device) and fits:
+            stored = [t for t in found.weights if t.name.startswith(f"{name}.") and not _DROPPED.search(t.name)]
+            more += packed_state_bytes(scales.elements, nested=nested)
+            more -= sum(tensor.elements * _BYTES.get(tensor.dtype, 2) for tensor in stored)
+        elif nested:
+            more += OFFSET_BYTES
+        if fits or not packs_on(device):  # the others compute in bfloat16
+            more += widened * elements.get(name.removesuffix("weight") + "bias", 0)
+    return more
+
+
+def _unpacked_bytes(found: ModelInfo, settings: Mapping[str, Any], device: str) -> int:  # Any: a JSON object
+    """Predict what GPTQModel's layers hold beyond what is stored, from the first forward pass on."""
+    gptq, bits = settings["quant_method"] == "gptq", settings.get("bits", 4)
+    layers = _packed_layers(found, settings)
+    tables = 4 * _SHIFTS.get(bits, 0) * len(layers) if gptq else 0
+    index = 4 * sum(layer.shape[1] for layer in layers) if gptq else 0
+    groups = sum(tensor.elements for tensor in found.weights if tensor.name.endswith(".scales"))
+    if device != "cpu" or bits == 3:
+        return tables
+    if bits == 4 and settings.get("group_size", 128) in CPU_PRODUCT_GROUPS:
+        # Scales and offsets in bfloat16, apart and side by side, for scales and packed zero points; a second index.
+        return tables + groups * 11 // 2 + index
+    # The index in int64 and the zero points unpacked.
+    return tables + 2 * index + groups * (2 if bits == 8 else 1) if gptq else 0
+
+
+__all__ = ["CPU_PRODUCT_GROUPS", "Checkpoint", "PrequantizedOptions", "quantization_settings"]

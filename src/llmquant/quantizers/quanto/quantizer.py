@@ -1,0 +1,69 @@
+"""optimum-quanto: weights quantized to 8 or 4 bits while they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from optimum.quanto import QLinear
+from transformers import QuantoConfig
+
+from llmquant.errors import NotHonouredError
+from llmquant.loading.memory import stored_elements
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.quanto.options import QuantoOptions
+from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+
+
+class Quanto:
+    """One scale a row for 8 bits; a scale and a shift for 128 weights for 4."""
+
+    def __init__(self, options: QuantoOptions) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Return `model`; weights are quantized while they are loaded."""
+        return model
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the configuration."""
+        options = self._options
+        return {"quantization_config": QuantoConfig(weights=options.weights), "dtype": getattr(torch, options.dtype)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the layers hold.
+
+        Raises:
+            NotHonouredError: if a layer is not quantized, or the layers differ.
+        """
+        layers = [child for child in module.modules() if isinstance(child, QLinear)]
+        weights = [layer.weight for layer in layers if layer.frozen]
+        if not layers or len(weights) < len(layers):
+            raise NotHonouredError(f"{len(weights)} of {len(layers)} layers of quanto hold quantized weights")
+        code = str(only((weight.qtype.name.removeprefix("q") for weight in weights), "code"))
+        # Tensors of 8 bits have no group size.
+        block_size = only((getattr(weight, "_group_size", None) for weight in weights), "group size")
+        return AppliedQuantization(
+            method="quanto",
+            code=code,
+            bits=8.0 * sum(_code_bytes(weight) for weight in weights) / sum(weight.numel() for weight in weights),
+            block_size=block_size if isinstance(block_size, int) else None,
+            double_quantization=False,
+            compute_dtype=str(only((dtype_name(weight.dtype) for weight in weights), "compute type")),
+            dtypes=stored_elements(module),
+            layers_quantized=len(layers),
+            layers_left=linear_names(module, QLinear),
+            note=fused_experts_note(module),
+        )
+
+
+def _code_bytes(weight: Any) -> int:  # Any: a weight tensor of quanto
+    data = weight._data
+    # Codes of 4 bits are in a wrapper of their own.
+    return int(getattr(data, "_data", data).nbytes)

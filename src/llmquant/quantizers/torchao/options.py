@@ -1,0 +1,197 @@
+"""Options of the torchao quantizers, and how large their weights will be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmquant.errors import OptionError, UnsupportedError
+from llmquant.models.headers import TensorInfo
+from llmquant.models.info import ModelInfo
+from llmquant.quantizers.fitting import check_group_size, check_linear_layers, check_multiples
+from llmquant.quantizers.plain_weights import plain_bytes
+from llmquant.study.call import Json
+
+# Lowest CUDA compute capability of a kernel, and the machines that have it.
+Capability = tuple[int, int]
+GPUS: Mapping[Capability, str] = {
+    (8, 0): "Ampere or newer: A100, L40S, H100, B200",
+    (8, 9): "Ada or newer: L40S, H100, B200",
+    (10, 0): "Blackwell: B200, RTX 50",
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One of torchao's ways to hold weights.
+
+    Attributes:
+        code: as in `AppliedQuantization`.
+        bits: of a code.
+        block_size: weights in a row that share a scale; ``None`` is the row.
+        multiple: what both widths of a layer must be multiples of.
+        dynamic: inputs are quantized too, and the product is computed in the code.
+        capability: what a GPU must have; ``None`` is any device.
+    """
+
+    code: str
+    bits: float
+    block_size: int | None = None
+    multiple: int = 1
+    dynamic: bool = False
+    capability: Capability | None = None
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "int8": Scheme("int8", 8.0),
+    "int8_dynamic": Scheme("int8", 8.0, dynamic=True),
+    "float8": Scheme("float8_e4m3fn", 8.0),
+    "float8_dynamic": Scheme("float8_e4m3fn", 8.0, multiple=16, dynamic=True, capability=(8, 9)),
+    "nvfp4": Scheme("nvfp4", 4.0, block_size=16, multiple=16),
+    "nvfp4_dynamic": Scheme("nvfp4", 4.0, block_size=16, multiple=16, dynamic=True, capability=(10, 0)),
+    "mxfp4": Scheme("mxfp4", 4.0, block_size=32, multiple=32, dynamic=True, capability=(10, 0)),
+}
+# The int4 kernel for CPUs packs so many rows together; that for tensor cores pads to rows x columns.
+_INT4_ROWS = 16
+TILE = (8, 1024)
+
+
+@dataclass(frozen=True)
+class TorchaoOptions:
+    """torchao with one scale a row, or the microscaling formats.
+
+    Attributes:
+        scheme: ``int8`` and ``float8`` (E4M3) hold weights in 8 bits and multiply in `dtype`; ``nvfp4`` the same in
+            4 bits with a float8 scale for 16 weights. ``*_dynamic`` and ``mxfp4`` quantize the inputs too, token by
+            token, and multiply in the code.
+        dtype: of everything that is not quantized.
+    """
+
+    scheme: Literal["int8", "int8_dynamic", "float8", "float8_dynamic", "nvfp4", "nvfp4_dynamic", "mxfp4"] = "int8"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if SCHEMES[self.scheme].capability and self.dtype != "bfloat16":
+            raise OptionError(f"torchao's {self.scheme} is for bfloat16, not {self.dtype}")
+
+    def row_independent(self) -> bool:
+        """Tell whether rows of a batch are independent: NVFP4 scales all inputs of a layer by their largest number."""
+        return self.scheme != "nvfp4_dynamic"
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models and devices this cannot work on.
+
+        Raises:
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
+        """
+        scheme = SCHEMES[self.scheme]
+        layers = check_linear_layers(model, device, "torchao")
+        if scheme.capability and device != "cuda":
+            raise UnsupportedError(
+                f"torchao's {self.scheme} needs a GPU of compute capability {_version(scheme.capability)} "
+                f"({GPUS[scheme.capability]}), not {device}",
+                hint=f"Weight-only formats run here: {'torchao_float8' if scheme.bits == 8 else 'torchao_nvfp4'}.",
+            )
+        hint = "Use torchao_int8 or torchao_float8."
+        check_multiples(layers, scheme.multiple, scheme.multiple, f"torchao's {self.scheme}", hint)
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes: codes, scales and all that stays as it is."""
+        layers = model.linear_layers()
+        rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)
+        return rest + sum(self._layer_bytes(layer) for layer in layers)
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        scheme = SCHEMES[self.scheme]
+        return {
+            "method": "torchao",
+            "code": scheme.code,
+            "bits": scheme.bits,
+            "block_size": scheme.block_size,
+            "compute_dtype": scheme.code if scheme.dynamic else self.dtype,
+        }
+
+    def _layer_bytes(self, layer: TensorInfo) -> int:
+        scheme, (rows, columns) = SCHEMES[self.scheme], layer.shape
+        if scheme.block_size:
+            # Scales of a byte in tiles of 128 x 4, and NVFP4's one float32 for the layer.
+            scales = _round_up(rows, 128) * _round_up(-(-columns // scheme.block_size), 4)
+            return layer.elements // 2 + scales + (4 if scheme.code == "nvfp4" else 0)
+        # A float32 scale; int8 has a zero point of a byte too, which is 0.
+        return layer.elements + rows * (5 if scheme.code == "int8" else 4)
+
+
+@dataclass(frozen=True)
+class TorchaoInt4Options:
+    """torchao int4, weights only: a bfloat16 scale and zero point for `group_size` weights, computed in bfloat16.
+
+    On CUDA its "tile packed to 4d" format, for tensor cores; on CPUs its "opaque" format, whose kernel is as fast as
+    int8's or faster. Both choose codes the same way.
+
+    Attributes:
+        group_size: weights in a row that share a scale.
+    """
+
+    group_size: Literal[32, 64, 128] = 128
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse models and devices this cannot work on.
+
+        Raises:
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
+        """
+        layers = check_linear_layers(model, device, "torchao")
+        check_group_size(model, layers, self.group_size)
+        if device == "cpu":
+            check_multiples(layers, _INT4_ROWS, 1, "torchao's int4 kernel for CPUs", "Use torchao_int8.")
+
+    def check_save(self, device: str) -> None:
+        """Refuse to write what torchao packed for a CPU.
+
+        Raises:
+            UnsupportedError: on a CPU; torchao has no file format for that packing.
+        """
+        if device == "cpu":
+            raise UnsupportedError(
+                "torchao cannot save int4 weights that are packed for a CPU",
+                hint="Write it on a CUDA machine, or use torchao_int8 or gptq_4bit_g128.",
+            )
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int:
+        """Predict the loaded weights, in bytes: codes, scales, zero points and all that stays as it is.
+
+        On CUDA torchao pads layers; those whose rows are not a multiple of 1,024 weights take more there.
+        """
+        layers = model.linear_layers()
+        tile_rows, tile_columns = TILE if device == "cuda" else (1, 1)
+        held = [_round_up(layer.shape[0], tile_rows) * _round_up(layer.shape[1], tile_columns) for layer in layers]
+        quantized = sum(weights // 2 + 4 * (weights // self.group_size) for weights in held)
+        return plain_bytes(model, 2, quantized=layers) + quantized
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return what must be found in the loaded weights."""
+        return {"method": "torchao", "code": "int4", "bits": 4.0, "block_size": self.group_size}
+
+
+def check_capability(found: Capability, needed: Capability, scheme: str) -> None:
+    """Refuse a GPU that is too old.
+
+    Raises:
+        UnsupportedError: naming what there is and what is needed.
+    """
+    if found < needed:
+        raise UnsupportedError(
+            f"torchao's {scheme} needs compute capability {_version(needed)} ({GPUS[needed]}); "
+            f"this GPU has {_version(found)}",
+            hint="Weight-only int8 and float8 run on every GPU: torchao_int8, torchao_float8.",
+        )
+
+
+def _version(capability: Capability) -> str:
+    return ".".join(map(str, capability))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

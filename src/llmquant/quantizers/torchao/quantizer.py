@@ -1,0 +1,197 @@
+"""torchao: weights quantized to 8 or 4 bits while they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torchao.kernel import int_scaled_matmul
+from torchao.prototype.mx_formats.inference_workflow import (
+    MXDynamicActivationMXWeightConfig,
+    NVFP4DynamicActivationNVFP4WeightConfig,
+    NVFP4WeightOnlyConfig,
+)
+from torchao.prototype.mx_formats.mx_tensor import MXTensor
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+from torchao.prototype.quantization.int4.inference_workflow import PrototypeInt4WeightOnlyConfig
+from torchao.prototype.quantization.int4.int4_opaque_tensor import Int4OpaqueTensor
+from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8Tensor,
+    Float8WeightOnlyConfig,
+    Int4TilePackedTo4dTensor,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8Tensor,
+    Int8WeightOnlyConfig,
+    PerRow,
+)
+from torchao.quantization.quantize_.workflows import Int4PackingFormat
+from transformers import TorchAoConfig
+
+from llmquant.errors import NotHonouredError, UnsupportedError
+from llmquant.loading.memory import stored_elements
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
+from llmquant.quantizers.torchao.options import SCHEMES, TILE, TorchaoInt4Options, TorchaoOptions, check_capability
+
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.plugins.context import Context
+
+# `set_inductor_config` would change settings of the whole process, the precision of float32 products among them.
+_CONFIGS: Mapping[str, Callable[[], Any]] = {  # Any: torchao's configurations
+    "int8": lambda: Int8WeightOnlyConfig(set_inductor_config=False),
+    "int8_dynamic": lambda: Int8DynamicActivationInt8WeightConfig(set_inductor_config=False),
+    "float8": lambda: Float8WeightOnlyConfig(set_inductor_config=False),
+    "float8_dynamic": lambda: Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), set_inductor_config=False
+    ),
+    "nvfp4": NVFP4WeightOnlyConfig,
+    # The fused kernel needs a package that is not on the index for every platform.
+    "nvfp4_dynamic": lambda: NVFP4DynamicActivationNVFP4WeightConfig(use_triton_kernel=False),
+    "mxfp4": lambda: MXDynamicActivationMXWeightConfig(
+        activation_dtype=torch.float4_e2m1fn_x2, weight_dtype=torch.float4_e2m1fn_x2
+    ),
+}
+
+
+class Torchao:
+    """int8 and float8 with one scale a row, NVFP4 and MXFP4 with one for 16 or 32 weights."""
+
+    def __init__(self, options: TorchaoOptions) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Return `model`; weights are quantized while they are loaded."""
+        return model
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the configuration.
+
+        Raises:
+            UnsupportedError: if this GPU is too old, or this CPU multiplies int8 wrongly.
+        """
+        name = self._options.scheme
+        needed = SCHEMES[name].capability
+        if needed:
+            check_capability(torch.cuda.get_device_capability(), needed, name)
+        if name == "int8_dynamic" and ctx.device == "cpu":
+            _check_int8_matmul()
+        return {"quantization_config": TorchAoConfig(_CONFIGS[name]()), "dtype": getattr(torch, self._options.dtype)}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the layers hold.
+
+        Raises:
+            NotHonouredError: if there is no quantized layer, or the layers differ.
+        """
+        return _applied(module)
+
+
+class TorchaoInt4:
+    """int4 with a scale and a zero point for a group of weights."""
+
+    def __init__(self, options: TorchaoInt4Options) -> None:
+        self._options = options
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        """Return `model`; weights are quantized while they are loaded."""
+        return model
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+        """Return the configuration, with the packing that the device's kernel takes.
+
+        Raises:
+            UnsupportedError: if this GPU is too old.
+        """
+        group_size = self._options.group_size
+        if ctx.device == "cuda":
+            check_capability(torch.cuda.get_device_capability(), (8, 0), "int4")
+            packing = Int4PackingFormat.TILE_PACKED_TO_4D
+            config = Int4WeightOnlyConfig(group_size, set_inductor_config=False, int4_packing_format=packing)
+        else:
+            config = PrototypeInt4WeightOnlyConfig(group_size, set_inductor_config=False)
+        return {"quantization_config": TorchAoConfig(config), "dtype": torch.bfloat16}
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        """Read back what the layers hold.
+
+        Raises:
+            NotHonouredError: if there is no quantized layer, or the layers differ.
+        """
+        return _applied(module)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """What one layer's weight says of itself; fields as in `AppliedQuantization`."""
+
+    code: str
+    bits: float
+    block_size: int | None
+    double_quantization: bool
+    compute_dtype: str
+    note: str
+
+
+def _applied(module: torch.nn.Module) -> AppliedQuantization:
+    weights = {name: child.weight for name, child in module.named_modules() if isinstance(child, torch.nn.Linear)}
+    found = {name: read for name, weight in weights.items() if (read := _read(weight)) is not None}
+    if not found:
+        raise NotHonouredError(f"none of {len(weights)} linear layers holds weights quantized by torchao")
+    first = only(found.values(), "quantization")
+    assert isinstance(first, _Weight)
+    quantized = [weights[name] for name in found]
+    padded = sum(isinstance(w, Int4TilePackedTo4dTensor) and w.shape[1] % TILE[1] > 0 for w in quantized)
+    padding = f"rows of {padded} layers are padded to multiples of {TILE[1]} weights" if padded else ""
+    return AppliedQuantization(
+        method="torchao",
+        code=first.code,
+        bits=first.bits,
+        block_size=first.block_size,
+        double_quantization=first.double_quantization,
+        compute_dtype=first.compute_dtype,
+        dtypes=stored_elements(module),
+        layers_quantized=len(found),
+        layers_left=tuple(name for name in linear_names(module) if name not in found),
+        note="; ".join(part for part in (first.note, padding, fused_experts_note(module)) if part),
+    )
+
+
+def _read(weight: Any) -> _Weight | None:  # Any: a tensor of one of torchao's classes
+    """Read a weight; ``None`` if torchao did not quantize it."""
+    plain = dtype_name(weight.dtype)
+    if isinstance(weight, Int4OpaqueTensor | Int4TilePackedTo4dTensor):
+        return _Weight("int4", 4.0, weight.block_size[-1], False, plain, "")
+    if isinstance(weight, Int8Tensor | Float8Tensor):
+        code, bits = dtype_name(weight.qdata.dtype), 8.0 * weight.qdata.dtype.itemsize
+        block_size = weight.block_size[-1] if weight.block_size[-1] < weight.shape[-1] else None
+    elif isinstance(weight, NVFP4Tensor):
+        code, bits, block_size = "nvfp4", 4.0, weight.block_size
+    elif isinstance(weight, MXTensor):
+        code = "mxfp4" if weight.elem_dtype == torch.float4_e2m1fn_x2 else f"mx {dtype_name(weight.elem_dtype)}"
+        bits, block_size = 8.0 * weight.qdata.nbytes / weight.numel(), weight.block_size
+    else:
+        return None
+    dynamic = weight.act_quant_kwargs is not None
+    note = "" if dynamic else f"weights are expanded to {plain} in every forward pass"
+    # NVFP4's scales are float8 themselves, with one float32 scale for all of a layer.
+    return _Weight(code, bits, block_size, code == "nvfp4", code if dynamic else plain, note)
+
+
+def _check_int8_matmul() -> None:
+    """Refuse a CPU on which the product of int8 matrices overflows.
+
+    Without VNNI instructions oneDNN adds products of int8 in 16 bits, which saturate, and says nothing.
+    """
+    codes = torch.full((16, 64), 127, dtype=torch.int8)
+    product = int_scaled_matmul(codes, codes.t(), torch.ones(16, 1))
+    if not bool((product == 64 * 127 * 127).all()):
+        raise UnsupportedError(
+            "PyTorch multiplies int8 matrices wrongly on this CPU: it has no VNNI instructions, and sums overflow",
+            hint="Use torchao_int8, which multiplies in bfloat16.",
+        )

@@ -1,0 +1,203 @@
+"""What a study gave: rows, samples, and the forms in which it shows itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmquant.errors import StoreError
+from llmquant.results import rows as comparison
+from llmquant.results.neutral import json_text
+from llmquant.results.rows import Row
+from llmquant.storage.store import Store
+from llmquant.study.experiment import RunId
+from llmquant.study.reading import load
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import SCHEMA_VERSION, Run, Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Comparison:
+    """Variants beside their baseline. It shows itself in a notebook and prints as a table.
+
+    Attributes:
+        record: the study: its experiments, baselines and notes.
+        runs: by id; failed ones too.
+        dollars: about what each run cost, by id; empty where nothing was paid for.
+    """
+
+    def __init__(
+        self,
+        record: StudyRecord,
+        runs: Mapping[RunId, Run],
+        samples: Callable[[RunId], Mapping[str, Sequence[Sample]]],
+        files: Callable[[Run], Path | None] = lambda run: None,
+        dollars: Mapping[RunId, float] | None = None,
+    ) -> None:
+        self.record = record
+        self.runs = dict(runs)
+        self.dollars = dict(dollars or {})
+        self._samples = samples
+        self._files = files
+
+    @classmethod
+    def from_store(cls, store: Store | str | Path, study: str | None = None) -> Comparison:
+        """Read a study from a store.
+
+        Args:
+            study: its id or the start of it; ``None`` is the newest.
+
+        Raises:
+            StoreError: if there is no such store or study.
+        """
+        store = store if isinstance(store, Store) else Store.existing(store)
+        known = store.studies()
+        found = [name for name in known if name.startswith(study or "")]
+        if not found or (study is not None and len(found) > 1):
+            raise StoreError(f"no study is called {study!r}", hint=f"Studies in {store.root}: {', '.join(known)}")
+        return cls.of(store.read_study(found[-1], StudyRecord.from_json), store)
+
+    @classmethod
+    def of(cls, record: StudyRecord, store: Store, runs: Mapping[RunId, Run] | None = None) -> Comparison:
+        """Gather what a store holds of a study.
+
+        Args:
+            runs: those to show; ``None`` for all, of several attempts the one that `Store.run` chooses; those that
+                cannot be read are missing, which a note says.
+        """
+        if runs is None:
+            runs, notes = _read_runs(record, store)
+            record = replace(record, notes=(*record.notes, *notes))
+        known = dict(runs)
+
+        def samples(run_id: RunId) -> Mapping[str, Sequence[Sample]]:
+            return store.samples(known[run_id]) if run_id in known else {}
+
+        return cls(record, known, samples, store.files, store.dollars(record.study_id))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """Read what `save_json` wrote.
+
+        Raises:
+            DamagedError: if it is no such file.
+            StoreError: if a newer version wrote it.
+        """
+        from llmquant.results.report.portable import from_portable_json
+
+        hint = "Write it again with Comparison.save_json or `llmquant report STORE -f json`."
+        record, runs, samples, dollars = load(Path(path), from_portable_json, hint=hint)
+        return cls(record, runs, lambda run_id: samples.get(run_id, {}), dollars=dollars)
+
+    @property
+    def failed(self) -> list[Run]:
+        """Runs that failed."""
+        return [run for run in self.runs.values() if run.status == "failed"]
+
+    def rows(self) -> list[Row]:
+        """Return tidy rows: a measurement each, with its difference to the baseline."""
+        found = comparison.rows(self.record, self.runs, self._samples)
+        return [replace(row, dollars=self.dollars.get(row.run_id)) for row in found]
+
+    def samples(self) -> dict[RunId, Mapping[str, Sequence[Sample]]]:
+        """Return the scored documents by run and task."""
+        return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.measurements}
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return `rows` as a data frame.
+
+        Raises:
+            MissingDependencyError: if pandas is not installed.
+        """
+        from llmquant.results.report.frame import to_frame
+
+        return to_frame(self.rows())
+
+    def to_text(self, *, width: int = 120) -> str:
+        """Return the summary as plain text."""
+        from llmquant.results.report.tables import summary
+        from llmquant.results.report.terminal import render
+
+        return render(summary(self.rows(), self.record), width)
+
+    def to_markdown(self) -> str:
+        """Return the summary as Markdown."""
+        from llmquant.results.report.markdown import to_markdown
+        from llmquant.results.report.tables import summary
+
+        return to_markdown(summary(self.rows(), self.record))
+
+    def to_csv(self) -> str:
+        """Return `rows` as comma-separated values."""
+        from llmquant.results.report.flat import to_csv
+
+        return to_csv(self.rows())
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return the study as one JSON object, samples included; `load` reads it."""
+        from llmquant.results.report.portable import portable_json
+
+        return portable_json(self.record, self.runs, self.samples(), self.dollars)
+
+    def rows_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return `rows` and the failures as one JSON object, for scripts."""
+        failures = [
+            {
+                "run_id": run.run_id,
+                "quantizer": run.experiment.variant.quantizer.label,
+                "evaluator": run.experiment.evaluator.label,
+                **vars(run.failure),
+            }
+            for run in self.failed
+            if run.failure is not None
+        ]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "study": self.record.study_id,
+            "notes": list(self.record.notes),
+            "rows": [row.to_json() for row in self.rows()],
+            "failures": failures,
+        }
+
+    def to_html(self) -> str:
+        """Return the study as one self-contained page: its tables, and the queries that embedders answer worst."""
+        from llmquant.results.report.html_page import to_html_page
+
+        return to_html_page(self.rows(), self.record, self.runs, self._files)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write `to_html` to a file."""
+        Path(path).write_text(self.to_html(), encoding="utf-8")
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the study to one portable file."""
+        Path(path).write_text(json_text(self.to_json()), encoding="utf-8")
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        from llmquant.results.report.html_table import to_html_table
+        from llmquant.results.report.tables import summary
+
+        return to_html_table(summary(self.rows(), self.record))
+
+
+def _read_runs(record: StudyRecord, store: Store) -> tuple[dict[RunId, Run], list[str]]:
+    """Read a study's runs, and say of which there is no telling."""
+    found: dict[RunId, Run] = {}
+    notes: list[str] = []
+    for experiment in record.experiments:
+        try:
+            run = store.run(experiment.run_id)
+        except StoreError as error:
+            label = f"{comparison.label(record, experiment.variant)} · {experiment.evaluator.label}"
+            notes.append(f"{label} is missing, as its run cannot be read: {error.message}. {error.hint}")
+        else:
+            if run is not None:
+                found[run.run_id] = run
+    return found, notes

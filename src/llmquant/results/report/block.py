@@ -1,0 +1,126 @@
+"""One model's rows, to be looked up by variant and by what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from llmquant.results.report.table import Cell
+from llmquant.results.rows import Row
+
+_AT = {
+    "prompt_tokens": "{} prompt tokens",
+    "new_tokens": "{} new tokens",
+    "decode_tokens": "{} decoded tokens",
+    "batch": "batch {}",
+}
+_BRIEF = {"prompt_tokens": "{} tokens"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What was measured under which conditions: like is compared with like.
+
+    Attributes:
+        evaluator_key: equal for equal evaluators, options, documents, seeds and hardware.
+        evaluator: label, for people.
+        at: the conditions, as sorted items.
+    """
+
+    evaluator_key: str
+    evaluator: str
+    task: str
+    metric: str
+    unit: str
+    at: tuple[tuple[str, int | float | str], ...]
+
+    @classmethod
+    def of(cls, row: Row) -> Measure:
+        """Return what a row with a value measured."""
+        at = tuple(sorted(row.at.items()))
+        return cls(row.evaluator_key, row.evaluator, row.task, row.metric, row.unit, at)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one model.
+
+    Attributes:
+        model: as it was asked for.
+        variants: labels, the baseline first.
+        baseline: its label; ``None`` where the study has none.
+        rows: in the order of the study.
+    """
+
+    model: str
+    variants: tuple[str, ...]
+    baseline: str | None
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """List what was measured and is a headline, in the order of the study."""
+        return list(dict.fromkeys(Measure.of(row) for row in self.rows if row.metric and row.headline))
+
+    @cached_property
+    def _by_measure(self) -> Mapping[tuple[str, Measure], Row]:
+        return {(row.variant, Measure.of(row)): row for row in self.rows if row.metric}
+
+    @cached_property
+    def _status(self) -> Mapping[tuple[str, str], str]:
+        return {(row.variant, row.evaluator_key): row.status for row in self.rows}
+
+    def row(self, variant: str, measure: Measure) -> Row | None:
+        """Look a variant's row up."""
+        return self._by_measure.get((variant, measure))
+
+    def column(self, measure: Measure) -> list[Row]:
+        """Return the rows of one measure, the baseline's first."""
+        found = (self.row(variant, measure) for variant in self.variants)
+        return [row for row in found if row is not None]
+
+    def cell(self, variant: str, measure: Measure, write: Callable[[Row], Cell]) -> Cell:
+        """Write a variant's cell, or why there is none: its experiment failed, or gave no such number."""
+        row = self.row(variant, measure)
+        return self.no_cell(variant, measure.evaluator_key) if row is None or row.value is None else write(row)
+
+    def no_cell(self, variant: str, evaluator_key: str) -> Cell:
+        """Write the cell of a number that is not there."""
+        failed = self._status.get((variant, evaluator_key)) == "failed"
+        return Cell("failed", "failed") if failed else Cell("–", "quiet")
+
+
+def blocks(rows: Iterable[Row]) -> list[Block]:
+    """Group rows by model."""
+    by_model: dict[str, list[Row]] = {}
+    for row in rows:
+        by_model.setdefault(row.model_digest, []).append(row)
+    return [_block(group) for group in by_model.values()]
+
+
+def conditions(
+    at: Iterable[tuple[str, int | float | str]], *, only: Iterable[str] | None = None, brief: bool = False
+) -> str:
+    """Write conditions for people: ``512 prompt tokens, batch 4``; for a heading with `brief`."""
+    names = _AT | _BRIEF if brief else _AT
+    wanted = None if only is None else set(only)
+    items = [(key, value) for key, value in at if wanted is None or key in wanted]
+    return ", ".join(names.get(key, key.replace("_", " ") + " {}").format(value) for key, value in items)
+
+
+def ordered(measures: Iterable[Measure]) -> list[Measure]:
+    """Sort measures of one metric from the smallest to the largest conditions."""
+    return sorted(measures, key=lambda m: [value if isinstance(value, int | float) else 0 for _, value in m.at])
+
+
+def varying(measures: Sequence[Measure]) -> set[str]:
+    """Return the conditions that differ between measures."""
+    keys = {key for measure in measures for key, _ in measure.at}
+    return {key for key in keys if len({dict(measure.at).get(key) for measure in measures}) > 1}
+
+
+def _block(rows: Sequence[Row]) -> Block:
+    labels = dict.fromkeys(row.variant for row in sorted(rows, key=lambda row: not row.is_baseline))
+    baseline = next((row.variant if row.is_baseline else row.baseline for row in rows), None)
+    return Block(rows[0].model, tuple(labels), baseline, tuple(rows))

@@ -1,0 +1,92 @@
+"""Show how a study goes on: a live line a running experiment on a terminal, a line a change elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from llmquant.results.neutral import printable
+
+if TYPE_CHECKING:
+    from llmquant.running.scheduler import Progress
+
+_LINE_EVERY_S = 30.0
+
+
+@contextmanager
+def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
+    """Show progress on standard error while the block runs; call what it gives with each new state."""
+    console = console or Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield _line_printer(console)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield lambda state: live.update(_panel(state))
+
+
+@contextmanager
+def show_layers(console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show on standard error how many layers are quantized while the block runs."""
+    console = console or Console(stderr=True)
+    columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def headline(state: Progress) -> str:
+    """Say in a line how a study stands."""
+    parts = [f"{state.reused + state.completed + state.failed} of {state.total} experiments done"]
+    parts += [f"{state.reused} reused"] if state.reused else []
+    parts += [f"{state.failed} failed"] if state.failed else []
+    if state.remaining_s is not None and state.running:
+        parts.append(f"about {duration(state.remaining_s)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as people say it: ``40 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _panel(state: Progress) -> Group:
+    grid = Table.grid(padding=(0, 1))
+    for running in state.running:
+        elapsed = time.monotonic() - running.since
+        count = f"{running.done}/{running.total}" if running.total else ""
+        bar = ProgressBar(total=running.total or None, completed=running.done, width=24, pulse=not running.total)
+        grid.add_row(
+            Text(f"  {printable(running.label)}", overflow="ellipsis", no_wrap=True),
+            bar,
+            Text(count),
+            Text(duration(elapsed)),
+        )
+    return Group(Text(headline(state)), grid)
+
+
+def _line_printer(console: Console) -> Callable[[Progress], None]:
+    last_key, last_at = "", 0.0
+
+    def show(state: Progress) -> None:
+        nonlocal last_key, last_at
+        running = ", ".join(f"{r.label} {r.done}/{r.total}" if r.total else r.label for r in state.running)
+        key = f"{state.completed} {state.failed} {[r.label for r in state.running]}"
+        if key != last_key or time.monotonic() - last_at > _LINE_EVERY_S:
+            last_key, last_at = key, time.monotonic()
+            line = f"{headline(state)}{f' · now {running}' if running else ''}"
+            console.print(Text(printable(line)), soft_wrap=True)
+
+    return show

@@ -1,0 +1,243 @@
+"""The table of quality: each score with its uncertainty, its difference to the baseline, and what that shows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from llmquant.errors import OptionError
+from llmquant.results.report.block import Block, Measure, conditions, varying
+from llmquant.results.report.numbers import decimals_for, decimals_of, number, number_apart
+from llmquant.results.report.retrieval_table import headlines
+from llmquant.results.report.table import Cell, Column, Table, Tone
+from llmquant.results.rows import Row
+from llmquant.study.call import Call
+
+# Shares between 0 and 1 that the field writes as per cent.
+_PERCENT = re.compile(
+    r"f1|em|exact_match|acc(uracy)?(_norm)?|pass@\d+|(ndcg|recall|precision|map|mrr|hit_rate)(_at_|@)\d+"
+)
+_AT_K = re.compile(r"_at_(\d+)$")
+_NAMES = {"f1": "F1", "em": "EM"}
+# Each says what perplexity says.
+_SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
+_RATIO_DECIMALS = 3
+_TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good"}
+
+
+def is_quality(block: Block, measure: Measure) -> bool:
+    """Tell quality from cost: numbers that depend on the machine, and sizes, are costs."""
+    return measure.unit != "bytes" and all(row.hardware is None for row in block.column(measure))
+
+
+def quality_table(block: Block) -> Table | None:
+    """Make the table; ``None`` where nothing was measured."""
+    measures = [measure for measure in block.measures if is_quality(block, measure)]
+    with_perplexity = {(m.evaluator_key, m.task) for m in measures if m.metric == "perplexity"}
+    measures = [
+        m for m in measures if m.metric not in _SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity
+    ]
+    searched = headlines(block)
+    if len(searched) == 1:  # the table of retrieval has it
+        measures = [measure for measure in measures if measure != searched[0]]
+    if not measures:
+        return None
+    compared = len(block.variants) > 1 and block.baseline is not None
+    columns = [Column(("variant",), align="left")]
+    cells: list[list[Cell]] = [[Cell(variant) for variant in block.variants]]
+    for measure in measures:
+        heads, written = _columns(block, measure, _name(measure, measures), compared=compared)
+        columns += heads
+        cells += written
+    rows = tuple(zip(*cells, strict=True))
+    return Table("Quality", tuple(columns), rows, tuple(_footnotes(block, measures, compared=compared)))
+
+
+def _columns(
+    block: Block, measure: Measure, name: tuple[str, ...], *, compared: bool
+) -> tuple[list[Column], list[list[Cell]]]:
+    """Write a measure's columns: value, difference, verdict."""
+    column = block.column(measure)
+    scale, unit = _scale(column)
+    least = 1 if scale == 100 else 0
+    decimals = decimals_for((scale * row.stderr for row in column if row.stderr), least=least)
+    if decimals is None:
+        decimals = least or decimals_of((row.value for row in column), digits=4)
+
+    def value(row: Row) -> Cell:
+        text = number(scale * (row.value or 0.0), decimals)
+        return Cell(text if row.stderr is None else f"{text} ± {number(scale * row.stderr, decimals)}")
+
+    first, *rest = name
+    group = str(measure)
+    columns = [Column((f"{first} {unit}".strip(), *rest, _n(column)), group)]
+    written = [[block.cell(variant, measure, value) for variant in block.variants]]
+    writers: list[tuple[Column, Callable[[Row], Cell]]] = []
+    if compared:
+        # A ratio of a number without a unit is one of perplexities.
+        ratio = any(row.ratio is not None for row in column) and not measure.unit
+        interval = "[95% interval]" if any(row.pairs is not None for row in column) else ""
+        head = Column((f"× {block.baseline}" if ratio else "difference", interval), group)
+        writers.append((head, _Difference(column, scale, least, ratio=ratio)))
+    if any(row.verdict is not None for row in column):
+        writers.append((Column(("verdict",), group, "left"), _verdict))
+    for head, write in writers:
+        columns.append(head)
+        written.append([_beside_value(block, variant, measure, write) for variant in block.variants])
+    return columns, written
+
+
+def _beside_value(block: Block, variant: str, measure: Measure, write: Callable[[Row], Cell]) -> Cell:
+    """Leave empty what the value's own cell has explained."""
+    row = block.row(variant, measure)
+    return Cell("") if row is None or row.value is None else write(row)
+
+
+class _Difference:
+    """Writes a column's differences, or ratios, with as many decimals as their intervals leave."""
+
+    def __init__(self, column: Sequence[Row], scale: float, least: int, *, ratio: bool) -> None:
+        self._scale, self._ratio = scale, ratio
+        parts = [self._parts(row) for row in column]
+        reaches = [(high - low) / 2 for _, low, high in parts if low is not None and high is not None]
+        fallback = decimals_of((value for value, _, _ in parts), digits=3)
+        found = decimals_for(reaches)
+        self._decimals = max(least, fallback if found is None else found)
+        if ratio:
+            self._decimals = min(_RATIO_DECIMALS, self._decimals)
+
+    def __call__(self, row: Row) -> Cell:
+        value, low, high = self._parts(row)
+        if value is None:
+            return Cell("baseline" if row.is_baseline else "–", "quiet")
+        if low is None or high is None:
+            return Cell(self._text(value))
+        # An end reads as no difference only where it is none: never beside better or worse.
+        none = 1.0 if self._ratio else 0.0
+        ends = (number_apart(end, none, self._decimals, sign=not self._ratio) for end in (low, high))
+        return Cell(f"{self._text(value)} [{', '.join(ends)}]")
+
+    def _parts(self, row: Row) -> tuple[float | None, float | None, float | None]:
+        if self._ratio:
+            return row.ratio, row.ratio_low, row.ratio_high
+        found = (row.difference, row.difference_low, row.difference_high)
+        value, low, high = (None if part is None else self._scale * part for part in found)
+        return value, low, high
+
+    def _text(self, value: float) -> str:
+        return number(value, self._decimals, sign=not self._ratio)
+
+
+def _verdict(row: Row) -> Cell:
+    if row.verdict is None:
+        return Cell("" if row.is_baseline else "–", "quiet")
+    return Cell(row.verdict, _TONES.get(row.verdict, "plain"))
+
+
+def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> list[str]:
+    rows = [row for measure in measures for row in block.column(measure)]
+    notes = ["± is one standard error."] if any(row.stderr is not None for row in rows) else []
+    if not compared:
+        return notes
+    paired = [row for row in rows if row.pairs is not None]
+    if paired:
+        notes = [" ".join([*notes, f"Differences are to {block.baseline} on the same documents, with 95% intervals."])]
+    reaches = [text for measure in measures if (text := _reach(block, measure, measures))]
+    if any(row.verdict == "undecided" for row in rows):
+        reach = f" ({'; '.join(reaches)})" if reaches else ""
+        notes.append(
+            "undecided: these documents cannot tell the variant from the baseline"
+            f"{reach}. Four times the documents halve the intervals."
+        )
+    equal = [row for row in rows if row.verdict == "equal"]
+    if equal:
+        bounded = any(row.difference_low is not None for row in equal)
+        tail = "; the interval says how often others may still differ." if bounded else "."
+        notes.append(f"equal: the same score on every document{tail}")
+    if any(row.verdict == "no signal" for row in rows):
+        notes.append(
+            "no signal: every variant has the same score on every document, so these documents cannot tell "
+            "a good variant from a broken one. Check the task's rows, or take an easier or a harder task."
+        )
+    if any(row.verdict in ("better", "worse", "differs") for row in rows):
+        notes.append(
+            "better, worse: the interval excludes no difference. Each comparison stands alone: "
+            "where nothing differs, one in twenty is still marked, by chance."
+        )
+    partial = [row for row in paired if row.n is not None and row.pairs is not None and row.pairs < row.n]
+    notes += [
+        f"{row.variant}, {_title(Measure.of(row), measures)}: compared on the {row.pairs} documents that pair."
+        for row in partial
+    ]
+    return notes + _unpaired(block, measures)
+
+
+def _unpaired(block: Block, measures: Sequence[Measure]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for measure in measures:
+        others = [row for row in block.column(measure) if not row.is_baseline]
+        for reason in dict.fromkeys(row.no_interval for row in others if row.no_interval):
+            concerned = [row.variant for row in others if row.no_interval == reason]
+            whose = "" if len(concerned) == len(others) else f" of {', '.join(concerned)}"
+            by_reason.setdefault(reason, []).append(_title(measure, measures) + whose)
+    return [f"No interval for {', '.join(names)}: {reason}." for reason, names in by_reason.items()]
+
+
+def _reach(block: Block, measure: Measure, measures: Sequence[Measure]) -> str:
+    """Say how large a difference stays undecided."""
+    column = block.column(measure)
+    scale, _ = _scale(column)
+    halves = [
+        scale * (row.difference_high - row.difference_low) / 2
+        for row in column
+        if row.verdict == "undecided" and row.difference_low is not None and row.difference_high is not None
+    ]
+    if not halves:
+        return ""
+    unit = " points" if scale == 100 else ""
+    decimals = decimals_for([max(halves)], least=1 if scale == 100 else 0) or 0
+    return f"{_title(measure, measures)} to about ±{number(max(halves), decimals)}{unit}"
+
+
+def _scale(column: Sequence[Row]) -> tuple[float, str]:
+    """Return what to multiply values by, and the unit to write."""
+    values = [row.value for row in column if row.value is not None]
+    share = not column[0].unit and all(0 <= value <= 1 or math.isnan(value) for value in values)
+    if share and _PERCENT.fullmatch(column[0].metric):
+        return 100.0, "%"
+    return 1.0, column[0].unit
+
+
+def _name(measure: Measure, measures: Sequence[Measure]) -> tuple[str, ...]:
+    """Name a measure: its task and metric, and on further lines what tells it from the others."""
+    metric = _NAMES.get(measure.metric) or _AT_K.sub(r"@\1", measure.metric).replace("ndcg", "NDCG").replace("_", " ")
+    name = metric if measure.metric == measure.task else f"{measure.task} {metric}"
+    like = [other for other in measures if (other.task, other.metric) == (measure.task, measure.metric)]
+    evaluators = {other.evaluator_key: other.evaluator for other in like}
+    apart = _told_apart(measure, list(evaluators.values())) if len(evaluators) > 1 else ""
+    return tuple(filter(None, (name, apart, conditions(measure.at, only=varying(like)))))
+
+
+def _told_apart(measure: Measure, evaluators: Sequence[str]) -> str:
+    """Say what of an evaluator's label is not the others': its options, if all are one plugin's."""
+    try:
+        calls = [Call.parse(label) for label in (measure.evaluator, *evaluators)]
+    except OptionError:  # a label need not be a call
+        return measure.evaluator
+    if len({call.name for call in calls}) > 1:
+        return measure.evaluator
+    args = [arg for arg in calls[0].args if arg != measure.task]
+    return str(Call("", tuple(args), calls[0].options)).strip("()")
+
+
+def _title(measure: Measure, measures: Sequence[Measure]) -> str:
+    return ", ".join(_name(measure, measures))
+
+
+def _n(column: Sequence[Row]) -> str:
+    counts = [row.n for row in column if row.n is not None]
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f"(n={low:,})" if low == high else f"(n={low:,}–{high:,})"

@@ -1,0 +1,125 @@
+"""From a study's rows to the tables that someone decides from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from llmquant.results.report.block import Block, blocks
+from llmquant.results.report.cost import cost_tables
+from llmquant.results.report.money_table import money_table
+from llmquant.results.report.quality import quality_table
+from llmquant.results.report.retrieval_table import retrieval_table
+from llmquant.results.report.table import Cell, Column, Table
+from llmquant.results.rows import Row, failures, missing
+from llmquant.study.record import StudyRecord
+
+_MESSAGE = 400
+
+
+def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
+    """Make the tables of a study: quality and cost of each model, what was paid, what failed or is missing, and notes.
+
+    Returns:
+        Tables in reading order. Of many conditions the smallest and largest are shown; `rows` have them all.
+    """
+    grouped = blocks(rows)
+    retrieval = retrieval_table(grouped)
+    found: list[Table] = [] if retrieval is None else [retrieval]
+    for block in grouped:
+        first = quality_table(block)
+        tables = ([] if first is None else [first]) + cost_tables(block)
+        notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
+        if notes and not tables:  # one task of retrieval is in the table of all models alone
+            tables = [Table("Notes")]
+        if tables:
+            tables[0] = replace(tables[0], footnotes=(*tables[0].footnotes, *notes))
+        hardware = ", ".join(dict.fromkeys(row.hardware for row in block.rows if row.hardware))
+        if hardware and tables:
+            tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
+        heading = block.model + (f" · baseline {block.baseline}" if block.baseline is not None else "")
+        found += [replace(table, heading=heading) for table in tables]
+    paid = money_table(rows)
+    found += [] if paid is None else [paid]
+    ends = (("Failed", _failed(rows)), ("Not run", _not_run(rows)), ("Notes", _notes(rows, record)))
+    return found + [Table(title, footnotes=tuple(lines)) for title, lines in ends if lines]
+
+
+def _applied(block: Block) -> list[str]:
+    """Say what the loaded models really compute in, where that differs, and what quantizers and evaluators noted."""
+    dtypes: dict[str, dict[str, None]] = {}
+    notes: dict[str, dict[str, None]] = {}
+    for row in block.rows:
+        if row.compute_dtype is not None and row.status == "completed":
+            dtypes.setdefault(row.compute_dtype, {})[row.variant] = None
+        if row.applied_note:
+            notes.setdefault(row.applied_note, {})[row.variant] = None
+        if row.evaluator_note:
+            notes.setdefault(f"{row.task}: {row.evaluator_note}", {})[row.variant] = None
+    found = []
+    if len(dtypes) > 1:
+        found.append("Computes in " + "; in ".join(f"{d}: {', '.join(v)}" for d, v in dtypes.items()) + ".")
+    return found + [f"{', '.join(labels)}: {note.rstrip('.')}." for note, labels in notes.items()]
+
+
+def _is_about(note: str, block: Block) -> bool:
+    return note.startswith(f"{block.model}:")
+
+
+def _failed(rows: Sequence[Row]) -> list[str]:
+    """Say once why, for all experiments that failed alike: a model that does not load fails all of its own."""
+    failed = failures(rows)
+    many = len({row.model_digest for row in rows}) > 1
+    alike: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in failed:
+        kind = (row.failure_kind or "error").replace("_", " ")
+        alike.setdefault((row.model if many else "", row.variant, kind, _short(row.failure or "")), []).append(row)
+    lines = []
+    for (model, variant, kind, message), group in alike.items():
+        what = " · ".join(part for part in (model, variant, ", ".join(row.evaluator for row in group)) if part)
+        reason = ": ".join(part for part in (kind, message) if part)
+        lines.append(f"{what}: {reason} (log: {_log(group[0])})")
+    return lines
+
+
+def _short(message: str) -> str:
+    text = " ".join(message.split())
+    return text if len(text) <= _MESSAGE else text[: _MESSAGE - 1].rstrip() + "…"
+
+
+def _log(row: Row) -> str:
+    folder = row.run_id if row.attempt in (None, 1) else f"{row.run_id}-{row.attempt}"
+    return f"runs/{folder}/log.txt in the store"
+
+
+def _not_run(rows: Sequence[Row]) -> list[str]:
+    absent: dict[tuple[str, str], list[str]] = {}
+    many = len({row.model_digest for row in rows}) > 1
+    for row in missing(rows):
+        absent.setdefault((row.model if many else "", row.variant), []).append(row.evaluator)
+    return [" · ".join([*filter(None, key), ", ".join(names)]) for key, names in absent.items()]
+
+
+def _notes(rows: Sequence[Row], record: StudyRecord) -> list[str]:
+    about_models = {note for block in blocks(rows) for note in record.notes if _is_about(note, block)}
+    notes = [note for note in record.notes if note not in about_models]
+    run = {row.run_id for row in rows if row.status != "missing"}
+    reused = {row.run_id for row in rows if row.reused}
+    if reused:
+        notes.append(f"{len(reused)} of {len(run)} runs were reused: they are older than this study.")
+    return notes + _provenance(rows)
+
+
+def _provenance(rows: Iterable[Row]) -> list[str]:
+    alike: dict[tuple[str, ...], dict[str, dict[str, None]]] = {}
+    for row in rows:
+        if row.provenance_differences:
+            alike.setdefault(row.provenance_differences, {}).setdefault(row.variant, {})[row.evaluator] = None
+    lines = []
+    for differences, variants in alike.items():
+        which = "; ".join(f"{variant} · {', '.join(evaluators)}" for variant, evaluators in variants.items())
+        lines.append(f"{which}: run with {'; '.join(differences)}.")
+    return lines
+
+
+__all__ = ["Cell", "Column", "Table", "summary"]

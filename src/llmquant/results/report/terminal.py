@@ -1,0 +1,97 @@
+"""Tables in a terminal: they fit its width, and wide ones are split instead of folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from llmquant.results.neutral import printable
+from llmquant.results.report.table import Table, Tone
+
+_STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
+# A label may take so much of the width before it is wrapped.
+_LABEL_SHARE = 0.45
+
+
+def print_tables(tables: Iterable[Table], console: Console) -> None:
+    """Print tables, in colour where the console has it."""
+    console.print(layout(tables, console.width))
+
+
+def render(tables: Iterable[Table], width: int) -> str:
+    """Write tables as plain text, no line longer than `width`."""
+    console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False)
+    with console.capture() as captured:
+        print_tables(tables, console)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def layout(tables: Iterable[Table], width: int) -> RenderableType:
+    """Lay tables out for a terminal.
+
+    Args:
+        tables: in reading order.
+        width: of the terminal. A wider table is split between columns, its first one repeated.
+    """
+    parts: list[RenderableType] = []
+    heading = ""
+    for table in (each.mapped(printable) for each in tables):
+        if parts:
+            parts.append(Text())
+        if table.heading and table.heading != heading:
+            parts += [Text(table.heading, style="bold underline"), Text()]
+        heading = table.heading
+        split = _split(table, width)
+        for index, columns in enumerate(split):
+            if index:
+                parts.append(Text())
+            title = f"{table.title} ({index + 1} of {len(split)})" if len(split) > 1 else table.title
+            parts += [Text(title, style="bold"), _rich(table, columns, width)]
+        if not split:
+            parts.append(Text(table.title, style="bold"))
+        if table.footnotes:
+            parts.append(_footnotes(table))
+    return Group(*parts)
+
+
+def _split(table: Table, width: int) -> list[list[int]]:
+    """Choose the columns of each part, so that every part fits where that is possible."""
+    parts: list[list[int]] = []
+    for group in table.groups():
+        if parts and _natural_width(table, [*parts[-1], *group], width) <= width:
+            parts[-1] += group
+        else:
+            parts.append([0, *group])
+    return parts
+
+
+def _natural_width(table: Table, columns: Sequence[int], width: int) -> int:
+    # So wide that nothing wraps but labels, whose limit is a share of the real width.
+    console = Console(width=10_000, color_system=None, force_jupyter=False)
+    return Measurement.get(console, console.options, _rich(table, columns, width)).maximum
+
+
+def _rich(table: Table, columns: Sequence[int], width: int) -> RichTable:
+    rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for index in columns:
+        column = table.column(index)
+        heading = Text("\n".join(filter(None, column.name)), justify=column.align)
+        most = max(16, int(width * _LABEL_SHARE)) if index == 0 else None
+        rich.add_column(heading, justify=column.align, vertical="bottom", overflow="fold", max_width=most)
+    for row in table.cells():
+        rich.add_row(*(Text(row[index].text, style=_STYLES[row[index].tone]) for index in columns))
+    return rich
+
+
+def _footnotes(table: Table) -> RichTable:
+    grid = RichTable.grid(padding=(0, 1))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    for note in table.footnotes:
+        grid.add_row("·" if table.columns else "-", Text(note))
+    return grid

@@ -1,0 +1,357 @@
+"""Stored runs beside their baseline's, as plain rows: values, paired differences, verdicts, and what is missing.
+
+A difference is only taken of like and like: the same evaluator with the same options, documents, seed and hardware, the
+same task, metric and conditions. An interval is only given where the same documents were scored on the same prompts.
+What is not there is ``None``, never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from llmquant.errors import DamagedError
+from llmquant.study.call import Json
+from llmquant.study.experiment import Experiment, RunId, Variant, VectorForm, digest_of
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import FailureKind, Measurement, Run, Sample
+
+if TYPE_CHECKING:
+    from llmquant.stats.paired import Method, PairedDifference, Verdict
+
+Samples: TypeAlias = Callable[[RunId], Mapping[str, Sequence[Sample]]]
+"""Gives a run's samples by task."""
+
+# Of a run's provenance, what can make equal questions give unequal answers; packages are compared one by one.
+_COMPARED = ("python", "platform", "device", "cuda", "threads")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of one variant beside its baseline's; or, for an experiment that gave none, why.
+
+    Attributes:
+        model: its name, of a local path the last part.
+        model_digest: what it is: rows of one digest share a baseline.
+        variant: label of the quantizer, and of the form of its vectors where there are several.
+        is_baseline: whether this is what the others are held against.
+        evaluator: its label.
+        evaluator_key: equal for like measurements: evaluator, options, documents, seed and hardware.
+        run_id: of the run.
+        status: ``missing``: not run yet; tasks that a failed run finished are ``completed``.
+        attempt: which attempt of the run this is; ``None`` for a missing one.
+        hardware: where it was measured, for evaluators whose numbers depend on it.
+        task: with `metric` and `at` what was measured; ``""`` where the run gave nothing.
+        at: the conditions.
+        headline: whether tables show it.
+        stderr: standard error of the value.
+        n: samples or repeats behind the value.
+        baseline: label of the baseline; ``None`` on its own rows.
+        baseline_value: the same number of the baseline.
+        difference: value minus baseline; over the paired documents where they pair.
+        difference_stderr: its standard error, from pairs.
+        difference_low: lower end of its 95% interval.
+        difference_high: upper end.
+        pairs: documents scored in both on the same prompt; ``None`` where none pair.
+        pairs_higher: of these, documents in which the variant scores higher.
+        pairs_lower: documents in which it scores lower.
+        interval_method: how the interval was made, see `llmquant.stats.paired`.
+        ratio: value over baseline, for sizes, times, rates and perplexity.
+        ratio_low: lower end of its 95% interval, for perplexity.
+        ratio_high: upper end.
+        ratio_stderr: its standard error, for perplexity.
+        verdict: what the pairs show; ``None`` where nothing pairs.
+        no_interval: why nothing pairs; ``""`` where it does, and on the baseline's rows.
+        failure: message of a failed run.
+        failure_kind: such as ``out_of_memory``.
+        reused: whether the run is older than the study; ``None`` where that is not known.
+        provenance_differences: versions and devices in which the run differs from its baseline's.
+        compute_dtype: in which the quantized layers multiply, read back from the loaded model.
+        applied_note: what else the quantizer said about what it put into the weights.
+        evaluator_note: what the evaluator said that a reader of the table must know, such as prompts that were cut.
+        dollars: about what the whole run cost; ``None`` where nothing was paid for.
+    """
+
+    model: str
+    model_digest: str
+    variant: str
+    is_baseline: bool
+    evaluator: str
+    evaluator_key: str
+    run_id: RunId
+    status: Literal["completed", "failed", "missing"]
+    attempt: int | None = None
+    hardware: str | None = None
+    task: str = ""
+    metric: str = ""
+    at: Mapping[str, int | float | str] = field(default_factory=dict)
+    headline: bool = True
+    value: float | None = None
+    stderr: float | None = None
+    n: int | None = None
+    unit: str = ""
+    higher_is_better: bool | None = None
+    baseline: str | None = None
+    baseline_value: float | None = None
+    difference: float | None = None
+    difference_stderr: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    pairs: int | None = None
+    pairs_higher: int | None = None
+    pairs_lower: int | None = None
+    interval_method: Method = ""
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    ratio_stderr: float | None = None
+    verdict: Verdict | None = None
+    no_interval: str = ""
+    failure: str | None = None
+    failure_kind: FailureKind | None = None
+    reused: bool | None = None
+    provenance_differences: tuple[str, ...] = ()
+    compute_dtype: str | None = None
+    applied_note: str = ""
+    evaluator_note: str = ""
+    dollars: float | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """Return a JSON object; numbers that are not finite become strings, since JSON has none."""
+        fields = {**vars(self), "at": dict(self.at), "provenance_differences": list(self.provenance_differences)}
+        return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+
+def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> list[Row]:
+    """Put every measurement of a study beside its baseline's.
+
+    Args:
+        record: what the study wants.
+        runs: what is stored of the study's experiments; others do no harm.
+        samples: asked for runs with measurements only, once each.
+
+    Returns:
+        One row per measurement, in the order of the study; one row for each experiment that failed or is missing. One
+        that failed half way has both: rows of the tasks that it finished, and one of its failure.
+    """
+    baselines = {
+        _likeness(experiment): experiment for experiment in record.experiments if _is_baseline(record, experiment)
+    }
+    read: dict[RunId, Mapping[str, Sequence[Sample]]] = {}
+
+    def samples_of(run_id: RunId) -> Mapping[str, Sequence[Sample]]:
+        if run_id not in read:
+            read[run_id] = samples(run_id)
+        return read[run_id]
+
+    found: list[Row] = []
+    for experiment in record.experiments:
+        run = runs.get(experiment.run_id)
+        head = _head(record, experiment, run)
+        if run is None:
+            found.append(Row(**head))
+            continue
+        beside = baselines.get(_likeness(experiment))
+        other = None if beside is None else runs.get(beside.run_id)
+        # A run that failed half way has rows of the tasks that it finished, and one of its failure.
+        finished = {**head, "status": "completed", "failure": None, "failure_kind": None}
+        if other is not None:
+            finished["provenance_differences"] = _provenance_differences(run, other)
+        for measurement in run.measurements:
+            like = None if other is None else _like(measurement, other.measurements)
+            compared = {} if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
+            note = _note(run, measurement.task)
+            found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note))
+        if run.status == "failed":
+            found.append(Row(**head))
+    return _without_signal(found, samples_of)
+
+
+def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[str, Sequence[Sample]]]) -> list[Row]:
+    """Withhold *equal* where every variant has one and the same score on every document, such as 0 or 1.
+
+    Such documents cannot tell a good variant from a broken one.
+    """
+    measured: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        measured.setdefault((row.model_digest, row.evaluator_key, row.task, row.metric, repr(row.at)), []).append(row)
+    silent = {
+        id(row)
+        for alike in measured.values()
+        if {row.verdict for row in alike} <= {"equal", None}
+        for row in alike
+        if row.verdict == "equal" and _constant(samples_of(row.run_id)[row.task], row.metric)
+    }
+    return [replace(row, verdict="no signal") if id(row) in silent else row for row in rows]
+
+
+def _constant(samples: Sequence[Sample], metric: str) -> bool:
+    scores = {sample.scores.get(metric) for sample in samples}
+    return len(scores) == 1 and None not in scores
+
+
+def failures(rows: Iterable[Row]) -> list[Row]:
+    """Pick the experiments that failed."""
+    return [row for row in rows if row.status == "failed"]
+
+
+def missing(rows: Iterable[Row]) -> list[Row]:
+    """Pick the experiments that have not run yet."""
+    return [row for row in rows if row.status == "missing"]
+
+
+def label(record: StudyRecord, variant: Variant) -> str:
+    """Name a variant in tables, beside the model's name: the form of its vectors only where a study has several."""
+    forms = _forms(record, variant)
+    name = variant.quantizer.label
+    return name if len(forms) < 2 else f"{name} · {variant.vectors or forms[0]}"
+
+
+def variants(record: StudyRecord) -> list[Variant]:
+    """List a study's variants, by model, the baseline first."""
+    models = list(dict.fromkeys(experiment.variant.model.digest for experiment in record.experiments))
+    firsts: dict[str, Experiment] = {}
+    for experiment in record.experiments:
+        variant = experiment.variant
+        firsts.setdefault(f"{variant.model.digest} {label(record, variant)}", experiment)
+    ordered = sorted(firsts.values(), key=lambda e: (models.index(e.variant.model.digest), not _is_baseline(record, e)))
+    return [experiment.variant for experiment in ordered]
+
+
+def _is_baseline(record: StudyRecord, experiment: Experiment) -> bool:
+    variant = experiment.variant
+    if record.baselines.get(variant.model.digest) != variant.quantizer.label:
+        return False
+    return variant.vectors is None or variant.vectors == _forms(record, variant)[0]
+
+
+def _forms(record: StudyRecord, variant: Variant) -> tuple[VectorForm, ...]:
+    """Return the forms of vectors that a study has of a variant's model, its first one first."""
+    return record.forms.get(variant.model.digest, ())
+
+
+def _baseline_label(record: StudyRecord, variant: Variant) -> str | None:
+    name, forms = record.baselines.get(variant.model.digest), _forms(record, variant)
+    return f"{name} · {forms[0]}" if name is not None and len(forms) > 1 else name
+
+
+def _evaluator_key(experiment: Experiment) -> str:
+    limit = None if experiment.documents is None else experiment.documents.limit
+    identity = [experiment.evaluator.identity(), limit, experiment.seed, experiment.hardware]
+    return digest_of(identity).removeprefix("sha256:")[:12]
+
+
+def _likeness(experiment: Experiment) -> tuple[str, str]:
+    return experiment.variant.model.digest, _evaluator_key(experiment)
+
+
+def _head(record: StudyRecord, experiment: Experiment, run: Run | None) -> dict[str, Any]:  # Any: fields of Row
+    """Return what all rows of an experiment share."""
+    variant = experiment.variant
+    is_baseline = _is_baseline(record, experiment)
+    applied = (run.applied if run is not None else None) or {}
+    failure = run.failure if run is not None else None
+    return {
+        # The record's names, not the run's: a reused run may have been asked for by others.
+        "model": variant.model.name,
+        "model_digest": variant.model.digest,
+        "variant": label(record, variant),
+        "is_baseline": is_baseline,
+        "baseline": None if is_baseline else _baseline_label(record, variant),
+        "evaluator": experiment.evaluator.label,
+        "evaluator_key": _evaluator_key(experiment),
+        "run_id": experiment.run_id,
+        "status": "missing" if run is None else run.status,
+        "attempt": None if run is None else run.attempt,
+        "hardware": experiment.hardware,
+        "failure": None if failure is None else failure.message,
+        "failure_kind": None if failure is None else failure.kind,
+        "reused": run.started_at < record.started_at if run is not None and record.started_at else None,
+        "compute_dtype": applied.get("compute_dtype"),
+        "applied_note": applied.get("note") or "",
+    }
+
+
+def _note(run: Run, task: str) -> str:
+    """Join the ``notes`` that an evaluator left in the details of a task."""
+    details = run.details.get(task)
+    notes = details.get("notes") if isinstance(details, Mapping) else None
+    return "; ".join(map(str, notes)) if isinstance(notes, list | tuple) else ""
+
+
+def _like(measurement: Measurement, others: Iterable[Measurement]) -> Measurement | None:
+    wanted = (measurement.task, measurement.metric, measurement.at, measurement.unit)
+    return next((other for other in others if (other.task, other.metric, other.at, other.unit) == wanted), None)
+
+
+def _compare(
+    measurement: Measurement, like: Measurement | None, run: Run, other: Run | None, samples_of: Samples
+) -> dict[str, Any]:  # Any: fields of Row
+    """Return the fields that come from holding a measurement against the baseline's."""
+    # Here, since numpy and scipy take most of a second, which a command that compares nothing should not wait for.
+    from llmquant.stats.paired import verdict
+    from llmquant.stats.samples import pair_samples
+
+    if other is None:
+        return {"no_interval": "the baseline has not run"}
+    if like is None:
+        return {"no_interval": "the baseline failed" if other.status == "failed" else "the baseline has no such value"}
+    value, baseline = measurement.value, like.value
+    found: dict[str, Any] = {"baseline_value": baseline, "difference": value - baseline}
+    try:
+        paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id))
+    except DamagedError as error:
+        return {**found, "no_interval": error.message}
+    if (paired.scale == "log" or measurement.unit) and value > 0 and baseline > 0:
+        found["ratio"] = value / baseline
+    if paired.difference is None:
+        return {**found, "no_interval": paired.reason}
+    return (
+        found
+        | _interval_fields(paired.difference, paired.scale)
+        | {"verdict": verdict(paired.difference, higher_is_better=measurement.higher_is_better)}
+    )
+
+
+def _interval_fields(paired: PairedDifference, scale: Literal["linear", "log"]) -> dict[str, Any]:  # Any: fields of Row
+    found: dict[str, Any] = {
+        "pairs": paired.n,
+        "pairs_higher": paired.higher,
+        "pairs_lower": paired.lower,
+        "interval_method": paired.method,
+    }
+    if scale == "linear":
+        return found | {
+            "difference": paired.value,
+            "difference_stderr": paired.stderr,
+            "difference_low": paired.low,
+            "difference_high": paired.high,
+        }
+    ratio = _exp(paired.value)
+    return found | {
+        "ratio": ratio,
+        "ratio_stderr": None if paired.stderr is None else ratio * paired.stderr,
+        "ratio_low": None if paired.low is None else _exp(paired.low),
+        "ratio_high": None if paired.high is None else _exp(paired.high),
+    }
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 709 else math.inf
+
+
+def _provenance_differences(run: Run, other: Run) -> tuple[str, ...]:
+    mine, theirs = _flat_provenance(run), _flat_provenance(other)
+    both = [key for key in mine if key in theirs and mine[key] != theirs[key]]
+    return tuple(f"{key} {mine[key]}, the baseline {theirs[key]}" for key in both)
+
+
+def _flat_provenance(run: Run) -> dict[str, Json]:
+    packages = run.provenance.get("packages")
+    found = dict(packages) if isinstance(packages, Mapping) else {}
+    return found | {key: run.provenance[key] for key in _COMPARED if key in run.provenance}
+
+
+__all__ = ["Row", "Samples", "failures", "missing", "rows", "variants"]

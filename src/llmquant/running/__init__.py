@@ -1,0 +1,1 @@
+"""From experiments to runs: the scheduler here, the worker in its own process."""

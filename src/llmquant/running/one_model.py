@@ -1,0 +1,154 @@
+"""One quantized model in this process: loaded for a notebook, or written as a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from llmquant.api import open_executor
+from llmquant.errors import RequestError
+from llmquant.models.info import ModelInfo
+from llmquant.planning.lookup import inspect_subject
+from llmquant.planning.resolve import check_choice
+from llmquant.plugins.context import Context
+from llmquant.plugins.evaluator import LoadedModel
+from llmquant.plugins.options import input_files
+from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.registry import Chosen, registry
+from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents, ModelRequest, path_of
+from llmquant.study.study import Model, Plugin
+
+
+def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0) -> LoadedModel:
+    """Load a causal language model in this process, quantized.
+
+    Raises:
+        RequestError: if the model or the quantizer is wrong.
+        RunError: if the quantization fails.
+        NotHonouredError: if what was loaded is not what was asked for.
+    """
+    with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        _refuse_embedder(info)
+        return _load(info, chosen, context)
+
+
+def load_embedder(
+    model: str, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0
+) -> LoadedEmbedder:
+    """Load an embedder in this process, quantized: ``load_embedder("bigemma3", "bnb_4bit_nf4").encode([...])``.
+
+    Args:
+        model: an embedder's name or call, or a Hub id that means one.
+
+    Raises:
+        RequestError: if the model or the quantizer is wrong, or the model is no embedder.
+        NotHonouredError: if what was loaded is not what was asked for.
+    """
+    from llmquant.loading.embedder import load_embedder as load_it
+
+    with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        if info.embedder is None:
+            raise RequestError(f"{model} is a causal LM", hint="lq.load opens it.")
+        embedder = registry().construct(registry().restore("embedder", info.embedder))
+        loaded = load_it(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
+        return replace(loaded, row_independent=chosen.row_independent)
+
+
+def quantize(
+    model: Model,
+    quantizer: Plugin,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> AppliedQuantization:
+    """Write a quantized checkpoint that plain ``transformers`` loads, with its tokenizer and a model card.
+
+    Args:
+        out: a folder that does not exist yet, or is empty.
+        progress: called with layers done and layers in all, by quantizers that calibrate.
+
+    Returns:
+        What is in its weights.
+
+    Raises:
+        RequestError: if the model, the quantizer or the folder is wrong.
+        RunError: if the quantization fails.
+        NotHonouredError: if what was written is not what was asked for.
+    """
+    target = path_of(out).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RequestError(f"{target} is there already and not empty", hint="Name another folder, or delete it first.")
+    with _checked(model, quantizer, device, seed) as (info, chosen, context):
+        _refuse_embedder(info)
+        if hasattr(chosen.options, "check_save"):
+            chosen.options.check_save(context.device)
+        loaded = _load(info, chosen, replace(context, progress=progress), to_save=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            _write(loaded, chosen, partial)
+            partial.replace(target)  # an empty folder may be there
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return loaded.applied
+
+
+def _refuse_embedder(info: ModelInfo) -> None:
+    if info.embedder is not None:
+        raise RequestError(f"{info.source} is an embedder", hint="lq.load_embedder opens it.")
+
+
+def _load(info: ModelInfo, chosen: Chosen, context: Context, *, to_save: bool = False) -> LoadedModel:
+    from llmquant.loading.causal_lm import load_causal_lm, materialize
+    from llmquant.loading.quantized import quantized_checkpoint
+
+    path = quantized_checkpoint(materialize(info, context.cache), info, chosen, context)
+    return load_causal_lm(path, info, registry().construct(chosen), chosen.options, context, to_save=to_save)
+
+
+def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
+    """Write the checkpoint: of a quantizer that makes one, what it made; else what transformers saves."""
+    from llmquant.loading.causal_lm import load_tokenizer
+    from llmquant.loading.quantized import read_recipe
+    from llmquant.results.report.model_card import model_card
+
+    if chosen.plugin.spec.checkpoint:
+        shutil.copytree(loaded.path, folder)
+    else:
+        loaded.module.save_pretrained(folder)
+        said = loaded.path / "generation_config.json"  # what is evaluated leaves most of it out
+        if said.exists():
+            shutil.copy(said, folder)
+        load_tokenizer(loaded.path, loaded.info).save_pretrained(folder)  # the loaded one may have got a padding token
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    card = model_card(loaded.info, loaded.applied, chosen.use.label, read_recipe(folder), size)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> Iterator[tuple[ModelInfo, Chosen, Context]]:
+    """Check one model and quantizer as a study would, for work in this process."""
+    cache = Cache.default()
+    request = model if isinstance(model, ModelRequest) else ModelRequest(str(model))
+    info = inspect_subject(request, registry(), cache)
+    chosen = registry().choose("quantizer", Call.of(quantizer))
+    with open_executor(f"local(device={device})") as executor:
+        check_choice(registry(), chosen, info, executor)
+        where = executor.device
+    with tempfile.TemporaryDirectory(prefix="llmquant-") as files:
+        inputs = input_files(chosen.options)
+        yield (
+            info,
+            chosen,
+            Context(where, seed, Documents(), cache, inputs, None, Path(files), lambda done, total: None),
+        )

@@ -1,0 +1,441 @@
+"""Plan, submit, collect, plan again: from experiments to runs, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from llmquant.errors import DamagedError, StoreError
+from llmquant.planning.resolve import Planned, plan
+from llmquant.plugins.executor import Executor, Offer
+from llmquant.plugins.registry import Registry
+from llmquant.plugins.spec import RunEvent, spec_to_json
+from llmquant.running.jobs import make_groups
+from llmquant.storage.blanking import blank_secrets
+from llmquant.storage.journal import JobRecord, log_path, log_tail, read_journal, read_log
+from llmquant.storage.store import Store, write_json
+from llmquant.study.experiment import Experiment, RunId
+from llmquant.study.job import Job
+from llmquant.study.run import Failure, FailureKind, Run, Sample
+
+_POLL_S = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """An experiment, or the loading of a model, that is under way.
+
+    Attributes:
+        label: ``bnb_4bit_nf4 · lm_eval(coqa)``.
+        done: with `total`, how far it is; `total` is 0 while that is not known.
+        since: when it began, by `time.monotonic`; of a job that was taken up, when that happened.
+    """
+
+    label: str
+    done: int
+    total: int
+    since: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a study stands.
+
+    Attributes:
+        remaining_s: about how long it will go on; ``None`` until an experiment of each kind has been seen.
+    """
+
+    total: int
+    reused: int
+    completed: int
+    failed: int
+    running: tuple[Running, ...]
+    remaining_s: float | None
+
+
+@dataclass
+class _Active:
+    """A job that was submitted and has not ended. The one thing here that changes as the journal is read."""
+
+    job: Job
+    job_id: str
+    record: Path
+    experiments: list[Experiment]
+    attempts: dict[RunId, int]
+    offset: int = 0
+    current: RunId | None = None
+    since: float = field(default_factory=time.monotonic)  # clocks of people are set while a study runs
+    loaded: bool = False
+    done: int = 0
+    total: int = 0
+    finished: set[RunId] = field(default_factory=set)
+    told: int = 0
+
+
+class Scheduler:
+    """Runs one study. It owns the jobs that it submitted or took up, until `stop` cancels them or leaves them.
+
+    Constructing it, and asking it for a price or for jobs, touches no job.
+
+    Args:
+        fresh: repeat what is stored; the new runs stand beside the old.
+        timeout_s: longest time for one experiment, and for quantizing and loading a model; ``None`` is for ever.
+    """
+
+    def __init__(
+        self,
+        planned: Planned,
+        registry: Registry,
+        store: Store,
+        executor: Executor,
+        *,
+        fresh: bool = False,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.record = planned.record
+        self.store = store
+        self._inputs = planned.inputs
+        self._registry = registry
+        self._executor = executor
+        self._fresh = fresh
+        self._timeout_s = timeout_s
+        self._active: list[_Active] = []
+
+    @functools.cached_property
+    def reused(self) -> dict[RunId, Run]:
+        """Read the completed runs that are stored."""
+        stored = {} if self._fresh else {e.run_id: self.store.readable(e.run_id) for e in self.record.experiments}
+        return {run_id: run for run_id, run in stored.items() if run is not None and run.status == "completed"}
+
+    @functools.cached_property
+    def runs(self) -> dict[RunId, Run]:
+        """What has a run: the reused ones, and what is added as jobs finish."""
+        return dict(self.reused)
+
+    def check(self) -> Offer | None:
+        """Have the executor refuse what could not run, and say what the rest costs at most.
+
+        Raises:
+            RequestError: as `Executor.check`.
+        """
+        jobs = self.jobs()
+        running = [found.job_id for _, found, _ in self._submitted() if found.job_id]
+        return self._executor.check(jobs, running=running) if jobs else None
+
+    def jobs(self) -> list[Job]:
+        """Make the jobs of all that is missing and in no job; they have no numbers of the store's yet."""
+        submitted = {run_id for _, _, ids in self._submitted() for run_id, _ in ids}
+        missing = [e for e in self.record.experiments if e.run_id not in self._taken | submitted]
+        groups = self._groups(missing, self._executor.slots)
+        return [self._job(group, number) for number, group in enumerate(groups, 1)]
+
+    def take_up(self) -> bool:
+        """Take up the jobs that another program submitted to this executor and nobody saw the end of.
+
+        Returns:
+            Whether any is lost, so that what it had to do is missing now.
+        """
+        known = {e.run_id: e for e in self.record.experiments}
+        lost = False
+        for record, found, ids in self._submitted():
+            if self._executor.collect(found.job_id or "", self.store.root) == "lost":
+                _log.warning("job %d is lost: %s", found.job.number, self._executor.why_lost(found.job_id or ""))
+                write_json(record, replace(found, ended=True).to_json())
+                stored = ((run_id, self.store.readable(run_id)) for run_id, _ in ids)
+                self.runs.update({i: run for i, run in stored if run is not None and run.status == "completed"})
+                lost = True
+            else:
+                experiments = [known[run_id] for run_id, _ in ids]
+                self._active.append(_Active(found.job, found.job_id or "", record, experiments, dict(ids)))
+        return lost
+
+    def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[RunId, Run]:
+        """Run what is missing; return the runs of this study, the reused ones included.
+
+        Args:
+            watch: called about ten times a second.
+        """
+        self.store.sweep()
+        while self._submit() or self._active:
+            self._look(watch)
+        watch(self.progress())
+        return self.runs
+
+    def wait(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[RunId, Run]:
+        """Wait for the jobs that were taken up, and start none; return the runs of this study that there are."""
+        while self._active:
+            self._look(watch)
+        return self.runs
+
+    def submit_all(self) -> int:
+        """Submit everything that can start now, whatever there is room for; return how many experiments cannot."""
+        ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
+        for group in self._groups(ready, self._executor.slots):
+            self._active.append(self._start(group))
+        return sum(e.run_id not in self._taken for e in self.record.experiments)
+
+    def stop(self, *, cancel: bool) -> int:
+        """End the jobs that run, or leave them to go on without this program; return how many there were."""
+        count = len(self._active)
+        if cancel:
+            self._cancel_all()
+        for active in self._active:
+            self._executor.leave(active.job_id)
+        self._active.clear()
+        return count
+
+    def progress(self) -> Progress:
+        """Say how the study stands."""
+        own = [run for run_id, run in self.runs.items() if run_id not in self.reused]
+        return Progress(
+            len(self.record.experiments),
+            len(self.reused),
+            sum(run.status == "completed" for run in own),
+            sum(run.status == "failed" for run in own),
+            tuple(_running(active) for active in self._active if active.current or not active.loaded),
+            self._remaining_s(),
+        )
+
+    @property
+    def _taken(self) -> set[RunId]:
+        """What has a run or is in a job."""
+        return {*self.runs, *(e.run_id for active in self._active for e in active.experiments)}
+
+    def _look(self, watch: Callable[[Progress], None]) -> None:
+        time.sleep(_POLL_S)
+        for active in list(self._active):
+            self._advance(active)
+        watch(self.progress())
+
+    def _submitted(self) -> list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]]:
+        """Read the records of jobs that another program submitted to this executor and nobody saw the end of."""
+        if self._fresh or not self._executor.outlives:
+            return []
+        known = {e.run_id for e in self.record.experiments}
+        active = {active.job_id for active in self._active}
+        result: list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]] = []
+        for record in self.store.jobs(self.record.study_id):
+            try:
+                found = JobRecord.read(record)
+                ids = found.asked()
+            except DamagedError as error:
+                _log.warning("a job is left out: %s", error)
+                continue
+            if not found.job_id or found.ended or found.job.executor != self._executor.name or found.job_id in active:
+                continue
+            if known >= {run_id for run_id, _ in ids}:
+                result.append((record, found, ids))
+            else:
+                _log.warning("%s is left out: it is of another study", record)
+        return result
+
+    def _submit(self) -> bool:
+        """Start jobs while there is room; say whether any runs."""
+        free = self._executor.slots - len(self._active)
+        if free > 0:
+            ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
+            for group in self._groups(ready, free)[:free]:
+                self._active.append(self._start(group))
+        return bool(self._active)
+
+    def _groups(self, experiments: Sequence[Experiment], room: int) -> list[list[Experiment]]:
+        rest = [e for e in self.record.experiments if e.run_id not in self._taken]
+        return make_groups(experiments, rest, self._registry, room)
+
+    def _job(self, experiments: Sequence[Experiment], number: int) -> Job:
+        attempts = {e.run_id: 1 + max(self.store.attempts(e.run_id), default=0) for e in experiments}
+        return Job(
+            self.record.study_id,
+            number,
+            experiments[0].variant.model.to_json(),
+            tuple((e.to_json(), attempts[e.run_id]) for e in experiments),
+            {digest: str(path) for digest, path in self._inputs.items()},
+            self._executor.device,
+            self._executor.threads,
+            tuple(spec_to_json(p.spec) for p in self._registry.plugins if p.package == "registered"),
+            self._executor.name,
+        )
+
+    def _start(self, experiments: Sequence[Experiment]) -> _Active:
+        number, record = self.store.new_job(self.record.study_id)
+        job = self._job(experiments, number)
+        attempts = {e.run_id: attempt for e, (_, attempt) in zip(experiments, job.experiments, strict=True)}
+        # Before submit: a crash in between leaves a job that never started.
+        write_json(record, JobRecord(job).to_json())
+        job_id = self._executor.submit(record, self.store.root)
+        write_json(record, JobRecord(job, job_id).to_json())
+        return _Active(job, job_id, record, list(experiments), attempts)
+
+    def _advance(self, active: _Active) -> None:
+        """Read what a job did since the last look, and settle it when it has ended."""
+        state = self._executor.collect(active.job_id, self.store.root)
+        if _log.isEnabledFor(logging.INFO):
+            _tell(active)
+        self._read(active)
+        now = time.monotonic()
+        if state == "queued":
+            active.since = now
+        if state in ("ended", "lost"):
+            reason = self._executor.why_lost(active.job_id) if state == "lost" else "the worker ended without a result"
+            self._settle(active, "lost", reason)
+        elif self._timeout_s is not None and now - active.since > self._timeout_s:
+            what, before = "the experiment" if active.loaded else "loading the model", active.since
+            self._executor.cancel(active.job_id)
+            self._read(active)
+            if active.since == before:
+                self._settle(active, "timeout", f"{what} took longer than {self._timeout_s:g} s")
+            else:  # it finished while it was being ended, and nothing has failed
+                active.current, active.loaded = None, True
+                self._settle(active, "cancelled", "")
+
+    def _read(self, active: _Active) -> None:
+        """Read the journal on."""
+        entries, active.offset = read_journal(active.record, active.offset)
+        now = time.monotonic()
+        for entry in entries:
+            run_id = RunId(entry.run_id)
+            if run_id and run_id not in active.attempts:
+                continue  # whoever wrote this, it is not of this job
+            if entry.event == "loading":  # once more after a quantization
+                active.done, active.total = 0, 0
+            elif entry.event == "loaded":
+                active.loaded = True
+            elif entry.event == "started":
+                active.loaded, active.current, active.since, active.done, active.total = True, run_id, now, 0, 0
+                self._notify(active, run_id, "started")
+            elif entry.event == "progress":
+                active.done, active.total = entry.done, entry.total
+            elif entry.event == "finished":
+                active.current, active.since, active.done, active.total = None, now, 0, 0
+                self._finish(active, run_id, self._stored(active, run_id))
+
+    def _settle(self, active: _Active, kind: FailureKind, reason: str) -> None:
+        """Take a job that has ended off the list.
+
+        What was running has failed. What had not started goes into a new job, unless the worker died before it could
+        start anything: then it would die again.
+        """
+        self._active.remove(active)
+        dollars = self._executor.dollars(active.job_id)
+        write_json(active.record, JobRecord(active.job, active.job_id, ended=True, dollars=dollars).to_json())
+        for run_id, attempt in active.attempts.items():
+            if run_id not in active.finished and attempt in self.store.attempts(run_id):
+                self._finish(active, run_id, self._stored(active, run_id))  # stored, but not said any more
+        left = [e for e in active.experiments if e.run_id not in active.finished]
+        failed = [e for e in left if e.run_id == active.current] if active.loaded else left
+        if left and not failed and kind in ("lost", "timeout"):
+            failed = left[:1]  # it ended between two experiments
+        raw = read_log(active.record)
+        log = blank_secrets(raw)
+        if log != raw:  # the worker wrote it past us
+            log_path(active.record).write_text(log, encoding="utf-8")
+        for experiment in failed:
+            ended = datetime.now(UTC)
+            started = ended - timedelta(seconds=time.monotonic() - active.since)
+            run = Run(
+                experiment,
+                "failed",
+                (),
+                None,
+                {"executor_hardware": self._executor.hardware},
+                started.isoformat(timespec="milliseconds"),
+                ended.isoformat(timespec="milliseconds"),
+                failure=Failure(kind, blank_secrets(reason), log_tail(log)),
+                attempt=active.attempts[experiment.run_id],
+            )
+            self._finish(active, experiment.run_id, self._store_failed(run, log))
+        self.store.sweep()
+
+    def _store_failed(self, run: Run, log: str) -> Run:
+        """Store a run whose worker has ended, with the tasks that were finished by then."""
+        samples: dict[str, list[Sample]] = {}
+        try:
+            partial = self.store.begin(run.run_id)
+            if found := self.store.kept(run.run_id, run.attempt):
+                kept, samples, files = found
+                run = replace(kept, experiment=run.experiment, failure=run.failure, finished_at=run.finished_at)
+                files.replace(partial / "files")
+            (partial / "log.txt").write_text(blank_secrets(log), encoding="utf-8")
+            self.store.commit(run, partial, samples)
+            return replace(self.store.attempt(run.run_id, run.attempt), experiment=run.experiment)  # blanked
+        except (StoreError, OSError) as error:  # a full disk: the run is told, if not kept
+            _log.warning("a failed run could not be stored: %s", error)
+        return run
+
+    def _stored(self, active: _Active, run_id: RunId) -> Run:
+        attempt = active.attempts[run_id]
+        run = self.store.attempt(run_id, attempt)
+        return replace(run, experiment=next(e for e in active.experiments if e.run_id == run_id))
+
+    def _finish(self, active: _Active, run_id: RunId, run: Run) -> None:
+        active.finished.add(run_id)
+        self.runs[run_id] = run
+        self._notify(active, run_id, run.status, run.failure.message if run.failure else "")
+
+    def _notify(self, active: _Active, run_id: RunId, status: str, message: str = "") -> None:
+        experiment = next(e for e in active.experiments if e.run_id == run_id)
+        self._registry.notify(
+            RunEvent(
+                self.record.study_id,
+                run_id,
+                experiment.variant.model.source,
+                experiment.variant.quantizer.label,
+                experiment.evaluator.label,
+                status,
+                message,
+            )
+        )
+
+    def _cancel_all(self) -> None:
+        for active in list(self._active):
+            self._executor.cancel(active.job_id)
+            self._read(active)
+            active.loaded = True  # what had not started is not failed, only not done
+            self._settle(active, "cancelled", "the study was interrupted")
+
+    def _remaining_s(self) -> float | None:
+        """Add up what each missing experiment took in another variant."""
+        took: dict[str, list[float]] = {}
+        for run in self.runs.values():
+            if run.status == "completed":
+                took.setdefault(run.experiment.evaluator.label, []).append(run.seconds)
+        total = 0.0
+        for experiment in plan(self.record, self.runs):
+            known = took.get(experiment.evaluator.label)
+            active = next((a for a in self._active if a.current == experiment.run_id), None)
+            spent = time.monotonic() - active.since if active else 0.0
+            if active and active.done:
+                total += spent * (active.total - active.done) / active.done
+            elif known:
+                total += max(0.0, sum(known) / len(known) - spent)
+            else:
+                return None
+        return total
+
+
+def _tell(active: _Active) -> None:
+    """Log what the worker wrote since the last time."""
+    path = log_path(active.record)
+    if path.exists() and path.stat().st_size > active.told:
+        with path.open("rb") as stream:
+            stream.seek(active.told)
+            new = stream.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        active.told += len(whole)
+        label = active.experiments[0].variant.quantizer.label
+        for line in whole.decode(errors="replace").splitlines():
+            _log.info("%s: %s", label, blank_secrets(line.rsplit("\r", 1)[-1].rstrip()))
+
+
+def _running(active: _Active) -> Running:
+    experiment = next((e for e in active.experiments if e.run_id == active.current), None)
+    what = experiment.evaluator.label if experiment else "quantizing" if active.total else "loading"
+    quantizer = active.experiments[0].variant.quantizer.label
+    return Running(f"{quantizer} · {what}", active.done, active.total, active.since)

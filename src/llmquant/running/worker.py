@@ -1,0 +1,390 @@
+"""The worker: one job, from its record to runs in the store. ``python -m llmquant.running.worker RECORD STORE``.
+
+Prepare, load once, check that the model speaks, evaluate each experiment, write its run. What fails is stored as a
+failed run; the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmquant.errors import PluginError, ReferenceFailedError, describe
+from llmquant.machine.provenance import provenance
+from llmquant.planning.lookup import restore_subject
+from llmquant.plugins.context import Context
+from llmquant.plugins.evaluator import LoadedModel
+from llmquant.plugins.options import verify_inputs
+from llmquant.plugins.registry import registry
+from llmquant.plugins.spec import spec_from_json
+from llmquant.running.checked_results import checked_results
+from llmquant.storage.blanking import blank_secrets
+from llmquant.storage.cache import Cache
+from llmquant.storage.journal import JobRecord, Journal, end_with_parent, log_path, log_tail, read_journal, read_log
+from llmquant.storage.store import Store
+from llmquant.study.call import Json
+from llmquant.study.experiment import Digest, Documents, Experiment, ModelUse
+from llmquant.study.job import Job
+from llmquant.study.run import REFERENCE_FILE, Failure, FailureKind, Run
+
+if TYPE_CHECKING:
+    from llmquant.plugins.evaluator import Evaluator
+    from llmquant.retrieval.loaded import LoadedEmbedder
+    from llmquant.study.run import Result
+
+    Subject = LoadedModel | LoadedEmbedder
+
+_log = logging.getLogger(__name__)
+_STARTED, _STARTED_AT = datetime.now(UTC), time.monotonic()
+_OUTPUT = {1: "stdout", 2: "stderr"}
+_LONGEST = 4000  # characters of a message
+
+
+def work(record: Path, store: Store) -> bool:
+    """Run the job at `record` and leave its runs in `store`: evaluators of other packages after the built-in ones.
+
+    Returns:
+        Whether something is left for a new process, since an evaluator has changed this one.
+    """
+    job, journal = JobRecord.read(record).job, Journal(record)
+    before = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}  # by such a process
+    asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
+    experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not _is_built_in(e[0]))
+    cache = Cache.default()
+    journal.write("loading")
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=record.parent) as scratch:
+        context = _context(job, cache, Path(scratch))
+        started = _now()
+        try:
+            for spec in job.plugins:
+                registry().register(spec_from_json(spec))
+            subject = _load(job, experiments[0][0], context, journal)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # models, quantizers and their backends may raise anything, and call sys.exit
+            _log.exception("the model could not be loaded")
+            for experiment, attempt in experiments:
+                run = _failed(experiment, attempt, error, started, record, 0)
+                _commit(store, journal, run, {}, record, 0)
+        else:
+            journal.write("loaded")
+            for experiment, attempt in experiments:
+                with _host_lock(cache, exclusive=experiment.hardware is not None):
+                    unchanged = _evaluate(experiment, attempt, subject, context, store, journal, record)
+                if not unchanged and experiment is not experiments[-1][0]:
+                    return True
+    journal.write("end")
+    return False
+
+
+def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
+    """Fetch, quantize and load the model, and check that it works."""
+    import torch
+
+    from llmquant.loading.causal_lm import check_causality, load_causal_lm, materialize, sanity_check
+    from llmquant.loading.embedder import load_embedder
+    from llmquant.loading.quantized import quantized_checkpoint
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    torch.manual_seed(context.seed)
+    info = restore_subject(ModelUse.from_json(job.model), registry(), context.cache)
+    chosen = registry().restore("quantizer", experiment.variant.quantizer)
+    verify_inputs(chosen.options, context.inputs)
+    label = experiment.variant.quantizer.label
+    if info.embedder is not None:
+        embedder = registry().construct(registry().restore("embedder", info.embedder))
+        quantizer = registry().construct(chosen)
+        subject = load_embedder(info, embedder, quantizer, chosen.use, chosen.options, context)
+        subject = replace(subject, row_independent=chosen.row_independent)
+        _log.info("loaded %s as %s in %.1f s", info.source, label, subject.load.seconds)
+        return subject
+    told = replace(context, progress=lambda done, total: journal.write("progress", done=done, total=total))
+    path = quantized_checkpoint(materialize(info, context.cache), info, chosen, told, threads=job.threads)
+    journal.write("loading")
+    model: LoadedModel = load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
+    _log.info("loaded %s as %s in %.1f s", info.source, label, model.load.seconds)
+    _log.info("it says: %s", sanity_check(model))
+    if model.applied.method == "none":
+        check_causality(model)
+    return model
+
+
+def _evaluate(
+    experiment: Experiment,
+    attempt: int,
+    subject: Subject,
+    context: Context,
+    store: Store,
+    journal: Journal,
+    record: Path,
+) -> bool:
+    """Run one experiment and store what it gave or how it failed; say whether others can follow in this process."""
+    import torch
+    from accelerate.utils import set_seed
+
+    from llmquant.running.guard import Snapshot
+
+    if attempt in store.attempts(experiment.run_id):  # another process on this store was first
+        journal.write("finished", experiment.run_id)
+        return True
+    log_from = _log_size(record)
+    partial = store.begin(experiment.run_id)
+    started = _now()
+    journal.write("started", experiment.run_id)
+    _log.info("%s started", experiment.evaluator.label)
+    set_seed(experiment.seed)
+    finished: list[Result] = []
+    failure = snapshot = None
+    output = [os.dup(number) for number in _OUTPUT]
+    try:
+        snapshot = None if _is_built_in(experiment) else Snapshot.take(subject)
+        chosen = registry().restore("evaluator", experiment.evaluator)
+        verify_inputs(chosen.options, context.inputs)
+        evaluator: Evaluator = registry().construct(chosen)
+        results = evaluator.evaluate(
+            _as_variant(subject, experiment),
+            replace(
+                context,
+                seed=experiment.seed,
+                documents=experiment.documents or Documents(),
+                reference=_reference(experiment, store),
+                files=partial / "files",
+                progress=lambda done, total: journal.write("progress", experiment.run_id, done=done, total=total),
+            ),
+        )
+        for result in checked_results(results, experiment.evaluator.plugin):
+            finished.append(result)  # one by one: what is finished is kept where the next task fails, or kills us
+            _keep(store, partial, _run(experiment, attempt, subject, record, started, finished), result)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # evaluators and their backends may raise anything, and call sys.exit
+        _log.exception("%s failed", experiment.evaluator.label)
+        failure = _failure(error, record, log_from)
+    changes = [] if snapshot is None else snapshot.undo()
+    _give_back(output)
+    for change in changes:
+        _log.warning("%s changed %s (%s)", experiment.evaluator.plugin, change.what, change.now)
+    damaged = [change.what for change in changes if change.now == "damaged"]
+    if damaged:
+        finished = []
+        failure = _culprit(experiment, damaged, failure, record, log_from)
+    run = _run(experiment, attempt, subject, record, started, finished)
+    run = replace(
+        run,
+        status="completed" if failure is None else "failed",
+        failure=failure,
+        provenance={**run.provenance, "changed_by_evaluator": [change.what for change in changes]},
+    )
+    try:
+        _commit(store, journal, run, {result.task: result.samples for result in finished}, record, log_from, partial)
+    except Exception as error:  # a disk that is full, or what cannot be written after all
+        _log.exception("%s could not be stored", experiment.evaluator.label)
+        run = replace(run, status="failed", measurements=(), details={}, failure=_failure(error, record, log_from))
+        shutil.rmtree(partial / "samples", ignore_errors=True)
+        _commit(store, journal, run, {}, record, log_from, partial if partial.exists() else None)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        _log.info("%.0f MiB are allocated on the GPU", torch.cuda.memory_allocated() / 2**20)
+    return all(change.now == "restored" for change in changes)
+
+
+def _run(
+    experiment: Experiment,
+    attempt: int,
+    subject: Subject,
+    record: Path,
+    started: str,
+    finished: Sequence[Result],
+) -> Run:
+    """Return what there is of a run so far."""
+    return Run(
+        experiment,
+        "failed",
+        tuple(measurement for result in finished for measurement in result.measurements),
+        _applied(subject),
+        _provenance(subject, record),
+        started,
+        _now(),
+        {result.task: dict(result.details) for result in finished},
+        attempt=attempt,
+    )
+
+
+def _keep(store: Store, partial: Path, run: Run, result: Result) -> None:
+    with contextlib.suppress(OSError):  # a full disk, which may have room again when all is done
+        store.keep(run, partial, {result.task: result.samples})
+
+
+def _is_built_in(experiment: Experiment) -> bool:
+    return experiment.evaluator.plugin.startswith("llmquant/")
+
+
+def _culprit(
+    experiment: Experiment, damaged: Sequence[str], failure: Failure | None, record: Path, log_from: int
+) -> Failure:
+    package, _, name = experiment.evaluator.plugin.rpartition("/")
+    error = PluginError(
+        f"evaluator {name!r} of package {package} changed {' and '.join(damaged)}",
+        hint="Its numbers are not stored; what comes after it is measured in a new process.",
+    )
+    found = _failure(error, record, log_from)
+    return found if failure is None else replace(failure, message=f"{failure.message}\n{found.message}")
+
+
+def _failed(
+    experiment: Experiment, attempt: int, error: BaseException, started: str, record: Path, log_from: int
+) -> Run:
+    failure, where = _failure(error, record, log_from), _provenance(None, record)
+    return Run(experiment, "failed", (), None, where, started, _now(), failure=failure, attempt=attempt)
+
+
+def _failure(error: BaseException, record: Path, log_from: int) -> Failure:
+    from llmquant.loading.memory import is_out_of_memory
+
+    kind: FailureKind = "out_of_memory" if is_out_of_memory(error) else "error"
+    if isinstance(error, ReferenceFailedError):
+        kind = "reference_failed"
+    message = blank_secrets(describe(error))
+    if len(message) > _LONGEST:  # a request's whole answer, a table
+        message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
+    return Failure(kind, message, log_tail(_log_since(record, log_from)))
+
+
+def _provenance(subject: Subject | None, record: Path) -> dict[str, Json]:
+    return {**provenance(subject), "executor": JobRecord.read(record).job.executor}
+
+
+def _commit(
+    store: Store,
+    journal: Journal,
+    run: Run,
+    samples: Mapping[str, Any],  # Any: Sequence[Sample]
+    record: Path,
+    log_from: int,
+    partial: Path | None = None,
+) -> None:
+    partial = partial or store.begin(run.run_id)
+    (partial / "log.txt").write_text(blank_secrets(_log_since(record, log_from)), encoding="utf-8")
+    store.commit(run, partial, samples)
+    journal.write("finished", run.run_id)
+
+
+def _context(job: Job, cache: Cache, scratch: Path) -> Context:
+    inputs = {Digest(digest): Path(path) for digest, path in job.inputs.items()}
+    seed = job.experiments[0][0]["seed"]
+    return Context(job.device, seed, Documents(), cache, inputs, None, scratch, lambda done, total: None)
+
+
+def _applied(subject: Subject) -> dict[str, Json]:
+    return {**asdict(subject.applied), "layers_left": list(subject.applied.layers_left)}
+
+
+def _as_variant(subject: Subject, experiment: Experiment) -> Subject:
+    """Give an embedder the form of vectors that the experiment is about."""
+    vectors = experiment.variant.vectors
+    if vectors is None or isinstance(subject, LoadedModel):
+        return replace(subject)  # a copy, whose fields nobody else sees
+    return replace(subject, vectors=vectors)
+
+
+def _reference(experiment: Experiment, store: Store) -> Path | None:
+    """Return the file that the baseline left; ``None`` for the baseline and for evaluators that need none."""
+    if experiment.reference is None:
+        return None
+    run = store.run(experiment.reference)
+    path = None if run is None else store.folder(run.run_id, run.attempt) / "files" / REFERENCE_FILE
+    if path is None or not path.is_file():
+        raise ReferenceFailedError(f"the baseline's run {experiment.reference} left no {REFERENCE_FILE}")
+    return path
+
+
+@contextlib.contextmanager
+def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
+    """Keep the host quiet for hardware experiments: they run alone, all others may share it."""
+    from filelock import ReadWriteLock
+
+    lock = ReadWriteLock(cache.host_lock())
+    with lock.write_lock() if exclusive else lock.read_lock():
+        yield
+
+
+def _give_back(output: Sequence[int]) -> None:
+    """Open standard output and error as they were: a closed one's number goes to the next file, and our log into it."""
+    for (number, name), copy in zip(_OUTPUT.items(), output, strict=True):
+        with contextlib.suppress(OSError):  # the copy was closed too
+            os.dup2(copy, number)
+            os.close(copy)
+        if getattr(sys, name) is None or getattr(sys, name).closed:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
+
+
+def _flush_output() -> None:
+    for name in _OUTPUT.values():
+        with contextlib.suppress(Exception):  # an evaluator may have closed or replaced it
+            getattr(sys, name).flush()
+
+
+def _log_size(record: Path) -> int:
+    _flush_output()
+    path = log_path(record)
+    return path.stat().st_size if path.exists() else 0
+
+
+def _log_since(record: Path, offset: int) -> str:
+    _flush_output()
+    return read_log(record, offset)
+
+
+def _now() -> str:
+    """Return the time, as it was when this process began and what a clock that nobody sets says has passed since."""
+    return (_STARTED + timedelta(seconds=time.monotonic() - _STARTED_AT)).isoformat(timespec="milliseconds")
+
+
+def main() -> None:
+    """Run the job that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m llmquant.running.worker", description=__doc__)
+    parser.add_argument("record", type=Path, help="the job's record")
+    parser.add_argument("store", type=Path, help="where its runs go")
+    parser.add_argument("--attached", action="store_true", help="end when standard input closes")
+    arguments = parser.parse_args()
+    if arguments.attached:
+        end_with_parent()
+    logging.raiseExceptions = False  # an evaluator may have closed the log
+    log = logging.StreamHandler(open(2, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - not `sys.stderr`
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[log])
+    code = 0
+    try:
+        if work(arguments.record, Store(arguments.store)):
+            _start_again()
+    except BaseException:  # a full disk, say
+        _log.exception("the worker failed")
+        code = 1
+    _flush_output()
+    os._exit(code)  # threads and exit handlers that an evaluator left may never end
+
+
+def _start_again() -> None:
+    """Become a new process that does the rest of the job, under the same number and with the same log."""
+    _flush_output()
+    for entry in list(Path("/dev/fd").iterdir()):
+        with contextlib.suppress(OSError):  # of the listing itself; a GPU that stayed open would keep its memory
+            os.set_inheritable(int(entry.name), int(entry.name) < 3)
+    os.execv(sys.executable, sys.orig_argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""What can be made again: checkpoints, indexes, digests. Made once, atomically, under a lock; verified at each use."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmquant.errors import OptionError, StoreError
+from llmquant.storage.atomic import file_mode, make_folder, own_folder, seal_folder, write_text
+from llmquant.study.call import Json
+from llmquant.study.experiment import digest_of, path_of
+from llmquant.study.folders import file_sha256, list_files
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+# In each entry: the digest of its every other file, beside what its maker has to say.
+MANIFEST = "llmquant.json"
+_NAME = "[0-9a-f]{32}"
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One made thing.
+
+    Attributes:
+        kind: such as ``gguf`` or ``tasks``.
+        bytes: its size on disk.
+        used_at: when it was last asked for, seconds since the epoch.
+    """
+
+    kind: str
+    path: Path
+    bytes: int
+    used_at: float
+
+
+class Cache:
+    """A plain folder of made things, ``<kind>/<digest of the key>``.
+
+    Args:
+        root: the folder; it is made when something is put in it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def default(cls) -> Cache:
+        """Return the user's cache: ``$LLMQUANT_CACHE``, else the platform's cache folder.
+
+        A user without a home that can be written, as in many containers, has one among the temporary files.
+
+        Raises:
+            StoreError: if that one is not this user's.
+        """
+        import platformdirs
+
+        if named := os.environ.get("LLMQUANT_CACHE"):
+            return cls(path_of(named))
+        with contextlib.suppress(RuntimeError):  # platformdirs knows no home; older versions return "~/.cache"
+            root = Path(platformdirs.user_cache_dir("llmquant"))
+            if root.is_absolute() and os.access(_nearest(root), os.W_OK):
+                return cls(root)
+        return cls(_temporary() / "cache")
+
+    @property
+    def digests(self) -> Path:
+        """Return where the digests of large files are remembered."""
+        return self.root / "digests"
+
+    def forget_digests(self) -> None:
+        """Have every file's content read again, whatever its size and times say."""
+        for record in self.digests.glob("*.json"):
+            record.unlink(missing_ok=True)
+
+    def host_lock(self) -> Path:
+        """Return the file that studies with this cache lock to have this machine to themselves, or to share it.
+
+        It is in a folder that nobody else can write, and named by the machine: several may share the cache's disk.
+
+        Raises:
+            StoreError: if no such folder can be had.
+        """
+        boot = Path("/proc/sys/kernel/random/boot_id")  # containers on one machine have the same
+        host = boot.read_text(encoding="ascii") if boot.exists() else platform.node()
+        name = digest_of([host, str(self.root.resolve())]).removeprefix("sha256:")[:12]
+        try:
+            folder = own_folder(self.root / f".locks-{os.getuid()}")
+            with (folder / "probe").open("a+") as probe:
+                fcntl.lockf(probe, fcntl.LOCK_SH)
+        except OSError:  # a cache that cannot be written here, or a network disk without locks
+            folder = _temporary()
+        return folder / f"host-{name}.lock"
+
+    def get(self, kind: str, key: Json, make: Callable[[Path], None]) -> Path:
+        """Return the folder for `key`, made by ``make(empty folder)`` if it is not there.
+
+        Whoever comes second waits; a maker that raises or is killed leaves nothing that counts. What is there is read
+        and compared with what was made; an entry without a manifest is of an older version, and made again.
+
+        Raises:
+            StoreError: if it is not what was made.
+        """
+        final = self.root / kind / digest_of(key).removeprefix("sha256:")[:32]
+        if (final / MANIFEST).is_file():
+            _verify(final)
+        else:
+            make_folder(final.parent)
+            with _lock(final):
+                if not (final / MANIFEST).is_file():
+                    if final.exists():
+                        final.replace(_beside(final))
+                    _sweep(final)
+                    partial = make_folder(_beside(final))
+                    try:
+                        make(partial)
+                        _write_manifest(partial)
+                        seal_folder(partial)
+                        partial.replace(final)
+                    finally:
+                        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a cache shared read-only is still a cache
+            os.utime(final)
+        return final
+
+    def entries(self) -> list[CacheEntry]:
+        """List what is there, the longest unused first."""
+        found = []
+        for path in self.root.glob("*/*"):
+            if path.is_dir() and re.fullmatch(_NAME, path.name):
+                found.append(CacheEntry(path.parent.name, path, _size(path), path.stat().st_mtime))
+        return sorted(found, key=lambda entry: entry.used_at)
+
+    def prune(self, *, unused_days: float) -> list[CacheEntry]:
+        """Delete what was not asked for in the last `unused_days`, and what killed makers left.
+
+        Returns:
+            The entries that were deleted.
+        """
+        from filelock import Timeout
+
+        old = [entry for entry in self.entries() if time.time() - entry.used_at > unused_days * 86400]
+        for entry in old:
+            with _lock(entry.path):
+                # Renamed first: nobody finds half of it.
+                entry.path.replace(_beside(entry.path))
+                _sweep(entry.path)
+        for left in self.root.glob("*/.*.*"):
+            match = re.fullmatch(rf"\.({_NAME})\.[0-9a-f]{{8}}", left.name)
+            if match and left.is_dir():
+                final = left.with_name(match[1])
+                with contextlib.suppress(Timeout), _lock(final, timeout_s=0):  # held: its maker is at work
+                    _sweep(final)
+        return old
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Digest the files of an entry, several at a time; of a link only where it leads."""
+
+    def digest(file: Path) -> str:
+        return f"link:{file.readlink()}" if file.is_symlink() else f"sha256:{file_sha256(file)}"
+
+    files = list_files(folder)
+    files.pop(MANIFEST, None)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(files, pool.map(digest, files.values()), strict=True))
+
+
+def _write_manifest(folder: Path) -> None:
+    path = folder / MANIFEST
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_text(path, json.dumps({**said, "files": _digests(folder)}, indent=2) + "\n")
+
+
+def _verify(folder: Path) -> None:
+    """Refuse an entry that changed after it was made."""
+    delete = f"Delete it, and it is made again: {folder}"
+    try:
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = _digests(folder)
+    except (OptionError, OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder} in the cache cannot be read: {error}", hint=delete) from error
+    for name in sorted({*expected, *found}):
+        if found.get(name) != expected.get(name):
+            is_now, was = found.get(name, "no file"), expected.get(name, "no file")
+            raise StoreError(f"{folder / name} in the cache is not what was made: {is_now}, not {was}", hint=delete)
+
+
+def _nearest(path: Path) -> Path:
+    """Return a folder, or the nearest one above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _temporary() -> Path:
+    """Return this user's own folder among the temporary files, at one place whatever ``TMPDIR`` says."""
+    try:
+        return own_folder(Path("/tmp", f"llmquant-{os.getuid()}"))
+    except OSError as error:
+        raise StoreError(
+            f"neither the cache nor {error.filename} can be used: {error.strerror}",
+            hint="Set LLMQUANT_CACHE to a folder that this user alone can write.",
+        ) from error
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # embeddings are merged while somebody looks
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def _lock(final: Path, *, timeout_s: float = -1) -> BaseFileLock:
+    from filelock import FileLock
+
+    path = final.with_name(f"{final.name}.lock")
+    path.touch(file_mode())
+    return FileLock(path, timeout=timeout_s)
+
+
+def _beside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+
+
+def _sweep(final: Path) -> None:
+    """Delete what makers of `final` left; under its lock all of them are dead."""
+    for left in final.parent.glob(f".{final.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)

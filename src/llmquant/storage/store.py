@@ -1,0 +1,397 @@
+"""Runs on disk: a plain folder, written atomically, by as many processes as like to, for this user alone.
+
+::
+
+    STORE/runs/<run_id>/{run.json, samples/<task>.parquet, files/, log.txt}      <run_id>-2 is its second attempt
+    STORE/studies/<study_id>/{study.json, jobs/<n>.json, jobs/<n>.journal, jobs/<n>.log}
+
+A run is written beside its place and renamed. A second writer's rename loses and its run is dropped.
+A task's samples say themselves which task's they are: a long name is cut in the file's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from llmquant.errors import DamagedError, OptionError, StoreError
+from llmquant.storage.atomic import begin_folder, file_mode, file_name, make_folder, publish_folder, sweep, write_text
+from llmquant.storage.blanking import blank_run
+from llmquant.storage.journal import JobRecord
+from llmquant.study.experiment import RunId, path_of, visible
+from llmquant.study.reading import MOST_BYTES, brief, load, read_as, stored
+from llmquant.study.run import Run, Sample
+
+T = TypeVar("T")
+
+_SCORE = "score:"
+_TASK = b"task"
+_KEPT = "kept"
+_REMADE = "Delete its run's folder; the run is made again."
+# Of samples that are read together: each of them may be long.
+_ROWS = 1024
+
+_log = logging.getLogger(__name__)
+
+
+class Store:
+    """A folder of runs and studies.
+
+    Args:
+        root: the folder; it is made when something is put in it.
+
+    Raises:
+        OptionError: if it is an empty text.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        if not str(root).strip():
+            raise OptionError("the store has no name", hint="Name a folder. Is a variable empty?")
+        self.root = path_of(root).absolute()
+        self._held: dict[Path, int] = {}
+
+    @classmethod
+    def existing(cls, root: Path | str) -> Store:
+        """Open a store to read from.
+
+        Raises:
+            StoreError: if there is no store, or it holds no study.
+        """
+        store = cls(root)
+        if not store.root.is_dir():
+            raise StoreError(f"there is no store at {store.root}", hint="Give the folder that `--store` named.")
+        if not store.studies():
+            raise StoreError(f"{store.root} holds no study", hint="Run: llmquant compare MODEL --store " + str(root))
+        return store
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    def attempts(self, run_id: RunId) -> list[int]:
+        """List the attempts that are stored, in order."""
+        found = [1] if (self._runs / run_id).is_dir() else []
+        for path in self._runs.glob(f"{run_id}-*"):
+            number = path.name.removeprefix(f"{run_id}-")
+            if re.fullmatch("[2-9]|[1-9][0-9]+", number):
+                found.append(int(number))
+        return sorted(found)
+
+    def run(self, run_id: RunId) -> Run | None:
+        """Read the newest completed attempt of a run, else the newest failed one, else ``None``.
+
+        Raises:
+            DamagedError: if none can be read.
+            StoreError: if one was written by a newer version.
+        """
+        newest: Run | None = None
+        damaged: DamagedError | None = None
+        for attempt in reversed(self.attempts(run_id)):
+            try:
+                run = self.attempt(run_id, attempt)
+            except DamagedError as error:
+                damaged = error
+                continue
+            if run.status == "completed":
+                return run
+            newest = newest or run
+        if newest is None and damaged is not None:
+            raise damaged
+        return newest
+
+    def readable(self, run_id: RunId) -> Run | None:
+        """Do what `run` does; a run that is damaged counts as none, with a warning, and is made again beside it.
+
+        Raises:
+            StoreError: if it was written by a newer version.
+        """
+        try:
+            return self.run(run_id)
+        except DamagedError as error:
+            _log.warning("%s; it is made again beside it", error.message)
+            return None
+
+    def attempt(self, run_id: RunId, attempt: int) -> Run:
+        """Read one attempt.
+
+        Raises:
+            DamagedError: if it cannot be read, or is another run's.
+            StoreError: if it was written by a newer version.
+        """
+
+        def read(data: Any) -> Run:  # Any: a JSON value
+            run = Run.from_json(data)
+            if (run.run_id, run.attempt) != (run_id, attempt):
+                raise DamagedError(f"it is attempt {run.attempt} of run {run.run_id}, which belongs elsewhere")
+            return run
+
+        return load(self.folder(run_id, attempt) / "run.json", read, hint=_REMADE)
+
+    def runs(self) -> dict[RunId, Run]:
+        """Read every run of the store, one attempt each, as `run` chooses it."""
+        ids = {RunId(path.name.partition("-")[0]) for path in self._runs.glob("[!.]*")}
+        found = {run_id: self.run(run_id) for run_id in sorted(ids)}
+        return {run_id: run for run_id, run in found.items() if run is not None}
+
+    def folder(self, run_id: RunId, attempt: int = 1) -> Path:
+        """Return where an attempt is or would be."""
+        return self._runs / (run_id if attempt == 1 else f"{run_id}-{attempt}")
+
+    def begin(self, run_id: RunId) -> Path:
+        """Make a folder to write a run into; `commit` puts it in its place."""
+        partial, self._held[partial] = begin_folder(self._runs)
+        (partial / "files").mkdir()
+        return partial
+
+    def keep(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> None:
+        """Write what there is of a run that goes on, for the case that its writer is killed: see `kept`.
+
+        Args:
+            run: with all that was measured so far.
+            samples: of tasks that were not kept yet.
+        """
+        for task, scored in samples.items():
+            if scored:
+                _write_samples(make_folder(partial / _KEPT) / "samples", visible(task), scored)
+        make_folder(partial / _KEPT)
+        write_json(partial / _KEPT / "run.json", run.to_json())
+
+    def kept(self, run_id: RunId, attempt: int) -> tuple[Run, dict[str, list[Sample]], Path] | None:
+        """Read what a killed writer kept of a run: its samples by task, and the folder of its files."""
+        for file in self._runs.glob(f".*/{_KEPT}/run.json"):
+            try:
+                run = load(file, Run.from_json, hint="")
+                if (run.run_id, run.attempt) == (run_id, attempt):
+                    samples = dict(_read_samples(path) for path in sorted((file.parent / "samples").glob("*.parquet")))
+                    return run, samples, file.parents[1] / "files"
+            except DamagedError as error:  # cut by what killed its writer
+                _log.warning("%s", error)
+        return None
+
+    def commit(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> bool:
+        """Write a run into its partial folder, secrets blanked, and put that in its place.
+
+        Args:
+            samples: by task.
+
+        Returns:
+            Whether it was put there; ``False`` if another process was first, whose run stays.
+
+        Raises:
+            StoreError: if the disk is full or cannot be written.
+        """
+        shutil.rmtree(partial / _KEPT, ignore_errors=True)  # not blanked
+        try:
+            run, samples = blank_run(run, samples, partial / "files")
+            for task, scored in samples.items():
+                if scored:
+                    _write_samples(partial / "samples", visible(task), scored)
+            with contextlib.suppress(OSError):  # there are files, or an evaluator has deleted the folder
+                (partial / "files").rmdir()
+            publish_folder(partial, self.folder(run.run_id, run.attempt), "run.json", _json_text(run.to_json()))
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            self._let_go(partial)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            message = f"run {run.run_id} could not be stored in {self.root}: {error.strerror or error}"
+            raise StoreError(message, hint=_what_to_do(error)) from error
+        self._let_go(partial)
+        return True
+
+    def _let_go(self, partial: Path) -> None:
+        os.close(self._held.pop(partial))
+
+    def samples(self, run: Run) -> dict[str, list[Sample]]:
+        """Read a run's samples by task.
+
+        Raises:
+            DamagedError: if they cannot be read.
+        """
+        folder = self.folder(run.run_id, run.attempt) / "samples"
+        return dict(_read_samples(path) for path in sorted(folder.glob("*.parquet")))
+
+    def files(self, run: Run) -> Path:
+        """Return the folder of what an evaluator kept with a run; it need not be there.
+
+        The store's own path has no links in it, so that a link below it can be told.
+        """
+        return self.root.resolve() / self.folder(run.run_id, run.attempt).relative_to(self.root) / "files"
+
+    def log(self, run: Run) -> Path:
+        """Return where a run's log is."""
+        return self.folder(run.run_id, run.attempt) / "log.txt"
+
+    def sweep(self) -> None:
+        """Delete what writers left when they died; of a disk without locks, a week later."""
+        sweep(self._runs)
+
+    # -- studies ------------------------------------------------------------------------------------------------------
+
+    def studies(self) -> list[str]:
+        """List the ids of the studies, the one that was started last at the end."""
+        files = (self.root / "studies").glob("*/study.json")
+        return [file.parent.name for file in sorted(files, key=lambda file: (_started_at(file), file))]
+
+    def write_study(self, study_id: str, data: Mapping[str, Any]) -> None:  # Any: a JSON object
+        """Write a study's record, after what dead writers left was deleted, which may fill the disk.
+
+        Raises:
+            StoreError: if the disk is full or cannot be written.
+        """
+        self.sweep()
+        folder = self.root / "studies" / study_id
+        try:
+            make_folder(folder / "jobs")
+            write_json(folder / "study.json", data)
+        except OSError as error:
+            message = f"cannot write to {self.root}: {error.strerror or error}"
+            raise StoreError(message, hint=_what_to_do(error)) from error
+
+    def read_study(self, study_id: str, read: Callable[[Any], T]) -> T:  # Any: a JSON value
+        """Read a study's record.
+
+        Args:
+            read: makes the record of its content.
+
+        Raises:
+            DamagedError: if it cannot be read, or is another's.
+            StoreError: if it was written by a newer version.
+        """
+
+        def check(data: Any) -> T:  # Any: a JSON value
+            found = read(data)
+            if data["study_id"] != study_id:
+                raise DamagedError(f"it says that it is study {brief(data['study_id'])}")
+            return found
+
+        hint = "Delete its folder; the same study writes it again."
+        return load(self.root / "studies" / study_id / "study.json", check, hint=hint)
+
+    def new_job(self, study_id: str) -> tuple[int, Path]:
+        """Reserve the next job of a study.
+
+        Returns:
+            Its number, and where its record belongs.
+        """
+        folder = self.root / "studies" / study_id / "jobs"
+        make_folder(folder)
+        taken = (int(file.stem) for file in folder.glob("*.json") if re.fullmatch("[0-9]+", file.stem))
+        number = 1 + max(taken, default=0)
+        while True:
+            try:
+                (folder / f"{number}.json").touch(file_mode(), exist_ok=False)
+            except FileExistsError:
+                number += 1
+            else:
+                return number, folder / f"{number}.json"
+
+    def jobs(self, study_id: str) -> list[Path]:
+        """List the records of a study's jobs, the oldest first, without those that were only reserved."""
+        files = (self.root / "studies" / study_id / "jobs").glob("*.json")
+        written = (f for f in files if re.fullmatch("[0-9]+", f.stem) and f.is_file() and f.stat().st_size)
+        return sorted(written, key=lambda file: int(file.stem))
+
+    def dollars(self, study_id: str) -> dict[RunId, float]:
+        """Share out what the study's jobs cost among their runs, by how long these took."""
+        found: dict[RunId, float] = {}
+        for path in self.jobs(study_id):
+            try:
+                record = JobRecord.read(path)
+                asked = record.asked()
+                runs = [self.attempt(*one) for one in asked if self.folder(*one).is_dir()]
+            except DamagedError as error:
+                _log.warning("what a job cost is left out: %s", error)
+                continue
+            if record.dollars is None:
+                continue
+            together = sum(run.seconds for run in runs)
+            for run in runs:
+                share = run.seconds / together if together else 1 / len(runs)
+                found[run.run_id] = found.get(run.run_id, 0.0) + record.dollars * share
+        return found
+
+    @property
+    def _runs(self) -> Path:
+        return self.root / "runs"
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:  # Any: a JSON object
+    """Write a JSON file atomically."""
+    write_text(path, _json_text(data))
+
+
+def _json_text(data: Mapping[str, Any]) -> str:  # Any: a JSON object
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _what_to_do(error: OSError) -> str:
+    cure = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
+    return f"{cure} and run the same command again; what is stored is reused."
+
+
+def _started_at(study: Path) -> datetime:
+    """Return when a study was started, as its record says; one that does not say is older than all others."""
+    try:
+        found = load(study, lambda data: datetime.fromisoformat(data["started_at"]), hint="")
+    except (StoreError, KeyError, TypeError):
+        found = datetime.min
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def texts(column: str) -> pa.Array:
+        values = [getattr(sample, column) for sample in samples]
+        return pa.array([None if value is None else visible(value) for value in values], pa.string())
+
+    metrics = list(dict.fromkeys(metric for sample in samples for metric in sample.scores))
+    columns: dict[str, pa.Array] = {
+        "document": texts("document"),
+        "occurrence": pa.array([s.occurrence for s in samples], pa.int64()),
+        **{column: texts(column) for column in ("prompt", "group", "answer", "target")},
+        **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
+    }
+    make_folder(folder)
+    pq.write_table(pa.table(columns, metadata={_TASK: task}), folder / f"{file_name(task)}.parquet", compression="zstd")
+
+
+def _read_samples(path: Path) -> tuple[str, list[Sample]]:
+    """Return the task and its samples."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: list[Sample] = []
+    with stored(str(path), _REMADE):
+        if not path.is_file():  # of a pipe no end would come
+            raise OSError("it is not a file")
+        size = 0
+        try:
+            file = pq.ParquetFile(path)
+            task = (file.schema_arrow.metadata or {}).get(_TASK, unquote(path.stem).encode()).decode()
+            for batch in file.iter_batches(_ROWS):
+                size += batch.nbytes
+                if size > MOST_BYTES:  # a few bytes on disk can say a great deal
+                    raise OSError(f"it holds more than {MOST_BYTES:,} bytes")
+                found += map(_sample, batch.to_pylist())
+        except pa.ArrowException as error:
+            raise OSError(str(error)) from error
+        if len({(sample.document, sample.occurrence) for sample in found}) < len(found):
+            raise ValueError("a document is in it twice")
+    return task, found
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:  # Any: a table's columns
+    values = {key: value for key, value in row.items() if not key.startswith(_SCORE)}
+    scores = {k.removeprefix(_SCORE): v for k, v in row.items() if k.startswith(_SCORE) and v is not None}
+    return read_as(Sample, {**values, "scores": scores})

@@ -1,0 +1,1 @@
+"""What is asked and what came out, as plain data."""

@@ -1,0 +1,38 @@
+"""A job: experiments of one model in one quantization, for one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llmquant.study.call import Json
+
+Device = Literal["cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Experiments of one (model, quantizer): one process, one load of the weights.
+
+    Attributes:
+        study: id of the study; its folder in the store holds the job's record, journal and log.
+        number: counts from 1 inside the study.
+        model: `ModelUse` as JSON.
+        experiments: ``(experiment as JSON, attempt)``, hardware experiments first.
+        inputs: local files that options name: path by digest.
+        device: where to put the model.
+        threads: CPU threads; ``None`` leaves torch's default.
+        plugins: plugins added with `register`, as import strings of their specs.
+        executor: the name of the one it is for.
+    """
+
+    study: str
+    number: int
+    model: Mapping[str, Any]  # Any: a JSON object
+    experiments: tuple[tuple[Mapping[str, Any], int], ...]  # Any: a JSON object
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    device: Device = "cpu"
+    threads: int | None = None
+    plugins: tuple[Mapping[str, Json], ...] = ()
+    executor: str = "local"

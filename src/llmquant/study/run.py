@@ -1,0 +1,225 @@
+"""What an experiment gave: measurements, samples, provenance, or its failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from llmquant.errors import DamagedError, StoreError
+from llmquant.study.call import Json
+from llmquant.study.experiment import Experiment, RunId, visible
+from llmquant.study.reading import Count, Number, NumberFromZero, Positive, brief, read_as, stored, value_of
+
+SCHEMA_VERSION = 1
+# What an evaluator with ``reference=True`` leaves in `Context.files` when it runs on the baseline.
+REFERENCE_FILE = "reference.safetensors"
+
+FailureKind = Literal["error", "out_of_memory", "timeout", "cancelled", "lost", "reference_failed"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number.
+
+    Attributes:
+        metric: the field's name for it: ``f1``, ``acc_norm``, ``perplexity``, ``prefill_ms``.
+        unit: ``""`` for a ratio, else such as ``ms``, ``bytes``, ``tokens/s``.
+        higher_is_better: ``None`` when neither direction is better.
+        stderr: standard error of the value over `n`; ``None`` where it has none.
+        n: samples or repeats behind the value; ``None`` for a single reading.
+        at: the conditions, like compared with like: ``{"prompt_tokens": 512, "batch": 4}``.
+        headline: whether tables show it; rows, CSV and JSON have the others too.
+    """
+
+    task: str
+    metric: str
+    value: Number
+    unit: str = ""
+    higher_is_better: bool | None = None
+    stderr: NumberFromZero | None = None
+    n: Count | None = None
+    at: Mapping[str, int | float | str] = field(default_factory=dict)
+    headline: bool = True
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return a JSON object; a value that is not finite becomes a string, since JSON has no NaN."""
+        stderr = None if self.stderr is None else _number_out(self.stderr)
+        return {**vars(self), "value": _number_out(self.value), "stderr": stderr, "at": dict(self.at)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:  # Any: a JSON object
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedError: if it is something else.
+        """
+        with stored("a measurement"):
+            return read_as(cls, data)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scored document.
+
+    Attributes:
+        document: hash of the document; with `occurrence` it is unique in the task.
+        occurrence: 0 for the first document of this hash, 1 for its duplicate, and so on.
+        prompt: hash of what the model read, of token ids where there are any; two samples pair only when their
+            prompts are equal.
+        scores: value by metric.
+        answer: what the model said, where it said something.
+        target: what was expected, where that is a text.
+        group: subtask or cluster, such as a story with several questions; ``""`` for none.
+    """
+
+    document: str
+    prompt: str
+    scores: Mapping[str, Number]
+    answer: str | None = None
+    target: str | None = None
+    group: str = ""
+    occurrence: Count = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluator yields for one task.
+
+    Attributes:
+        details: what else is worth keeping: task versions, token counts, the batch size that fitted. The sentences in
+            a list called ``notes`` are shown below the table.
+        not_means: metrics whose value is not the mean of the samples' scores of the same name, such as the BLEU of
+            a corpus; of all others the mean is checked.
+    """
+
+    task: str
+    measurements: Sequence[Measurement]
+    samples: Sequence[Sample] = ()
+    details: Mapping[str, Json] = field(default_factory=dict)
+    not_means: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed.
+
+    Attributes:
+        message: one line or a few, for people.
+        log_tail: the last lines the worker wrote.
+    """
+
+    kind: FailureKind
+    message: str
+    log_tail: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one experiment gave.
+
+    Attributes:
+        applied: what the quantizer really put into the weights; ``None`` if they were never loaded.
+        details: by task, what `Result.details` held; numbers that are not finite are stored as strings.
+        provenance: versions, device, dtype, threads, executor; never a token.
+        started_at: ISO 8601, UTC.
+        attempt: 1 for the first; a repeat stands beside it.
+    """
+
+    experiment: Experiment
+    status: Literal["completed", "failed"]
+    measurements: tuple[Measurement, ...]
+    applied: Mapping[str, Json] | None
+    provenance: Mapping[str, Json]
+    started_at: str
+    finished_at: str
+    details: Mapping[str, Json] = field(default_factory=dict)
+    failure: Failure | None = None
+    attempt: Positive = 1
+
+    @property
+    def run_id(self) -> RunId:
+        """Name the run by what was asked."""
+        return self.experiment.run_id
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, without loading the model."""
+        return (datetime.fromisoformat(self.finished_at) - datetime.fromisoformat(self.started_at)).total_seconds()
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return the content of ``run.json``."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "status": self.status,
+            "experiment": self.experiment.to_json(),
+            "measurements": [finite_json(measurement.to_json()) for measurement in self.measurements],
+            "applied": finite_json(self.applied),
+            "details": finite_json(self.details),
+            "provenance": finite_json(self.provenance),
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "failure": None if self.failure is None else finite_json(vars(self.failure)),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Run:  # Any: a JSON object
+        """Read the content of ``run.json``.
+
+        Raises:
+            DamagedError: if it is not a run.
+            StoreError: if it was written by a newer version.
+        """
+        check_schema(data, "a run")
+        with stored("a run"):
+            run = read_as(cls, data, beside={"schema_version": Positive, "run_id": str})
+            for name in ("compute_dtype", "note"):
+                value_of(str | None, (run.applied or {}).get(name), f"applied.{name}")
+        if data["run_id"] != run.run_id:
+            raise DamagedError(f"the run says that it is {brief(data['run_id'])}; what it ran has the id {run.run_id}")
+        if run.status == "completed" and run.failure is not None:
+            raise DamagedError("the run says that it was completed and that it failed")
+        try:
+            run.seconds  # noqa: B018
+        except (TypeError, ValueError) as error:
+            times = f"{brief(run.started_at)} to {brief(run.finished_at)}"
+            raise DamagedError(f"the run's times cannot be read: {times}") from error
+        return run
+
+
+def check_schema(data: Any, what: str) -> None:  # Any: a JSON value
+    """Refuse what a newer version wrote.
+
+    Raises:
+        StoreError: if the schema version is newer than this program's.
+        DamagedError: if it is missing.
+    """
+    version = data.get("schema_version") if isinstance(data, Mapping) else None
+    if not isinstance(version, int):
+        raise DamagedError(f"{what} has no schema_version", hint="Is this a file that llmquant wrote?")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{what} has schema version {version}; this llmquant reads up to {SCHEMA_VERSION}",
+            hint="Run: pip install --upgrade llmquant",
+        )
+
+
+def _number_out(value: float) -> float | str:
+    # float() because evaluators hand out numpy scalars, which json does not write.
+    value = value if isinstance(value, int) else float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def finite_json(value: Json) -> Json:
+    """Write as text what JSON and UTF-8 cannot hold: numbers that are not finite, lone surrogates."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(key) if isinstance(key, str) else key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
+    return _number_out(value) if isinstance(value, float) else value

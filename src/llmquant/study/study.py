@@ -1,0 +1,206 @@
+"""What ``compare`` runs, as data and as a file: TOML, YAML (the safe loader) and JSON of one schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest, raise_all
+from llmquant.study.call import Call, Json
+from llmquant.study.experiment import ModelRequest, VectorGrid
+from llmquant.study.reading import brief, read_as, value_of
+from llmquant.study.study_file import read_study_file, unknown_format, yaml_text
+
+STUDY_SCHEMA = 1
+_KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", "limit", "seed")
+_FIELDS: Mapping[str, Any] = {"baseline": str | None, "limit": int | None, "seed": int}  # Any: types
+
+T = TypeVar("T")
+Model: TypeAlias = str | Path | ModelRequest
+Plugin: TypeAlias = str | Call | Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What ``compare`` runs: models, quantizers, evaluators, and the baseline they are held against.
+
+    Where it runs is no part of it.
+
+    Attributes:
+        quantizers: empty for the defaults.
+        evaluators: empty for the defaults.
+        baseline: label of one of the quantizers; ``None``: the first ``*_baseline``, added when there is none.
+        limit: documents a task, at least 1; ``None`` is all.
+        vectors: the forms of vectors to compare, for embedders.
+    """
+
+    models: tuple[ModelRequest, ...]
+    quantizers: tuple[Call, ...] = ()
+    evaluators: tuple[Call, ...] = ()
+    baseline: str | None = None
+    limit: int | None = 100
+    seed: int = 0
+    vectors: VectorGrid = field(default_factory=VectorGrid)
+
+    def __post_init__(self) -> None:
+        for key, kind in _FIELDS.items():
+            value_of(kind, getattr(self, key), key)
+
+    @classmethod
+    def of(
+        cls,
+        models: Model | Sequence[Model],
+        quantizers: Sequence[Plugin] = (),
+        evaluators: Sequence[Plugin] = (),
+        *,
+        vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
+        baseline: str | None = None,
+        limit: int | None = 100,
+        seed: int = 0,
+    ) -> Study:
+        """Build a study from what people write.
+
+        Raises:
+            RequestError: as `from_file`.
+        """
+        return cls.from_json(
+            {
+                "models": [models] if isinstance(models, str | Path | ModelRequest) else models,
+                "quantizers": quantizers,
+                "evaluators": evaluators,
+                "vectors": vars(vectors) if isinstance(vectors, VectorGrid) else vectors or {},
+                "baseline": baseline,
+                "limit": "all" if limit is None else limit,
+                "seed": seed,
+            }
+        )
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> Study:
+        """Read a study file; relative paths in it are relative to where the program runs.
+
+        Raises:
+            OptionError: if it cannot be read, or a value is wrong.
+            UnknownNameError: for a key that does not exist.
+            RequestErrors: for several of these.
+        """
+        data = read_study_file(Path(path))
+        if not isinstance(data, Mapping):
+            raise OptionError(f"{path} holds no table of keys, but {brief(data)}")
+        return cls.from_json(data)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Study:  # Any: a JSON object
+        """Build a study from a table with the keys of a study file.
+
+        Raises:
+            RequestError: as `from_file`.
+        """
+        errors: list[RequestError] = [
+            UnknownNameError(f"a study has no key {brief(key)}", hint=nearest(brief(key).strip("'"), _KEYS))
+            for key in data
+            if key not in _KEYS
+        ]
+        schema = data.get("schema", STUDY_SCHEMA)
+        if type(schema) is not int or schema != STUDY_SCHEMA:
+            hint = f"This llmquant reads {STUDY_SCHEMA}."
+            errors.append(OptionError(f"study schema {brief(schema)} is not known", hint=hint))
+        given: dict[str, Any] = {  # Any: the fields of a study
+            "models": _each(data, "models", _model, errors),
+            "quantizers": _each(data, "quantizers", _call, errors),
+            "evaluators": _each(data, "evaluators", _call, errors),
+        }
+        if data.get("limit") == "all":
+            data = {**data, "limit": None}
+        elif data.get("limit", 0) is None:
+            errors.append(OptionError("limit is null", hint='Write limit = 50, or limit = "all".'))
+        for key, read in (("vectors", VectorGrid.from_json), *((key, _field(key)) for key in _FIELDS)):
+            try:
+                if key in data:
+                    given[key] = read(data[key])
+            except RequestError as error:
+                errors.append(error)
+        raise_all(errors)
+        return cls(**given)
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as the table of a study file."""
+        models: list[Json] = [
+            {"source": model.source, **dict.fromkeys(model.flags, True)} if model.flags else model.source
+            for model in self.models
+        ]
+        data: dict[str, Json] = {"schema": STUDY_SCHEMA, "models": models}
+        if self.quantizers:
+            data["quantizers"] = [str(call) for call in self.quantizers]
+        if self.evaluators:
+            data["evaluators"] = [str(call) for call in self.evaluators]
+        axes: dict[str, Json] = {axis: list(values) for axis, values in vars(self.vectors).items() if values}
+        if axes:
+            data["vectors"] = axes
+        if self.baseline is not None:
+            data["baseline"] = self.baseline
+        return {**data, "limit": "all" if self.limit is None else self.limit, "seed": self.seed}
+
+    def to_file(self, path: Path | str) -> None:
+        """Write a study file; the ending says which format: ``.toml``, ``.yaml`` or ``.json``.
+
+        Raises:
+            OptionError: for another ending.
+        """
+        path = Path(path)
+        data = self.to_json()
+        if path.suffix == ".toml":
+            import tomli_w
+
+            text = tomli_w.dumps(data)
+        elif path.suffix in (".yaml", ".yml"):
+            text = yaml_text(data)
+        elif path.suffix == ".json":
+            text = json.dumps(data, indent=2)
+        else:
+            raise unknown_format(path)
+        path.write_text(text, encoding="utf-8")
+
+
+def _field(key: str) -> Callable[[Any], Any]:  # Any: whatever somebody wrote
+    return lambda value: value_of(_FIELDS[key], value, key)
+
+
+def _model(value: Any, where: str) -> ModelRequest:  # Any: whatever the file holds
+    if isinstance(value, ModelRequest):
+        return value
+    if isinstance(value, str | Path):
+        return ModelRequest(str(value))
+    if isinstance(value, Mapping):
+        return read_as(ModelRequest, value, where)
+    hint = 'Write "name" or { source = "name", trust_remote_code = true }.'
+    raise OptionError(f"{where} is {brief(value)}, which names no model", hint=hint)
+
+
+def _call(value: Any, where: str) -> Call:  # Any: whatever the file holds
+    try:
+        return Call.of(value)
+    except OptionError as error:
+        raise OptionError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _each(
+    data: Mapping[str, Any],
+    key: str,
+    read: Callable[[Any, str], T],
+    errors: list[RequestError],
+) -> tuple[T, ...]:  # Any: whatever the file holds
+    values = data.get(key, ())
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        errors.append(OptionError(f"{key} must be a list, found {brief(values)}", hint=f'Write {key} = ["name"].'))
+        return ()
+    found = []
+    for i, value in enumerate(values):
+        try:
+            found.append(read(value, f"{key}[{i}]"))
+        except RequestError as error:
+            errors.append(error)
+    return tuple(found)
