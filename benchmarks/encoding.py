@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo, Prepared
+from llmquant.plugins.embedder import Prepared
 from llmquant.plugins.evaluator import LoadStats
 from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.retrieval.encode import encode
@@ -32,6 +32,7 @@ from llmquant.retrieval.images import decode
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.storage.cache import Cache
+from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import VectorForm, digest_of
 
 TEXT = "revenue margin the of a quarter segment growth operating cash flow guidance table figure note and in"

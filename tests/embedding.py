@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo, Fusion, Modality, Prepared, Role, Similarity
+from llmquant.plugins.embedder import Prepared
 from llmquant.plugins.evaluator import LoadStats
 from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.storage.cache import Cache
+from llmquant.study.embedding import EmbedderInfo, Fusion, Modality, Role, Similarity
 from llmquant.study.experiment import VectorForm, digest_of
 
 _WORDS, _SIDE, _PATCH = 4096, 32, 8

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.api import open_executor
 from llmquant.errors import ModelError, OptionError, RequestError, UnknownNameError
 from llmquant.planning.lookup import _embedder, inspect_subject, restore_subject
 from llmquant.planning.resolve import resolve
+from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import ModelRequest, ModelUse

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo as ModelInfo
     from llmquant.plugins.context import Context as Context
     from llmquant.plugins.embedder import Embedder as Embedder
-    from llmquant.plugins.embedder import EmbedderInfo as EmbedderInfo
     from llmquant.plugins.embedder import OpenEmbedder as OpenEmbedder
     from llmquant.plugins.embedder import Prepared as Prepared
     from llmquant.plugins.evaluator import Cost as Cost
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from llmquant.running.one_model import quantize as quantize
     from llmquant.storage.store import Store as Store
     from llmquant.study.call import Call as Call
+    from llmquant.study.embedding import EmbedderInfo as EmbedderInfo
     from llmquant.study.experiment import Experiment as Experiment
     from llmquant.study.experiment import InputFile as InputFile
     from llmquant.study.experiment import InputFolder as InputFolder
@@ -61,6 +61,7 @@ _HOMES = {
     "llmquant.study.call": ("Call",),
     "llmquant.api": ("attach", "compare", "register", "run_experiment", "run_study", "submit_study"),
     "llmquant.evaluators.mteb.as_mteb": ("as_mteb",),
+    "llmquant.study.embedding": ("EmbedderInfo",),
     "llmquant.study.experiment": ("Experiment", "InputFile", "InputFolder", "ModelRequest", "VectorForm", "VectorGrid"),
     "llmquant.models.info": ("ModelInfo",),
     "llmquant.running.one_model": ("load", "load_embedder", "quantize"),
@@ -69,7 +70,6 @@ _HOMES = {
     "llmquant.plugins.context": ("Context",),
     "llmquant.plugins.embedder": (
         "Embedder",
-        "EmbedderInfo",
         "OpenEmbedder",
         "Prepared",
     ),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Protocol
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.planning.resolve import Planned, resolve
 from llmquant.plugins.executor import Executor, Offer
+from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.results.comparison import Comparison
 from llmquant.running.scheduler import Progress, Scheduler
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
-from llmquant.study.call import Call
 from llmquant.study.experiment import Digest, Experiment, RunId, VectorGrid
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
@@ -321,23 +321,3 @@ def register(spec: PluginSpec) -> None:
         PluginError: if its classes cannot be imported by a worker process.
     """
     registry().register(spec)
-
-
-@contextmanager
-def open_executor(executor: str | Executor) -> Iterator[Executor]:
-    """Open an executor by name, and close it afterwards; one that was given stays the giver's.
-
-    Raises:
-        RequestError: if there is none of this name, or an option is wrong.
-    """
-    if not isinstance(executor, str):
-        yield executor
-        return
-    call = Call.parse(executor)
-    if call.name == "local":  # the default means one thing, whatever else is installed
-        call = replace(call, name="llmquant/local")
-    opened: Executor = registry().construct(registry().choose("executor", call))
-    try:
-        yield opened
-    finally:
-        opened.close()

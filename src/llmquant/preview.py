@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmquant.api import open_executor
 from llmquant.planning.estimate import SizeEstimate, estimate_all, estimate_size
 from llmquant.planning.lookup import inspect_subject
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.executor import Executor, Offer
+from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.cache import Cache

@@ -40,8 +40,8 @@ from llmquant.cli.options import (
     study_of,
     vectors_of,
 )
-from llmquant.results.neutral import printable
 from llmquant.storage.blanking import blank_secrets
+from llmquant.study.neutral import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from llmquant.results.neutral import json_text, printable
+from llmquant.study.neutral import json_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

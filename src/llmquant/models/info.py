@@ -14,7 +14,7 @@ from llmquant.models.folder import AUTO_GPTQ_CONFIG, file_digest, folder_digest,
 from llmquant.models.gguf import read_gguf_header
 from llmquant.models.headers import TensorInfo
 from llmquant.models.hub import find_file, read_hub
-from llmquant.plugins.embedder import EmbedderInfo
+from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import ModelRequest, ModelUse, PluginUse, path_of
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llmquant.plugins.context import Context
+from llmquant.study.embedding import Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,33 +17,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
-
-Role = Literal["query", "document"]
-Modality = Literal["text", "image"]
-Similarity = Literal["cosine", "dot", "maxsim"]
-Fusion = Literal["joint", "sum", "mean"]
-
-
-@dataclass(frozen=True)
-class EmbedderInfo:
-    """What an embedder gives, known before it is loaded.
-
-    Attributes:
-        width: of its vectors.
-        dims: widths they can be cut to, the largest first; ``(width,)`` where it was trained for none.
-        modalities: what it encodes.
-        similarity: how its vectors are compared; ``maxsim`` is late interaction: several vectors an item.
-        fusion: how a text and an image of one item become one vector: ``joint`` in one pass of the model, else encoded
-            apart and added or averaged, at unit length again where the similarity is cosine.
-        dim: the width that vectors are cut to where a study names none; ``None`` is `width`.
-    """
-
-    width: int
-    dims: tuple[int, ...]
-    modalities: tuple[Modality, ...] = ("text",)
-    similarity: Similarity = "cosine"
-    fusion: Fusion = "joint"
-    dim: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import StoreError
 from llmquant.results import rows as comparison
-from llmquant.results.neutral import json_text
 from llmquant.results.rows import Row
 from llmquant.storage.store import Store
 from llmquant.study.experiment import RunId
+from llmquant.study.neutral import json_text
 from llmquant.study.reading import load
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import SCHEMA_VERSION, Run, Sample

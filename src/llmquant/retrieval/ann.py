@@ -10,9 +10,9 @@ from types import ModuleType
 import numpy as np
 
 from llmquant.errors import MissingDependencyError, UnsupportedError
-from llmquant.plugins.embedder import Similarity
 from llmquant.retrieval.codecs import Floats
 from llmquant.retrieval.scoring import Hits
+from llmquant.study.embedding import Similarity
 from llmquant.study.experiment import Codec
 
 # Wider than both libraries' defaults (FAISS: 40 and 16; usearch: 128 and 64): what is compared here are codecs, and

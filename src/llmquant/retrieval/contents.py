@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmquant.errors import ItemError
-from llmquant.plugins.embedder import EmbedderInfo, Role
 from llmquant.retrieval.items import Item
+from llmquant.study.embedding import EmbedderInfo, Role
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmquant.plugins.embedder import Role
 from llmquant.storage.atomic import file_mode, make_folder
 from llmquant.storage.cache import Cache
+from llmquant.study.embedding import Role
 from llmquant.study.experiment import Digest
 
 _MAGIC = b"LQEMB001"

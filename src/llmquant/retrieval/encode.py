@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmquant.errors import ItemError, UnsupportedError
-from llmquant.plugins.embedder import EmbedderInfo, Role
 from llmquant.retrieval.contents import Contents, contents_of, name_of, parts_of
 from llmquant.retrieval.embedding_cache import EmbeddingCache
 from llmquant.retrieval.encode_loop import Task, encode_each
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.embedding import EmbedderInfo, Role
 
 Progress = Callable[[int, int], None]
 

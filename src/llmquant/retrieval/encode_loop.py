@@ -17,9 +17,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from llmquant.errors import ItemError, PluginError, SanityError
 from llmquant.loading.memory import is_out_of_memory
-from llmquant.plugins.embedder import OpenEmbedder, Prepared, Role
+from llmquant.plugins.embedder import OpenEmbedder, Prepared
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.study.embedding import Role
 from llmquant.study.job import Device
 
 # Tokens a batch, padding included, where nothing else is asked for. On a CPU core all-MiniLM-L6 took two thirds of its

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from llmquant.errors import OptionError, PluginError, SanityError, UnsupportedError
-from llmquant.plugins.embedder import Similarity
 from llmquant.retrieval.ann import Graph, faiss_graph, usearch_graph
 from llmquant.retrieval.codecs import Coded, Floats
 from llmquant.retrieval.pooling import pooled, unit
@@ -23,6 +22,7 @@ from llmquant.retrieval.scoring import (
     offsets_of,
 )
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.embedding import Similarity
 from llmquant.study.experiment import Codec, VectorForm
 
 Engine = Literal["exact", "faiss", "usearch"]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmquant.plugins.embedder import EmbedderInfo, OpenEmbedder, Role
+from llmquant.plugins.embedder import OpenEmbedder
 from llmquant.plugins.evaluator import LoadStats
 from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.vectors import Embeddings
+from llmquant.study.embedding import EmbedderInfo, Role
 from llmquant.study.experiment import Digest, VectorForm
 from llmquant.study.job import Device
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from llmquant.api import open_executor
 from llmquant.errors import RequestError
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_subject
 from llmquant.planning.resolve import check_choice
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
+from llmquant.plugins.opening import open_executor
 from llmquant.plugins.options import input_files
 from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.plugins.registry import Chosen, registry
@@ -120,7 +120,7 @@ def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
     """Write the checkpoint: of a quantizer that makes one, what it made; else what transformers saves."""
     from llmquant.loading.causal_lm import load_tokenizer
     from llmquant.loading.quantized import read_recipe
-    from llmquant.results.report.model_card import model_card
+    from llmquant.running.model_card import model_card
 
     if chosen.plugin.spec.checkpoint:
         shutil.copytree(loaded.path, folder)

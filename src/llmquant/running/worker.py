@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import PluginError, ReferenceFailedError, describe
-from llmquant.machine.provenance import provenance
 from llmquant.planning.lookup import restore_subject
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
@@ -30,6 +29,7 @@ from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.running.checked_results import checked_results
+from llmquant.running.provenance import provenance
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.cache import Cache
 from llmquant.storage.journal import JobRecord, Journal, end_with_parent, log_path, log_tail, read_journal, read_log

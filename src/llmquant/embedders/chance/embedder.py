@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
-    from llmquant.plugins.embedder import Role
+    from llmquant.study.embedding import Role
 
 
 class Chance:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from llmquant.errors import OptionError
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo
+from llmquant.study.embedding import EmbedderInfo
 
 
 @dataclass(frozen=True)

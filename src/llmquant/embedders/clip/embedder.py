@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
-    from llmquant.plugins.embedder import Role
+    from llmquant.study.embedding import Role
 
 # The size of an image's batch is its patches, which no input names; a text's is its tokens.
 _IMAGE_TOKENS = 256

@@ -7,7 +7,7 @@ from typing import Literal
 
 from llmquant.errors import ModelError
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo
+from llmquant.study.embedding import EmbedderInfo
 
 # What maps a tower into the space that both share; its rows are the width. Configurations may leave defaults out.
 _WIDTH_BY_TYPE = {

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from llmquant.errors import ModelError, OptionError
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo
+from llmquant.study.embedding import EmbedderInfo
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
-    from llmquant.plugins.embedder import Role
+    from llmquant.study.embedding import Role
 
 _IN_FILE = re.compile(rf"(?:.*\.)?{PROJECTION}\.(weight|bias)")
 # How adapters name the modules of Gemma3Model, depending on the class and the version they were trained with.

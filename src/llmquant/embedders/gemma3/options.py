@@ -7,7 +7,7 @@ from typing import Literal
 
 from llmquant.errors import ModelError, OptionError, UnsupportedError
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo
+from llmquant.study.embedding import EmbedderInfo
 
 # The layer that makes the vectors of late interaction, and their width, as colpali-engine's ColGemma3 has them.
 PROJECTION = "custom_text_proj"

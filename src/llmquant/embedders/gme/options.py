@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmquant.errors import ModelError
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo
+from llmquant.study.embedding import EmbedderInfo
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
-    from llmquant.plugins.embedder import Role
+    from llmquant.study.embedding import Role
 
 _IMAGE_TOKENS = 1024
 _LETTERS_PER_TOKEN = 4

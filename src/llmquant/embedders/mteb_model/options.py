@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, UnknownNameError, UnsupportedError, nearest
-from llmquant.plugins.embedder import EmbedderInfo, Modality, Similarity
+from llmquant.study.embedding import EmbedderInfo, Modality, Similarity
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
-    from llmquant.plugins.embedder import Role
+    from llmquant.study.embedding import Role
 
 # What a page without text is embedded as; every item needs a vector.
 _NO_TEXT = "empty page"

@@ -8,7 +8,7 @@ from typing import Literal
 from llmquant.embedders.sentence_transformers.options import SentenceTransformersOptions
 from llmquant.errors import OptionError
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo, Similarity
+from llmquant.study.embedding import EmbedderInfo, Similarity
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
-    from llmquant.plugins.embedder import Role
+    from llmquant.study.embedding import Role
 
 # Of what an encoder was trained with and does not need: they take no part in pooled token states.
 _UNUSED = (HEAD, r"(.*\.)?(pooler|cls|classifier|mlm_head|vocab_\w+)\..*", r"(.*\.)?position_ids")

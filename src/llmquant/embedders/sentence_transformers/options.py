@@ -12,7 +12,7 @@ from llmquant.errors import ModelError, OptionError
 from llmquant.models.folder import read_json
 from llmquant.models.hub import find_file
 from llmquant.models.info import ModelInfo
-from llmquant.plugins.embedder import EmbedderInfo, Similarity
+from llmquant.study.embedding import EmbedderInfo, Similarity
 
 _SIMILARITIES: Mapping[str | None, Similarity] = {None: "cosine", "cosine": "cosine", "dot": "dot"}
 

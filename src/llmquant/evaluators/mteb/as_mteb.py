@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from llmquant.errors import RunError, UnsupportedError
 from llmquant.evaluators.mteb.items import Rows, batched_items
-from llmquant.plugins.embedder import Role
 from llmquant.retrieval.codecs import Coded
 from llmquant.retrieval.encode import Encoded, encode_some
 from llmquant.retrieval.index import Engine, Index
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.study.embedding import Role
 from llmquant.study.experiment import VectorForm
 
 Progress = Callable[[int, int], None]

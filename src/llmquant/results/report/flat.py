@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import fields
 
-from llmquant.results.neutral import csv_cell
 from llmquant.results.rows import Row
+from llmquant.study.neutral import csv_cell
 
 Value = None | bool | int | float | str
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from llmquant.results.neutral import html_text
 from llmquant.results.report.html_table import to_html_table
 from llmquant.results.report.tables import summary
 from llmquant.results.report.worst_queries import STYLE, worst_queries_html
 from llmquant.results.rows import Row
 from llmquant.study.experiment import RunId
+from llmquant.study.neutral import html_text
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 

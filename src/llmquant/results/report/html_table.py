@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmquant.results.neutral import html_text
 from llmquant.results.report.table import Table, Tone
+from llmquant.study.neutral import html_text
 
 _CLASSES: dict[Tone, str] = {"plain": "", "good": "good", "bad": "bad", "quiet": "quiet", "failed": "bad"}
 

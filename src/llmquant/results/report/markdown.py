@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmquant.results.neutral import markdown_text
 from llmquant.results.report.table import Table
+from llmquant.study.neutral import markdown_text
 
 
 def to_markdown(tables: Iterable[Table]) -> str:

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llmquant.results.neutral import printable
+from llmquant.study.neutral import printable
 
 if TYPE_CHECKING:
     from llmquant.running.scheduler import Progress

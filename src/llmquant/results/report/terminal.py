@@ -10,8 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from llmquant.results.neutral import printable
 from llmquant.results.report.table import Table, Tone
+from llmquant.study.neutral import printable
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
 # A label may take so much of the width before it is wrapped.

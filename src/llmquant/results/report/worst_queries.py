@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmquant.results.neutral import html_text
 from llmquant.results.rows import label
 from llmquant.study.experiment import RunId
+from llmquant.study.neutral import html_text
 from llmquant.study.reading import loads, read_as, read_bytes, stored
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run

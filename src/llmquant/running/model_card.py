@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from llmquant.results.neutral import markdown_text, printable
+from llmquant.study.neutral import markdown_text, printable
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo

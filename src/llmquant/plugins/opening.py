@@ -1,0 +1,31 @@
+"""Open an executor by its call, and close it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from llmquant.plugins.executor import Executor
+from llmquant.plugins.registry import registry
+from llmquant.study.call import Call
+
+
+@contextmanager
+def open_executor(executor: str | Executor) -> Iterator[Executor]:
+    """Open an executor by name, and close it afterwards; one that was given stays the giver's.
+
+    Raises:
+        RequestError: if there is none of this name, or an option is wrong.
+    """
+    if not isinstance(executor, str):
+        yield executor
+        return
+    call = Call.parse(executor)
+    if call.name == "local":  # the default means one thing, whatever else is installed
+        call = replace(call, name="llmquant/local")
+    opened: Executor = registry().construct(registry().choose("executor", call))
+    try:
+        yield opened
+    finally:
+        opened.close()
