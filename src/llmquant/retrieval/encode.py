@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from llmquant.errors import ItemError, UnsupportedError
 from llmquant.retrieval.contents import Contents, contents_of, name_of, parts_of
 from llmquant.retrieval.embedding_cache import EmbeddingCache
-from llmquant.retrieval.encode_loop import Task, encode_each
+from llmquant.retrieval.encode_loop import Encodes, Task, encode_each
 from llmquant.retrieval.items import Item
-from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.retrieval.vectors import Embeddings
 from llmquant.study.embedding import EmbedderInfo, Role
 
@@ -42,7 +41,7 @@ class Encoded:
 
 
 def encode(
-    subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
+    subject: Encodes, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
 ) -> Embeddings:
     """Encode items, every content once.
 
@@ -66,7 +65,7 @@ def encode(
 
 
 def encode_some(
-    subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
+    subject: Encodes, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
 ) -> Encoded:
     """Encode the items that can be; as `encode`, but what is wrong with an item is told beside the result.
 
@@ -77,7 +76,7 @@ def encode_some(
     return _encode(subject, items, role, progress, strict=False)
 
 
-def _encode(subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress, *, strict: bool) -> Encoded:
+def _encode(subject: Encodes, items: Sequence[Item], role: Role, progress: Progress, *, strict: bool) -> Encoded:
     embeds = subject.embeds
     late = embeds.similarity == "maxsim"
     if late and embeds.fusion != "joint":
@@ -106,7 +105,7 @@ def _encode(subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress
 
 
 def _encode_missing(
-    subject: LoadedEmbedder,
+    subject: Encodes,
     items: Sequence[Item],
     role: Role,
     contents: Contents,

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from llmquant.errors import ItemError, PluginError, SanityError
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.plugins.embedder import OpenEmbedder, Prepared
 from llmquant.retrieval.items import Item
-from llmquant.retrieval.loaded import LoadedEmbedder
-from llmquant.study.embedding import Role
+from llmquant.storage.cache import Cache
+from llmquant.study.embedding import EmbedderInfo, Role
+from llmquant.study.experiment import Digest
 from llmquant.study.job import Device
 
 # Tokens a batch, padding included, where nothing else is asked for. On a CPU core all-MiniLM-L6 took two thirds of its
@@ -34,6 +35,25 @@ _WINDOW_PAGES = 64
 _MOST_WORKERS = 16
 # Vectors of half precision have a length within 1e-3 of 1.
 _UNIT = 1e-2
+
+
+class Encodes(Protocol):
+    """What encoding needs of a loaded embedder; `LoadedEmbedder` has it."""
+
+    @property
+    def opened(self) -> OpenEmbedder: ...  # noqa: D102 - as in `LoadedEmbedder`
+    @property
+    def embeds(self) -> EmbedderInfo: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> Digest: ...  # noqa: D102
+    @property
+    def device(self) -> Device: ...  # noqa: D102
+    @property
+    def cache(self) -> Cache: ...  # noqa: D102
+    @property
+    def batch_tokens(self) -> int | None: ...  # noqa: D102
+    @property
+    def row_independent(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,7 @@ class Task:
 
 
 def encode_each(
-    subject: LoadedEmbedder, tasks: Iterable[Task], role: Role, *, dtype: DTypeLike
+    subject: Encodes, tasks: Iterable[Task], role: Role, *, dtype: DTypeLike
 ) -> Generator[tuple[Task, NDArray[Any] | ItemError]]:  # Any: `dtype`
     """Yield the vectors of each task, or what is wrong with it; not in order.
 
@@ -160,7 +180,7 @@ def _embed(
 
 
 def _checked(
-    vector: NDArray[np.float32], name: str, subject: LoadedEmbedder, dtype: np.dtype[Any]
+    vector: NDArray[np.float32], name: str, subject: Encodes, dtype: np.dtype[Any]
 ) -> NDArray[Any]:  # Any: `dtype`
     embeds = subject.embeds
     late = embeds.similarity == "maxsim"
