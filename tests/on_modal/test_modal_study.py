@@ -305,7 +305,7 @@ def test_modal_is_asked_for_what_the_options_say(server: ModalServer, job: Job, 
     assert {
         "/root/llmquant_odd/words.json",
         "/root/llmquant_odd-1.0.dist-info/entry_points.txt",
-        "/root/llmquant/executors/modal_worker.py",
+        "/root/llmquant/executors/modal/worker.py",
     } <= files
 
 

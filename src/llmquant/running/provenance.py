@@ -77,7 +77,7 @@ def _versions() -> dict[str, Json]:
 @functools.cache
 def _git_commit() -> str | None:
     """Return the commit of llmquant's own checkout; ``None`` when it was installed from a wheel."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
