@@ -195,7 +195,9 @@ def _each(
 ) -> tuple[T, ...]:  # Any: whatever the file holds
     values = data.get(key, ())
     if isinstance(values, str) or not isinstance(values, Sequence):
-        errors.append(OptionError(f"{key} must be a list, found {brief(values)}", hint=f"Write {key} = [{brief(values)}]."))
+        errors.append(
+            OptionError(f"{key} must be a list, found {brief(values)}", hint=f"Write {key} = [{brief(values)}].")
+        )
         return ()
     found = []
     for i, value in enumerate(values):
