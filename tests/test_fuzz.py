@@ -29,6 +29,7 @@ from llmquant.errors import LlmquantError, RequestError
 from llmquant.planning.resolve import Planned
 from llmquant.plugins.registry import registry
 from llmquant.results.comparison import Comparison
+from llmquant.running.progress import progress
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.store import Store
 from llmquant.study.call import Call
@@ -84,7 +85,7 @@ def read_as_compare_does(root: Path) -> None:
             record = store.read_study(study, StudyRecord.from_json)
             scheduler = Scheduler(Planned(record, {}, (), (), {}), registry(), store, _EXECUTOR)
             scheduler.take_up()
-            assert scheduler.progress().total == len(record.experiments)
+            assert progress(record, scheduler.reused, scheduler.runs, []).total == len(record.experiments)
             scheduler.jobs()
 
 

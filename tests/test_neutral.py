@@ -30,7 +30,7 @@ from llmquant.results.report.tables import summary
 from llmquant.results.report.terminal import render
 from llmquant.results.rows import rows
 from llmquant.running.model_card import model_card
-from llmquant.running.scheduler import Progress, Running
+from llmquant.running.progress import Progress, Running
 from llmquant.study.experiment import ModelUse
 from llmquant.study.neutral import csv_cell, html_text, json_text, markdown_text, printable
 from llmquant.study.run import Measurement

@@ -17,7 +17,8 @@ from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.results.comparison import Comparison
-from llmquant.running.scheduler import Progress, Scheduler
+from llmquant.running.progress import Progress
+from llmquant.running.scheduler import Scheduler
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Digest, Experiment, RunId, VectorGrid

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from llmquant.planning.resolve import Planned
     from llmquant.plugins.executor import Executor, Offer
     from llmquant.results.comparison import Comparison
-    from llmquant.running.scheduler import Progress
+    from llmquant.running.progress import Progress
     from llmquant.study.study import Study
 
 app = typer.Typer(

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.spec import RunEvent, spec_to_json
 from llmquant.running.jobs import make_groups
+from llmquant.running.progress import ActiveJob, Progress, progress
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.journal import JobRecord, log_path, log_tail, read_journal, read_log
 from llmquant.storage.store import Store, write_json
@@ -26,57 +27,6 @@ from llmquant.study.run import Failure, FailureKind, Run, Sample
 _POLL_S = 0.1
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Running:
-    """An experiment, or the loading of a model, that is under way.
-
-    Attributes:
-        label: ``bnb_4bit_nf4 · lm_eval(coqa)``.
-        done: with `total`, how far it is; `total` is 0 while that is not known.
-        since: when it began, by `time.monotonic`; of a job that was taken up, when that happened.
-    """
-
-    label: str
-    done: int
-    total: int
-    since: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How a study stands.
-
-    Attributes:
-        remaining_s: about how long it will go on; ``None`` until an experiment of each kind has been seen.
-    """
-
-    total: int
-    reused: int
-    completed: int
-    failed: int
-    running: tuple[Running, ...]
-    remaining_s: float | None
-
-
-@dataclass
-class _Active:
-    """A job that was submitted and has not ended. The one thing here that changes as the journal is read."""
-
-    job: Job
-    job_id: str
-    record: Path
-    experiments: list[Experiment]
-    attempts: dict[RunId, int]
-    offset: int = 0
-    current: RunId | None = None
-    since: float = field(default_factory=time.monotonic)  # clocks of people are set while a study runs
-    loaded: bool = False
-    done: int = 0
-    total: int = 0
-    finished: set[RunId] = field(default_factory=set)
-    told: int = 0
 
 
 class Scheduler:
@@ -106,7 +56,7 @@ class Scheduler:
         self._executor = executor
         self._fresh = fresh
         self._timeout_s = timeout_s
-        self._active: list[_Active] = []
+        self._active: list[ActiveJob] = []
 
     @functools.cached_property
     def reused(self) -> dict[RunId, Run]:
@@ -153,10 +103,10 @@ class Scheduler:
                 lost = True
             else:
                 experiments = [known[run_id] for run_id, _ in ids]
-                self._active.append(_Active(found.job, found.job_id or "", record, experiments, dict(ids)))
+                self._active.append(ActiveJob(found.job, found.job_id or "", record, experiments, dict(ids)))
         return lost
 
-    def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[RunId, Run]:
+    def run(self, watch: Callable[[Progress], None] = lambda state: None) -> dict[RunId, Run]:
         """Run what is missing; return the runs of this study, the reused ones included.
 
         Args:
@@ -165,10 +115,10 @@ class Scheduler:
         self.store.sweep()
         while self._submit() or self._active:
             self._look(watch)
-        watch(self.progress())
+        watch(progress(self.record, self.reused, self.runs, self._active))
         return self.runs
 
-    def wait(self, watch: Callable[[Progress], None] = lambda progress: None) -> dict[RunId, Run]:
+    def wait(self, watch: Callable[[Progress], None] = lambda state: None) -> dict[RunId, Run]:
         """Wait for the jobs that were taken up, and start none; return the runs of this study that there are."""
         while self._active:
             self._look(watch)
@@ -191,18 +141,6 @@ class Scheduler:
         self._active.clear()
         return count
 
-    def progress(self) -> Progress:
-        """Say how the study stands."""
-        own = [run for run_id, run in self.runs.items() if run_id not in self.reused]
-        return Progress(
-            len(self.record.experiments),
-            len(self.reused),
-            sum(run.status == "completed" for run in own),
-            sum(run.status == "failed" for run in own),
-            tuple(_running(active) for active in self._active if active.current or not active.loaded),
-            self._remaining_s(),
-        )
-
     @property
     def _taken(self) -> set[RunId]:
         """What has a run or is in a job."""
@@ -212,7 +150,7 @@ class Scheduler:
         time.sleep(_POLL_S)
         for active in list(self._active):
             self._advance(active)
-        watch(self.progress())
+        watch(progress(self.record, self.reused, self.runs, self._active))
 
     def _submitted(self) -> list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]]:
         """Read the records of jobs that another program submitted to this executor and nobody saw the end of."""
@@ -263,7 +201,7 @@ class Scheduler:
             self._executor.name,
         )
 
-    def _start(self, experiments: Sequence[Experiment]) -> _Active:
+    def _start(self, experiments: Sequence[Experiment]) -> ActiveJob:
         number, record = self.store.new_job(self.record.study_id)
         job = self._job(experiments, number)
         attempts = {e.run_id: attempt for e, (_, attempt) in zip(experiments, job.experiments, strict=True)}
@@ -271,9 +209,9 @@ class Scheduler:
         write_json(record, JobRecord(job).to_json())
         job_id = self._executor.submit(record, self.store.root)
         write_json(record, JobRecord(job, job_id).to_json())
-        return _Active(job, job_id, record, list(experiments), attempts)
+        return ActiveJob(job, job_id, record, list(experiments), attempts)
 
-    def _advance(self, active: _Active) -> None:
+    def _advance(self, active: ActiveJob) -> None:
         """Read what a job did since the last look, and settle it when it has ended."""
         state = self._executor.collect(active.job_id, self.store.root)
         if _log.isEnabledFor(logging.INFO):
@@ -295,7 +233,7 @@ class Scheduler:
                 active.current, active.loaded = None, True
                 self._settle(active, "cancelled", "")
 
-    def _read(self, active: _Active) -> None:
+    def _read(self, active: ActiveJob) -> None:
         """Read the journal on."""
         entries, active.offset = read_journal(active.record, active.offset)
         now = time.monotonic()
@@ -316,7 +254,7 @@ class Scheduler:
                 active.current, active.since, active.done, active.total = None, now, 0, 0
                 self._finish(active, run_id, self._stored(active, run_id))
 
-    def _settle(self, active: _Active, kind: FailureKind, reason: str) -> None:
+    def _settle(self, active: ActiveJob, kind: FailureKind, reason: str) -> None:
         """Take a job that has ended off the list.
 
         What was running has failed. What had not started goes into a new job, unless the worker died before it could
@@ -369,17 +307,17 @@ class Scheduler:
             _log.warning("a failed run could not be stored: %s", error)
         return run
 
-    def _stored(self, active: _Active, run_id: RunId) -> Run:
+    def _stored(self, active: ActiveJob, run_id: RunId) -> Run:
         attempt = active.attempts[run_id]
         run = self.store.attempt(run_id, attempt)
         return replace(run, experiment=next(e for e in active.experiments if e.run_id == run_id))
 
-    def _finish(self, active: _Active, run_id: RunId, run: Run) -> None:
+    def _finish(self, active: ActiveJob, run_id: RunId, run: Run) -> None:
         active.finished.add(run_id)
         self.runs[run_id] = run
         self._notify(active, run_id, run.status, run.failure.message if run.failure else "")
 
-    def _notify(self, active: _Active, run_id: RunId, status: str, message: str = "") -> None:
+    def _notify(self, active: ActiveJob, run_id: RunId, status: str, message: str = "") -> None:
         experiment = next(e for e in active.experiments if e.run_id == run_id)
         self._registry.notify(
             RunEvent(
@@ -400,27 +338,8 @@ class Scheduler:
             active.loaded = True  # what had not started is not failed, only not done
             self._settle(active, "cancelled", "the study was interrupted")
 
-    def _remaining_s(self) -> float | None:
-        """Add up what each missing experiment took in another variant."""
-        took: dict[str, list[float]] = {}
-        for run in self.runs.values():
-            if run.status == "completed":
-                took.setdefault(run.experiment.evaluator.label, []).append(run.seconds)
-        total = 0.0
-        for experiment in plan(self.record, self.runs):
-            known = took.get(experiment.evaluator.label)
-            active = next((a for a in self._active if a.current == experiment.run_id), None)
-            spent = time.monotonic() - active.since if active else 0.0
-            if active and active.done:
-                total += spent * (active.total - active.done) / active.done
-            elif known:
-                total += max(0.0, sum(known) / len(known) - spent)
-            else:
-                return None
-        return total
 
-
-def _tell(active: _Active) -> None:
+def _tell(active: ActiveJob) -> None:
     """Log what the worker wrote since the last time."""
     path = log_path(active.record)
     if path.exists() and path.stat().st_size > active.told:
@@ -432,10 +351,3 @@ def _tell(active: _Active) -> None:
         label = active.experiments[0].variant.quantizer.label
         for line in whole.decode(errors="replace").splitlines():
             _log.info("%s: %s", label, blank_secrets(line.rsplit("\r", 1)[-1].rstrip()))
-
-
-def _running(active: _Active) -> Running:
-    experiment = next((e for e in active.experiments if e.run_id == active.current), None)
-    what = experiment.evaluator.label if experiment else "quantizing" if active.total else "loading"
-    quantizer = active.experiments[0].variant.quantizer.label
-    return Running(f"{quantizer} · {what}", active.done, active.total, active.since)

@@ -18,7 +18,7 @@ from rich.text import Text
 from llmquant.study.neutral import printable
 
 if TYPE_CHECKING:
-    from llmquant.running.scheduler import Progress
+    from llmquant.running.progress import Progress
 
 _LINE_EVERY_S = 30.0
 

@@ -1,0 +1,110 @@
+"""How a study stands: what is done, what runs, and about how long the rest takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmquant.planning.resolve import plan
+from llmquant.study.experiment import Experiment, RunId
+from llmquant.study.job import Job
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
+
+
+@dataclass(frozen=True)
+class Running:
+    """An experiment, or the loading of a model, that is under way.
+
+    Attributes:
+        label: ``bnb_4bit_nf4 · lm_eval(coqa)``.
+        done: with `total`, how far it is; `total` is 0 while that is not known.
+        since: when it began, by `time.monotonic`; of a job that was taken up, when that happened.
+    """
+
+    label: str
+    done: int
+    total: int
+    since: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a study stands.
+
+    Attributes:
+        remaining_s: about how long it will go on; ``None`` until an experiment of each kind has been seen.
+    """
+
+    total: int
+    reused: int
+    completed: int
+    failed: int
+    running: tuple[Running, ...]
+    remaining_s: float | None
+
+
+@dataclass
+class ActiveJob:
+    """A job that was submitted and has not ended. The one thing here that changes as the journal is read."""
+
+    job: Job
+    job_id: str
+    record: Path
+    experiments: list[Experiment]
+    attempts: dict[RunId, int]
+    offset: int = 0
+    current: RunId | None = None
+    since: float = field(default_factory=time.monotonic)  # clocks of people are set while a study runs
+    loaded: bool = False
+    done: int = 0
+    total: int = 0
+    finished: set[RunId] = field(default_factory=set)
+    told: int = 0
+
+
+def progress(
+    record: StudyRecord, reused: Mapping[RunId, Run], runs: Mapping[RunId, Run], active: Sequence[ActiveJob]
+) -> Progress:
+    """Describe how a study stands.
+
+    Args:
+        reused: the runs that were stored before; `runs` has them too.
+    """
+    own = [run for run_id, run in runs.items() if run_id not in reused]
+    return Progress(
+        len(record.experiments),
+        len(reused),
+        sum(run.status == "completed" for run in own),
+        sum(run.status == "failed" for run in own),
+        tuple(_running(job) for job in active if job.current or not job.loaded),
+        _remaining_s(record, runs, active),
+    )
+
+
+def _running(job: ActiveJob) -> Running:
+    experiment = next((e for e in job.experiments if e.run_id == job.current), None)
+    what = experiment.evaluator.label if experiment else "quantizing" if job.total else "loading"
+    return Running(f"{job.experiments[0].variant.quantizer.label} · {what}", job.done, job.total, job.since)
+
+
+def _remaining_s(record: StudyRecord, runs: Mapping[RunId, Run], active: Sequence[ActiveJob]) -> float | None:
+    """Add up what each missing experiment took in another variant."""
+    took: dict[str, list[float]] = {}
+    for run in runs.values():
+        if run.status == "completed":
+            took.setdefault(run.experiment.evaluator.label, []).append(run.seconds)
+    total = 0.0
+    for experiment in plan(record, runs):
+        known = took.get(experiment.evaluator.label)
+        job = next((job for job in active if job.current == experiment.run_id), None)
+        spent = time.monotonic() - job.since if job else 0.0
+        if job and job.done:
+            total += spent * (job.total - job.done) / job.done
+        elif known:
+            total += max(0.0, sum(known) / len(known) - spent)
+        else:
+            return None
+    return total
