@@ -9,7 +9,7 @@ import pytest
 
 import llmquant as lq
 from llmquant import api
-from llmquant.executors.local import LocalExecutor
+from llmquant.executors.local.executor import LocalExecutor
 from llmquant.planning.resolve import Planned, resolve
 from llmquant.plugins.executor import Offer
 from llmquant.plugins.registry import registry

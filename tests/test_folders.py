@@ -13,7 +13,7 @@ import pytest
 from llmquant.errors import ModelError, OptionError, RunError
 from llmquant.evaluators.page_set import pages as local_set_pages
 from llmquant.evaluators.page_set.pages import list_pages
-from llmquant.executors.local import LocalExecutor
+from llmquant.executors.local.executor import LocalExecutor
 from llmquant.executors.modal import volume as modal_volume
 from llmquant.executors.shipping import _copy_folder
 from llmquant.models import folder as checkpoint_files

@@ -10,6 +10,6 @@ from executor_contract import ExecutorContract
 @pytest.mark.slow
 class TestLocal(ExecutorContract):
     make = """
-from llmquant.executors.local import LocalExecutor
+from llmquant.executors.local.executor import LocalExecutor
 executor = LocalExecutor(device="cpu", threads=1, max_parallel=4)
 """

@@ -10,7 +10,7 @@ import pytest
 
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.executors import LocalExecutor, local
-from llmquant.executors.local_options import LocalOptions
+from llmquant.executors.local.options import LocalOptions
 from llmquant.executors.shipping import record_path
 from llmquant.machine.hardware import Gpu
 

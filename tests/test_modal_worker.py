@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import llmquant as lq
-from llmquant.executors.local import LocalExecutor
+from llmquant.executors.local.executor import LocalExecutor
 from llmquant.executors.modal import worker as modal_worker
 from llmquant.executors.shipping import bring_home, pack
 from llmquant.plugins.registry import registry

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from llmquant.executors import supervisor
-from llmquant.executors.local import LocalExecutor
+from llmquant.executors.local.executor import LocalExecutor
 from llmquant.executors.worker_process import is_held, make_folder, stop, stop_other
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the supervisor is POSIX only")

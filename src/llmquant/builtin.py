@@ -287,8 +287,8 @@ EXECUTORS: tuple[PluginSpec, ...] = (
         kind="executor",
         name="local",
         summary="This machine: a fresh process a job, on the CPU or on as many GPUs as it has.",
-        options="llmquant.executors.local_options:LocalOptions",
-        target="llmquant.executors.local:from_options",
+        options="llmquant.executors.local.options:LocalOptions",
+        target="llmquant.executors.local.executor:from_options",
         accepts=(),
     ),
     PluginSpec(

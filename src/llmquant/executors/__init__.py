@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmquant.executors.local import LocalExecutor
+    from llmquant.executors.local.executor import LocalExecutor
     from llmquant.executors.modal.executor import ModalExecutor
     from llmquant.executors.ray.executor import RayExecutor
 
 _MODULES = {
-    "LocalExecutor": "llmquant.executors.local",
+    "LocalExecutor": "llmquant.executors.local.executor",
     "ModalExecutor": "llmquant.executors.modal.executor",
     "RayExecutor": "llmquant.executors.ray.executor",
 }

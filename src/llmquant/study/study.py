@@ -11,8 +11,8 @@ from typing import Any, TypeAlias, TypeVar
 from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest, raise_all
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import ModelRequest, VectorGrid
+from llmquant.study.file import read_study_file, unknown_format, yaml_text
 from llmquant.study.reading import brief, read_as, value_of
-from llmquant.study.study_file import read_study_file, unknown_format, yaml_text
 
 STUDY_SCHEMA = 1
 _KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", "limit", "seed")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmquant.errors import StoreError, UnsupportedError
-from llmquant.executors.local_options import LocalOptions
+from llmquant.executors.local.options import LocalOptions
 from llmquant.executors.shipping import bring_home, record_path
 from llmquant.executors.worker_process import (
     delete_abandoned,
