@@ -197,7 +197,7 @@ def main() -> None:
         disturb(studies, store, chance, arguments.pause, kills)
         if numbers(store) != numbers(calm):
             sys.exit(f"{store.root} differs from {calm.root}")
-        if left := [*store.root.rglob(".*"), *studies.folders()]:
+        if left := [*store.root.rglob(".partial-*"), *studies.folders()]:
             sys.exit(f"left: {left}")
     counts = ", ".join(f"{count} x {kill}" for kill, count in sorted(collections.Counter(kills).items()))
     print(f"{len(kills)} kills in {rounds} studies lost nothing: {counts}")
