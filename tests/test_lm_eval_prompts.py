@@ -11,7 +11,7 @@ import pytest
 from llmquant.errors import OptionError, RequestErrors, RunError, UnsupportedError
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
-from llmquant.results.report.tables import summary
+from llmquant.results.report.summary import summary
 from llmquant.results.rows import rows
 from llmquant.study.call import Call
 from made_up import BASELINE, MadeUpStudy, completed, experiment, scored

@@ -20,14 +20,12 @@ from llmquant.cli.inspect import print_json, say
 from llmquant.errors import StoreError
 from llmquant.models.info import ModelInfo
 from llmquant.plugins.quantizer import AppliedQuantization
-from llmquant.results.report.flat import to_csv
-from llmquant.results.report.html_page import to_html_page
-from llmquant.results.report.html_table import to_html_table
-from llmquant.results.report.markdown import to_markdown
+from llmquant.results.report.export import to_csv
+from llmquant.results.report.html import to_html_page, to_html_table
 from llmquant.results.report.progress import show_progress
+from llmquant.results.report.summary import summary
 from llmquant.results.report.table import Table
-from llmquant.results.report.tables import summary
-from llmquant.results.report.terminal import render
+from llmquant.results.report.text import render, to_markdown
 from llmquant.results.rows import rows
 from llmquant.running.model_card import model_card
 from llmquant.running.progress import Progress, Running

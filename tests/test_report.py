@@ -18,14 +18,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llmquant.errors import MissingDependencyError, StoreError
-from llmquant.results.report.flat import to_csv
-from llmquant.results.report.frame import to_frame
-from llmquant.results.report.html_table import to_html_table
-from llmquant.results.report.markdown import to_markdown
-from llmquant.results.report.numbers import decimals_for, number
-from llmquant.results.report.portable import from_portable_json, portable_json
-from llmquant.results.report.tables import Cell, Column, Table, summary
-from llmquant.results.report.terminal import print_tables, render
+from llmquant.results.report.export import from_portable_json, portable_json, to_csv, to_frame
+from llmquant.results.report.html import to_html_table
+from llmquant.results.report.summary import summary
+from llmquant.results.report.table import Cell, Column, Table, decimals_for, number
+from llmquant.results.report.text import print_tables, render, to_markdown
 from llmquant.results.rows import rows
 from llmquant.stats.paired import paired_difference
 from llmquant.study.experiment import ModelUse

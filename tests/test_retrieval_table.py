@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from llmquant.results.report.block import blocks
-from llmquant.results.report.html_page import to_html_page
-from llmquant.results.report.retrieval_table import retrieval_table
-from llmquant.results.report.tables import summary
-from llmquant.results.report.terminal import render
+from llmquant.results.report.html import to_html_page
+from llmquant.results.report.retrieval import retrieval_table
+from llmquant.results.report.summary import summary
+from llmquant.results.report.text import render
 from llmquant.results.rows import label, rows
 from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant, VectorForm
 from llmquant.study.record import StudyRecord

@@ -362,7 +362,7 @@ def _show_log(*, verbose: bool) -> None:
 
 def _finish(found: Comparison, store: str, *, as_json: bool, quiet: bool, failed: bool = False) -> None:
     """Print a comparison, and exit with 1 if a run failed."""
-    from llmquant.results.report.tables import summary
+    from llmquant.results.report.summary import summary
 
     if as_json:
         print_json(found.rows_json())

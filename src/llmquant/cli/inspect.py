@@ -70,7 +70,7 @@ def report(
 
     from llmquant.errors import OptionError, nearest
     from llmquant.results.comparison import Comparison
-    from llmquant.results.report.tables import summary
+    from llmquant.results.report.summary import summary
 
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
     writers: dict[str, Callable[[], str]] = {
@@ -228,7 +228,7 @@ def print_tables(tables: Sequence[Table]) -> None:
     """Print tables as wide as the terminal is."""
     from rich.console import Console
 
-    from llmquant.results.report.terminal import print_tables as show
+    from llmquant.results.report.text import print_tables as show
 
     show(tables, Console())
 

@@ -8,7 +8,7 @@ from typing import Any
 from llmquant.machine.hardware import GPU_TABLE_DATE
 from llmquant.planning.estimate import SizeEstimate
 from llmquant.plugins.executor import Offer
-from llmquant.results.report.tables import Table
+from llmquant.results.report.table import Table
 from llmquant.results.rows import label
 from llmquant.study.experiment import RunId
 from llmquant.study.record import StudyRecord

@@ -87,7 +87,7 @@ class Comparison:
             DamagedError: if it is no such file.
             StoreError: if a newer version wrote it.
         """
-        from llmquant.results.report.portable import from_portable_json
+        from llmquant.results.report.export import from_portable_json
 
         hint = "Write it again with Comparison.save_json or `llmquant report STORE -f json`."
         record, runs, samples, dollars = load(Path(path), from_portable_json, hint=hint)
@@ -113,33 +113,33 @@ class Comparison:
         Raises:
             MissingDependencyError: if pandas is not installed.
         """
-        from llmquant.results.report.frame import to_frame
+        from llmquant.results.report.export import to_frame
 
         return to_frame(self.rows())
 
     def to_text(self, *, width: int = 120) -> str:
         """Return the summary as plain text."""
-        from llmquant.results.report.tables import summary
-        from llmquant.results.report.terminal import render
+        from llmquant.results.report.summary import summary
+        from llmquant.results.report.text import render
 
         return render(summary(self.rows(), self.record), width)
 
     def to_markdown(self) -> str:
         """Return the summary as Markdown."""
-        from llmquant.results.report.markdown import to_markdown
-        from llmquant.results.report.tables import summary
+        from llmquant.results.report.summary import summary
+        from llmquant.results.report.text import to_markdown
 
         return to_markdown(summary(self.rows(), self.record))
 
     def to_csv(self) -> str:
         """Return `rows` as comma-separated values."""
-        from llmquant.results.report.flat import to_csv
+        from llmquant.results.report.export import to_csv
 
         return to_csv(self.rows())
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the study as one JSON object, samples included; `load` reads it."""
-        from llmquant.results.report.portable import portable_json
+        from llmquant.results.report.export import portable_json
 
         return portable_json(self.record, self.runs, self.samples(), self.dollars)
 
@@ -165,7 +165,7 @@ class Comparison:
 
     def to_html(self) -> str:
         """Return the study as one self-contained page: its tables, and the queries that embedders answer worst."""
-        from llmquant.results.report.html_page import to_html_page
+        from llmquant.results.report.html import to_html_page
 
         return to_html_page(self.rows(), self.record, self.runs, self._files)
 
@@ -181,8 +181,8 @@ class Comparison:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        from llmquant.results.report.html_table import to_html_table
-        from llmquant.results.report.tables import summary
+        from llmquant.results.report.html import to_html_table
+        from llmquant.results.report.summary import summary
 
         return to_html_table(summary(self.rows(), self.record))
 

@@ -1,26 +1,250 @@
-"""The tables of cost: memory, speed, and whatever else depends on the machine."""
+"""The tables of cost: memory, speed, whatever else depends on the machine, and what was paid."""
 
 from __future__ import annotations
 
-from llmquant.results.report.block import Block
-from llmquant.results.report.columns import table, unknown
-from llmquant.results.report.memory_table import memory_table
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llmquant.results.report.block import Block, Measure, conditions, ordered, varying
 from llmquant.results.report.quality import is_quality
-from llmquant.results.report.retrieval_table import LATENCIES, headlines
-from llmquant.results.report.speed_table import METRICS, speed_table
-from llmquant.results.report.table import Table
+from llmquant.results.report.retrieval import LATENCIES, headlines
+from llmquant.results.report.table import MIB, Cell, Column, Table, decimals_for, decimals_of, number
+from llmquant.results.rows import Row
+from llmquant.study.experiment import RunId
+
+_Filled: TypeAlias = tuple[Column, list[Cell]]
+"""A column and its cells, one per variant."""
 
 
 def cost_tables(block: Block) -> list[Table]:
     """Make the tables for which there are measurements."""
     costs = [measure for measure in block.measures if not is_quality(block, measure)]
     memory = [measure for measure in costs if measure.unit == "bytes"]
-    speed = [measure for measure in costs if measure.metric in METRICS]
+    speed = [measure for measure in costs if measure.metric in _SPEED_METRICS]
     known = {*memory, *speed}
     other = [m for m in costs if m not in known and not (m.metric.startswith(LATENCIES) and headlines(block))]
     found = (
-        memory_table(block, memory),
-        speed_table(block, speed),
-        table(block, "Other measurements", unknown(block, other)),
+        _memory_table(block, memory),
+        _speed_table(block, speed),
+        _table(block, "Other measurements", _unknown(block, other)),
     )
     return [each for each in found if each is not None]
+
+
+_WEIGHTS, _STATE, _LOADING = "weights_bytes", "weights_quantization_state_bytes", "load_peak_bytes"
+# Both are above the weights, and have the key-value cache in them.
+_RUNNING = ("prefill_peak_bytes", "decode_peak_bytes")
+# Told by the rows, the CSV and the JSON; a table to decide from is better without them.
+_UNSHOWN_MEMORY = (
+    "weights_parameters_bytes",
+    "weights_buffers_bytes",
+    "checkpoint_disk_bytes",
+    "kv_cache_bytes_per_token",
+    "bytes_per_document",
+)
+
+
+def _memory_table(block: Block, measures: Sequence[Measure]) -> Table | None:
+    """Make the table from measures in bytes; ``None`` where there are none."""
+    first = {measure.metric: measure for measure in reversed(measures)}
+    columns: list[_Filled] = []
+    if _WEIGHTS in first:
+        weights = _values(block, first[_WEIGHTS])
+        columns.append(_sizes(block, first[_WEIGHTS], ("weights", "MiB"), weights))
+        if block.baseline in block.variants and len(block.variants) > 1:
+            columns.append(_times_smaller(block, first[_WEIGHTS], weights))
+    if _STATE in first:
+        columns.append(_sizes(block, first[_STATE], ("quantization", "state MiB"), _values(block, first[_STATE])))
+    if _LOADING in first:
+        columns.append(_sizes(block, first[_LOADING], ("peak MiB", "loading"), _values(block, first[_LOADING])))
+    running, footnotes = _running(block, measures)
+    known = {_WEIGHTS, _STATE, _LOADING, *_RUNNING, *_UNSHOWN_MEMORY}
+    columns += running + _unknown(block, [measure for measure in measures if measure.metric not in known])
+    return _table(block, "Memory", columns, footnotes)
+
+
+def _running(block: Block, measures: Sequence[Measure]) -> tuple[list[_Filled], list[str]]:
+    """Add to the weights the most that a pass adds; a column for each evaluator's prompts."""
+    columns: list[_Filled] = []
+    footnotes: list[str] = []
+    apart = varying([measure for measure in measures if measure.metric == _RUNNING[-1]])
+    for key in dict.fromkeys(measure.evaluator_key for measure in measures):
+        mine = {measure.metric: measure for measure in measures if measure.evaluator_key == key}
+        adds = [mine[metric] for metric in _RUNNING if metric in mine]
+        if _WEIGHTS not in mine or not adds:
+            continue
+        held, added = _values(block, mine[_WEIGHTS]), [_values(block, measure) for measure in adds]
+        # Unless all of it was measured there is no most.
+        totals = [
+            weights + max(peak for peak in peaks if peak is not None)
+            if weights is not None and None not in peaks
+            else None
+            for weights, *peaks in zip(held, *added, strict=True)
+        ]
+        name = ("peak MiB", "running", conditions(adds[-1].at, only=apart, brief=True))
+        columns.append(_sizes(block, mine[_WEIGHTS], name, totals))
+        passes = " or ".join(measure.metric.partition("_")[0] for measure in adds)
+        at = conditions(adds[-1].at)
+        footnotes.append(
+            f"running: the weights and the most that {passes} adds to them, key-value cache included"
+            + (f" ({at})." if at else ".")
+        )
+    return columns, footnotes
+
+
+def _times_smaller(block: Block, measure: Measure, weights: Sequence[float | None]) -> _Filled:
+    base = weights[block.variants.index(block.baseline or "")]
+    ratios = [base / size if base and size else None for size in weights]
+    return Column(("× smaller",)), _cells(block, measure, ratios, decimals=2)
+
+
+def _sizes(block: Block, measure: Measure, name: tuple[str, ...], values: Sequence[float | None]) -> _Filled:
+    return Column(name), _cells(block, measure, [None if v is None else v / MIB for v in values], decimals=1)
+
+
+def _cells(block: Block, measure: Measure, values: Sequence[float | None], *, decimals: int) -> list[Cell]:
+    return [
+        block.no_cell(variant, measure.evaluator_key) if value is None else Cell(number(value, decimals))
+        for variant, value in zip(block.variants, values, strict=True)
+    ]
+
+
+def _values(block: Block, measure: Measure) -> list[float | None]:
+    found = [block.row(variant, measure) for variant in block.variants]
+    return [None if row is None else row.value for row in found]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How a metric is shown.
+
+    Attributes:
+        unit: after the name.
+        at: the conditions in its heading, whether they vary or not.
+        ends: at its smallest and largest conditions; else only the largest.
+        beside: a metric that follows it in brackets.
+    """
+
+    name: str
+    unit: str
+    at: tuple[str, ...]
+    ends: bool
+    beside: str = ""
+
+
+_SHOWN = {
+    "prefill_ms": _Shown("prefill", " ms", ("prompt_tokens",), ends=True),
+    "ttft_ms": _Shown("TTFT", " ms", ("prompt_tokens",), ends=False),
+    "decode_ms_per_token": _Shown(
+        "decode", " ms/token", ("prompt_tokens",), ends=False, beside="decode_ms_per_token_p95"
+    ),
+    "generated_tokens_per_s": _Shown("tokens/s", "", ("batch",), ends=True),
+}
+# Told by the rows, the CSV and the JSON; a table to decide from is better without them.
+_UNSHOWN_SPEED = (
+    "prefill_ms_p95",
+    "ttft_ms_p95",
+    "decode_ms_per_token_p95",
+    "decode_tokens_per_s",
+    "prefill_tokens_per_s",
+)
+_SPEED_METRICS = frozenset([*_SHOWN, *_UNSHOWN_SPEED])
+
+
+def _speed_table(block: Block, measures: Sequence[Measure]) -> Table | None:
+    """Make the table from measures of `_SPEED_METRICS`; ``None`` where there are none."""
+    columns: list[_Filled] = []
+    constant: dict[str, dict[str, None]] = {}
+    for metric, shown in _SHOWN.items():
+        all_of_it = [measure for measure in measures if measure.metric == metric]
+        headed = varying(all_of_it) | set(shown.at)
+        for key in dict.fromkeys(measure.evaluator_key for measure in all_of_it):
+            mine = ordered(measure for measure in all_of_it if measure.evaluator_key == key)
+            for measure in dict.fromkeys([mine[0], mine[-1]] if shown.ends else [mine[-1]]):
+                like = (shown.beside, key, measure.at)
+                beside = next((m for m in measures if (m.metric, m.evaluator_key, m.at) == like), None)
+                name = f"{shown.name}{shown.unit}{'' if beside is None else ' (p95)'}"
+                at = conditions(measure.at, only=headed, brief=True)
+                columns.append(_measured(block, measure, (name, at), beside=beside))
+            rest = conditions(mine[-1].at, only={name for name, _ in mine[-1].at} - headed)
+            constant.setdefault(rest, {})[shown.name] = None
+    notes = [f"{', '.join(names)}: {rest}." for rest, names in constant.items() if rest]
+    return _table(block, "Speed", columns, [" ".join(["Medians of repeated passes.", *notes])])
+
+
+def money_table(rows: Sequence[Row]) -> Table | None:
+    """Make the table, a line a run; ``None`` where nothing was paid for."""
+    paid: dict[RunId, list[Row]] = {}
+    for row in rows:
+        if row.dollars is not None:
+            paid.setdefault(row.run_id, []).append(row)
+    if not paid:
+        return None
+    lines = []
+    for found in paid.values():
+        first = found[0]
+        dollars, samples = first.dollars or 0.0, _samples(found)
+        thousand = _dollars(1000 * dollars / samples) if samples else "–"
+        lines.append((" · ".join([first.variant, first.evaluator]), _dollars(dollars), thousand))
+    total = sum(found[0].dollars or 0.0 for found in paid.values())
+    footnote = (
+        f"About ${total:.2f} in all: an estimate from how long the machines ran and their rates. What starting and "
+        "loading took is shared out by how long the runs took."
+    )
+    return Table("Paid", ("run", "dollars", "dollars a thousand samples"), tuple(lines), (footnote,))
+
+
+def _dollars(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _samples(rows: Sequence[Row]) -> int:
+    """Count what a run scored; 0 for one that measured hardware."""
+    by_task: dict[str, int] = {}
+    for row in rows:
+        if row.hardware is None and row.n is not None:
+            by_task[row.task] = max(row.n, by_task.get(row.task, 0))
+    return sum(by_task.values())
+
+
+def _measured(block: Block, measure: Measure, name: tuple[str, ...], *, beside: Measure | None = None) -> _Filled:
+    """Fill a column with a measure's values; those of a second measure follow in brackets."""
+    column = block.column(measure)
+    factor = 1 / MIB if measure.unit == "bytes" else 1.0
+    decimals = decimals_for(factor * row.stderr for row in column if row.stderr)
+    if decimals is None:
+        decimals = decimals_of(factor * row.value for row in column if row.value is not None)
+
+    def write(row: Row) -> Cell:
+        text = number(factor * (row.value or 0.0), decimals)
+        if row.stderr is not None:
+            text += f" ± {number(factor * row.stderr, decimals)}"
+        second = None if beside is None else block.row(row.variant, beside)
+        if second is not None and second.value is not None:
+            text += f" ({number(factor * second.value, decimals)})"
+        return Cell(text)
+
+    return Column(name), [block.cell(variant, measure, write) for variant in block.variants]
+
+
+def _unknown(block: Block, measures: Sequence[Measure]) -> list[_Filled]:
+    """Fill columns with metrics that nobody here knows, each at its smallest and largest conditions."""
+    found = []
+    for metric in dict.fromkeys((m.evaluator_key, m.task, m.metric, m.unit) for m in measures):
+        mine = ordered(m for m in measures if (m.evaluator_key, m.task, m.metric, m.unit) == metric)
+        for measure in dict.fromkeys([mine[0], mine[-1]]):
+            unit = "MiB" if measure.unit == "bytes" else measure.unit
+            name = f"{measure.metric.removesuffix('_bytes').replace('_', ' ')} {unit}".strip()
+            found.append(_measured(block, measure, (measure.task, name, conditions(measure.at, only=varying(mine)))))
+    return found
+
+
+def _table(block: Block, title: str, columns: Sequence[_Filled], footnotes: Sequence[str] = ()) -> Table | None:
+    """Put columns beside the variants' names; ``None`` where there are none."""
+    if not columns:
+        return None
+    names = [Cell(variant) for variant in block.variants]
+    rows = tuple(zip(names, *(cells for _, cells in columns), strict=True))
+    heads = (Column(("variant",), align="left"), *(column for column, _ in columns))
+    return Table(title, heads, rows, tuple(footnotes)).without_empty_rows()

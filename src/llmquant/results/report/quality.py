@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 
 from llmquant.errors import OptionError
 from llmquant.results.report.block import Block, Measure, conditions, varying
-from llmquant.results.report.numbers import decimals_for, decimals_of, number, number_apart
-from llmquant.results.report.retrieval_table import headlines
-from llmquant.results.report.table import Cell, Column, Table, Tone
+from llmquant.results.report.retrieval import headlines
+from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, decimals_of, number, number_apart
 from llmquant.results.rows import Row
 from llmquant.study.call import Call
 

@@ -1,4 +1,4 @@
-"""Tables in a terminal: they fit its width, and wide ones are split instead of folded."""
+"""Tables as text: in a terminal, where they fit its width, and as GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from llmquant.results.report.table import Table, Tone
-from llmquant.study.neutral import printable
+from llmquant.study.neutral import markdown_text, printable
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
 # A label may take so much of the width before it is wrapped.
@@ -95,3 +95,29 @@ def _footnotes(table: Table) -> RichTable:
     for note in table.footnotes:
         grid.add_row("·" if table.columns else "-", Text(note))
     return grid
+
+
+def to_markdown(tables: Iterable[Table]) -> str:
+    """Write tables as Markdown: headings, pipe tables, lists of footnotes."""
+    parts: list[str] = []
+    heading = ""
+    for table in (each.mapped(markdown_text) for each in tables):
+        if table.heading and table.heading != heading:
+            parts.append(f"## {table.heading}")
+        heading = table.heading
+        parts.append(f"### {table.title}")
+        if table.columns:
+            parts.append(_pipes(table))
+        if table.footnotes:
+            parts.append("\n".join(f"- {note}" for note in table.footnotes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _pipes(table: Table) -> str:
+    columns = [table.column(index) for index in range(len(table.columns))]
+    lines = [
+        [column.title for column in columns],
+        ["---:" if column.align == "right" else ":---" for column in columns],
+        *([cell.text for cell in row] for row in table.cells()),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

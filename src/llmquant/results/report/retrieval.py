@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmquant.results.report.block import Block, Measure
-from llmquant.results.report.numbers import decimals_for, decimals_of, number, number_apart
-from llmquant.results.report.table import Cell, Column, Table, Tone
+from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, decimals_of, number, number_apart
 from llmquant.results.rows import Row
 
 BYTES = "bytes_per_document"
@@ -200,6 +199,3 @@ def _notes(lines: Sequence[_Line], tasks: int, *, unequal: bool) -> list[str]:
     if unequal:
         notes.append("The models were not searched with the same tasks: their means do not compare.")
     return notes
-
-
-__all__ = ["BYTES", "LATENCIES", "headlines", "retrieval_table"]

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from llmquant.results.report.block import Block, blocks
-from llmquant.results.report.cost import cost_tables
-from llmquant.results.report.money_table import money_table
+from llmquant.results.report.cost import cost_tables, money_table
 from llmquant.results.report.quality import quality_table
-from llmquant.results.report.retrieval_table import retrieval_table
-from llmquant.results.report.table import Cell, Column, Table
+from llmquant.results.report.retrieval import retrieval_table
+from llmquant.results.report.table import Table
 from llmquant.results.rows import Row, failures, missing
 from llmquant.study.record import StudyRecord
 
@@ -120,6 +119,3 @@ def _provenance(rows: Iterable[Row]) -> list[str]:
         which = "; ".join(f"{variant} · {', '.join(evaluators)}" for variant, evaluators in variants.items())
         lines.append(f"{which}: run with {'; '.join(differences)}.")
     return lines
-
-
-__all__ = ["Cell", "Column", "Table", "summary"]

@@ -1,19 +1,27 @@
-"""A whole study in one JSON file: its record, runs and samples, enough to compare again anywhere."""
+"""A study as data: rows for spreadsheets and data frames, and one JSON file from which it is compared again."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import DamagedError
+from llmquant.errors import DamagedError, MissingDependencyError
+from llmquant.results.rows import Row
 from llmquant.study.experiment import RunId
+from llmquant.study.neutral import csv_cell
 from llmquant.study.reading import NumberFromZero, read_as, stored
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import SCHEMA_VERSION, Run, Sample, check_schema
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _KIND = "llmquant study"
+_Value = None | bool | int | float | str
 
 
 def portable_json(
@@ -82,3 +90,50 @@ def _sample_out(sample: Sample) -> dict[str, Any]:  # Any: a JSON object
     # JSON has no NaN and no infinity.
     scores = {metric: v if math.isfinite(v) else str(v) for metric, v in sample.scores.items()}
     return {**vars(sample), "scores": scores}
+
+
+def _flat(rows: Sequence[Row]) -> list[dict[str, _Value]]:
+    """Return a record a row: the fields of `Row`, and each condition as a column of its own, ``at_prompt_tokens``."""
+    conditions = sorted({f"at_{key}" for row in rows for key in row.at})
+    found = []
+    for row in rows:
+        record: dict[str, _Value] = dict.fromkeys(_columns(conditions))
+        record |= {name: value for name, value in vars(row).items() if name in record}
+        record |= {f"at_{key}": value for key, value in row.at.items()}
+        record["provenance_differences"] = "; ".join(row.provenance_differences)
+        found.append(record)
+    return found
+
+
+def _columns(conditions: Sequence[str] = ()) -> list[str]:
+    """List the columns, in order."""
+    names = [field.name for field in fields(Row)]
+    place = names.index("at")
+    return [*names[:place], *conditions, *names[place + 1 :]]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Write rows as comma-separated values; what is not there is an empty field, and no text is a formula."""
+    records = _flat(rows)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    for line in (records[0] if records else _columns(), *(record.values() for record in records)):
+        writer.writerow([csv_cell(value) if isinstance(value, str) else value for value in line])
+    return stream.getvalue()
+
+
+def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return a tidy frame: a line a row, a column a field, conditions as ``at_...``; what is not there is missing.
+
+    Raises:
+        MissingDependencyError: if pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a data frame needs pandas, which is not installed", hint='Run: pip install "llmquant[frame]"'
+        ) from error
+    records = _flat(rows)
+    # A column of None alone has no type to guess; pandas' own missing value lets numbers be numbers.
+    return pd.DataFrame.from_records(records, columns=list(records[0]) if records else _columns()).convert_dtypes()
