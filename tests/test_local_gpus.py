@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmquant.errors import OptionError, UnsupportedError
-from llmquant.executors import LocalExecutor, local
+from llmquant.executors import LocalExecutor
+from llmquant.executors.local import executor as local
 from llmquant.executors.local.options import LocalOptions
 from llmquant.executors.shipping import record_path
 from llmquant.machine.hardware import Gpu
