@@ -176,7 +176,8 @@ def test_csv_of_another_form_is_refused_once(file, data, words):
 
 
 @pytest.mark.parametrize(
-    ("data", "hint"), [(gzip.compress(b"{}", mtime=0), "gzip"), (b"PAR1\x15\0", "Parquet"), (b"PK\3\4\x14\0", "spreadsheet")]
+    ("data", "hint"),
+    [(gzip.compress(b"{}", mtime=0), "gzip"), (b"PAR1\x15\0", "Parquet"), (b"PK\3\4\x14\0", "spreadsheet")],
 )
 def test_files_of_another_form_are_called_by_it(file, data, hint):
     """Rather than taken for text in another encoding."""
