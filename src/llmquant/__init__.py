@@ -1,6 +1,6 @@
 """Which quantization should I ship, for this model, on this hardware, and is the loss real?
 
-Public names are imported when they are first used, so that ``import llmquant`` loads neither torch nor numpy.
+Public names are imported on first use, so ``import llmquant`` loads neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [*_HOME, "errors", "executors"]  # noqa: PLE0604 - the names are strings, one table says where they live
+__all__ = [*_HOME, "errors", "executors"]  # noqa: PLE0604 - the names are strings from one table
 
 
 def __getattr__(name: str) -> Any:  # Any: public names are of every kind

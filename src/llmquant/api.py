@@ -30,22 +30,22 @@ Watch = Callable[[Progress], None]
 
 
 class Ui(Protocol):
-    """What whoever started a study is told and asked, at the four moments that there are."""
+    """The four moments at which the caller of a study is informed or asked."""
 
     def planned(self, planned: Planned, executor: Executor) -> None:
-        """Hear what will run, before anything is asked, paid for or started."""
+        """Receive the plan before anything is asked, paid for or started."""
         ...
 
     def agree(self, offer: Offer) -> bool:
-        """Say whether to start jobs that are paid for."""
+        """Return whether to start jobs that cost money."""
         ...
 
     def progress(self) -> AbstractContextManager[Watch]:
-        """Show how the study stands: inside the block, what it gives is called about ten times a second."""
+        """Show the study's progress; the function it yields is called about ten times per second inside the block."""
         ...
 
     def interrupted(self, study: str) -> bool:
-        """Say, after Ctrl-C, whether to end jobs that could continue without this program."""
+        """Return, after Ctrl-C, whether to cancel jobs that could continue without this program."""
         ...
 
 
@@ -54,9 +54,10 @@ class Submitted:
     """A study whose jobs continue without this program.
 
     Attributes:
-        study_id: for `attach`.
-        jobs: how many run.
-        waiting: experiments that wait for another's file; `compare` with the same arguments starts them.
+        study_id: the study's id, for `attach`.
+        jobs: number of running jobs.
+        waiting: number of experiments that wait for a file of another one; `compare` with the same arguments starts
+            these experiments.
     """
 
     study_id: str
@@ -65,13 +66,13 @@ class Submitted:
 
 
 class Quiet:
-    """Shows nothing; agrees to what an executor's options agree to, and ends what runs when it is interrupted."""
+    """Shows nothing; confirms a cost that the executor's options confirm, and cancels running jobs on Ctrl-C."""
 
     def planned(self, planned: Planned, executor: Executor) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def agree(self, offer: Offer) -> bool:
-        """Agree where a budget or ``yes`` does."""
+        """Confirm the cost if the executor has a budget or ``yes``."""
         return offer.agreed
 
     def progress(self) -> AbstractContextManager[Watch]:
@@ -79,15 +80,15 @@ class Quiet:
         return nullcontext(lambda state: None)
 
     def interrupted(self, study: str) -> bool:
-        """End what runs."""
+        """Cancel the running jobs."""
         return True
 
 
 class WithProgress(Quiet):
-    """Shows how the study stands, in a terminal and in a notebook."""
+    """Shows the study's progress in a terminal or a notebook."""
 
     def progress(self) -> AbstractContextManager[Watch]:
-        """Show a line per running experiment."""
+        """Show one line per running experiment."""
         from llmquant.results.report.progress import show_progress
 
         return show_progress()
@@ -108,23 +109,24 @@ def compare(
     timeout_s: float | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Compare quantizations of one model or several, each against its own baseline.
+    """Compare quantizations of one or more models with each model's own baseline.
 
     Args:
         models: Hub ids (``org/name@revision``), folders, ``.gguf`` files, embedders (``bigemma3(dim=768)``).
         quantizers: presets or calls such as ``bnb_4bit(quant_type=fp4)``; empty for the defaults.
         evaluators: calls such as ``lm_eval(coqa)``; empty for the defaults.
-        vectors: forms of an embedder's vectors: ``{"dims": [768, 256], "codecs": ["float16", "int8"]}``.
-        baseline: what the others are compared with; ``None`` takes the first ``*_baseline``.
+        vectors: storage forms of embedders, for example ``{"dims": [768, 256], "codecs": ["float16", "int8"]}``.
+        baseline: quantizer to compare the others with, for example ``fp16_baseline``; ``None`` is the first
+            ``*_baseline``.
         limit: maximum documents per task (for retrieval: queries per task); ``None`` is all.
         executor: a name, a call such as ``local(threads=2)``, or an executor.
-        store: folder of the results; what it holds already is reused.
-        fresh: repeat what is stored, and read local weights again; nothing is deleted.
-        timeout_s: longest time for one experiment.
-        progress: show how the study stands.
+        store: folder of the results; stored runs are reused.
+        fresh: repeat stored experiments and read local weights again; nothing is deleted.
+        timeout_s: maximum time per experiment, in seconds.
+        progress: show the study's progress.
 
     Returns:
-        The comparison; experiments that failed are in it with their reason.
+        The comparison; failed experiments are included with the reason.
 
     Raises:
         RequestError: if the request is wrong; nothing was started.
@@ -143,10 +145,10 @@ def run_study(
     timeout_s: float | None = None,
     ui: Ui | None = None,
 ) -> Comparison:
-    """Run a study: what `compare`, the command line and notebooks do.
+    """Run a study; `compare` and the command line call this function.
 
     Args:
-        ui: what is told and asked meanwhile; ``None`` is `Quiet`.
+        ui: where progress and questions go; ``None`` is `Quiet`.
 
     Raises:
         RequestError: if the request is wrong, the executor refuses, or the cost was not confirmed; nothing was started.
@@ -187,17 +189,18 @@ def submit_study(
 def attach(
     study: str, *, executor: str | Executor, store: str | Path | Store = "results", ui: Ui | None = None
 ) -> Comparison:
-    """Wait for a study that runs without the program that submitted it, and bring home what it did.
+    """Wait for a study submitted by `submit_study`, and copy its results into the store.
 
-    What was not submitted, or was lost, is not started: `compare` with the same arguments does that.
+    Experiments that were not submitted, or whose job was lost, are not started; `compare` with the same arguments
+    starts these experiments.
 
     Args:
-        study: its id, as `submit_study` returned it.
-        executor: the one it was submitted to.
-        store: need not know the study, where the executor keeps what is needed.
+        study: the study's id, as `submit_study` returned it.
+        executor: the executor that the study was submitted to.
+        store: folder of the results; a study that is missing there is copied from the executor if possible.
 
     Raises:
-        StoreError: if neither the store nor the executor knows the study.
+        StoreError: if neither the store nor the executor has the study.
     """
     store = store if isinstance(store, Store) else Store(store)
     with open_executor(executor) as where:
@@ -217,10 +220,10 @@ def run_experiment(
     store: str | Path | Store = "results",
     fresh: bool = False,
 ) -> Run:
-    """Run one experiment of a comparison again or elsewhere.
+    """Run one experiment of a comparison again or on another executor.
 
     Args:
-        inputs: where the files are that its options name, by content.
+        inputs: paths of the files named in the experiment's options, by content digest.
     """
     record = StudyRecord(
         study_id=experiment.run_id,
@@ -237,20 +240,20 @@ def run_experiment(
 
 
 def deploy_study(study: Study, *, executor: str | Executor) -> list[str]:
-    """Make what an executor needs for a study's jobs and keep it there, so that such studies start sooner.
+    """Prepare an executor for a study's jobs, so that such studies start sooner.
 
     Returns:
-        What was made, by name.
+        The names of what was deployed.
 
     Raises:
-        RequestError: as `run_study`; also if the executor keeps nothing.
+        RequestError: as `run_study`; also if the executor does not support deploy.
     """
     with open_executor(executor) as where:
         deploy = getattr(where, "deploy", None)
         if deploy is None:
             raise UnsupportedError(f"executor {where.name!r} does not support deploy", hint="Use --on modal.")
         planned = resolve(study, registry(), Cache.default(), where)
-        with TemporaryDirectory(prefix="llmquant-empty-") as empty:  # what is stored needs an app as well
+        with TemporaryDirectory(prefix="llmquant-empty-") as empty:  # stored experiments need an app as well
             made: list[str] = deploy(Scheduler(planned, registry(), Store(empty), where).jobs())
     return made
 
@@ -275,7 +278,7 @@ def _begin(
     timeout_s: float | None,
     ui: Ui,
 ) -> Scheduler:
-    """Show, price and ask; then write the study's record and take up its jobs that run already."""
+    """Show the plan, confirm its cost, write the study's record and take up jobs that are running already."""
     if timeout_s is not None and not timeout_s > 0:
         raise OptionError(f"timeout must be above 0 s, found {timeout_s:g}")
     ui.planned(planned, executor)
@@ -285,13 +288,13 @@ def _begin(
     scheduler = Scheduler(planned, registry(), store, executor, fresh=fresh, timeout_s=timeout_s)
     _ask(scheduler, ui)
     store.write_study(planned.record.study_id, planned.record.to_json())
-    if not fresh and scheduler.take_up():  # jobs were lost meanwhile, and what they had to do is not priced yet
+    if not fresh and scheduler.take_up():  # jobs were lost meanwhile, and their experiments have no price yet
         _ask(scheduler, ui)
     return scheduler
 
 
 def _ask(scheduler: Scheduler, ui: Ui) -> None:
-    """Have the executor refuse what could not run, and whoever pays agree to what the rest may cost."""
+    """Let the executor refuse experiments that cannot run, and ask to confirm the cost of the rest."""
     offer = scheduler.check()
     if offer is not None and not ui.agree(offer):
         raise OptionError(
@@ -302,14 +305,14 @@ def _ask(scheduler: Scheduler, ui: Ui) -> None:
 def _watched(
     work: Callable[[Watch], Mapping[RunId, Run]], scheduler: Scheduler, ui: Ui, executor: Executor
 ) -> Comparison:
-    """Show how it stands. Whatever happens, no job is left that nobody can find again."""
+    """Show progress while `work` runs; on any error, leave only jobs that `attach` can find again."""
     try:
         with ui.progress() as watch:
             runs = work(watch)
     except KeyboardInterrupt:
         scheduler.stop(cancel=not executor.outlives or ui.interrupted(scheduler.record.study_id))
         raise
-    except BaseException:  # such as a disk that is full here
+    except BaseException:  # such as a full disk
         scheduler.stop(cancel=not executor.outlives)
         raise
     return Comparison.of(scheduler.record, scheduler.store, runs)
@@ -319,6 +322,6 @@ def register(spec: PluginSpec) -> None:
     """Add a plugin from a notebook or script.
 
     Raises:
-        PluginError: if its classes cannot be imported by a worker process.
+        PluginError: if a worker process cannot import the plugin's classes.
     """
     registry().register(spec)

@@ -1,4 +1,4 @@
-"""The plugins that come with llmquant: strings only, the same way a third party declares its own."""
+"""The plugins included in llmquant, declared with strings only, like the plugins of a third party."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmquant.plugins.spec import PluginSpec, hookimpl
 
 _LOCAL = 'pip install "llmquant[local]"'
 _BITSANDBYTES = (*TORCH, "bitsandbytes>=0.49")
-# optimum: what transformers loads GPTQ checkpoints with.
+# transformers loads GPTQ checkpoints with optimum.
 _GPTQMODEL = (*TORCH, "gptqmodel>=7.6", "optimum>=2.0")
 _TORCHAO = (*TORCH, "torchao>=0.18")
 _TORCHAO_LINE = 'pip install "llmquant[torchao]"'
@@ -92,7 +92,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="quantizer",
         name="round_to_nearest",
-        summary="Round-to-nearest in GPTQ's layout, no calibration: what GPTQ and AWQ have to beat.",
+        summary="Round-to-nearest in GPTQ's layout, no calibration: the reference for GPTQ and AWQ.",
         options="llmquant.quantizers.gptqmodel.options:RoundToNearestOptions",
         target="llmquant.quantizers.gptqmodel.quantizer:RoundToNearest",
         presets={
@@ -201,7 +201,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="quantizer",
         name="gguf",
-        summary="llama.cpp's block quantization by ggml, run dequantized: the loss is real, size and speed are not.",
+        summary="llama.cpp's block quantization by ggml, run dequantized: quality is real; memory and speed are not.",
         options="llmquant.quantizers.gguf.options:GgufOptions",
         target="llmquant.quantizers.gguf.quantizer:Gguf",
         presets={
@@ -215,13 +215,13 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="quantizer",
         name="prequantized",
-        summary="Somebody else's quantized checkpoint (GPTQ, AWQ, bitsandbytes, compressed-tensors) of the same model.",
+        summary="Published quantized checkpoint (GPTQ, AWQ, bitsandbytes, compressed-tensors) of the same model.",
         options="llmquant.quantizers.prequantized.options:PrequantizedOptions",
         target="llmquant.quantizers.prequantized.quantizer:Prequantized",
         requires=TORCH,
         install=_LOCAL,
         row_independent=False,
-        version="2",  # the model's tokenizer is used
+        version="2",  # uses the model's tokenizer
     ),
 )
 
@@ -232,16 +232,16 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         summary="Tasks of EleutherAI's lm-evaluation-harness, on their own data or on local rows.",
         options="llmquant.evaluators.lm_eval.options:LmEvalOptions",
         target="llmquant.evaluators.lm_eval.evaluator:LmEval",
-        # 0.4.12 is the first whose task manager builds what it is given and nothing else.
+        # 0.4.12 is the first version whose task manager builds only the requested tasks.
         requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.0"),
         install=_LOCAL,
         documents=True,
-        version="2",  # the log-softmax is taken in float32, and rows as they were written
+        version="2",  # computes the log-softmax in float32 and keeps rows as written
     ),
     PluginSpec(
         kind="evaluator",
         name="perplexity",
-        summary="How well a text is predicted: perplexity, bits per byte and nats per token.",
+        summary="Prediction quality on a text: perplexity, bits per byte and nats per token.",
         options="llmquant.evaluators.perplexity.options:PerplexityOptions",
         target="llmquant.evaluators.perplexity.evaluator:Perplexity",
         requires=("torch>=2.8", "transformers>=5.0"),
@@ -258,12 +258,12 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         requires=("torch>=2.8", "transformers>=5.0"),
         install=_LOCAL,
         hardware=True,
-        version="2",  # of HQQ and GPTQ, what belongs to the quantization is no longer among the buffers
+        version="2",  # the quantization parameters of HQQ and GPTQ are not counted as buffers
     ),
     PluginSpec(
         kind="evaluator",
         name="latency",
-        summary="Milliseconds of prefill, to the first token and for each further token, by prompt length.",
+        summary="Milliseconds for prefill, to the first token and per further token, by prompt length.",
         options="llmquant.evaluators.speed.latency_options:LatencyOptions",
         target="llmquant.evaluators.speed.latency:Latency",
         requires=("torch>=2.8", "transformers>=5.0"),
@@ -273,7 +273,7 @@ EVALUATORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="evaluator",
         name="throughput",
-        summary="Tokens a second in static batches, by batch size.",
+        summary="Tokens per second in static batches, by batch size.",
         options="llmquant.evaluators.speed.throughput_options:ThroughputOptions",
         target="llmquant.evaluators.speed.throughput:Throughput",
         requires=("torch>=2.8", "transformers>=5.0"),
@@ -286,7 +286,7 @@ EXECUTORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="executor",
         name="local",
-        summary="This machine: a fresh process a job, on the CPU or on as many GPUs as it has.",
+        summary="This machine, on its CPU or GPUs: one new process per job.",
         options="llmquant.executors.local.options:LocalOptions",
         target="llmquant.executors.local.executor:from_options",
         accepts=(),
@@ -294,7 +294,7 @@ EXECUTORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="executor",
         name="ray",
-        summary="A Ray cluster, or one that is started on this machine: an actor a job.",
+        summary="A Ray cluster, existing or started on this machine: one actor per job.",
         options="llmquant.executors.ray.options:RayOptions",
         target="llmquant.executors.ray.executor:from_options",
         accepts=(),
@@ -304,7 +304,7 @@ EXECUTORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="executor",
         name="modal",
-        summary="Modal's GPUs: a container a job.",
+        summary="Modal's GPUs: one container per job.",
         options="llmquant.executors.modal.options:ModalOptions",
         target="llmquant.executors.modal.executor:from_options",
         accepts=(),
@@ -316,5 +316,5 @@ EXECUTORS: tuple[PluginSpec, ...] = (
 
 @hookimpl
 def llmquant_register() -> Sequence[PluginSpec]:
-    """Return the plugins of llmquant itself."""
+    """Return the plugins included in llmquant."""
     return [*QUANTIZERS, *EVALUATORS, *EMBEDDER_EVALUATORS, *EMBEDDERS, *EXECUTORS]

@@ -1,4 +1,4 @@
-"""The embedders that come with llmquant and what measures them: strings only, as in `llmquant.builtin`."""
+"""The embedders included in llmquant and their evaluators, declared with strings only as in `llmquant.builtin`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="embedder",
         name="bigemma3",
-        summary="Gemma 3, one vector an item (BiGemma3, NetraEmbed).",
+        summary="Gemma 3, one vector per item (BiGemma3, NetraEmbed).",
         options="llmquant.embedders.gemma3.options:BiGemma3Options",
         target="llmquant.embedders.gemma3.embedder:BiGemma3",
         presets={"bigemma3-4b-embedding": {"checkpoint": "Cognitive-Lab/NetraEmbed"}},
@@ -65,7 +65,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="embedder",
         name="clip",
-        summary="CLIP, SigLIP and SigLIP 2: a text tower and an image tower with one space.",
+        summary="CLIP, SigLIP and SigLIP 2: texts and images in one vector space.",
         options="llmquant.embedders.clip.options:ClipOptions",
         target="llmquant.embedders.clip.embedder:Clip",
         presets={"siglip": {"checkpoint": "google/siglip-so400m-patch14-384"}},
@@ -77,7 +77,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="embedder",
         name="gme",
-        summary="GME: Qwen2-VL as an embedder of texts, images and both at once.",
+        summary="GME: Qwen2-VL as an embedder of texts, images and their combination.",
         options="llmquant.embedders.gme.options:GmeOptions",
         target="llmquant.embedders.gme.embedder:Gme",
         accepts=(),
@@ -99,7 +99,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="embedder",
         name="ocr_text",
-        summary="Reads pages and embeds their text; runs offline.",
+        summary="OCR of page images, then embedding of the text; runs offline.",
         options="llmquant.embedders.ocr_text.options:OcrTextOptions",
         target="llmquant.embedders.ocr_text.embedder:OcrText",
         accepts=(),
@@ -110,7 +110,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="embedder",
         name="random",
-        summary="Random unit vectors: the floor of every retrieval metric.",
+        summary="Random unit vectors: the lower bound of every retrieval metric.",
         options="llmquant.embedders.chance.options:ChanceOptions",
         target="llmquant.embedders.chance.embedder:Chance",
         accepts=(),
@@ -120,7 +120,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="embedder",
         name="mteb_model",
-        summary="Any model of one vector an item that mteb has code for.",
+        summary="Any model in mteb with one vector per item.",
         options="llmquant.embedders.mteb_model.options:MtebModelOptions",
         target="llmquant.embedders.mteb_model.embedder:MtebModelEmbedder",
         accepts=(),
@@ -145,7 +145,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="evaluator",
         name="retrieval",
-        summary="Your own pages (a folder or a PDF) and queries, scored as mteb scores.",
+        summary="Your own pages (a folder or a PDF) and queries, scored like mteb.",
         options="llmquant.evaluators.page_set.options:LocalSetOptions",
         target="llmquant.evaluators.page_set.evaluator:LocalSet",
         accepts=("embedder",),
@@ -158,7 +158,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="evaluator",
         name="drift",
-        summary="How far an embedder's vectors and rankings are from the baseline's.",
+        summary="Distance of an embedder's vectors and rankings from the baseline's.",
         options="llmquant.evaluators.drift.options:DriftOptions",
         target="llmquant.evaluators.drift.evaluator:Drift",
         accepts=("embedder",),
@@ -171,7 +171,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
     PluginSpec(
         kind="evaluator",
         name="query_latency",
-        summary="Milliseconds to encode a query, and to search a collection in the form its vectors are kept.",
+        summary="Milliseconds to encode one query and to search a collection in the stored vector format.",
         options="llmquant.evaluators.speed.query_latency_options:QueryLatencyOptions",
         target="llmquant.evaluators.speed.query_latency:QueryLatency",
         accepts=("embedder",),

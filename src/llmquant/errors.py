@@ -9,16 +9,16 @@
     │   ├── OptionError            an option has the wrong type or value
     │   ├── UnsupportedError       this model or device cannot do what was asked
     │   ├── ModelError             a model is missing, gated, damaged or unsafe to open
-    │   ├── MissingDependencyError a package is not installed; the message has the line that installs it
+    │   ├── MissingDependencyError a package is not installed; the message has the install command
     │   ├── StoreError             not a store, an empty store, or one of a newer version
     │   │   └── DamagedError       a stored file is not as llmquant writes it
-    │   └── RequestErrors          several of these, found together
+    │   └── RequestErrors          several of these errors, found together
     ├── PluginError                a plugin broke its contract or raised while it was loaded
     └── RunError                   an experiment failed; it is stored as a failed run (exit code 1)
-        ├── NotHonouredError       what was loaded is not what was asked for
+        ├── NotHonouredError       the loaded model differs from the request
         ├── SanityError            the loaded model does not produce text, or vectors that can be compared
         ├── ItemError              a text or an image cannot be encoded
-        └── ReferenceFailedError   the baseline's run, which this one is held against, left no file
+        └── ReferenceFailedError   the baseline's run failed or left no file to compare with
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LlmquantError(Exception):
 
     Args:
         message: what was wrong and what was found.
-        hint: what to do about it.
+        hint: how to fix the problem.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -78,7 +78,7 @@ class StoreError(RequestError):
 
 
 class DamagedError(StoreError):
-    """A stored file is not as llmquant writes it: cut, changed, or somebody else's."""
+    """A stored file was cut, changed, or not written by llmquant."""
 
 
 class RequestErrors(RequestError):
@@ -102,7 +102,7 @@ class RunError(LlmquantError):
 
 
 class NotHonouredError(RunError):
-    """What was loaded is not what was asked for."""
+    """The loaded model differs from the request."""
 
 
 class SanityError(RunError):
@@ -114,14 +114,14 @@ class ItemError(RunError):
 
 
 class ReferenceFailedError(RunError):
-    """The baseline's run, which an experiment is held against, failed or left no file."""
+    """The baseline's run failed or left no file to compare with."""
 
 
 def describe(error: BaseException) -> str:
-    """Word any exception for people; one without a text of its own says where it was raised."""
+    """Describe any exception for people; one without a message is described by where it was raised."""
     try:
         text = str(error).strip()
-    except BaseException as broken:  # somebody else's `__str__` may raise anything
+    except BaseException as broken:  # a third party's `__str__` may raise anything
         text, missing = "", f" whose message cannot be read ({type(broken).__name__} in its __str__)"
     else:
         missing = " without a message"
@@ -133,7 +133,7 @@ def describe(error: BaseException) -> str:
 
 
 def raise_all(errors: Sequence[RequestError]) -> None:
-    """Raise one mistake by itself, and several together.
+    """Raise a single error as it is, and several as one `RequestErrors`.
 
     Raises:
         RequestError: if there is any.
@@ -146,10 +146,10 @@ def raise_all(errors: Sequence[RequestError]) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which known names a mistyped one is close to.
+    """Suggest known names close to a mistyped name.
 
     Returns:
-        A hint: the nearest names when some are close, else all of them (or their number when they are many).
+        A hint: the nearest names if any are close, else all names (or their number, above 40 names).
     """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""What a study would be, before anything is loaded: sizes, experiments, and which presets could go on its models."""
+"""A study before anything is loaded: model sizes, experiments, and the presets that support its models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from llmquant.study.study import Study
 
 @dataclass(frozen=True)
 class Preview:
-    """What a study would be, before anything is loaded.
+    """A study before anything is loaded.
 
     Attributes:
-        sizes: by model; of the study's quantizers, or of every preset where it names none.
-        record: ``None`` where the study names neither quantizers nor evaluators.
-        runs: what is stored of it already.
-        offer: what running the rest costs at most; ``None`` where nothing is paid for.
+        sizes: predicted sizes by model, of the study's quantizers, or of every preset if the study names none.
+        record: the study's experiments; ``None`` if the study names neither quantizers nor evaluators.
+        runs: stored runs by run id; ``None`` for an experiment without a stored run.
+        offer: the maximum cost of the remaining experiments; ``None`` if running is free.
     """
 
     sizes: Mapping[str, Sequence[SizeEstimate]]
@@ -40,7 +40,7 @@ class Preview:
 
 
 def preview(study: Study, *, executor: str | Executor = "local", store: str | Path | Store = "results") -> Preview:
-    """Predict a study's sizes and list what of it is stored.
+    """Predict a study's sizes and list its stored runs.
 
     Raises:
         RequestError: if the study is wrong.
@@ -61,7 +61,7 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
 
 
 def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Study:
-    """Add every preset that is installed and can go on all models of a study, on the executor's device.
+    """Add every installed preset that supports all models of a study on the executor's device.
 
     Raises:
         RequestError: if a model is wrong.

@@ -1,4 +1,4 @@
-"""What is said before a study starts: how many experiments, where, how large, about how long."""
+"""The lines printed before a study starts: experiments, hardware, model sizes and expected time."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
             lines.append(
                 f"{info.use().name}: weights {min(s.weight_bytes or 0 for s in known) / 2**20:,.0f} to "
                 f"{max(s.weight_bytes or 0 for s in known) / 2**20:,.0f} MiB, about "
-                f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB at the peak ({largest.quantizer})"
+                f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB peak memory ({largest.quantizer})"
             )
         documents = Documents(record.limit)
         seconds += estimate_seconds(info, planned.quantizers, planned.evaluators, documents, executor)
-    lines.append(f"If nothing can be reused, roughly {duration(seconds / 2)} to {duration(seconds * 2)}")
+    lines.append(f"Expected time if nothing is reused: roughly {duration(seconds / 2)} to {duration(seconds * 2)}")
     return [*lines, *(f"note: {note}" for note in record.notes)]

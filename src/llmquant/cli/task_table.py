@@ -1,4 +1,4 @@
-"""mteb's tasks as a table: what each holds, how large it is, and by what it is scored."""
+"""mteb's tasks as a table: modalities, main metric and sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmquant.study.call import Json
 
 
 def task_table(tasks: Sequence[Any]) -> Table:  # Any: MtebTask; reports do not import evaluators
-    """Write a row a task; sizes are mteb's own, where it has counted."""
+    """Build a table with one row per task; sizes come from mteb, where mteb has counted."""
     columns = (
         Column(("mteb task",), align="left"),
         Column(("holds",), align="left"),
@@ -34,7 +34,7 @@ def task_table(tasks: Sequence[Any]) -> Table:  # Any: MtebTask; reports do not 
 
 
 def task_json(task: Any) -> dict[str, Json]:  # Any: MtebTask
-    """Return what the table says of a task, with its languages."""
+    """Return a task's table row and its languages as JSON."""
     return {
         "name": task.name,
         "type": task.type,
