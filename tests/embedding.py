@@ -63,7 +63,6 @@ class OpenWordsAndPatches:
     room: int | None = None
     batches: list[list[int]] = field(default_factory=list)
     prepared: int = 0
-    closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -106,9 +105,6 @@ class OpenWordsAndPatches:
             vectors = [vector / np.linalg.norm(vector, axis=-1, keepdims=True) for vector in vectors]
         self.batches.append([item.tokens for item in batch])
         return vectors
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def build_subject(

@@ -19,7 +19,7 @@ from llmquant.storage.journal import JobRecord, log_path, read_journal
 from llmquant.storage.store import write_json
 from llmquant.study.experiment import Experiment, RunId
 from llmquant.study.job import Job
-from misbehaving_studies import starts, wait_until
+from misbehaving_studies import wait_until
 
 HERE = Path(__file__).parent
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
@@ -174,7 +174,6 @@ class ExecutorContract:
     def test_a_study_goes_on_where_it_stopped(self, study: Study, executor: Executor, room: Path, tiny_model: Path):
         """What completed is not run again, and a hang ends at the timeout."""
         marker = room / "marker"
-        before = starts(marker)
         good = f"misbehave(not, marker={marker}, tag={GOOD})"
         hang = f"misbehave(sleep, marker={marker}, tag=hang)"
         found = lq.compare(
@@ -187,9 +186,8 @@ class ExecutorContract:
             timeout_s=6,
         )
         runs = {run.experiment.evaluator.label: run for run in found.runs.values()}
-        assert runs[good].status == "completed"
         assert runs[hang].failure.kind == "timeout"
-        assert starts(marker)[len(before) :] in (["sleephang"], [])
+        assert runs[good] == study.runs[GOOD]
 
     def test_cancel_ends_the_worker(self, sleepers, executor: Executor, room: Path):
         """When `cancel` returns, no process of the job is left; what it wrote is here, without tokens at any time."""

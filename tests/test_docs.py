@@ -42,18 +42,29 @@ def _commands() -> list[tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: value if isinstance(value, str) else None)
-def test_commands_parse(page, words):
-    """Every command, subcommand and option that a page shows is one that the program has."""
+UsageError = typer.BadParameter.__base__  # typer keeps click to itself
+
+
+def _parse(words: list[str]) -> None:
     from llmquant.cli.app import app
 
     command, rest = typer.main.get_command(app), list(words)
-    context = command.make_context("llmquant", ["doctor"])
-    while rest and hasattr(command, "commands") and rest[0] in command.commands:
+    while rest and hasattr(command, "commands"):
         command = command.commands[rest.pop(0)]
-    if not hasattr(command, "commands"):
-        context = command.make_context(" ".join(words), rest)
-    assert context.command is not None
+    command.make_context(" ".join(words), rest)
+
+
+@pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: value if isinstance(value, str) else None)
+def test_commands_parse(page, words):
+    """Every command, subcommand and option that a page shows is one that the program has."""
+    _parse(words)
+
+
+@pytest.mark.parametrize("words", ["compar ./model", "compare ./model --baselin x", "report a b c", "compare"])
+def test_commands_that_the_program_does_not_have_are_found(words):
+    """A wrong command, option or number of arguments does not parse."""
+    with pytest.raises((KeyError, UsageError)):
+        _parse(words.split())
 
 
 def test_example_plugins_of_commands_build(tmp_path, monkeypatch):

@@ -54,19 +54,15 @@ def late_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def open_as(context: Callable):
     """Return a function that opens a folder as a job would; float32 unless a quantizer is given."""
-    opened = []
 
     def get(heavy, options, folder: Path, quantizer=None):
         ctx = context()
         info = inspect_model(ModelRequest(str(folder)), ctx.cache)
         options.info(info)
         keywords = {"dtype": torch.float32} if quantizer is None else quantizer.load_kwargs(info, ctx)
-        opened.append(heavy(options).open(folder, info, keywords, ctx))
-        return opened[-1]
+        return heavy(options).open(folder, info, keywords, ctx)
 
-    yield get
-    for each in opened:
-        each.close()
+    return get
 
 
 def _page(seed: int, size: tuple[int, int] = (60, 80)) -> Image.Image:

@@ -82,7 +82,7 @@ def test_tasks_that_are_means_of_others_stand_for_these(index):
 def test_all_counted_tasks_have_sizes_that_can_be(index):
     """No task has fewer than one query or document."""
     retrieval = [task for task in index.tasks.values() if task.retrieval]
-    assert all((task.queries or 1) > 0 and (task.documents or 1) > 0 for task in retrieval)
+    assert all(size is None or size > 0 for task in retrieval for size in (task.queries, task.documents))
     assert sum(task.queries is not None for task in retrieval) > 0.95 * len(retrieval)
 
 

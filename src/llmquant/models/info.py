@@ -167,17 +167,6 @@ class ModelInfo:
         """Count the parameters; of a checkpoint that is quantized already, the stored numbers."""
         return sum(tensor.elements for tensor in self.weights)
 
-    @property
-    def base_dtype(self) -> str:
-        """Name the type that most parameters are stored in; GGUF files are dequantized to float32."""
-        counts: dict[str, int] = {}
-        for tensor in self.weights:
-            if tensor.dtype in FLOATS:
-                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
-        if self.kind == "gguf" or not counts:
-            return "float32"
-        return max(counts, key=lambda dtype: counts[dtype])
-
     def linear_layers(self) -> tuple[TensorInfo, ...]:
         """Return the weights that quantizers replace while loading: 2-D, of ``nn.Linear`` layers inside the blocks.
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmquant.study.experiment import Digest, Documents
+from llmquant.errors import RunError
+from llmquant.study.experiment import Digest, Documents, InputFile
 from llmquant.study.job import Device
 
 if TYPE_CHECKING:
@@ -37,3 +38,14 @@ class Context:
     reference: Path | None
     files: Path
     progress: Callable[[int, int], None]
+
+    def local(self, file: InputFile) -> Path:
+        """Return where a file that an option names is on this machine.
+
+        Raises:
+            RunError: if it was not brought here.
+        """
+        path = self.inputs.get(file.digest) or file.path
+        if path is None:
+            raise RunError(f"{file.name} was not brought to this worker", hint=f"Its content is {file.digest}.")
+        return path

@@ -58,10 +58,6 @@ class OpenEmbedder(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Release the device."""
-        ...
-
 
 class Embedder(Protocol):
     """Opens an embedding model. Constructed with its options, on the worker.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,13 @@ _MOST_BYTES = 64 * 2**10
 _DEEPEST = 50
 # tomllib keeps every beginning of a dotted key: gigabytes for one of ten thousand parts.
 _DOTTED = re.compile(r"""(?<![\w-])((?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""", re.ASCII)
-_ENDINGS = "A study file is .toml, .yaml or .json."
 # Plain scalars of YAML that are no text. YAML 1.1 has many more, such as no, 12:30, 0x10, 010, 1_000 and dates; here
 # they are text, as they were written, and refused where text is not wanted.
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", re.ASCII)
 _YAML: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (  # Any: scalars
     (re.compile(r"null|Null|NULL|~|"), lambda text: None),
     (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
     (re.compile(r"-?(0|[1-9]\d*)", re.ASCII), int),
-    (_NUMBER, finite),
+    (re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", re.ASCII), finite),
 )
 
 
@@ -37,7 +35,7 @@ def read_study_file(path: Path) -> Any:  # Any: whatever the file holds
     # Any: whatever the file holds
     parsers: dict[str, Callable[[str], Any]] = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": loads}
     if path.suffix not in parsers:
-        raise unknown_format(path)
+        raise OptionError(f"{path} has the ending {path.suffix!r}", hint="A study file is .toml, .yaml or .json.")
     try:
         return parsers[path.suffix](read_bytes(path, _MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
@@ -48,26 +46,10 @@ def read_study_file(path: Path) -> Any:  # Any: whatever the file holds
         raise OptionError(f"{path} cannot be parsed: {error}") from error
 
 
-def unknown_format(path: Path) -> OptionError:
-    """Make the error for another ending."""
-    return OptionError(f"{path} has the ending {path.suffix!r}", hint=_ENDINGS)
-
-
 def _toml(text: str) -> Any:  # Any: whatever the file holds
     if _DOTTED.search(text):
         raise ValueError("it is nested too deeply")
     return tomllib.loads(text)
-
-
-def yaml_text(data: Mapping[str, Any]) -> str:  # Any: JSON values
-    """Write a table as YAML that is read back equal."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Quotes a text such as 1e5 too, which YAML 1.1 does not take for a number."""
-
-    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-0123456789"))
-    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _yaml(text: str) -> Any:  # Any: whatever the file holds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest, raise_all
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import ModelRequest, VectorGrid
-from llmquant.study.file import read_study_file, unknown_format, yaml_text
+from llmquant.study.file import read_study_file
 from llmquant.study.reading import brief, read_as, value_of
 
 STUDY_SCHEMA = 1
@@ -143,26 +142,6 @@ class Study:
         if self.baseline is not None:
             data["baseline"] = self.baseline
         return {**data, "limit": "all" if self.limit is None else self.limit, "seed": self.seed}
-
-    def to_file(self, path: Path | str) -> None:
-        """Write a study file; the ending says which format: ``.toml``, ``.yaml`` or ``.json``.
-
-        Raises:
-            OptionError: for another ending.
-        """
-        path = Path(path)
-        data = self.to_json()
-        if path.suffix == ".toml":
-            import tomli_w
-
-            text = tomli_w.dumps(data)
-        elif path.suffix in (".yaml", ".yml"):
-            text = yaml_text(data)
-        elif path.suffix == ".json":
-            text = json.dumps(data, indent=2)
-        else:
-            raise unknown_format(path)
-        path.write_text(text, encoding="utf-8")
 
 
 def _field(key: str) -> Callable[[Any], Any]:  # Any: whatever somebody wrote

@@ -66,6 +66,3 @@ class OpenChance:
         # and has not changed since 2019.
         points = [np.random.Generator(np.random.PCG64(item.inputs)).normal(size=self._options.width) for item in batch]
         return [(point / np.linalg.norm(point)).astype(np.float32) for point in points]
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to release."""

@@ -88,10 +88,6 @@ class OpenClip:
                 found.update(zip(numbers, vectors, strict=True))
         return [found[i] for i in range(len(batch))]
 
-    def close(self) -> None:
-        """Release the device."""
-        self._module = None
-
     def _forward(self, inputs: Sequence[Any], *, images: bool) -> NDArray[np.float32]:  # Any: transformers
         module = self._module
         together = {name: torch.cat([each[name] for each in inputs]).to(module.device) for name in inputs[0]}

@@ -128,10 +128,6 @@ class OpenColpaliEngine:
                 found.setdefault(number, []).append(vectors)
         return [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for _, arrays in sorted(found.items())]
 
-    def close(self) -> None:
-        """Release the device."""
-        self._module = None
-
     def _forward(self, inputs: Sequence[Any]) -> list[NDArray[np.float32]]:  # Any: a BatchFeature of transformers
         tokenizer = self._processor.tokenizer
         together = collate(inputs, left=tokenizer.padding_side == "left", pad_token=tokenizer.pad_token_id)

@@ -181,10 +181,6 @@ class OpenGemma3:
             return list(found.numpy())
         return [rows[kept].numpy() for rows, kept in zip(found, mask, strict=True)]
 
-    def close(self) -> None:
-        """Release the device."""
-        del self._module, self._model, self._vectors
-
 
 def _load(path: Path, source: str, keywords: Mapping[str, Any], *, allowed: Sequence[str]) -> Any:
     # Any: transformers. The class itself and no subclass: transformers finds the renames that a checkpoint needs by the

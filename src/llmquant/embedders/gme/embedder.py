@@ -115,10 +115,6 @@ class OpenGme:
         last = states[torch.arange(len(batch), device=module.device), lengths - 1]
         return list(torch.nn.functional.normalize(last.float(), dim=-1).cpu().numpy())
 
-    def close(self) -> None:
-        """Release the device."""
-        self._module = None
-
     def _pixels(self, image: Image) -> Mapping[str, torch.Tensor]:
         width, height = image.size
         try:

@@ -128,9 +128,5 @@ class OpenMtebModel:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return vectors
 
-    def close(self) -> None:
-        """Release the device."""
-        del self._model, self._module
-
 
 __all__ = ["MtebModelEmbedder"]

@@ -93,10 +93,6 @@ class OpenOcrText:
         means = [item.mean(0) for item in items]
         return [(mean / np.linalg.norm(mean)).astype(np.float32) for mean in means]
 
-    def close(self) -> None:
-        """Release the device."""
-        self._embedder.close()
-
     def _chunks(self, lines: Sequence[str]) -> list[str]:
         """Cut a text into runs of words that overlap, none longer than a chunk may be."""
         words = [word for line in lines for word in line.split()]

@@ -195,10 +195,6 @@ class OpenSentenceTransformers:
         found: NDArray[np.float32] = vectors.cpu().numpy()
         return found
 
-    def close(self) -> None:
-        """Release the device."""
-        self._model = None
-
 
 def _own_prompt(prompts: Mapping[str, str], names: Sequence[str]) -> str:
     return next((prompts[name] for name in names if prompts.get(name)), "")

@@ -171,14 +171,14 @@ def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[
     """
     (task,) = options.tasks
     index = installed_tasks(ctx.cache)
-    files = [_local(task, ctx)] if isinstance(task, InputFile) else index.files(task)
+    files = [ctx.local(task)] if isinstance(task, InputFile) else index.files(task)
     name = read_task(files[0])["task"] if isinstance(task, InputFile) else task
     stubs = scratch / "tasks"
     stubs.mkdir()
     for number, file in enumerate(files):
         stub: dict[str, Any] = {"include": str(file)}  # Any: YAML values
         if options.data is not None:
-            stub |= rows_in_place(read_task(file), _local(options.data, ctx), options.data.name)
+            stub |= rows_in_place(read_task(file), ctx.local(options.data), options.data.name)
         (stubs / f"{number:05}.yaml").write_text(write_yaml(stub), encoding="utf-8")
     manager = TaskManager(include_path=str(stubs), include_defaults=False)
     try:
@@ -200,13 +200,6 @@ def _not_loaded(name: str, options: LmEvalOptions, error: Exception) -> RunError
             hint=f"Give HF_TOKEN if the data set is gated, or the rows as a file: lm_eval({name}, data=FILE.jsonl).",
         )
     return RunError(f"task {name!r} could not be built: {type(error).__name__}: {reason}")
-
-
-def _local(file: InputFile, ctx: Context) -> Path:
-    path = ctx.inputs.get(file.digest) or file.path
-    if path is None:
-        raise RunError(f"{file.name} was not brought to this worker", hint=f"Its content is {file.digest}.")
-    return path
 
 
 @contextlib.contextmanager

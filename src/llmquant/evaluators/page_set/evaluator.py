@@ -11,7 +11,6 @@ import datasets
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from llmquant.errors import RunError
 from llmquant.evaluators.mteb.run import evaluate_task
 from llmquant.evaluators.page_set.options import LocalSetOptions
 from llmquant.evaluators.page_set.pages import PageSet, list_pages, page_files
@@ -19,7 +18,7 @@ from llmquant.evaluators.page_set.queries import Question, read_questions
 from llmquant.plugins.context import Context
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.storage.text_files import read_text
-from llmquant.study.experiment import InputFile, digest_of
+from llmquant.study.experiment import digest_of
 from llmquant.study.run import Result
 
 MAIN = "ndcg_at_5"
@@ -55,8 +54,8 @@ def local_task(options: LocalSetOptions, ctx: Context) -> tuple[AbsTaskRetrieval
         RunError: if the files were not brought here.
         RequestError: if pages or queries are wrong.
     """
-    pages, wrong = list_pages(_local(options.pages, ctx), options.pages.name, options.dpi)
-    questions, mistaken = read_questions(_local(options.queries, ctx), options.queries.name, pages.names())
+    pages, wrong = list_pages(ctx.local(options.pages), options.pages.name, options.dpi)
+    questions, mistaken = read_questions(ctx.local(options.queries), options.queries.name, pages.names())
     for error in (*wrong, *mistaken):
         raise error
     files = page_files(pages.pages, options.dpi, ctx.cache)
@@ -114,13 +113,6 @@ def _corpus(pages: PageSet, files: Mapping[str, Path]) -> datasets.Dataset:
         return datasets.Dataset.from_dict({"id": ids, "text": texts})
     features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image(decode=False)})
     return datasets.Dataset.from_dict({"id": ids, "image": [str(files[page]) for page in ids]}, features=features)
-
-
-def _local(file: InputFile, ctx: Context) -> Path:
-    path = ctx.inputs.get(file.digest) or file.path
-    if path is None:
-        raise RunError(f"{file.name} was not brought to this worker", hint=f"Its content is {file.digest}.")
-    return path
 
 
 __all__ = ["LocalSet", "build_task", "local_task"]

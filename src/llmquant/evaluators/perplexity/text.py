@@ -20,10 +20,7 @@ def read_text(source: InputFile | str, ctx: Context) -> str:
         RunError: if it cannot be had.
     """
     if isinstance(source, InputFile):
-        path = ctx.inputs.get(source.digest) or source.path
-        if path is None:
-            raise RunError(f"{source.name} was not brought to this worker", hint=f"Its content is {source.digest}.")
-        return text_files.read_text(path, source.name)
+        return text_files.read_text(ctx.local(source), source.name)
     return "\n\n".join(_column(*_NAMED.get(source, source).split(":")))
 
 

@@ -83,10 +83,7 @@ def _documents(options: Calibrated, draw: random.Random, ctx: Context) -> tuple[
     if isinstance(chosen, str):
         return _fetch(chosen, options.calibration_seed), chosen
     if isinstance(chosen, InputFile):
-        path = ctx.inputs.get(chosen.digest) or chosen.path
-        if path is None:
-            raise RunError(f"{chosen.name} was not brought to this worker", hint=f"Its content is {chosen.digest}.")
-        documents, source = list(read_documents(path, chosen.name)), chosen.name
+        documents, source = list(read_documents(ctx.local(chosen), chosen.name)), chosen.name
     else:
         documents, source = list(chosen), f"{len(chosen)} texts"
     draw.shuffle(documents)
