@@ -1,4 +1,4 @@
-"""A plugin's own tests: what llmquant asks of every plugin, and what only this one promises."""
+"""The plugin's tests: what llmquant requires of every plugin, and what only this plugin promises."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_the_specs_conform(spec):
 
 @pytest.mark.parametrize("call", ["rtn_4bit_g32", "rtn(bits=3, group_size=16)"])
 def test_the_plugins_conform(call, tiny_model, tmp_path):
-    """A tiny checkpoint is quantized as asked, and evaluated alike twice."""
+    """A tiny checkpoint is quantized as requested, and two evaluations give the same result."""
     subject = check_quantizer(RTN, call, tiny_model, tmp_path / "quantizer")
     (result,) = check_evaluator(LOGLIKELIHOOD, "loglikelihood_of(one text, another)", subject, tmp_path / "evaluator")
     assert result.measurements[0].n == 2

@@ -20,7 +20,7 @@ def llmquant_register():
     loglikelihood_of = PluginSpec(
         kind="evaluator",
         name="loglikelihood_of",
-        summary="Log-likelihood of texts of your own, in nats a token.",
+        summary="Log-likelihood of your own texts, in nats per token.",
         options="llmquant_example.options:LoglikelihoodOptions",
         target="llmquant_example.loglikelihood:Loglikelihood",
         **NEEDS,

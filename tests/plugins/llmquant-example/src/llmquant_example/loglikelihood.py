@@ -1,4 +1,4 @@
-"""How likely the model finds each of some texts: one number a text, so that variants are compared text by text."""
+"""The log-likelihood of each text: one number per text, so that variants are compared text by text."""
 
 import hashlib
 import statistics
@@ -14,7 +14,7 @@ class Loglikelihood:
 
     @torch.inference_mode()
     def evaluate(self, subject, ctx):
-        """Yield one result: the mean log-likelihood a token, and the texts it is the mean of."""
+        """Yield one result: the mean log-likelihood per token, and the samples of that mean."""
         samples = []
         for done, text in enumerate(self.options.text):
             ctx.progress(done, len(self.options.text))

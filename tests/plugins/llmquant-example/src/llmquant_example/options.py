@@ -1,4 +1,4 @@
-"""The light half: options that check themselves before anything is loaded."""
+"""The light part: options that check themselves before anything is loaded."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from llmquant.errors import OptionError, UnsupportedError
 
 @dataclass(frozen=True)
 class RtnOptions:
-    """Bits a weight, and how many weights along a row share a scale and an offset."""
+    """Bits per weight, and the number of weights along a row that share a scale and an offset."""
 
     bits: Literal[2, 3, 4, 8] = 4
     group_size: int = 32
