@@ -425,3 +425,10 @@ def test_llmquants_own_plugins_come_by_the_same_way():
 def test_our_own_specs_conform(plugin):
     """What plugin authors are asked to check holds for the plugins that come with llmquant."""
     check_spec(plugin.spec)
+
+
+def test_the_label_of_a_list_by_position_is_what_was_written():
+    """One list in brackets is as good as several values."""
+    chosen = registry().choose("evaluator", Call.parse("latency([1,2])"))
+    assert chosen.use.label == "latency([1, 2])"
+    assert chosen.options.prompt_tokens == (1, 2)

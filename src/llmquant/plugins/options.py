@@ -86,9 +86,11 @@ def restore(cls: type[Any], data: Mapping[str, Json]) -> Options:  # Any: see Op
 def label(call: Call, options: Options) -> str:
     """Write a call for people: of a file only its name."""
     first = next((f.name for f in dataclasses.fields(options)), "")
-    args = _shown(list(call.args), getattr(options, first)) if call.args else []
+    listed = len(call.args) == 1 and isinstance(call.args[0], list)
+    shown = _shown(call.args[0] if listed else list(call.args), getattr(options, first)) if call.args else []
+    args = [shown] if listed or not isinstance(shown, list) else shown
     named = {key: _shown(value, getattr(options, key)) for key, value in call.options.items()}
-    return blank_secrets(str(Call(call.name, tuple(args if isinstance(args, list) else [args]), named)))
+    return blank_secrets(str(Call(call.name, tuple(args), named)))
 
 
 def _shown(written: Json, value: Any) -> Json:  # Any: option values
