@@ -269,7 +269,7 @@ def test_a_model_that_sees_later_tokens_fails_the_probe(load, tiny_model):
     for dtype in ("float32", "bfloat16"):
         model = load(tiny_model, dtype)
         model.module.model.forward = _without_mask(model.module.model)
-        with pytest.raises(SanityError, match="no causal language model"):
+        with pytest.raises(SanityError, match="not a causal language model"):
             check_causality(model)
 
 

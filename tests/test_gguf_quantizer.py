@@ -174,7 +174,7 @@ def test_grouped_heads_and_large_models_get_more_bits_for_values():
 )
 def test_a_weight_without_a_known_place_is_refused(name):
     """Mixtures and models with other names would get types that llama.cpp would not give them."""
-    with pytest.raises(UnsupportedError, match="not known"):
+    with pytest.raises(UnsupportedError, match="is unknown"):
         block_types({name: (256, 256)}, {}, "q4_k_m")
 
 

@@ -119,16 +119,16 @@ def test_settings_that_the_tensors_contradict_are_refused(load):
     module = copy.deepcopy(load("symmetric"))
     layer = module.model.layers[1].mlp.up_proj
     layer.bits = 8
-    with pytest.raises(NotHonouredError, match=r"mlp.up_proj is said to have 8 bits, and holds 4 bits a weight"):
+    with pytest.raises(NotHonouredError, match=r"mlp.up_proj declares 8 bits, but holds 4 bits per weight"):
         _read(module)
     layer.bits, layer.group_size = 4, 16
-    with pytest.raises(NotHonouredError, match="has 2 scales a row; groups of 16 would be 4"):
+    with pytest.raises(NotHonouredError, match="has 2 scales per row; a group size of 16 needs 4"):
         _read(module)
 
 
 def test_a_kernel_that_drops_zero_points_is_refused(load):
     """For whole rows on a CPU GPTQModel takes a kernel that computes without them, and says nothing."""
-    with pytest.raises(NotHonouredError, match="has zero points, which GPTQModel's kernel TorchFusedLinear leaves out"):
+    with pytest.raises(NotHonouredError, match="has zero points, which GPTQModel's kernel TorchFusedLinear ignores"):
         _read(load("whole_rows_with_zero_points"))
 
 

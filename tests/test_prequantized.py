@@ -230,7 +230,7 @@ def test_a_checkpoint_that_changed_is_not_evaluated(load, copy_of, info, context
     options = _options(changed.folder)
     changed.config(note="new")
     ctx = context(inputs=input_files(options))
-    with pytest.raises(ModelError, match="changed since it was asked for"):
+    with pytest.raises(ModelError, match="changed since the study was planned"):
         Prequantized(options).prepare(Path("unused"), ctx.files, ctx)
 
 
@@ -275,7 +275,7 @@ def test_a_checkpoint_of_the_model_is_accepted(write, info, name):
 
 def test_plain_weights_are_refused(info, tiny_model):
     """They are a model, not a quantization of one."""
-    with pytest.raises(UnsupportedError, match="is not quantized\nGive it as a model"):
+    with pytest.raises(UnsupportedError, match="is not quantized\nUse it as a separate model"):
         _options(tiny_model).check(info, "cpu")
 
 

@@ -48,7 +48,7 @@ def _benchmarks() -> Iterator[tuple[str, list[AbsTask]]]:
 
 
 def _can_embed(meta: ModelMeta) -> bool:
-    """Tell whether mteb can load a model that gives one vector an item, from weights that can be had."""
+    """Return whether mteb can load a model that gives one vector an item, from weights that can be had."""
     return meta.loader is not None and meta.embed_dim is not None and meta.open_weights and meta.model_type == ["dense"]
 
 

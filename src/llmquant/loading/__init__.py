@@ -1,1 +1,1 @@
-"""Models onto their device, quantized, and checked: the only room that loads."""
+"""Loading of models onto their device, quantized and checked; no other package loads models."""

@@ -1,4 +1,4 @@
-"""The one place that loads causal language models, and checks that what was loaded is what was asked for."""
+"""Load causal language models, and check that the loaded model is the requested one."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 _PROMPT = "The weather in the mountains changes quickly, so"
 _SANITY_TOKENS = 16
-# By how many standard deviations logits may move: inputs of equal shape give equal numbers, but for the experts of a
-# mixture, whose batches change. Random BERT, XLNet and XLM of 2 layers move by 0.0015 to 0.034.
+# Standard deviations by which logits may move: inputs of equal shape give equal numbers, except in mixtures of experts,
+# whose batches change. Random BERT, XLNet and XLM models of 2 layers move by 0.0015 to 0.034.
 _MOVES_FLOAT32, _MOVES_16_BIT, _MIXTURE = 1e-4, 0.01, 10
 
 
 def materialize(info: ModelInfo, cache: Cache) -> Path:
-    """Return a local folder that ``from_pretrained`` reads: downloaded or converted if need be, once.
+    """Return a local folder that ``from_pretrained`` reads; download or convert the model once if necessary.
 
     Raises:
         ModelError: if it cannot be downloaded or converted.
@@ -57,16 +57,16 @@ def materialize(info: ModelInfo, cache: Cache) -> Path:
     gguf = info.location
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependencyError(f"{info.source} needs the package gguf", hint='Run: pip install "llmquant[local]"')
-    # transformers' reading of a GGUF file may change between versions.
+    # The way transformers reads a GGUF file may change between versions.
     key = {"digest": info.digest, "dtype": "float32", "transformers": transformers.__version__}
     return cache.get("gguf", key, lambda out: _convert_gguf(gguf, out))
 
 
 def _convert_gguf(gguf: Path, out: Path) -> None:
-    """Write an ordinary checkpoint with the same function.
+    """Write an ordinary checkpoint that computes the same function.
 
-    In float32: a block's scale and minimum are float16 and its codes have at most 8 bits, so that products and sums
-    need more digits than float16 or bfloat16 have.
+    Weights are written in float32: a block's scale and minimum are float16 and its codes have at most 8 bits, so
+    products and sums need more digits than float16 or bfloat16 have.
     """
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}  # Any: from_pretrained's keywords
     if hasattr(transformers, "GgufConfig"):  # versions before it always dequantize
@@ -89,17 +89,17 @@ def load_causal_lm(
     *,
     to_save: bool = False,
 ) -> LoadedModel:
-    """Load the checkpoint at `path`, quantized, onto the context's device, and check what came out.
+    """Load the checkpoint at `path`, quantized, onto the context's device, and check the loaded model.
 
     Args:
-        path: what `materialize` or the quantizer's ``prepare`` returned; the tokenizer and the tokens that end a text
-            are those of the model itself, for every variant alike.
-        options: the quantizer's; with ``requests()``, each of these must be found in the weights.
-        to_save: it will only be written as a checkpoint.
+        path: the folder that `materialize` or the quantizer's ``prepare`` returned; every variant uses the tokenizer
+            and the end-of-text tokens of the model itself.
+        options: the quantizer's options; every value of their ``requests()`` must be found in the weights.
+        to_save: whether the model will only be written as a checkpoint.
 
     Raises:
-        ModelError: if it cannot be loaded, or lacks weights.
-        NotHonouredError: if what was loaded is not what was asked for.
+        ModelError: if the checkpoint cannot be loaded, or weights are missing.
+        NotHonouredError: if the loaded weights are not what the options request.
         UnsupportedError: if `path` is a checkpoint of another model.
     """
     keywords = quantizer.load_kwargs(info, ctx)
@@ -111,7 +111,7 @@ def load_causal_lm(
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         make_ready(module, quantizer, to_save=to_save)
-        touch_weights(module)  # else a memory-mapped checkpoint would seem to take nothing
+        touch_weights(module)  # without this a memory-mapped checkpoint would seem to take no memory
     applied = read_back(module, quantizer, options)
     home = materialize(info, ctx.cache)
     tokenizer = load_tokenizer(home, info)
@@ -129,10 +129,10 @@ def _differences(
     home: Path,
     info: ModelInfo,
 ) -> list[str]:
-    """Name what the checkpoint at `path` brings that differs from the model's own folder, whose tokenizer is used.
+    """List how the checkpoint at `path` differs from the model's own folder, whose tokenizer is used.
 
     Raises:
-        UnsupportedError: if it was made from another model.
+        UnsupportedError: if the checkpoint was made from another model.
     """
     config = transformers.AutoConfig.from_pretrained(home, trust_remote_code="trust_remote_code" in info.flags)
     found = config_differences(config, module.config, str(path), info.source)
@@ -145,7 +145,7 @@ def _differences(
 
 
 def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], device: str) -> Any:  # Any: transformers
-    # Left to itself, transformers attends by sdpa wherever the model can, and eagerly otherwise.
+    # By default transformers uses sdpa attention where the model supports it, and eager attention otherwise.
     module = load_causal(
         path,
         info.source,
@@ -156,13 +156,13 @@ def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], d
     if left and device != "cpu":
         raise ModelError(
             f"{info.source} does not fit on {torch.cuda.device_count()} GPUs: {len(left)} of its parts were left out",
-            hint="Give a job more of them (gpus_per_job), or quantize to fewer bits.",
+            hint="Use more GPUs per job (gpus_per_job), or quantize to fewer bits.",
         )
     return module
 
 
 def device_map(device: str) -> str | dict[str, str]:
-    """Say where transformers puts a model: whole on a device, or over all GPUs that this process may see."""
+    """Return where transformers puts a model: on one device, or spread over all GPUs visible to this process."""
     several = torch.device(device) == torch.device("cuda") and torch.cuda.device_count() > 1
     return "balanced" if several else {"": device}
 
@@ -171,7 +171,7 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
     """Load the tokenizer as it was saved.
 
     Raises:
-        ModelError: if there is none that transformers can load.
+        ModelError: if transformers can load no tokenizer from the folder.
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code="trust_remote_code" in info.flags)
@@ -180,7 +180,7 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
 
 
 def make_ready(module: torch.nn.Module, quantizer: Quantizer, *, to_save: bool = False) -> None:
-    """Let the quantizer do what its layers need before their first use."""
+    """Run the quantizer's preparation of its layers before their first use."""
     if hasattr(quantizer, "after_load"):
         quantizer.after_load(module, to_save=to_save)
 
@@ -190,11 +190,11 @@ def read_back(
     quantizer: Quantizer,
     options: Any,  # Any: plugins bring their own dataclasses
 ) -> AppliedQuantization:
-    """Have the quantizer say what is in the weights, and compare that with them and with what was asked for.
+    """Ask the quantizer what the weights hold, and compare its answer with the weights and with the options.
 
     Raises:
-        NotHonouredError: if what was loaded is not what was asked for.
-        PluginError: if the weights contradict what the quantizer says.
+        NotHonouredError: if the loaded weights are not what the options request.
+        PluginError: if the weights contradict the quantizer's answer.
     """
     applied = quantizer.applied(module)
     check_applied(applied, module, f"{type(quantizer).__module__}:{type(quantizer).__qualname__}")
@@ -203,10 +203,10 @@ def read_back(
 
 
 def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: plugins bring their own dataclasses
-    """Compare what the options ask for with what is in the weights.
+    """Compare the request in the options with the weights.
 
     Raises:
-        NotHonouredError: naming what was asked and what was found.
+        NotHonouredError: naming the requested and the found value.
         PluginError: if a request names no field of `AppliedQuantization`.
     """
     requests = options.requests() if hasattr(options, "requests") else {}
@@ -225,12 +225,12 @@ def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: 
 
 
 def check_causality(model: LoadedModel) -> None:
-    """Change the later half of a text and see that the logits of the earlier half stay.
+    """Change the later half of a text, and check that the logits of the earlier half stay the same.
 
-    Not for quantizers that couple the rows of a batch: there they move in causal models too.
+    This check does not suit quantizers that couple the rows of a batch: with them logits move in causal models too.
 
     Raises:
-        SanityError: if they move: the model sees the tokens that it should predict.
+        SanityError: if the logits move, because then the model sees the tokens that it should predict.
     """
     module = model.module
     tokens = model.tokenizer(_PROMPT, return_tensors="pt")["input_ids"].to(module.device)
@@ -244,20 +244,20 @@ def check_causality(model: LoadedModel) -> None:
         limit *= _MIXTURE
     if moved > limit:
         raise SanityError(
-            f"{model.info.source} is no causal language model: when the later tokens of a text change, the logits of "
-            f"the earlier ones move by {moved:.2g} standard deviations",
-            hint="Its scores would mean nothing. Give a model whose tokens see only earlier ones.",
+            f"{model.info.source} is not a causal language model: when the later tokens of a text change, the logits "
+            f"of the earlier tokens move by {moved:.2g} standard deviations",
+            hint="Its scores would mean nothing. Use a model in which every token sees only earlier tokens.",
         )
 
 
 def sanity_check(model: LoadedModel) -> str:
-    """Let the model continue a sentence by 16 tokens, the likeliest each time.
+    """Let the model continue a sentence by 16 tokens, with the likeliest token each time.
 
     Returns:
-        What it said.
+        The generated text.
 
     Raises:
-        SanityError: if logits are not finite, or the text is empty or one token repeated.
+        SanityError: if logits are not finite, or the text is empty or repeats one token.
     """
     module, tokenizer = model.module, model.tokenizer
     inputs = tokenizer(_PROMPT, return_tensors="pt").to(module.device)
@@ -269,7 +269,7 @@ def sanity_check(model: LoadedModel) -> str:
             share = 1 - finite.float().mean().item()
             raise SanityError(
                 f"{share:.0%} of the logits of {model.info.source} as {model.applied.code} are not finite",
-                hint="float16 overflows in some models trained in bfloat16; try bfloat16.",
+                hint="float16 overflows in some models trained in bfloat16. Try bfloat16.",
             )
         answer = module.generate(
             input_ids=prompt,
@@ -281,7 +281,7 @@ def sanity_check(model: LoadedModel) -> str:
         tokens = answer[0, prompt.shape[1] :].tolist()
     text = str(tokenizer.decode(tokens))
     if not text.strip():
-        raise SanityError(f"{model.info.source} as {model.applied.code} says nothing: {text!r}")
+        raise SanityError(f"{model.info.source} as {model.applied.code} generates an empty text: {text!r}")
     if len(set(tokens)) == 1:
         raise SanityError(f"{model.info.source} as {model.applied.code} repeats one token: {text!r}")
     return text

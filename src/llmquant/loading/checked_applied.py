@@ -1,4 +1,4 @@
-"""What a quantizer says of the loaded weights is compared with the weights."""
+"""Compare a quantizer's description of the loaded weights with the weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from llmquant.plugins.quantizer import AppliedQuantization
 
 
 def check_applied(applied: Any, module: torch.nn.Module, plugin: str) -> None:  # Any: what a third party returned
-    """Refuse an `AppliedQuantization` that is not one, or that contradicts the module.
+    """Refuse an `AppliedQuantization` of the wrong type, or one that contradicts the module.
 
     Args:
-        plugin: the quantizer's name, for errors.
+        plugin: the quantizer's name, for error messages.
 
     Raises:
-        PluginError: naming the field, what it says and what the module holds.
+        PluginError: naming the field, its value and what the module holds.
     """
     if not isinstance(applied, AppliedQuantization):
         raise PluginError(f"{plugin}: applied() returned {type(applied).__name__}, not AppliedQuantization")
@@ -80,7 +80,7 @@ def _layers(applied: AppliedQuantization, module: torch.nn.Module) -> Iterator[t
 
 
 def _bits(applied: AppliedQuantization, module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Compare the bits with what the linear layers hold: codes take no less, and more only if they are simulated."""
+    """Compare the bits with the size of the linear layers: codes take no less, and more only if they are simulated."""
     held = weights = 0
     for name, layer in module.named_modules():
         rows, columns = getattr(layer, "out_features", None), getattr(layer, "in_features", None)

@@ -1,4 +1,4 @@
-"""Load an embedder, quantized, and check that what was loaded is what was asked for and can tell texts apart."""
+"""Load an embedder, quantized, and check that it is the requested one and distinguishes texts."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 _TEXTS = ("The weather in the mountains changes quickly.", "Invoices are due thirty days after delivery.")
 _UNIT = 1e-2
-# Images are resized by torchvision where it is installed and by Pillow elsewhere, which are not the same pixels.
+# torchvision resizes images where it is installed, and Pillow elsewhere; their pixels differ.
 _PREPROCESSING = ("transformers", "torchvision", "pillow", "rapidocr-onnxruntime", "colpali-engine")
 
 
 def materialize_embedder(info: ModelInfo, embedder: Any, cache: Cache) -> Path | None:  # Any: Embedder, perhaps `merge`
-    """Return the local folder to open, an adapter merged in, once; ``None`` for an embedder without a checkpoint.
+    """Return the local folder to open, with an adapter merged in once; ``None`` for an embedder without a checkpoint.
 
     Raises:
-        ModelError: if it cannot be downloaded.
-        UnsupportedError: if the embedder takes no adapters.
+        ModelError: if the checkpoint cannot be downloaded.
+        UnsupportedError: if the embedder does not support adapters.
     """
     if info.kind == "none":
         return None
@@ -72,16 +72,16 @@ def load_embedder(
     """Open an embedder, quantized, on the context's device.
 
     Args:
-        quantizer_use: the quantizer as it enters identities.
-        options: the quantizer's; with ``requests()``, each of these must be found in the weights.
+        quantizer_use: the quantizer as recorded in identities.
+        options: the quantizer's options; every value of their ``requests()`` must be found in the weights.
 
     Raises:
-        ModelError: if it cannot be loaded, or lacks weights.
-        NotHonouredError: if what was loaded is not what was asked for.
+        ModelError: if the embedder cannot be loaded, or weights are missing.
+        NotHonouredError: if the loaded weights are not what the options request.
         SanityError: if its vectors are not finite, not of unit length where they should be, or all the same.
     """
     if info.embeds is None:
-        raise UnsupportedError(f"{info.source} is no embedder")
+        raise UnsupportedError(f"{info.source} is not an embedder")
     path = materialize_embedder(info, embedder, ctx.cache)
     keywords = quantizer.load_kwargs(info, ctx)
     if path is not None:
@@ -129,7 +129,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-# What an embedder without weights computes with.
+# The description of an embedder without weights.
 _NO_WEIGHTS = AppliedQuantization(
     method="none",
     code="none",
@@ -144,7 +144,7 @@ _NO_WEIGHTS = AppliedQuantization(
 
 
 def _check_sane(loaded: LoadedEmbedder) -> None:
-    """Encode two texts past the cache, and compare them."""
+    """Encode two texts without the cache, and compare their vectors."""
     embeds, name = loaded.embeds, f"{loaded.info.source} as {loaded.applied.code}"
     if "text" not in embeds.modalities:
         return
@@ -152,14 +152,14 @@ def _check_sane(loaded: LoadedEmbedder) -> None:
     first, second = (np.atleast_2d(vectors) for vectors in loaded.opened.embed(prepared, "query"))
     for vectors in (first, second):
         if vectors.shape[1] != embeds.width:
-            raise SanityError(f"{name} gives vectors of {vectors.shape[1]} numbers, and says {embeds.width}")
+            raise SanityError(f"{name} returns vectors of width {vectors.shape[1]}, but declares {embeds.width}")
         if not np.isfinite(vectors).all():
             raise SanityError(
                 f"{1 - np.isfinite(vectors).mean():.0%} of the numbers of {name} are not finite",
-                hint="float16 overflows in some models trained in bfloat16; try bfloat16.",
+                hint="float16 overflows in some models trained in bfloat16. Try bfloat16.",
             )
         lengths = np.linalg.norm(vectors, axis=1)
         if embeds.similarity != "dot" and abs(lengths - 1).max() > _UNIT:
-            raise SanityError(f"{name} gives vectors of length {lengths.max():.3f}, and {embeds.similarity} needs 1")
+            raise SanityError(f"{name} returns vectors of length {lengths.max():.3f}, but {embeds.similarity} needs 1")
     if first.shape == second.shape and np.array_equal(first, second):
-        raise SanityError(f"{name} gives different texts the same vectors")
+        raise SanityError(f"{name} returns the same vectors for different texts")

@@ -1,4 +1,4 @@
-"""What a model's weights hold in memory, and the most that a piece of work takes."""
+"""Measure the memory that a model's weights hold, and the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from llmquant.errors import describe
 
-# A layer that holds one of these holds codes there; everything else of it but the bias belongs to the quantization:
-# scales, zero points and indices, under names and in copies that differ by kernel (GPTQ, AWQ, HQQ, compressed-tensors).
+# A layer with one of these attributes holds its codes there; everything else in that layer except the bias belongs to
+# the quantization: scales, zero points and indices; names and copies differ by kernel (GPTQ, AWQ, HQQ,
+# compressed-tensors).
 _CODE_NAMES = frozenset({"qweight", "qweight_uint8", "int8_weight_nk", "weight_packed"})
-# Beside weights that are quantized and keep their name.
+# Tensors next to quantized weights that keep their name.
 _STATE_NAMES = frozenset({"weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx"})
-# What bitsandbytes hangs on parameters (the first) and on 8-bit layers (the second), by class name: the package
-# need not be installed.
+# Classes of the state that bitsandbytes attaches to parameters (the first) and to 8-bit layers (the second), by name,
+# because the package may not be installed.
 _STATE_CLASSES = frozenset({"QuantState", "MatmulLtState"})
-# What torch's allocators say where they raise a plain RuntimeError: of the CPU (two versions), of MPS, and cuBLAS.
+# Messages of torch's allocators that raise a plain RuntimeError: the CPU's (two versions), MPS's and cuBLAS's.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "MPS backend out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-# A mark that was reset and the resident memory read after it differ by what happened in between.
+# A reset mark and the resident memory read after it differ by the memory allocated in between.
 _MARK_SLACK = 2**20
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """What a module keeps between two forward passes, in bytes; every storage once.
+    """Bytes that a module keeps between two forward passes; every storage counts once.
 
     Attributes:
-        parameters: weights, quantized or not: of quantized ones the codes alone.
-        quantization_state: scales, zero points, offsets and code tables.
-        buffers: everything else that the modules hold, such as rotary frequencies.
+        parameters: bytes of weights; for quantized weights, of the codes only.
+        quantization_state: bytes of scales, zero points, offsets and code tables.
+        buffers: bytes of everything else that the modules hold, such as rotary frequencies.
     """
 
     parameters: int
@@ -52,17 +53,17 @@ class WeightBytes:
 
     @property
     def total(self) -> int:
-        """Add the three up."""
+        """Return the sum of the three."""
         return self.parameters + self.quantization_state + self.buffers
 
 
 def weight_bytes(module: torch.nn.Module) -> WeightBytes:
-    """Count the bytes that `module` holds.
+    """Count the bytes of memory that `module` holds.
 
-    Tied weights count once. Unlike the sum of the parameters this has the quantization state of bitsandbytes, which
-    hangs on the parameter (4 bit) or on the layer (8 bit, after the first forward pass), and the inner tensors of
-    tensor subclasses (torchao, quanto). It is a reading of this moment: on a CPU with AVX512-BF16 the first
-    forward pass of bitsandbytes' 4-bit layers repacks the weights and expands doubly quantized scales to bfloat16.
+    Tied weights count once. Unlike the sum of the parameters, the count includes the quantization state of
+    bitsandbytes, which is attached to the parameter (4 bit) or to the layer (8 bit, after the first forward pass), and
+    the inner tensors of tensor subclasses (torchao, quanto). The count can change later: on a CPU with AVX512-BF16 the
+    first forward pass of bitsandbytes' 4-bit layers repacks the weights and expands nested scales to bfloat16.
 
     Returns:
         Bytes on all devices together; tensors on the meta device hold nothing.
@@ -74,10 +75,10 @@ def weight_bytes(module: torch.nn.Module) -> WeightBytes:
 
 
 def touch_weights(module: torch.nn.Module) -> None:
-    """Read a byte of every page of the weights on the CPU.
+    """Read one byte of every page of the weights on the CPU.
 
-    A checkpoint in the dtype it was saved in is memory-mapped, and takes no memory before its first use. What loading
-    takes is comparable between dtypes only when it ends with this, inside `peak_memory`.
+    A checkpoint loaded in the dtype it was saved in is memory-mapped, and takes no memory before its first use. The
+    memory of loading is comparable between dtypes only if loading ends with this function, inside `peak_memory`.
     """
     for tensor, _ in _held(module):
         for leaf in _leaves(tensor):
@@ -86,7 +87,7 @@ def touch_weights(module: torch.nn.Module) -> None:
 
 
 def tensor_bytes(tensors: Iterator[torch.Tensor]) -> int:
-    """Count the bytes that `tensors` hold together, every storage once."""
+    """Count the bytes of all `tensors` together; every storage counts once."""
     storages = _Storages()
     for tensor in tensors:
         storages.add(tensor, "parameters")
@@ -94,9 +95,9 @@ def tensor_bytes(tensors: Iterator[torch.Tensor]) -> int:
 
 
 def stored_elements(module: torch.nn.Module) -> dict[str, int]:
-    """Count the stored elements of a module's weights by storage dtype, tied ones once.
+    """Count the stored elements of a module's weights by storage dtype; tied weights count once.
 
-    Of packed weights these are the packed words, and the quantization state counts; other buffers do not.
+    For packed weights the packed words count, and so does the quantization state; other buffers do not count.
     """
     kinds = elements_by_kind(module)
     return dict(kinds["parameters"] + kinds["quantization_state"])
@@ -118,7 +119,7 @@ def elements_by_kind(module: torch.nn.Module) -> dict[str, Counter[str]]:
 
 
 def own_tensors(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the plain tensors that one layer holds itself: parameters, buffers and the quantization state at them."""
+    """Yield the plain tensors that one layer holds itself: parameters, buffers and their quantization state."""
     states = [value for value in vars(layer).values() if type(value).__name__ in _STATE_CLASSES]
     for parameter in layer.parameters(recurse=False):
         yield from _leaves(parameter)
@@ -131,7 +132,7 @@ def own_tensors(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _held(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
-    """Yield what a module holds, with the field of `WeightBytes` where it belongs; a tensor may come twice."""
+    """Yield the tensors of a module, each with its field of `WeightBytes`; a tensor may be yielded twice."""
     for child in module.modules():
         packed = _is_packed(child)
         for name, parameter in child.named_parameters(recurse=False, remove_duplicate=False):
@@ -177,7 +178,7 @@ class _Storages:
             if leaf.device.type == "meta" or key in self._seen:
                 continue
             self._seen.add(key)
-            # Of a quantized tensor subclass the largest inner tensor holds the codes; scales and zero points are fewer.
+            # The largest inner tensor of a quantized tensor subclass holds the codes; scales and zero points are fewer.
             self.sums["quantization_state" if position else kind] += storage.nbytes()
 
 
@@ -196,12 +197,12 @@ def _attached(holder: Any) -> Iterator[torch.Tensor]:  # Any: a parameter or a s
     for name, value in vars(holder).items():
         if type(value).__name__ in _STATE_CLASSES:
             yield from _attached(value)
-        elif isinstance(value, torch.Tensor) and name != "idx":  # outlier columns of the last input, not of the weights
+        elif isinstance(value, torch.Tensor) and name != "idx":  # outlier columns of the last input, not weights
             yield value
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error, or what caused it, is memory that could not be had, on any device."""
+    """Return whether an error or one of its causes is a failed memory allocation, on any device."""
     seen: BaseException | None = error
     known: set[int] = set()
     while seen is not None and id(seen) not in known:
@@ -215,11 +216,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass
 class PeakMemory:
-    """The most memory held during a piece of work, above what was held when it began.
+    """Peak memory during a piece of work, above the memory held when the work began.
 
     Attributes:
-        bytes: filled in when the work ends; ``None`` where the system does not tell.
-        reason: why `bytes` is ``None``; empty when it is not.
+        bytes: filled in when the work ends; ``None`` where the system does not report the peak.
+        reason: why `bytes` is ``None``; empty when `bytes` is a number.
     """
 
     bytes: int | None = None
@@ -228,12 +229,12 @@ class PeakMemory:
 
 @contextlib.contextmanager
 def peak_memory(device: str) -> Iterator[PeakMemory]:
-    """Measure the most memory that the body of a ``with`` statement takes on `device`.
+    """Measure the peak memory that the body of a ``with`` statement takes on `device`.
 
-    On CUDA this is what tensors took (``max_memory_allocated``), summed over the visible devices; what PyTorch's
-    allocator reserves and what ``nvidia-smi`` shows are larger, by unused parts of blocks and by the CUDA context.
-    On a CPU it is the process's resident memory (``VmHWM`` of Linux), with the pages of memory-mapped files it touched.
-    Two of these cannot be nested: entering resets the mark the outer one reads.
+    On CUDA the peak is that of tensors (``max_memory_allocated``), summed over the visible devices; PyTorch's
+    allocator reserves more (unused parts of blocks), and ``nvidia-smi`` shows more (the CUDA context).
+    On a CPU the peak is the process's resident memory (``VmHWM`` on Linux), with the touched pages of memory-mapped
+    files. Do not nest two measurements: entering the inner one resets the mark that the outer one reads.
 
     Args:
         device: ``cpu``, ``cuda`` or ``mps``, with or without an index.
@@ -242,7 +243,7 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
     peak = PeakMemory()
     _free()
     if kind == "cuda":
-        torch.cuda.init()  # the statistics below exist only after it
+        torch.cuda.init()  # the statistics below exist only after this call
         before = _cuda_allocated()
         for index in range(len(before)):
             torch.cuda.reset_peak_memory_stats(index)
@@ -262,7 +263,7 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
 
 
 def _resident_peak(peak: PeakMemory) -> Iterator[PeakMemory]:
-    with contextlib.suppress(OSError):  # where this is not allowed, the mark below tells
+    with contextlib.suppress(OSError):  # where this is not allowed, the mark below shows it
         Path("/proc/self/clear_refs").write_text("5")
     before, mark = _status_bytes("VmRSS") or 0, _status_bytes("VmHWM") or 0
     try:
@@ -290,11 +291,11 @@ def _cuda_allocated() -> list[int]:
 
 
 def _free() -> None:
-    """Give back what is no longer used, so that work which uses it again is seen to take it."""
+    """Release unused memory, so that a measurement counts it when later work allocates it again."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing before CUDA is used
     if sys.platform == "linux":
-        # glibc keeps freed blocks; without this a second run of the same work would seem to take nothing.
+        # glibc keeps freed blocks; without this a second run of the same work would seem to take no memory.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

@@ -1,7 +1,7 @@
-"""Quantized checkpoints: made once, by a process of their own, kept in the cache, checked whenever they are used.
+"""Quantized checkpoints: made once by a separate process, kept in the cache, and checked at every use.
 
-A process of its own, because a quantization leaves memory, threads and settings behind that would show in what is
-measured afterwards; and because its death is not the worker's. ``python -m llmquant.loading.quantized REQUEST EVENTS``.
+The process is separate because a quantization leaves memory, threads and settings behind that would disturb later
+measurements, and because the worker must survive its death. ``python -m llmquant.loading.quantized REQUEST EVENTS``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from llmquant.study.call import Json
 from llmquant.study.experiment import Digest, Documents, ModelUse, PluginUse
 
 RECIPE = MANIFEST
-# What every quantizer stands on; what it writes depends on the packages it names besides these.
+# Packages that every quantizer uses; its result also depends on the packages that its spec names.
 _STACK = frozenset({"torch", "transformers", "accelerate", "safetensors"})
 
 _log = logging.getLogger(__name__)
@@ -45,12 +45,12 @@ def quantized_checkpoint(
     """Return the folder to load: `source` itself unless the quantizer writes checkpoints.
 
     Args:
-        source: what `materialize` returned.
+        source: the folder that `materialize` returned.
         threads: CPU threads to quantize with; ``None`` leaves torch's default.
 
     Raises:
-        RunError: if the quantization fails; a `MemoryError` is its cause if memory ran out.
-        StoreError: if the checkpoint in the cache is not what was made.
+        RunError: if the quantization fails; its cause is a `MemoryError` if memory ran out.
+        StoreError: if the checkpoint in the cache has changed since it was made.
     """
     if not chosen.plugin.spec.checkpoint:
         path: Path = registry().construct(chosen).prepare(source, ctx.files / "checkpoint", ctx)
@@ -75,7 +75,7 @@ def quantized_checkpoint(
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:  # Any: a JSON object
-    """Return how the checkpoint in `folder` was made, without the digests of its files; ``None`` if it is not ours."""
+    """Return how llmquant made the checkpoint in `folder`, without digests of files; ``None`` for other checkpoints."""
     path = folder / RECIPE
     if not path.is_file():
         return None
@@ -107,7 +107,7 @@ def _write_recipe(
 
 
 def _run_child(source: Path, out: Path, model: ModelUse, chosen: Chosen, ctx: Context, threads: int | None) -> None:
-    """Run the quantizer's ``prepare`` in a process of its own, which ends when this one does."""
+    """Run the quantizer's ``prepare`` in a separate process, which ends when this process ends."""
     request = {
         "source": str(source),
         "out": str(out),
@@ -125,8 +125,8 @@ def _run_child(source: Path, out: Path, model: ModelUse, chosen: Chosen, ctx: Co
         with os.fdopen(read, encoding="utf-8") as events, log.open("wb") as output:
             command = [sys.executable, "-m", "llmquant.loading.quantized", str(record), str(write)]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)}
-            # GPTQModel writes logs where it is started. Leaving the block, by Ctrl-C too, closes the child's standard
-            # input, which ends it.
+            # GPTQModel writes logs into its working directory. Leaving the block, also by Ctrl-C, closes the child's
+            # standard input, which ends the child.
             with subprocess.Popen(
                 command,
                 cwd=folder,
@@ -151,14 +151,14 @@ def _run_child(source: Path, out: Path, model: ModelUse, chosen: Chosen, ctx: Co
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     raise RunError(
         f"the process that quantized {model.name} as {chosen.use.label} {how}",
-        hint="Where nobody sent signal 9, memory ran out."
+        hint="Unless somebody sent signal 9, memory ran out."
         if code == -signal.SIGKILL
         else f"Its last line: {(tail.splitlines() or ['none'])[-1]}",
     )
 
 
 def _follow(events: TextIO, progress: Callable[[int, int], None]) -> dict[str, Any] | None:  # Any: a JSON object
-    """Pass progress on until the child closes its end; return its failure if it told one."""
+    """Pass progress on until the child closes its end; return the failure that the child reported, if any."""
     failure: dict[str, Any] | None = None  # Any: see above
     for line in events:
         event = json.loads(line)
@@ -170,7 +170,7 @@ def _follow(events: TextIO, progress: Callable[[int, int], None]) -> dict[str, A
 
 
 def _quantize(request: dict[str, Any], tell: Callable[[dict[str, Json]], None]) -> None:  # Any: a JSON object
-    """Do what `_run_child` asked for."""
+    """Run the quantization that `_run_child` requested."""
     import torch
     from accelerate.utils import set_seed
 
@@ -200,7 +200,7 @@ def _quantize(request: dict[str, Any], tell: Callable[[dict[str, Json]], None]) 
 
 
 def main() -> None:
-    """Do the request that the command line names; tell how it goes on through the pipe it names."""
+    """Run the request named on the command line; report progress through the pipe named there."""
     from llmquant.loading.memory import is_out_of_memory
 
     end_with_parent()

@@ -1,6 +1,6 @@
-"""What the model decides for all of its variants: tokenizer, special tokens, when generation stops; and what differs.
+"""Settings that the model decides for all of its variants (tokenizer, special tokens, end of generation).
 
-Whatever else a checkpoint's ``generation_config.json`` says is not used: how text is generated is the evaluator's.
+Other entries of a checkpoint's ``generation_config.json`` are not used: the evaluator decides how text is generated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FUNCTION = (
     "sliding_window",
     "layer_types",
 )
-# Of the file, not of the function, or of no effect on a forward pass in evaluation mode.
+# Settings of the file, not of the function, and settings without effect on a forward pass in evaluation mode.
 _BOOKKEEPING = {"_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache"}
 _PROBES = (
     "The weather in the mountains changes quickly, so",
@@ -54,11 +54,11 @@ _CHATS: tuple[list[dict[str, str]], ...] = (
 def settle(
     module: Any, home: Path, tokenizer: Any, *, trust_remote_code: bool
 ) -> None:  # Any: transformers has no types
-    """Let a loaded model generate as the evaluator says, and nothing that its checkpoint says beside that.
+    """Let a loaded model generate as the evaluator requests, without the checkpoint's own generation settings.
 
     Args:
-        home: the folder of the model itself, which decides the tokens that end a text; where it names none, those are
-            `tokenizer`'s.
+        home: the folder of the model itself, which decides the tokens that end a text; if the folder names none, the
+            tokens of `tokenizer` are used.
 
     Raises:
         ModelError: if that folder's ``generation_config.json`` is damaged.
@@ -75,20 +75,20 @@ def settle(
         eos_token_id=tokenizer.eos_token_id if eos is None else eos,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # Left behind by training scripts: they change what a forward pass returns and what it costs.
+    # Training scripts leave these settings behind; they change the result and the cost of a forward pass.
     for config in (module.config, module.config.get_text_config(decoder=True)):
         config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
 
 
 def config_differences(ours: Any, theirs: Any, name: str, model: str) -> list[str]:  # Any: transformers' configurations
-    """Name the settings of a checkpoint that differ from those of the model that it was made from.
+    """List the settings of a checkpoint that differ from the settings of the model it was made from.
 
     Args:
         ours: the model's configuration.
-        theirs: that of the checkpoint, which `name` names.
+        theirs: the configuration of the checkpoint `name`.
 
     Raises:
-        UnsupportedError: if it computes another function.
+        UnsupportedError: if the checkpoint computes another function.
     """
     mine, other = (config.get_text_config(decoder=True).to_dict() for config in (ours, theirs))
     differ = {
@@ -100,13 +100,13 @@ def config_differences(ours: Any, theirs: Any, name: str, model: str) -> list[st
     if wrong:
         raise UnsupportedError(
             f"{name} does not compute what {model} computes: {'; '.join(wrong)}",
-            hint="Give the model that it was made from.",
+            hint="Use the model that the checkpoint was made from.",
         )
     return [differ[key] for key in sorted(differ)]
 
 
 def tokenizer_differences(ours: Any, theirs: Any, name: str, model: str) -> list[str]:  # Any: transformers' tokenizers
-    """Name what a checkpoint's tokenizer does otherwise than that of the model that it was made from.
+    """List how a checkpoint's tokenizer differs from the tokenizer of the model it was made from.
 
     Raises:
         UnsupportedError: if token ids mean other words: the checkpoint was made from another model.
@@ -117,9 +117,9 @@ def tokenizer_differences(ours: Any, theirs: Any, name: str, model: str) -> list
     if moved:
         first = moved[0]
         raise UnsupportedError(
-            f"{len(moved)} token ids of {name} mean other words than those of {model}, first {first}: "
+            f"{len(moved)} token ids of {name} mean other words than in {model}, first {first}: "
             f"{others[first]!r}, not {words[first]!r}",
-            hint="Give the model that it was made from.",
+            hint="Use the model that the checkpoint was made from.",
         )
     found = []
     if len(words) != len(others):
@@ -140,7 +140,7 @@ def tokenizer_differences(ours: Any, theirs: Any, name: str, model: str) -> list
 
 
 def _rendered(tokenizer: Any, chat: list[dict[str, str]]) -> str | None:  # Any: as above
-    """Write a conversation as the chat template does; ``None`` where there is none, or it refuses the conversation."""
+    """Render a conversation with the chat template; ``None`` if the template is missing or refuses the conversation."""
     if not tokenizer.chat_template:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Load a checkpoint whole or not at all: no weight missing, left over, of another shape, or untied against its word."""
+"""Load a checkpoint completely or refuse it: no weight may be missing, left over, misshapen or wrongly untied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmquant.loading.memory import is_out_of_memory
 from llmquant.models.causal import untied_head
 from llmquant.models.folder import read_json
 
-# Constants that older versions stored and models compute now.
+# Constants that older versions stored and that models now compute.
 _CONSTANTS = (
     r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)",
     r"(.*\.)?(attn|attention)\.((masked_)?bias|causal_mask)",
@@ -25,9 +25,9 @@ _CONSTANTS = (
 )
 # Layers that predict further tokens ahead; transformers lists these for most architectures.
 _FURTHER_TOKENS = r"(.*\.)?mtp(_\w+)?\..*"
-# What a language model's own class has no place for in the checkpoint of a model that also sees or hears.
+# Weights of a multimodal checkpoint that the class of the language model alone does not have.
 _TOWERS = r"(.*\.)?(\w*(vision|visual|image|audio|multi_modal|embed_vision|embed_audio)\w*)\..*"
-# Scales of quantized key-value caches and inputs, which only other engines use.
+# Scales of quantized key-value caches and inputs; only other engines use them.
 _RUNTIME_SCALES = r".*\.([kqv]|prob|input|output)_scale"
 
 
@@ -38,10 +38,10 @@ def load_causal(
     *,
     allow_pickle: bool = False,
 ) -> Any:  # Any: transformers
-    """Load a causal language model as `load_strict` does, without the parts that generate no text.
+    """Load a causal language model with `load_strict`, without the parts that do not generate text.
 
     Raises:
-        ModelError: as `load_strict`.
+        ModelError: as in `load_strict`.
     """
     allowed = _not_of_the_text(path)
     return load_strict(
@@ -50,16 +50,16 @@ def load_causal(
 
 
 def check_source(path: Path, source: str, *, trust_remote_code: bool = False) -> None:
-    """Load a checkpoint without its numbers, to find what is missing or left over before a quantizer reads it.
+    """Load a checkpoint without its numbers, to find missing or left-over weights before a quantizer reads it.
 
     Raises:
-        ModelError: as `load_strict`.
+        ModelError: as in `load_strict`.
     """
     load_causal(path, source, {"device_map": "meta", "trust_remote_code": trust_remote_code}, allow_pickle=True)
 
 
 def load_strict(
-    cls: Any,  # Any: a class of transformers, or one that is made like them
+    cls: Any,  # Any: a class of transformers, or a class with the same interface
     path: Path,
     source: str,
     keywords: Mapping[str, Any],  # Any: from_pretrained's
@@ -70,20 +70,20 @@ def load_strict(
     """Load a checkpoint by ``from_pretrained``, in evaluation mode.
 
     Args:
-        source: how messages call the checkpoint.
-        allowed: as `check_strict`.
-        allow_pickle: read weights in pickle files too.
+        source: the checkpoint's name in messages.
+        allowed: as in `check_strict`.
+        allow_pickle: whether weights in pickle files may be read too.
 
     Raises:
-        ModelError: if it cannot be loaded, holds a head of its own where its configuration ties it, or as
-            `check_strict`.
+        ModelError: if the checkpoint cannot be loaded, if it holds a separate head although its configuration ties
+            the head, and as in `check_strict`.
     """
     try:
         model, report = cls.from_pretrained(
             path,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them; `check_strict` ignores none
+            ignore_mismatched_sizes=True,  # the report then names all of them; `check_strict` ignores none
             **keywords,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
@@ -97,25 +97,25 @@ def load_strict(
 
 
 def check_strict(report: Mapping[str, Any], source: str, *, allowed: Iterable[str] = ()) -> None:  # Any: transformers'
-    """Compare what a checkpoint holds with what the model took from it.
+    """Compare the weights in a checkpoint with the weights that the model loaded from it.
 
-    A missing tensor is random numbers. A tensor under a name that the model does not know is as bad: its layer holds
-    random numbers, or the results are those of another model than the one that was released.
+    A missing tensor leaves random numbers in the model. A tensor with a name unknown to the model is as bad: its layer
+    holds random numbers, or the results are those of another model than the released one.
 
     Args:
         report: what ``from_pretrained(..., output_loading_info=True)`` returns beside the model.
-        source: how messages call the checkpoint.
-        allowed: regular expressions; tensors that match one in full may be left in the file.
+        source: the checkpoint's name in messages.
+        allowed: regular expressions; a tensor whose full name matches one may be left in the file.
 
     Raises:
-        ModelError: for missing and unexpected tensors, for wrong shapes, and for errors that were only noted; each with
-            how many there are and the first of them.
+        ModelError: for missing and unexpected tensors, wrong shapes, and errors that transformers only logged; each
+            message has their number and names the first.
     """
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         raise ModelError(
             f"{source} lacks {len(missing)} of the weights its configuration asks for, first {missing[0]!r}",
-            hint="Its config.json belongs to another model, or its weights are not all there.",
+            hint="Its config.json belongs to another model, or some of its weights are missing.",
         )
     mismatched = sorted(report.get("mismatched_keys") or ())
     if mismatched:
@@ -127,22 +127,22 @@ def check_strict(report: Mapping[str, Any], source: str, *, allowed: Iterable[st
         )
     errors = list(report.get("error_msgs") or ())
     if errors:
-        raise ModelError(f"{source} was not loaded whole: {errors[0]}")
+        raise ModelError(f"{source} was not loaded completely: {errors[0]}")
     patterns = tuple(allowed)
     names = sorted(report.get("unexpected_keys") or ())
     unexpected = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
     if unexpected:
         raise ModelError(
             f"{source} holds {len(unexpected)} weights that its model has no place for, first {unexpected[0]!r}",
-            hint="Its config.json belongs to another model, or it was made for another class of model. Nothing was "
-            "loaded, because these weights would be ignored.",
+            hint="Its config.json belongs to another model, or the checkpoint was made for another class of model. "
+            "Nothing was loaded, because these weights would be ignored.",
         )
 
 
 def warm_imports(cls: Any, path: Path, *, trust_remote_code: bool = False) -> None:  # Any: a class of transformers
-    """Import what loading the checkpoint at `path` imports, so that its memory is not taken for the model's.
+    """Import the modules that loading the checkpoint at `path` needs, so that the model's memory excludes theirs.
 
-    A model without numbers is made for that. What cannot be made so is not: loading it says why.
+    The function builds a model without numbers. A model that cannot be built is skipped: loading it reports why.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -153,7 +153,7 @@ def warm_imports(cls: Any, path: Path, *, trust_remote_code: bool = False) -> No
 
 
 def _not_of_the_text(path: Path) -> list[str]:
-    """List what the checkpoint of a causal language model may hold beyond it, by what its configuration says."""
+    """List what the checkpoint of a causal language model may hold beyond the model, according to its configuration."""
     config = read_json(path / "config.json")
     text = config.get("text_config") or config
     allowed = [*_CONSTANTS, _FURTHER_TOKENS]
@@ -168,7 +168,7 @@ def _not_of_the_text(path: Path) -> list[str]:
 
 
 def _check_tied(model: Any, source: str) -> None:  # Any: transformers
-    """Refuse a model that transformers did not tie because the file has two different tensors."""
+    """Refuse a model that transformers left untied because the file has two different tensors."""
     if not hasattr(model, "all_tied_weights_keys"):
         return
     apart = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys())

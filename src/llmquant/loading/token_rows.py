@@ -1,4 +1,4 @@
-"""Tokens that a loaded model can read: padding that has a row in its embedding, and no end in every text."""
+"""Fit a tokenizer to its model: padding needs a row in the embedding, and texts must not all end with an end token."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from llmquant.models.causal import refuse_outside
 
 
 def fit_tokens(module: Any, tokenizer: Any, source: str) -> str:  # Any: transformers
-    """Give a tokenizer padding that the model can look up, and refuse one whose words it cannot.
+    """Give a tokenizer padding that the model can look up, and refuse a tokenizer whose words the model cannot look up.
 
-    Padding is masked, so that any token will do: the one that ends a text, where there is none or it has no row. Added
-    tokens that no ordinary text becomes, such as the place of an image, may lack a row: a text that holds one is
-    refused when it comes.
+    Padding is masked, so any token will do: the end-of-text token is used where the padding token or its row is
+    missing. Added tokens that never occur in ordinary text, such as an image placeholder, may lack a row: a text
+    with such a token is refused when it is encoded.
 
     Returns:
-        What was changed, for readers of the results; may be empty.
+        A note on the change, for readers of the results; may be empty.
 
     Raises:
-        ModelError: if words, or the tokens that begin or end a text, have no row.
+        ModelError: if words, or the tokens that begin or end a text, have no row in the embedding.
     """
     rows = int(module.get_input_embeddings().weight.shape[0])
     outside = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
@@ -35,21 +35,21 @@ def fit_tokens(module: Any, tokenizer: Any, source: str) -> str:  # Any: transfo
         tokenizer.pad_token = None
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    if outside:  # only then: comparing costs a transfer from the device for every batch
+    if outside:  # only then, because the comparison costs one transfer from the device per batch
         module.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: _check_ids(inputs[0], rows, source))
     return changed
 
 
 def leave_open(tokenizer: Any, source: str) -> str:  # Any: transformers
-    """Keep a tokenizer from ending each text with a token, as training scripts save it.
+    """Stop a tokenizer from appending an end token to each text, a setting that training scripts leave behind.
 
-    What a model shall continue would be over, and an answer that is scored would be the end and not its last token.
+    With the end token the model would have nothing to continue, and the score of an answer would include its end.
 
     Returns:
-        What was changed, for readers of the results; may be empty.
+        A note on the change, for readers of the results; may be empty.
 
     Raises:
-        ModelError: if it cannot be kept from it.
+        ModelError: if the tokenizer cannot be changed.
     """
     first, last = _around(tokenizer)
     if not last:
@@ -69,7 +69,7 @@ def leave_open(tokenizer: Any, source: str) -> str:  # Any: transformers
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:  # Any: as above
-    """Return what a tokenizer adds in front of a text and behind it."""
+    """Return the token ids that a tokenizer adds before and after a text."""
     alone, whole = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
     for begin in range(len(whole) - len(alone) + 1):
         if alone and whole[begin : begin + len(alone)] == alone:
@@ -78,11 +78,11 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:  # Any: as above
 
 
 def _check_ids(ids: Any, rows: int, source: str) -> None:  # Any: a tensor
-    """Refuse a batch before it is looked up: on CUDA an id without a row ends the whole process."""
+    """Refuse a batch before its embeddings are looked up: on CUDA an id without a row ends the whole process."""
     if ids.numel() and int(ids.max()) >= rows:
         raise ModelError(
             f"a text became the token id {int(ids.max())}, and the embedding of {source} has {rows} rows",
-            hint="The text holds a special token that the model was not made for.",
+            hint="The text holds a special token that the model does not support.",
         )
 
 

@@ -116,7 +116,7 @@ class ModelInfo:
 
     @property
     def row_independent(self) -> bool:
-        """Tell whether what else is in a batch changes no result: some rotary embeddings follow its longest row."""
+        """Return whether what else is in a batch changes no result: some rotary embeddings follow its longest row."""
         rope = self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
         kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # or by the kind of layer
         return not any((kind.get("rope_type") or kind.get("type")) in _ROPE_BY_LENGTH for kind in kinds)
@@ -132,7 +132,7 @@ class ModelInfo:
 
     @property
     def tied(self) -> bool:
-        """Tell whether the head is the embedding, as the configuration says or its family does by default."""
+        """Return whether the head is the embedding, as the configuration says or its family does by default."""
         default = self.config.get("model_type") in _TIED.split()
         said = self.config.get("tie_word_embeddings", default)
         return bool(self.text_config.get("tie_word_embeddings", said))

@@ -1,1 +1,1 @@
-"""Quantizers: for each a light module of options and a heavy one that does the work."""
+"""Quantizers: each has a light module with its options and a heavy module that does the work."""

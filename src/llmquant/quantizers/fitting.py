@@ -1,4 +1,4 @@
-"""What methods for linear layers refuse before anything is loaded: devices, architectures and widths."""
+"""Devices, architectures and widths that methods for linear layers refuse before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from llmquant.models.info import CONV1D_MODELS, ModelInfo
 from llmquant.quantizers.plain_weights import refuse_quantized
 
 _USUAL = (32, 64, 128)
-# One scale a row: what GPTQ's and AWQ's checkpoints write for it.
+# The group size that GPTQ's and AWQ's checkpoints write for one scale per row.
 WHOLE_ROW = -1
 
 
 def check_linear_layers(model: ModelInfo, device: str, method: str) -> tuple[TensorInfo, ...]:
-    """Refuse models and devices that `method` cannot work on.
+    """Refuse models and devices that `method` does not support.
 
     Returns:
-        The layers that it will quantize.
+        The layers that `method` will quantize.
 
     Raises:
         UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
@@ -27,10 +27,10 @@ def check_linear_layers(model: ModelInfo, device: str, method: str) -> tuple[Ten
     if device not in ("cpu", "cuda"):
         raise UnsupportedError(
             f"{method} presets run on CUDA and on CPUs, not on {device}",
-            hint="The nearest that works there is bf16_baseline; for this preset's quality use the CPU.",
+            hint="Use bf16_baseline on this device, or the CPU to measure this preset's quality.",
         )
     kind = model.text_config.get("model_type")
-    if kind in CONV1D_MODELS:  # all but bitsandbytes leave such layers alone
+    if kind in CONV1D_MODELS:  # only bitsandbytes quantizes such layers
         raise UnsupportedError(
             f"the layers of {model.source} (model type {kind}) are Conv1D, which {method} does not quantize",
             hint="Use bnb_4bit_nf4 or bnb_8bit.",
@@ -45,14 +45,14 @@ def check_linear_layers(model: ModelInfo, device: str, method: str) -> tuple[Ten
 
 
 def check_multiples(layers: Sequence[TensorInfo], rows: int, columns: int, kernel: str, hint: str) -> None:
-    """Refuse layers whose shape is not a multiple of what a kernel works on.
+    """Refuse layers whose shape is not a multiple of the kernel's tile.
 
     Args:
         layers: weights of shape ``(out_features, in_features)``.
-        rows: what ``out_features`` must be a multiple of.
-        columns: what ``in_features`` must be a multiple of.
-        kernel: what needs that.
-        hint: what works instead.
+        rows: number of which ``out_features`` must be a multiple.
+        columns: number of which ``in_features`` must be a multiple.
+        kernel: name of the kernel with this requirement, for the message.
+        hint: the alternative to suggest.
 
     Raises:
         UnsupportedError: naming the first such layer.
@@ -67,9 +67,9 @@ def check_multiples(layers: Sequence[TensorInfo], rows: int, columns: int, kerne
 
 
 def check_group_size(model: ModelInfo, layers: Sequence[TensorInfo], group_size: int) -> None:
-    """Refuse a group size that does not divide the input width of every layer; -1 is a whole row.
+    """Refuse a group size that does not divide the input width of every layer; -1 means a whole row.
 
-    Backends quantize and save such layers without complaint, and fail in the first forward pass.
+    Backends quantize and save such layers without an error, and fail in the first forward pass.
 
     Args:
         layers: weights of shape ``(out_features, in_features)``.

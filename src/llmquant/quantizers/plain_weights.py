@@ -1,4 +1,4 @@
-"""What holds for every method that starts from floating-point weights: quantized ones are refused, the rest is kept."""
+"""Rules of all methods that start from floating-point weights: quantized checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ def refuse_quantized(model: ModelInfo) -> None:
     """Refuse a checkpoint that is quantized already.
 
     Raises:
-        UnsupportedError: if it is; a second quantization, or calling it a baseline, would compare nothing real.
+        UnsupportedError: if the checkpoint is quantized, because neither a second quantization nor a quantized baseline
+            would give a meaningful comparison.
     """
     if model.quantized_as:
         raise UnsupportedError(
             f"{model.source} is quantized already ({model.quantized_as})",
-            hint=f'Give the checkpoint that it was made from, and this one as -q "prequantized({model.source})".',
+            hint=f'Use the original checkpoint as the model, and this one as -q "prequantized({model.source})".',
         )
 
 
 def plain_bytes(model: ModelInfo, dtype_bytes: int, *, quantized: Collection[TensorInfo] = ()) -> int:
-    """Predict the bytes of everything that is not `quantized`: tied weights once, integers as stored, rotary buffers.
+    """Predict the bytes of all tensors that are not `quantized`: tied weights once, integers as stored, rotary buffers.
 
     Args:
-        dtype_bytes: of a floating-point number once it is loaded.
+        dtype_bytes: bytes per loaded floating-point number.
     """
     names = {tensor.name for tensor in quantized}
     rest = (tensor for tensor in model.weights if tensor.name not in names)
@@ -36,7 +37,7 @@ def plain_bytes(model: ModelInfo, dtype_bytes: int, *, quantized: Collection[Ten
 
 
 def _rotary_bytes(model: ModelInfo) -> int:
-    """Predict what transformers' rotary embedding computes and keeps: two copies of the frequencies, in float32."""
+    """Predict the bytes of transformers' rotary embedding: two copies of the frequencies, in float32."""
     config = model.text_config
     if not any(key in config for key in ("rope_theta", "rope_parameters", "rope_scaling")):
         return 0

@@ -1,4 +1,4 @@
-"""Reading back from a loaded module what a quantizer left in it."""
+"""Read back a quantizer's result from a loaded module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmquant.errors import NotHonouredError
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:
-    """Name a type as options do: ``bfloat16``; a missing one is ``unset``."""
+    """Name a type as options do: ``bfloat16``; a missing type is ``unset``."""
     return "unset" if dtype is None else str(dtype).removeprefix("torch.")
 
 
@@ -20,13 +20,13 @@ def linear_names(module: torch.nn.Module, quantized: type[torch.nn.Module] | tup
         name
         for name, child in module.named_modules()
         if not isinstance(child, quantized)
-        # Conv1D is what GPT-2 calls its linear layers.
+        # GPT-2's linear layers have the class Conv1D.
         and (isinstance(child, torch.nn.Linear) or type(child).__name__ == "Conv1D")
     )
 
 
 def elements_by_dtype(module: torch.nn.Module) -> dict[str, int]:
-    """Count the elements of the parameters by type; tied parameters once."""
+    """Count the elements of the parameters by type; tied parameters count once."""
     counts: dict[str, int] = {}
     for parameter in module.parameters():
         name = dtype_name(parameter.dtype)
@@ -35,16 +35,16 @@ def elements_by_dtype(module: torch.nn.Module) -> dict[str, int]:
 
 
 def fused_experts_note(module: torch.nn.Module) -> str:
-    """Say how much of a mixture stays as it is because its experts are one tensor; empty for other models."""
+    """Note the share of a mixture left unquantized because its experts are one tensor; empty for other models."""
     fused = sum(p.numel() for name, p in module.named_parameters() if "expert" in name and p.dim() > 2)
     if not fused:
         return ""
     share = fused / sum(_weights(parameter) for parameter in module.parameters())
-    return f"the experts ({share:.0%} of the parameters) are one fused tensor a layer and are not quantized"
+    return f"the experts ({share:.0%} of the parameters) are one fused tensor per layer and are not quantized"
 
 
 def _weights(parameter: torch.Tensor) -> int:
-    """Count the weights of a parameter; of a packed one those it had before."""
+    """Count the weights of a parameter; a packed parameter counts with its original number of weights."""
     state = getattr(parameter, "quant_state", None)
     return int(state.shape.numel()) if state is not None else parameter.numel()
 

@@ -46,7 +46,7 @@ class _Sum:
         return self.score in sample.scores and (not self.weight or self.weight in sample.scores)
 
     def gives(self, value: float, samples: Sequence[Sample]) -> bool:
-        """Tell whether the documents' scores add up to the measured value."""
+        """Return whether the documents' scores add up to the measured value."""
         total = self.worth * sum(sample.scores[self.score] for sample in samples)
         weight = sum(self.weight_of(sample) for sample in samples)
         if not math.isfinite(total) or not weight > 0:
@@ -81,7 +81,7 @@ def scored_for(measurement: Measurement, samples: Sequence[Sample]) -> list[Samp
 
 
 def contradicts(measurement: Measurement, scored: Sequence[Sample]) -> bool:
-    """Tell whether the scores of a measurement's samples add up to another value."""
+    """Return whether the scores of a measurement's samples add up to another value."""
     metric = _sum_of(measurement.metric, scored)
     if math.isfinite(measurement.value):
         return not metric.gives(measurement.value, scored)

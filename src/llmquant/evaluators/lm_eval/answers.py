@@ -43,7 +43,7 @@ class Task(Protocol):
 
 
 def has_right_answer(task: Task, doc: Row) -> bool:
-    """Tell whether lm-eval can score a document; true as well where the task scores by a function of its own."""
+    """Return whether lm-eval can score a document; true as well where the task scores by a function of its own."""
     own = task.config.doc_to_choice is None or callable(task.config.process_results)
     if task.OUTPUT_TYPE != "multiple_choice" or own:
         return True

@@ -1,4 +1,4 @@
-"""Options of AutoRound, and how large its weights will be."""
+"""Options of AutoRound, and the predicted size of its weights."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _SCALE_BYTES = 2
 class AutoRoundOptions:
     """AutoRound: rounding and clipping tuned by signed gradient descent (Cheng et al., arXiv:2309.05516).
 
-    Codes are symmetric: auto-round 0.16 fails to pack others.
+    Codes are symmetric, because auto-round 0.16 fails to pack asymmetric ones.
 
     Attributes:
-        bits: of a weight.
-        group_size: inputs that share a scale.
-        iters: steps of tuning a block; 200 is auto-round's usual recipe, 1000 its best.
-        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
-        calibration: ``c4``, ``wikitext2``, a text file, or texts.
-        samples: calibration sequences.
-        sequence_length: tokens in each.
-        calibration_seed: chooses the sequences.
+        bits: bits per weight, for example 4.
+        group_size: number of inputs that share a scale, for example 128.
+        iters: tuning steps per block; 200 is auto-round's usual recipe, 1000 its best.
+        dtype: type of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+        calibration: calibration text: ``c4``, ``wikitext2``, a text file, or texts.
+        samples: number of calibration sequences, for example 128.
+        sequence_length: tokens per calibration sequence, for example 2048.
+        calibration_seed: seed that selects the sequences, for example 0.
     """
 
     bits: Literal[2, 3, 4, 8] = 4
@@ -56,15 +56,15 @@ class AutoRoundOptions:
         check_calibration_values(self, "auto_round")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models, texts and devices this cannot work on.
+        """Refuse unsupported models, texts and devices.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the model, the text or the device is unsupported.
         """
         layers = check_linear_layers(model, device, "auto_round")
         if any("expert" in tensor.name for tensor in model.weights):
             raise UnsupportedError(
-                f"{model.source} is a mixture of experts; the size of one that auto-round unfused is not known here",
+                f"{model.source} is a mixture of experts, whose size after auto-round unfuses it is unknown",
                 hint="Use bnb_4bit_nf4.",
             )
         check_group_size(model, layers, self.group_size)
@@ -72,11 +72,11 @@ class AutoRoundOptions:
         check_calibration(self, model, "auto_round")
 
     def texts(self) -> Iterator[str]:
-        """Yield the calibration text that is at hand."""
+        """Yield the local calibration text."""
         return calibration_texts(self)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: codes, a scale and a packed zero point a group, and all the rest."""
+        """Predict the bytes of the loaded weights: codes, a scale and a packed zero point per group, and the rest."""
         layers = model.linear_layers()
         rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)
         weights = sum(layer.elements for layer in layers)
@@ -84,7 +84,7 @@ class AutoRoundOptions:
         return rest + weights * self.bits // 8 + groups * _SCALE_BYTES + groups * self.bits // 8
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return {
             "method": "auto-round",
             "code": f"int{self.bits}",

@@ -1,4 +1,4 @@
-"""AutoRound: weights rounded so that each block of the model answers a text as it did before."""
+"""AutoRound: weights rounded so that the output of each block of the model changes as little as possible."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class AutoRound:
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Tune the rounding block by block and write the checkpoint to `out`.
 
-        On a CPU without bfloat16 auto-round stores what it does not quantize in float32.
+        On a CPU without bfloat16 auto-round stores weights that are not quantized in float32.
 
         Raises:
-            RunError: if the calibration text is too short or cannot be had.
+            RunError: if the calibration text is too short or unavailable.
         """
         _quiet()
         import auto_round
@@ -57,18 +57,18 @@ class AutoRound:
             enable_torch_compile=False,
         )
         engine.quantize()
-        # quantize_and_save would add a folder of its own below `out`.
+        # quantize_and_save would add a separate folder below `out`.
         engine.save_quantized(str(out), format="auto_round", inplace=True)
         tokens.record(out)
         return out
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the type of what is not quantized; the rest is in the checkpoint's configuration."""
+        """Return the type of unquantized weights; everything else is in the checkpoint's configuration."""
         _quiet()
         return {"dtype": loaded_dtype(self._options.dtype, ctx.device)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the packed layers hold.
+        """Read back the settings of the packed layers.
 
         Raises:
             NotHonouredError: if there is no packed layer, or the layers differ.
@@ -94,12 +94,12 @@ class AutoRound:
         )
 
 
-def _weights(layer: Any) -> int:  # Any: a packed layer of auto-round or GPTQModel, which spell their widths differently
+def _weights(layer: Any) -> int:  # Any: a packed layer of auto-round or GPTQModel, whose width attributes differ
     if hasattr(layer, "infeatures"):
         return int(layer.infeatures * layer.outfeatures)
     return int(layer.in_features * layer.out_features)
 
 
 def _quiet() -> None:
-    """Keep auto-round's banners and advice out; it reads the level when it is imported. What the user has set stays."""
+    """Hide auto-round's banners and advice; auto-round reads the level on import. The user's own setting stays."""
     os.environ.setdefault("AR_LOG_LEVEL", "ERROR")

@@ -16,25 +16,25 @@ class BaselineOptions:
     """No quantization.
 
     Attributes:
-        dtype: of every floating-point weight. A CPU runs all three. Without 16-bit arithmetic it reads prompts twice as
-            slowly in bfloat16 as in float32, and six times in float16 (3.9, 7.7 and 23.5 s for 1,024 tokens of a 135M
-            model on two AVX512 cores).
+        dtype: type of every floating-point weight. A CPU runs all three types. A CPU without 16-bit arithmetic reads
+            prompts twice as slowly in bfloat16 as in float32, and six times as slowly in float16 (7.7 and 23.5 s
+            instead of 3.9 s for 1,024 tokens of a 135M model on two AVX512 cores).
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse what is quantized already.
+        """Refuse a model that is quantized already.
 
         Raises:
-            UnsupportedError: if `model` is.
+            UnsupportedError: if `model` is quantized.
         """
         refuse_quantized(model)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes."""
+        """Predict the bytes of the loaded weights."""
         return plain_bytes(model, 4 if self.dtype == "float32" else 2)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return {"method": "none", "code": self.dtype}

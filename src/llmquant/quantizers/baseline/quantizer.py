@@ -32,7 +32,7 @@ class Baseline:
         return {"dtype": getattr(torch, self._options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the type that most parameters have; others, which some models insist on, are in the note."""
+        """Read back the type of most parameters; types that the model sets for other parameters are in the note."""
         counts = elements_by_dtype(module)
         code = max(counts, key=lambda name: counts[name])
         others = [f"{counts[name]:,} parameters are {name}" for name in sorted(counts) if name != code]

@@ -1,4 +1,4 @@
-"""Options of the two bitsandbytes quantizers, and how large their weights will be."""
+"""Options of the two bitsandbytes quantizers, and the predicted size of their weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from llmquant.models.info import ModelInfo
 from llmquant.quantizers.plain_weights import plain_bytes, refuse_quantized
 from llmquant.study.call import Json
 
-# transformers does not pass a block size on, so bitsandbytes' defaults hold: 64 weights, and 256 scales, share one.
+# transformers does not pass on a block size, so bitsandbytes' defaults apply: 64 weights share a scale, and 256 scales
+# share a scale.
 BLOCK_SIZE = 64
 _NESTED_BLOCK_SIZE = 256
 _CODE_BYTES = 16 * 4
 _NESTED_CODE_BYTES = 256 * 4
 OFFSET_BYTES = 4
-# The kernel for CPUs with AVX512-BF16 takes so many rows at a time, of whole blocks.
+# Rows that the kernel for CPUs with AVX512-BF16 processes at a time; each row must consist of whole blocks.
 _PACKED_ROWS = 32
 
 
@@ -27,15 +28,16 @@ class Bnb4bitOptions:
     """bitsandbytes 4-bit.
 
     Attributes:
-        quant_type: the 16 values a weight can take: quantiles of a normal distribution, or a 4-bit float.
-        double_quant: quantize the scales too: 4.127 bits a weight instead of 4.5.
-        compute_dtype: in which the quantized layers multiply. ``auto`` is bfloat16 on CUDA, as in the usual baseline,
-            and on a CPU with AVX512-BF16, for which bitsandbytes has a kernel that computes in bfloat16 alone. On other
-            CPUs it is float32: twice as fast as bfloat16 at reading a prompt (3.5 s against 7.0 s for 1,024 tokens of a
-            135M model on two cores), as fast at generating, and not less exact. Whatever is used is in ``applied``.
+        quant_type: the 16 values of a weight: quantiles of a normal distribution, or a 4-bit float.
+        double_quant: whether to quantize the scales too: 4.127 bits per weight instead of 4.5.
+        compute_dtype: type in which the quantized layers multiply. ``auto`` is bfloat16 on CUDA, as in the usual
+            baseline, and on a CPU with AVX512-BF16, whose bitsandbytes kernel computes only in bfloat16. ``auto`` is
+            float32 on other CPUs: twice as fast as bfloat16 at reading a prompt (3.5 s instead of 7.0 s for 1,024
+            tokens of a 135M model on two cores), as fast at generating, and at least as exact. ``applied`` records the
+            type that was used.
 
-    Everything that is not quantized (embeddings, norms, the head) is kept in the compute type where that has 16 bits,
-    else in bfloat16.
+    Everything that is not quantized (embeddings, norms, the head) is kept in the compute type if that type has
+    16 bits, else in bfloat16.
     """
 
     quant_type: Literal["nf4", "fp4"] = "nf4"
@@ -43,7 +45,7 @@ class Bnb4bitOptions:
     compute_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
             UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
@@ -51,7 +53,7 @@ class Bnb4bitOptions:
         _check(model, device)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes, as they are used: codes, scales, tables and all that is not quantized.
+        """Predict the bytes of the weights in use: codes, scales, tables and everything that is not quantized.
 
         On a CPU with AVX512-BF16 bitsandbytes repacks the weights and keeps the scales as bfloat16: the quantized part
         grows by 3 % with double quantization and shrinks by 6 % without. Biases of quantized layers take the compute
@@ -70,14 +72,14 @@ class Bnb4bitOptions:
         """Resolve ``auto``.
 
         Args:
-            packs: whether bitsandbytes repacks weights for the CPU there.
+            packs: whether bitsandbytes repacks weights on that machine's CPU.
         """
         if self.compute_dtype != "auto":
             return self.compute_dtype
         return "bfloat16" if packs or device == "cuda" else "float32"
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         found: dict[str, Json] = {"method": "bitsandbytes", "code": self.quant_type, "bits": 4.0}
         found["double_quantization"] = self.double_quant
         return found if self.compute_dtype == "auto" else {**found, "compute_dtype": self.compute_dtype}
@@ -98,10 +100,11 @@ class Bnb8bitOptions:
     """bitsandbytes LLM.int8().
 
     Attributes:
-        threshold: input columns with a value above this multiply in 16 bits, not in int8; 0 turns that off.
-        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA (bfloat16 for Gemma 3) and bfloat16 on
-            a CPU. Inputs of the quantized layers are rounded to float16 in any case, and weights are before they are
-            quantized.
+        threshold: input columns with a value above the threshold multiply in 16 bits, not in int8, for example 6.0;
+            0 turns the threshold off.
+        dtype: type of everything that is not quantized. ``auto`` is float16 on CUDA (bfloat16 for Gemma 3) and
+            bfloat16 on a CPU. Inputs of the quantized layers are always rounded to float16, and so are weights before
+            quantization.
     """
 
     threshold: float = 6.0
@@ -109,14 +112,14 @@ class Bnb8bitOptions:
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
-            raise OptionError(f"threshold is {self.threshold}", hint="Give 0 (no outliers) or more; 6.0 is usual.")
+            raise OptionError(f"threshold is {self.threshold}", hint="Use 0 (no outliers) or more; 6.0 is usual.")
 
     def row_independent(self) -> bool:
-        """Tell whether rows of a batch are independent: one row's outlier takes its column out of int8 for all."""
+        """Return whether a batch's rows are independent: one row's outlier excludes its column from int8 for all."""
         return self.threshold == 0
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
             UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
@@ -124,29 +127,29 @@ class Bnb8bitOptions:
         _check(model, device)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: a byte a weight, a float32 scale a row, and all that stays as it is."""
+        """Predict the bytes of the loaded weights: one per weight, a float32 scale per row, and unquantized weights."""
         layers = model.linear_layers()
         rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)
         return rest + sum(layer.elements + 4 * layer.shape[0] for layer in layers)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return {"method": "bitsandbytes", "code": "int8", "bits": 8.0}
 
 
 def packs_on(device: str) -> bool:
-    """Predict whether bitsandbytes repacks 4-bit weights in the first forward pass; known of Linux only."""
+    """Predict whether bitsandbytes repacks 4-bit weights in the first forward pass; known for Linux only."""
     return device == "cpu" and "avx512_bf16" in cpu_flags()
 
 
 def fits_packed(shape: Sequence[int]) -> bool:
-    """Tell whether bitsandbytes' kernel for AVX512-BF16 takes a layer ``(out_features, in_features)``."""
+    """Return whether bitsandbytes' kernel for AVX512-BF16 supports a layer ``(out_features, in_features)``."""
     rows, columns = shape
     return rows % _PACKED_ROWS == 0 and columns % BLOCK_SIZE == 0
 
 
 def packed_state_bytes(scales: int, *, nested: bool) -> int:
-    """Predict what a repacked layer holds beside its codes; of nested quantization the offset is left over."""
+    """Predict the bytes of a repacked layer besides its codes; the offset of nested quantization remains."""
     return 2 * scales + _CODE_BYTES + (OFFSET_BYTES if nested else 0)
 
 
@@ -155,7 +158,7 @@ def _check(model: ModelInfo, device: str) -> None:
     if device not in ("cpu", "cuda"):
         raise UnsupportedError(
             f"bitsandbytes presets run on CUDA and on CPUs, not on {device}",
-            hint="The nearest that works there is bf16_baseline; for this preset's quality use the CPU.",
+            hint="Use bf16_baseline on this device, or the CPU to measure this preset's quality.",
         )
     if not model.linear_layers():
         raise UnsupportedError(

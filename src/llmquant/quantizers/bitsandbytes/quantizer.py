@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Bnb4bit:
-    """NF4 or FP4 with one scale for 64 weights."""
+    """NF4 or FP4 with one scale per 64 weights."""
 
     def __init__(self, options: Bnb4bitOptions) -> None:
         self._options = options
@@ -46,11 +46,11 @@ class Bnb4bit:
         return {"quantization_config": config, "dtype": compute if compute.itemsize == 2 else torch.bfloat16}
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
-        """Let the layers settle; without the packed kernel where a compute type is asked for that it ignores."""
+        """Prepare the layers, without the packed kernel if it would ignore the requested compute type."""
         settle_4bit(module, pack=self._options.compute_dtype not in ("float16", "float32"), to_save=to_save)
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold, before or after the first forward pass.
+        """Read back the settings of the layers, before or after the first forward pass.
 
         Raises:
             NotHonouredError: if there is no quantized layer, or the layers differ.
@@ -81,7 +81,7 @@ class Bnb4bit:
 
 
 class Bnb8bit:
-    """LLM.int8(): one scale a row, outlier columns of the input in 16 bits."""
+    """LLM.int8(): one scale per row, outlier columns of the input in 16 bits."""
 
     def __init__(self, options: Bnb8bitOptions) -> None:
         self._options = options
@@ -91,7 +91,7 @@ class Bnb8bit:
         return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the configuration, with the type of the rest resolved for the device."""
+        """Return the configuration, with the type of unquantized weights resolved for the device."""
         name = self._options.dtype
         if name == "auto":
             # Gemma 3 was trained in bfloat16, and its residual stream is known to grow beyond float16's 65,504.
@@ -103,10 +103,11 @@ class Bnb8bit:
         return {"quantization_config": config, "dtype": getattr(torch, name)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold, before or after the first forward pass.
+        """Read back the settings of the layers, before or after the first forward pass.
 
         Raises:
-            NotHonouredError: if there is no quantized layer, a scale is missing, or the threshold is not as asked.
+            NotHonouredError: if there is no quantized layer, a scale is missing, or the threshold differs from the
+                requested one.
         """
         kind = bitsandbytes.nn.Linear8bitLt
         layers = [child for child in module.modules() if isinstance(child, kind)]
@@ -132,26 +133,26 @@ class Bnb8bit:
 
 
 def packs_for_cpu() -> bool:
-    """Tell whether bitsandbytes repacks 4-bit weights in the first forward pass here, and computes in bfloat16."""
+    """Return whether bitsandbytes repacks 4-bit weights in the first forward pass here, and computes in bfloat16."""
     probe = getattr(bitsandbytes.functional, "has_avx512bf16", None)  # versions without it do not repack
     return bool(probe()) if probe is not None else False
 
 
 def settle_4bit(module: torch.nn.Module, *, pack: bool = True, to_save: bool) -> None:
-    """Do on a CPU what bitsandbytes does in the first forward pass, in every layer, whichever a model's input reaches.
+    """Prepare every layer on a CPU as bitsandbytes does in the first forward pass, including layers never reached.
 
-    With AVX512-BF16 that is repacking the weights, which fails for shapes that the packed kernel cannot take; these
-    layers compute as on other CPUs. Without it, biases take the compute type.
+    With AVX512-BF16 the weights are repacked, which fails for shapes that the packed kernel does not support; such
+    layers compute as on other CPUs. Without AVX512-BF16, biases take the compute type.
 
     Args:
-        pack: ``False`` lets all layers compute as on other CPUs.
-        to_save: leave the weights as they are; unpacking them again would round the scales.
+        pack: whether to repack; with ``False`` all layers compute as on other CPUs.
+        to_save: leave the weights unpacked, because unpacking them again would round the scales.
     """
     for layer in _layers_4bit(module):
         if _packs(layer) and not (pack and fits_packed(layer.weight.quant_state.shape)):
             layer.support_avx512bf16_for_cpu = False
             if pack:
-                layer.compute_dtype = torch.bfloat16  # as the layers beside it, whatever their checkpoint says
+                layer.compute_dtype = torch.bfloat16  # like the repacked layers, whatever their checkpoint says
         if layer.weight.device.type == "cpu" and not to_save:
             with torch.no_grad():
                 layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
@@ -162,7 +163,7 @@ def _layers_4bit(module: torch.nn.Module) -> list[Any]:  # Any: Linear4bit of bi
 
 
 def _packs(layer: Any) -> bool:  # Any: a Linear4bit of bitsandbytes
-    """Tell whether a layer was repacked for AVX512-BF16, or will be in its first forward pass."""
+    """Return whether a layer was repacked for AVX512-BF16, or will be in its first forward pass."""
     return layer.weight.device.type == "cpu" and bool(getattr(layer, "support_avx512bf16_for_cpu", False))
 
 
@@ -171,17 +172,17 @@ def _is_packed(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
 
 
 def _is_nested(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
-    """Tell whether the scales were quantized; repacking for a CPU expands them and remembers."""
+    """Return whether the scales were quantized; repacking for a CPU expands the scales and records that."""
     return bool(state.original_nested if _is_packed(state) else state.nested)
 
 
 def _compute_dtype(layer: Any) -> str:  # Any: a Linear4bit of bitsandbytes
-    """Name the type a layer multiplies in; the AVX512-BF16 kernel ignores what was asked for."""
+    """Name the type in which a layer multiplies; the AVX512-BF16 kernel ignores the requested type."""
     return "bfloat16" if _packs(layer) else dtype_name(layer.compute_dtype)
 
 
 def _scales(layer: Any) -> torch.Tensor | None:  # Any: a Linear8bitLt of bitsandbytes
-    """Find the scales; the first forward pass moves them from the weight to the layer."""
+    """Find the scales; the first forward pass moves the scales from the weight to the layer."""
     found: torch.Tensor | None = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
     return found
 
@@ -203,7 +204,7 @@ class _Once(logging.Filter):
 def _warn_once() -> None:
     """Keep bitsandbytes from warning in every layer of every forward pass that inputs are rounded to float16.
 
-    That is 210 lines a token for SmolLM2; `applied` says it once.
+    For SmolLM2 the warnings are 210 lines per token; `applied` notes the rounding once.
     """
     logger = logging.getLogger("bitsandbytes.autograd._functions")
     if not any(isinstance(existing, _Once) for existing in logger.filters):

@@ -1,1 +1,1 @@
-"""Calibration texts, for the quantizers that need some."""
+"""Calibration texts for the quantizers that need them."""

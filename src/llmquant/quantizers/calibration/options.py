@@ -1,4 +1,4 @@
-"""Calibration as an option: which text, how much of it; what GPTQ, AWQ and their like share."""
+"""Calibration options shared by GPTQ, AWQ and similar methods: which text, and how much of it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Calibration = Literal["c4", "wikitext2"] | InputFile | tuple[str, ...]
 
 
 class Calibrated(Protocol):
-    """Options of a quantizer that reads text.
+    """Options of a quantizer that reads calibration text.
 
     Attributes:
-        calibration: ``c4`` (English) or ``wikitext2``, the training split of each, from the Hub; a file: plain text, or
-            ``.jsonl`` with a column ``text``; or the texts themselves.
-        samples: sequences.
-        sequence_length: tokens in each.
-        calibration_seed: chooses the sequences.
+        calibration: calibration text: ``c4`` (English) or ``wikitext2``, the training split of each, from the Hub; a
+            file, either plain text or ``.jsonl`` with a column ``text``; or the texts themselves.
+        samples: number of calibration sequences, for example 128.
+        sequence_length: tokens per calibration sequence, for example 2048.
+        calibration_seed: seed that selects the sequences, for example 0.
     """
 
     @property
@@ -39,10 +39,10 @@ def check_calibration_values(options: Calibrated, name: str) -> None:
     """Refuse numbers that are out of range.
 
     Args:
-        name: of the quantizer, for the message.
+        name: name of the quantizer, for the message.
 
     Raises:
-        OptionError: naming the first.
+        OptionError: naming the first such number.
     """
     for field, least in (("samples", 1), ("sequence_length", 16), ("calibration_seed", 0)):
         if getattr(options, field) < least:
@@ -50,16 +50,16 @@ def check_calibration_values(options: Calibrated, name: str) -> None:
 
 
 def check_calibration(options: Calibrated, model: ModelInfo, name: str) -> None:
-    """Refuse a text that is missing, unreadable or far too short, and sequences the model cannot read.
+    """Refuse a text that is missing, unreadable or far too short, and sequences that are too long for the model.
 
     Raises:
-        OptionError: if so.
+        OptionError: naming the text or the length.
     """
     positions = model.text_config.get("max_position_embeddings")
     if isinstance(positions, int) and options.sequence_length > positions:
         raise OptionError(
             f"{name}: sequence_length is {options.sequence_length}; {model.source} reads at most {positions} tokens",
-            hint=f"Give sequence_length={positions} or less.",
+            hint=f"Use sequence_length={positions} or less.",
         )
     texts = list(calibration_texts(options))
     held = sum(len(text.encode()) for text in texts)
@@ -69,15 +69,15 @@ def check_calibration(options: Calibrated, model: ModelInfo, name: str) -> None:
         raise OptionError(
             f"{name}: calibration: {shown} holds {held} bytes, which cannot fill a sequence of "
             f"{options.sequence_length} tokens",
-            hint="Give c4, wikitext2, the path of a longer text that is there, or shorter sequences.",
+            hint="Use c4, wikitext2, the path of an existing longer text, or shorter sequences.",
         )
 
 
 def calibration_texts(options: Calibrated) -> Iterator[str]:
-    """Yield the documents that are at hand; nothing for a data set of the Hub.
+    """Yield the local documents; nothing for a data set of the Hub.
 
     Raises:
-        OptionError: if a file is not what it should be.
+        OptionError: if a file has the wrong format.
     """
     chosen = options.calibration
     if isinstance(chosen, tuple):
@@ -87,10 +87,10 @@ def calibration_texts(options: Calibrated) -> Iterator[str]:
 
 
 def read_documents(path: Path, name: str) -> Iterator[str]:
-    """Yield the documents of a file: the column ``text`` of a ``.jsonl`` file, all of any other.
+    """Yield the documents of a file: the column ``text`` of a ``.jsonl`` file, the whole text of any other file.
 
     Args:
-        name: what to call the file.
+        name: the file's name in messages.
 
     Raises:
         OptionError: if it is not UTF-8 text, or a line has no text.

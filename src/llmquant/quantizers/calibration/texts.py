@@ -1,4 +1,4 @@
-"""Calibration tokens: the same text, seed and tokenizer always give the same sequences."""
+"""Calibration tokens: the same text, seed and tokenizer always produce the same sequences."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class CalibrationTokens:
 
     Attributes:
         ids: token ids, ``samples`` lists of ``sequence_length``.
-        source: what the text is called.
-        digest: of all ids in order.
+        source: the text's name.
+        digest: digest of all ids in order.
     """
 
     ids: list[list[int]]
@@ -41,7 +41,7 @@ class CalibrationTokens:
     digest: Digest
 
     def record(self, out: Path) -> None:
-        """Write what they were to ``calibration.json`` in the folder `out`, for the checkpoint's recipe."""
+        """Write a record of the sequences to ``calibration.json`` in the folder `out`, for the checkpoint's recipe."""
         said = {
             "source": self.source,
             "samples": len(self.ids),
@@ -52,10 +52,10 @@ class CalibrationTokens:
 
 
 def calibration_tokens(options: Calibrated, tokenizer: PreTrainedTokenizerBase, ctx: Context) -> CalibrationTokens:
-    """Return the sequences that `options` ask for.
+    """Return the sequences that `options` request.
 
-    Documents are shuffled, tokenized one by one with the tokenizer's own special tokens, joined and cut; of a single
-    text the sequences are drawn from all of it.
+    Documents are shuffled, tokenized one by one with the tokenizer's own special tokens, joined and cut. From a single
+    text, sequences are drawn from its whole length.
 
     Raises:
         RunError: if the text is too short, or a data set cannot be fetched.
@@ -72,7 +72,7 @@ def calibration_tokens(options: Calibrated, tokenizer: PreTrainedTokenizerBase, 
     if len(found) < samples:
         raise RunError(
             f"calibration text {source} fills {len(found)} sequences of {length} tokens; {samples} were asked for",
-            hint=f"Give a longer text, or samples={len(found)}." if found else "Give a longer text.",
+            hint=f"Use a longer text, or samples={len(found)}." if found else "Use a longer text.",
         )
     ids = draw.sample(found, samples) if single else found
     return CalibrationTokens(ids, source, digest_of(ids))
@@ -91,7 +91,7 @@ def _documents(options: Calibrated, draw: random.Random, ctx: Context) -> tuple[
 
 
 def _fetch(name: str, seed: int) -> Iterator[str]:
-    """Stream the training split; only what is read is fetched."""
+    """Stream the training split; only the documents that are read are fetched."""
     import datasets
 
     repository, configuration = _DATA_SETS[name]
@@ -100,22 +100,22 @@ def _fetch(name: str, seed: int) -> Iterator[str]:
         for row in rows.shuffle(seed=seed, buffer_size=_SHUFFLED_ROWS):
             if row["text"].strip():
                 yield row["text"]
-    except Exception as error:  # datasets, the Hub's client and its transport each have errors of their own
+    except Exception as error:  # datasets, the Hub's client and its transport each raise their own errors
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise RunError(
             f"calibration text {name} ({repository}) could not be fetched: {reason}",
-            hint="Check the connection, or give a text file: calibration=FILE.txt.",
+            hint="Check the connection, or use a text file: calibration=FILE.txt.",
         ) from error
 
 
 def _token_ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:  # Any: a tokenizer
     for text in documents:
-        # Not verbose: it would warn that a text is longer than the model reads, and it is cut.
+        # verbose=False: the tokenizer would warn about texts longer than the model's context, which are cut later.
         yield from tokenizer(text, verbose=False)["input_ids"]
 
 
 def _cut(ids: Iterable[int], length: int) -> Iterator[list[int]]:
-    """Yield whole sequences; what is left over at the end is dropped."""
+    """Yield whole sequences; left-over tokens at the end are dropped."""
     sequence: list[int] = []
     for token in ids:
         sequence.append(token)

@@ -12,7 +12,7 @@ from llmquant.quantizers.fitting import check_group_size, check_linear_layers
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.study.call import Json
 
-# A packed layer keeps its shape beside it: two int64.
+# A packed layer also stores its shape: two int64 numbers.
 _SHAPE_BYTES = 16
 
 
@@ -21,34 +21,35 @@ class CompressedTensorsOptions:
     """Round to nearest, written as compressed-tensors.
 
     Attributes:
-        scheme: ``w8a8``: int8 weights, a scale a row, inputs rounded to int8 by token as they come; ``fp8``: the same
-            in float8 (e4m3); ``w4a16``: int4 weights in groups, inputs as they are.
-        group_size: weights that share a scale in ``w4a16``; the others have one a row.
+        scheme: ``w8a8``: int8 weights with one scale per row, and inputs rounded to int8 per token at run time;
+            ``fp8``: the same in float8 (e4m3); ``w4a16``: int4 weights in groups, inputs not rounded.
+        group_size: number of weights that share a scale in ``w4a16``, for example 128; other schemes have one scale
+            per row.
     """
 
     scheme: Literal["w8a8", "w4a16", "fp8"] = "w4a16"
     group_size: Literal[32, 64, 128] = 128
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
-            UnsupportedError: if `model` is quantized already, has experts or nothing to quantize, or widths that the
-                group size does not divide; or for the device.
+            UnsupportedError: if `model` is quantized already, has experts or nothing to quantize, or has widths that
+                the group size does not divide, or if the device is unsupported.
         """
         layers = check_linear_layers(model, device, "compressed-tensors")
         if any("expert" in tensor.name for tensor in model.weights):
             raise UnsupportedError(
-                f"{model.source} is a mixture of experts, which transformers fuses into tensors that this would skip",
+                f"{model.source} is a mixture of experts, fused by transformers into tensors that this method skips",
                 hint="Use bnb_4bit_nf4.",
             )
         if self.scheme == "w4a16":
             check_group_size(model, layers, self.group_size)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the weights after the first forward pass, in bytes: dequantized to bfloat16, scales beside them.
+        """Predict the bytes of the weights after the first forward pass: dequantized to bfloat16, with their scales.
 
-        Before it the layers hold what the checkpoint holds.
+        Before that pass the layers hold the checkpoint's tensors.
         """
         layers = model.linear_layers()
         if self.scheme == "w4a16":
@@ -58,7 +59,7 @@ class CompressedTensorsOptions:
         return plain_bytes(model, 2) + state
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         if self.scheme == "w4a16":
             found: dict[str, Json] = {"code": "int4", "bits": 4.0, "block_size": self.group_size}
         else:

@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
 
 _PRESETS = {"w8a8": "W8A8", "w4a16": "W4A16", "fp8": "FP8_DYNAMIC"}
-# A code times its scale is off by up to 1 / 256 of it in bfloat16. Weights that were never rounded are off by more.
+# In bfloat16 a code times its scale has an error of up to 1 / 256 of the product; unrounded weights differ by more.
 _BLUR = 1 / 250
 _ROWS_READ = 16
 
 
 class CompressedTensors:
-    """Linear layers with scales from the largest weight of a row or group."""
+    """Linear layers whose scales come from the largest weight of a row or group."""
 
     def __init__(self, options: CompressedTensorsOptions) -> None:
         self._options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Quantize and write the checkpoint to `out`; what is not quantized is stored in bfloat16.
+        """Quantize and write the checkpoint to `out`; unquantized weights are stored in bfloat16.
 
-        Scales are compressed-tensors' own: ``max|w|`` of a row or group is half the range of codes.
+        Scales follow compressed-tensors: ``max|w|`` of a row or group is half the range of codes.
         """
         # Not in bfloat16: dividing by the scale would round int8 codes a second time, by up to half a step.
         module = load_causal(model, model.name, {"dtype": torch.float32}, allow_pickle=True)
@@ -63,7 +63,7 @@ class CompressedTensors:
         for done, layer in enumerate(layers, start=1):
             groups = layer.weight.detach().unflatten(1, (layer.weight_scale.shape[1], -1))
             scale, zero_point = calculate_qparams(groups.amin(-1), groups.amax(-1), scheme.weights)
-            layer.weight_scale.data.copy_(scale.bfloat16())  # codes fit the scale that is stored
+            layer.weight_scale.data.copy_(scale.bfloat16())  # codes must fit the stored scale
             layer.weight_zero_point.data.copy_(zero_point)
             ctx.progress(done, len(layers))
         compressor = ModelCompressor.from_pretrained_model(module)
@@ -77,11 +77,11 @@ class CompressedTensors:
         return out
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the type of what is not quantized; the rest is in the checkpoint's configuration."""
+        """Return the type of unquantized weights; everything else is in the checkpoint's configuration."""
         return {"dtype": torch.bfloat16}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold, before or after the first forward pass dequantizes them.
+        """Read back the settings of the layers, before or after the first forward pass dequantizes the weights.
 
         Raises:
             NotHonouredError: if there is no quantized layer, the layers differ, or weights do not fit their scales.
@@ -93,7 +93,7 @@ class CompressedTensors:
         block_size = only((_block_size(layer) for layer in layers), "group size")
         dtype = str(only((dtype_name(layer.weight_scale.dtype) for layer in layers), "type of scales"))
         inputs = layers[0].quantization_scheme.input_activations
-        rounded = f"inputs are rounded to {inputs.num_bits} bits, a scale a token; " if inputs else ""
+        rounded = f"inputs are rounded to {inputs.num_bits} bits, one scale per token; " if inputs else ""
         return AppliedQuantization(
             method="compressed-tensors",
             code=code,
@@ -127,7 +127,7 @@ def _block_size(layer: Any) -> int | None:  # Any: see _layers
 
 
 def _code(layer: Any) -> str:  # Any: see _layers
-    """Name how the weights are coded: by what is stored, or by the grid that dequantized ones lie on."""
+    """Name the code of the weights: from the stored tensors, or from the grid of the dequantized weights."""
     packed = getattr(layer, "weight_packed", None)
     if packed is not None:
         return f"int{32 * packed.shape[1] // layer.in_features}"
@@ -143,5 +143,5 @@ def _code(layer: Any) -> str:  # Any: see _layers
         code, nearest = f"int{args.num_bits}", codes.round().clamp(-most, most - 1)
     off = ((codes - nearest).abs() > _BLUR * nearest.abs()).any()
     if off:
-        raise NotHonouredError(f"dequantized weights are no multiples of their scales in {code}")
+        raise NotHonouredError(f"dequantized weights are not multiples of their scales in {code}")
     return code

@@ -1,4 +1,4 @@
-"""Options of the GGUF quantizer: llama.cpp's file types, and which block type each weight gets in them."""
+"""Options of the GGUF quantizer: llama.cpp's file types, and the block type of each weight in a file type."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class BlockType:
     """How ggml stores a run of weights (ggml-common.h).
 
     Attributes:
-        weights: in a block, which lies in one row.
-        bytes: of a block, scales included.
-        bits: of a weight's code.
-        group: weights that share a scale; k-quants keep several such groups in a block.
-        error: of normally distributed weights, root mean square relative to theirs, measured on 512 x 1024 of them.
+        weights: weights per block; a block lies in one row.
+        bytes: bytes per block, scales included.
+        bits: bits of a weight's code.
+        group: number of weights that share a scale; k-quants keep several such groups per block.
+        error: relative root-mean-square error on normally distributed weights, measured on 512 x 1024 weights.
     """
 
     weights: int
@@ -45,7 +45,8 @@ BLOCK_TYPES: Mapping[str, BlockType] = {
     "Q6_K": BlockType(256, 210, 6, 16, 0.0177),
     "Q8_0": BlockType(32, 34, 8, 32, 0.00536),
 }
-# What llama.cpp takes where the width of a row is no multiple of 256 (tensor_type_fallback in src/llama-quant.cpp).
+# llama.cpp's replacement types for rows whose width is not a multiple of 256 (tensor_type_fallback in
+# src/llama-quant.cpp).
 _NARROW = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -65,10 +66,10 @@ class _Mixture:
     """The block type of each kind of weight in a file type (llama_tensor_get_type_impl in src/llama-quant.cpp).
 
     Attributes:
-        base: of everything not named below.
-        value: of the attention's values, by layer and number of layers.
-        down: of the projection out of the feed-forward part.
-        output: of the projection out of attention.
+        base: type of all weights that no other attribute covers.
+        value: type of the attention's values, by layer and number of layers.
+        down: type of the projection out of the feed-forward part.
+        output: type of the projection out of attention.
     """
 
     base: str
@@ -96,9 +97,9 @@ _EMBEDDING, _HEAD = "embed_tokens", "lm_head"
 _VALUES = frozenset({"v_proj", "qkv_proj"})
 _KNOWN = _VALUES | {"q_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"}
 _LAYER = re.compile(r"\.(\d+)\.")
-# Above as many query heads a key-value head, Q2_K gives the values four bits.
+# From this number of query heads per key-value head on, Q2_K uses four bits for the values.
 _GROUPED = 4
-# llama.cpp's "70B": Llama 2 and 3 70B, Qwen2 72B; it looks at nothing but the layers.
+# llama.cpp's "70B": Llama 2 and 3 70B, Qwen2 72B; llama.cpp recognizes these models by the number of layers alone.
 _LAYERS_OF_70B = 80
 
 
@@ -110,21 +111,21 @@ def block_types(
     """Choose the block type of every weight that llama.cpp quantizes, as ``llama-quantize`` without imatrix does.
 
     Args:
-        shapes: of the checkpoint's tensors, by their names in transformers.
+        shapes: shapes of the checkpoint's tensors, by their names in transformers.
         config: the language model's configuration.
 
     Returns:
-        A key of `BLOCK_TYPES` for each matrix, embeddings and head included; vectors stay in float32.
+        A key of `BLOCK_TYPES` per matrix, embeddings and head included; vectors stay in float32.
 
     Raises:
-        UnsupportedError: for a matrix whose place in the file is not known, or a width that no type fits.
+        UnsupportedError: for a matrix whose place in the file is unknown, or a width that fits no type.
     """
     matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
     for name, shape in matrices.items():
         if "expert" in name or _kind(name) not in _KNOWN | {_EMBEDDING, _HEAD} or len(shape) != 2:
             raise UnsupportedError(
-                f"which GGUF block type {name} gets is not known here",
-                hint="The gguf presets know models whose layers are named like Llama's, without experts.",
+                f"the GGUF block type of {name} is unknown",
+                hint="The gguf presets support models whose layers are named like Llama's, without experts.",
             )
     layers = len({_layer(name) for name in matrices if in_block(name)})
     tied = bool(config.get("tie_word_embeddings")) or not any(_kind(name) == _HEAD for name in matrices)
@@ -139,7 +140,7 @@ def block_types(
 
 
 def in_block(name: str) -> bool:
-    """Tell a layer's weight from the embeddings and the head."""
+    """Return whether a weight belongs to a layer, and not to the embeddings or the head."""
     return _kind(name) in _KNOWN
 
 
@@ -183,39 +184,39 @@ def _layer(name: str) -> int:
 
 @dataclass(frozen=True)
 class GgufOptions:
-    """Weights as llama.cpp quantizes them, run dequantized.
+    """Weights quantized by llama.cpp's rules, run dequantized.
 
     Attributes:
-        file_type: llama.cpp's name for the mixture of block types.
-        dtype: in which the dequantized weights are kept and multiplied. bfloat16 rounds them once more: the weights'
-            error grows by 0.03 % with Q4_K and by 5 % with Q8_0; with float32 by nothing.
+        file_type: llama.cpp's name for the mixture of block types, for example Q4_K_M.
+        dtype: type in which the dequantized weights are kept and multiplied. bfloat16 rounds the weights once more:
+            their error grows by 0.03 % with Q4_K and by 5 % with Q8_0; float32 adds no error.
     """
 
     file_type: FileType = "q4_k_m"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse what llama.cpp would not quantize from, or would quantize in a way not known here.
+        """Refuse checkpoints that llama.cpp cannot quantize, or quantizes in a way unknown to llmquant.
 
         Raises:
-            UnsupportedError: if so.
+            UnsupportedError: naming the reason.
         """
         refuse_quantized(model)
         if model.kind == "gguf":
             raise UnsupportedError(
-                f"{model.source} is a GGUF file already", hint="Give the checkpoint that it was made from."
+                f"{model.source} is a GGUF file already", hint="Use the checkpoint that the file was made from."
             )
         if not all(name.endswith(".safetensors") for name in model.weight_files):
             raise UnsupportedError(
                 f"{model.source} has weights that are not in safetensors files",
-                hint="Save it again with transformers: save_pretrained writes safetensors.",
+                hint="Save the model again with transformers: save_pretrained writes safetensors.",
             )
         block_types({t.name: t.shape for t in model.weights}, model.text_config, self.file_type)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: all of them dequantized."""
+        """Predict the bytes of the loaded weights, all of them dequantized."""
         return plain_bytes(model, 4 if self.dtype == "float32" else 2)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return {"method": "gguf", "code": self.file_type, "compute_dtype": self.dtype}

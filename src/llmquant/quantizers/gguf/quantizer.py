@@ -1,4 +1,4 @@
-"""GGUF: weights quantized by llama.cpp's own code, then dequantized, so that the loss is real where it is measured."""
+"""GGUF: weights quantized by llama.cpp's own code, then dequantized, so that the measured loss is real."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
 
-# Weights that a thread quantizes at a time.
+# Number of weights that a thread quantizes at a time.
 _CHUNK = 2**18
-# Of each weight so many rows, spread over it, are read back.
+# Number of evenly spread rows per weight that are read back.
 _ROWS_READ = 4
-# Weights on the grid of their type move by up to 0.4 of a rounding when they are quantized again (bfloat16 blurs the
-# scale of Q8_0, and the search of Q3_K is not a projection); others by all of it.
+# Quantizing again moves weights on the grid of their type by up to 0.4 of a rounding error (bfloat16 blurs the scale of
+# Q8_0, and the search of Q3_K is not a projection); other weights move by a whole rounding error.
 _MAY_MOVE = 0.6
 
 
 class Gguf:
-    """A checkpoint whose weights are those of a .gguf file, dequantized."""
+    """A checkpoint with the dequantized weights of a .gguf file."""
 
     def __init__(self, options: GgufOptions) -> None:
         self._options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Write the checkpoint to `out`, file by file: one file's weights are in memory at a time."""
+        """Write the checkpoint to `out` file by file, so that only one file's weights are in memory at a time."""
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         files = sorted(model.glob("[!.]*.safetensors"))
         types = block_types(_shapes(files), config.get("text_config") or config, self._options.file_type)
@@ -71,12 +71,12 @@ class Gguf:
         return {"dtype": getattr(torch, self._options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back that every weight is on the grid of its block type: quantized again, it stays where it is.
+        """Check that every weight is on the grid of its block type: quantizing a weight again must not move it.
 
-        Bits and block size are those of the layers, without embeddings and head, which file types give more.
+        Bits and block size describe the layers, without embeddings and head, for which file types use more bits.
 
         Raises:
-            NotHonouredError: naming the first weight that is not.
+            NotHonouredError: naming the first weight that is not on its grid.
         """
         weights = {name: weight.detach() for name, weight in module.named_parameters()}
         config = module.config.get_text_config().to_dict()
@@ -85,7 +85,7 @@ class Gguf:
             moved = _moved(weights[name], block_type)
             if moved > _MAY_MOVE * BLOCK_TYPES[block_type].error:
                 raise NotHonouredError(
-                    f"{name} is not quantized as {block_type}: doing so again changes it by {moved:.2%}"
+                    f"{name} is not quantized as {block_type}: quantizing it again changes it by {moved:.2%}"
                 )
         dtype = str(only((dtype_name(weights[name].dtype) for name in types), "type"))
         elements = Counter[str]()
@@ -118,7 +118,7 @@ def _note(types: Mapping[str, str], elements: Mapping[str, int], parameters: int
     return (
         f"runs dequantized in {dtype}: the loss is that of the .gguf file's weights, memory and speed are not; "
         f"the file would take {file_bytes / 2**20:.1f} MiB ({mixture}; embeddings and head included); "
-        "llama.cpp's rounding of activations to 8 bits is not in it"
+        "llama.cpp's rounding of activations to 8 bits is not included"
     )
 
 
@@ -131,7 +131,7 @@ def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def _moved(weight: torch.Tensor, block_type: str) -> float:
-    """Return how far some rows move when they are quantized, relative to their size."""
+    """Return how far sampled rows move when they are quantized, relative to their size."""
     spread = torch.linspace(0, len(weight) - 1, min(_ROWS_READ, len(weight))).long()
     rows = weight[spread.to(weight.device)].float().cpu().numpy()
     size = float(np.square(rows).mean())

@@ -1,1 +1,1 @@
-"""GPTQ, AWQ and rounding, through GPTQModel."""
+"""GPTQ, AWQ and round-to-nearest, through GPTQModel."""

@@ -1,4 +1,4 @@
-"""Reading back what the packed layers of GPTQModel hold: GPTQ and AWQ, whoever made the checkpoint."""
+"""Read back the settings of GPTQModel's packed layers (GPTQ and AWQ), whoever made the checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _WORD_BITS = 32
 def read_gptqmodel_layers(module: torch.nn.Module) -> AppliedQuantization:
     """Read method, bits, group size, order and symmetry from the packed tensors.
 
-    Before or after the first forward pass, in which some kernels repack their layers. The layers' own ``sym`` and
-    ``desc_act`` are not asked: transformers loads GPTQ layers through optimum, which exchanges the two.
+    The function works before and after the first forward pass, in which some kernels repack their layers. The layers'
+    own ``sym`` and ``desc_act`` are not used: transformers loads GPTQ layers through optimum, which swaps the two.
 
     Raises:
-        NotHonouredError: if there is no packed layer, the layers differ, a layer's tensors do not fit its settings, or
-            its kernel would compute something else.
+        NotHonouredError: if there is no packed layer, if the layers differ, if a layer's tensors do not fit its
+            settings, or if its kernel would compute something else.
     """
-    from gptqmodel.nn_modules.qlinear import AWQuantLinear, GroupedQuantLinear  # whoever has such layers imported it
+    from gptqmodel.nn_modules.qlinear import AWQuantLinear, GroupedQuantLinear  # already imported if such layers exist
 
     named = [(name, child) for name, child in module.named_modules() if isinstance(child, GroupedQuantLinear)]
     if not named:
@@ -56,20 +56,20 @@ def _check_tensors(name: str, layer: Any) -> None:  # Any: a layer of GPTQModel
     """Compare a layer's settings with the sizes of its tensors, whatever their layout."""
     weights = layer.in_features * layer.out_features
     held = layer.qweight.numel() * layer.qweight.element_size() * 8
-    if held // weights != layer.bits:  # rounded down: words at the edge may be part empty
-        raise NotHonouredError(f"{name} is said to have {layer.bits} bits, and holds {held / weights:g} bits a weight")
+    if held // weights != layer.bits:  # rounded down, because words at the edge may be partly empty
+        raise NotHonouredError(f"{name} declares {layer.bits} bits, but holds {held / weights:g} bits per weight")
     groups = math.ceil(layer.in_features / layer.group_size)
     if layer.scales.shape[0] != groups:
         raise NotHonouredError(
-            f"{name} has {layer.scales.shape[0]} scales a row; groups of {layer.group_size} would be {groups}"
+            f"{name} has {layer.scales.shape[0]} scales per row; a group size of {layer.group_size} needs {groups}"
         )
-    # Seen in 7.6.0: for groups of a whole row on a CPU this kernel puts zeros in the place of the zero points.
+    # Seen in 7.6.0: with groups of a whole row on a CPU, this kernel replaces the zero points with zeros.
     if type(layer).__name__ == "TorchFusedLinear" and not _is_symmetric(layer):
-        raise NotHonouredError(f"{name} has zero points, which GPTQModel's kernel {type(layer).__name__} leaves out")
+        raise NotHonouredError(f"{name} has zero points, which GPTQModel's kernel {type(layer).__name__} ignores")
 
 
 def _block_size(layer: Any) -> int | None:  # Any: a layer of GPTQModel
-    """Return how many inputs share a scale; ``None`` for a whole row."""
+    """Return the number of inputs that share a scale; ``None`` for a whole row."""
     return None if layer.requested_group_size == -1 else int(layer.group_size)
 
 
@@ -85,17 +85,17 @@ def _note(layers: Sequence[Any]) -> str:  # Any: layers of GPTQModel
 
 
 def _is_ordered(layer: Any) -> bool:  # Any: a layer of GPTQModel
-    """Tell whether neighbouring inputs belong to any groups; Marlin's layers sort them and keep the order beside."""
+    """Return whether inputs are assigned to groups in any order; Marlin's layers sort inputs and store the order."""
     index, order = getattr(layer, "g_idx", None), getattr(layer, "g_idx_sort_indices", None)
     return (index is not None and bool((index.diff() < 0).any())) or (order is not None and order.numel() > 0)
 
 
 def _is_symmetric(layer: Any) -> bool:  # Any: a layer of GPTQModel
-    """Tell whether every zero point is the middle code."""
+    """Return whether every zero point is the middle code."""
     zeros = layer.qzeros
-    if zeros.is_floating_point():  # repacked: how far the middle code's value is from zero
+    if zeros.is_floating_point():  # repacked: the distance of the middle code's value from zero
         return not bool(zeros.any())
-    # Version 1 of GPTQ's format stores them minus one; most kernels have that put right while they are loaded.
+    # Version 1 of GPTQ's format stores zero points minus one; most kernels correct that while they are loaded.
     minus_one = hasattr(layer, "qzero_format") and not layer.REQUIRES_FORMAT_V2
     middle = 2 ** (layer.bits - 1) - minus_one
     stream = sum(middle << layer.bits * position for position in range(_WORD_BITS))
@@ -106,7 +106,7 @@ def _is_symmetric(layer: Any) -> bool:  # Any: a layer of GPTQModel
 
 
 def _compute_dtype(layer: Any, plain: str) -> str:  # Any: a layer of GPTQModel
-    """Name the type a layer multiplies in when the rest of the model is `plain`."""
+    """Name the type in which a layer multiplies when the rest of the model is `plain`."""
     kernel = type(layer).__name__
     if kernel.startswith("TorchAten") or (kernel.startswith("TorchFused") and plain == "float32"):
         return "bfloat16"

@@ -24,31 +24,32 @@ GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
 _WORD_BITS = 32
 _AWQ_OUTPUTS = 64
-# Bytes of the tables of shifts that unpack three bits; other widths have two int32 for each code of a word.
+# Bytes of the shift tables that unpack three bits; other widths have two int32 per code of a word.
 _SHIFTS_3_BIT = 144
-# Of GPTQModel's 4-bit kernel for CPUs; with others it fails, or drops the zero points without a word.
+# Group sizes of GPTQModel's 4-bit kernel for CPUs; with other sizes it fails, or silently drops the zero points.
 _CPU_GROUPS_4_BIT = (32, 64, 128)
 
 
 @dataclass(frozen=True)
 class GptqOptions:
-    """GPTQ (Frantar et al., arXiv:2210.17323): rounds column by column and corrects the columns still to come.
+    """GPTQ (Frantar et al., arXiv:2210.17323): rounds column by column and corrects the columns that follow.
 
     Attributes:
-        bits: of a weight.
-        group_size: inputs that share a scale and a zero point; -1 is a whole row.
-        desc_act: quantize the columns with the largest activations first. A little better, slower kernels.
-        sym: the middle code is zero; otherwise each group has a zero point of its own.
-        damp_percent: share of the mean diagonal that is added to the Hessian's.
-        act_group_aware: without `desc_act`, order the columns within what the groups allow, which costs nothing when
-            the model runs; ``None`` is yes unless `desc_act` is on, as GPTQModel has it.
-        format: layout of the zero points: ``gptq`` is what auto-gptq wrote and every engine reads; ``gptq_v2`` keeps
+        bits: bits per weight, for example 4.
+        group_size: number of inputs that share a scale and a zero point, for example 128; -1 is a whole row.
+        desc_act: whether to quantize the columns with the largest activations first: slightly better quality, slower
+            kernels.
+        sym: whether the middle code is zero; otherwise each group has its own zero point.
+        damp_percent: fraction of the mean diagonal that is added to the Hessian's diagonal, for example 0.05.
+        act_group_aware: whether, without `desc_act`, columns are ordered as far as the groups allow, at no cost when
+            the model runs; ``None`` means yes unless `desc_act` is on, as in GPTQModel.
+        format: layout of the zero points: ``gptq`` is auto-gptq's layout, which every engine reads; ``gptq_v2`` keeps
             asymmetric zero points exact.
-        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
-        calibration: ``c4``, ``wikitext2``, a text file, or texts.
-        samples: calibration sequences.
-        sequence_length: tokens in each.
-        calibration_seed: chooses the sequences.
+        dtype: type of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+        calibration: calibration text: ``c4``, ``wikitext2``, a text file, or texts.
+        samples: number of calibration sequences, for example 128.
+        sequence_length: tokens per calibration sequence, for example 2048.
+        calibration_seed: seed that selects the sequences, for example 0.
     """
 
     bits: Literal[2, 3, 4, 8] = 4
@@ -73,28 +74,28 @@ class GptqOptions:
             raise OptionError("gptq: act_group_aware orders columns without desc_act; both are on", hint="Choose one.")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models, texts and devices this cannot work on.
+        """Refuse unsupported models, texts and devices.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the model, the text or the device is unsupported.
         """
         _check("gptq", model, self.bits, self.group_size, device)
         check_calibration(self, model, "gptq")
 
     def texts(self) -> Iterator[str]:
-        """Yield the calibration text that is at hand."""
+        """Yield the local calibration text."""
         return calibration_texts(self)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes."""
+        """Predict the bytes of the loaded weights."""
         return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work of quantizing: each layer reads the sequences twice, and adds up their products."""
+        """Return the cost of quantizing: each layer reads the sequences twice, and sums up their products."""
         return Cost(3 * self.samples * self.sequence_length)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return _requests("gptq", self.bits, self.group_size)
 
 
@@ -103,13 +104,13 @@ class AwqOptions:
     """AWQ (Lin et al., arXiv:2306.00978): scales the inputs that matter most before rounding, 4 bits, GEMM layout.
 
     Attributes:
-        group_size: inputs that share a scale and a zero point; -1 is a whole row.
-        zero_point: each group has a zero point of its own; otherwise the middle code is zero.
-        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
-        calibration: ``c4``, ``wikitext2``, a text file, or texts.
-        samples: calibration sequences.
-        sequence_length: tokens in each.
-        calibration_seed: chooses the sequences.
+        group_size: number of inputs that share a scale and a zero point, for example 128; -1 is a whole row.
+        zero_point: whether each group has its own zero point; otherwise the middle code is zero.
+        dtype: type of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+        calibration: calibration text: ``c4``, ``wikitext2``, a text file, or texts.
+        samples: number of calibration sequences, for example 128.
+        sequence_length: tokens per calibration sequence, for example 512.
+        calibration_seed: seed that selects the sequences, for example 0.
     """
 
     group_size: Literal[-1, 16, 32, 64, 128] = 128
@@ -125,10 +126,10 @@ class AwqOptions:
         check_calibration_values(self, "awq")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models, texts and devices this cannot work on.
+        """Refuse unsupported models, texts and devices.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the model, the text or the device is unsupported.
         """
         _check("awq", model, 4, self.group_size, device)
         check_calibration(self, model, "awq")
@@ -136,31 +137,31 @@ class AwqOptions:
         check_multiples(model.linear_layers(), _AWQ_OUTPUTS, 1, search, "Use a gptq preset.")
 
     def texts(self) -> Iterator[str]:
-        """Yield the calibration text that is at hand."""
+        """Yield the local calibration text."""
         return calibration_texts(self)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes."""
+        """Predict the bytes of the loaded weights."""
         return _loaded_bytes(model, device, 4, self.group_size, self.dtype, group_index=False)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work of quantizing: each layer reads the sequences once for each of 20 scales, and twice."""
+        """Return the cost of quantizing: each layer reads the sequences once per each of 20 scales, and twice more."""
         return Cost(22 * self.samples * self.sequence_length)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return _requests("awq", 4, self.group_size)
 
 
 @dataclass(frozen=True)
 class RoundToNearestOptions:
-    """Round-to-nearest in GPTQ's layout, without calibration: what GPTQ and AWQ have to beat.
+    """Round-to-nearest in GPTQ's layout, without calibration: the baseline for GPTQ and AWQ.
 
     Attributes:
-        bits: of a weight.
-        group_size: inputs that share a scale and a zero point; -1 is a whole row.
-        sym: the middle code is zero; otherwise each group has a zero point of its own.
-        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+        bits: bits per weight, for example 4.
+        group_size: number of inputs that share a scale and a zero point, for example 128; -1 is a whole row.
+        sym: whether the middle code is zero; otherwise each group has its own zero point.
+        dtype: type of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
     """
 
     bits: Literal[2, 3, 4, 8] = 4
@@ -169,19 +170,19 @@ class RoundToNearestOptions:
     dtype: Dtype = "auto"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the model or the device is unsupported.
         """
         _check("round_to_nearest", model, self.bits, self.group_size, device)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes."""
+        """Predict the bytes of the loaded weights."""
         return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return _requests("gptq", self.bits, self.group_size)
 
 
@@ -189,25 +190,25 @@ def _check(name: str, model: ModelInfo, bits: int, group_size: int, device: str)
     layers = check_linear_layers(model, device, name)
     if any("expert" in tensor.name for tensor in model.weights):
         raise UnsupportedError(
-            f"{name}: {model.source} is a mixture of experts, which GPTQModel writes one by one and transformers "
-            "cannot load back into its fused tensors",
-            hint="Use bnb_4bit_nf4, which leaves the experts as they are and says so.",
+            f"{name}: {model.source} is a mixture of experts; GPTQModel writes the experts one by one, and "
+            "transformers cannot load them into its fused tensors",
+            hint="Use bnb_4bit_nf4, which reports that it leaves the experts unquantized.",
         )
     check_group_size(model, layers, group_size)
     if device == "cpu" and bits == 4 and group_size not in _CPU_GROUPS_4_BIT:
         raise UnsupportedError(
-            f"{name}: GPTQModel's 4-bit kernel for CPUs takes groups of 32, 64 or 128, not {group_size}",
-            hint="Use one of these, or a CUDA device.",
+            f"{name}: GPTQModel's 4-bit kernel for CPUs supports groups of 32, 64 or 128, not {group_size}",
+            hint="Use one of these group sizes, or a CUDA device.",
         )
     check_multiples(layers, _WORD_BITS, _WORD_BITS, f"the packed layout of {name}", "Use bnb_4bit_nf4.")
 
 
 def _loaded_bytes(model: ModelInfo, device: str, bits: int, group_size: int, dtype: Dtype, *, group_index: bool) -> int:
-    """Add up codes, scales, zero points and group indexes of the packed layers, and all that stays as it is.
+    """Add up codes, scales, zero points and group indexes of the packed layers, and all unquantized weights.
 
-    The kernels for CPUs hold more from the first forward pass on: the one for 4 bits repacks the layer, with scales and
-    offsets in bfloat16 twice, apart and interleaved, and a second index; the one for 2 and 8 bits keeps the index in
-    int64 and the zero points unpacked.
+    The kernels for CPUs hold more from the first forward pass on: the 4-bit kernel repacks the layer, with scales and
+    offsets in bfloat16 twice, separate and interleaved, and a second index; the kernel for 2 and 8 bits keeps the index
+    in int64 and the zero points unpacked.
     """
     layers = model.linear_layers()
     total = plain_bytes(model, 4 if dtype == "float32" else 2, quantized=layers)

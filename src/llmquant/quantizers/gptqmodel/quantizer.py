@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
 
-# Architectures whose finished layers GPTQModel 7.6 can keep and take up again.
+# Architectures whose finished layers GPTQModel 7.6 can store and resume from.
 _RESUMABLE = frozenset({"llama", "qwen3_moe"})
 
 
 class _PackedByGptqModel:
-    """What the three share: the checkpoint they write, how it is loaded, and how it is read back."""
+    """The shared part of the three quantizers: their checkpoint, how it is loaded, and how it is read back."""
 
     def __init__(self, options: GptqOptions | AwqOptions | RoundToNearestOptions) -> None:
         self._options = options
@@ -42,7 +42,7 @@ class _PackedByGptqModel:
         return {"dtype": loaded_dtype(self._options.dtype, ctx.device)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the packed layers hold."""
+        """Read back the settings of the packed layers."""
         return read_gptqmodel_layers(module)
 
 
@@ -55,8 +55,8 @@ class Gptq(_PackedByGptqModel):
         """Quantize the checkpoint at `model` and write the result to `out`.
 
         Raises:
-            UnsupportedError: if GPTQModel does not know the architecture.
-            RunError: if the calibration text is too short or cannot be had.
+            UnsupportedError: if GPTQModel does not support the architecture.
+            RunError: if the calibration text is too short or unavailable.
         """
         prepare_environment(ctx.device)
         from gptqmodel import QuantizeConfig
@@ -84,8 +84,8 @@ class Awq(_PackedByGptqModel):
         """Quantize the checkpoint at `model` and write the result to `out`.
 
         Raises:
-            UnsupportedError: if GPTQModel does not know the architecture.
-            RunError: if the calibration text is too short or cannot be had.
+            UnsupportedError: if GPTQModel does not support the architecture.
+            RunError: if the calibration text is too short or unavailable.
         """
         prepare_environment(ctx.device)
         from gptqmodel import BACKEND, QuantizeConfig
@@ -98,13 +98,13 @@ class Awq(_PackedByGptqModel):
             group_size=options.group_size,
             sym=not options.zero_point,
         )
-        # Left to itself, GPTQModel checks its result with a kernel that needs CUDA.
+        # By default GPTQModel checks its result with a kernel that needs CUDA.
         backend = BACKEND.AWQ_TORCH if ctx.device == "cpu" else BACKEND.AUTO
         return _quantize(model, out, config, options, ctx, backend)
 
 
 class RoundToNearest(_PackedByGptqModel):
-    """Every weight to the nearest value its group can hold."""
+    """Rounds every weight to the nearest value that its group can represent."""
 
     _options: RoundToNearestOptions
 
@@ -112,7 +112,7 @@ class RoundToNearest(_PackedByGptqModel):
         """Quantize the checkpoint at `model` and write the result to `out`.
 
         Raises:
-            UnsupportedError: if GPTQModel does not know the architecture.
+            UnsupportedError: if GPTQModel does not support the architecture.
         """
         prepare_environment(ctx.device)
         from gptqmodel.quantization.config import RTNConfig
@@ -123,7 +123,7 @@ class RoundToNearest(_PackedByGptqModel):
 
 
 def loaded_dtype(name: Dtype, device: str) -> torch.dtype:
-    """Resolve ``auto``: the kernels for CUDA compute in float16; of the 16-bit types a CPU is faster in bfloat16."""
+    """Resolve ``auto``: CUDA kernels compute in float16; a CPU is faster in bfloat16 than in float16."""
     if name == "auto":
         name = "float16" if device == "cuda" else "bfloat16"
     dtype: torch.dtype = getattr(torch, name)
@@ -138,10 +138,10 @@ def _quantize(
     ctx: Context,
     backend: str = "auto",
 ) -> Path:
-    """Load, calibrate, quantize and write; in the type of the checkpoint, or bfloat16 where that is float32.
+    """Load, calibrate, quantize and write, in the checkpoint's type, or in bfloat16 for a float32 checkpoint.
 
-    With GPTQ, GPTQModel keeps every finished layer of some architectures; what was killed goes on after the last of
-    them. What it keeps of AWQ it could not take up again in 7.6.
+    For GPTQ and some architectures GPTQModel stores every finished layer; a killed quantization resumes after the last
+    stored layer. GPTQModel 7.6 cannot resume AWQ from the layers it stores.
     """
     from gptqmodel import GPTQModel
     from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
@@ -151,10 +151,10 @@ def _quantize(
     kind = AutoConfig.from_pretrained(model).model_type
     if kind not in MODEL_MAP:
         raise UnsupportedError(
-            f"GPTQModel does not know the architecture {kind!r}",
-            hint="bnb_4bit_nf4 takes any model with linear layers.",
+            f"GPTQModel does not support the architecture {kind!r}",
+            hint="Use bnb_4bit_nf4, which supports any model with linear layers.",
         )
-    check_source(model, model.name)  # GPTQModel loads layer by layer, and reports nothing
+    check_source(model, model.name)  # GPTQModel loads layer by layer, and reports no missing weights
     tokenizer = AutoTokenizer.from_pretrained(model)
     digest, sequences = None, None
     if calibrated is not None:
@@ -177,10 +177,10 @@ def _quantize(
     except CheckpointError as error:
         shutil.rmtree(unfinished)
         raise RunError(
-            f"GPTQModel cannot take up what an earlier attempt left: {error}",
-            hint="It is deleted; give the command again to start anew.",
+            f"GPTQModel cannot resume from the layers of an earlier attempt: {error}",
+            hint="Those layers are deleted. Run the same command again to start from the beginning.",
         ) from error
     engine.save(str(out))
-    tokenizer.save_pretrained(out)  # GPTQModel writes one whose padding it changed
+    tokenizer.save_pretrained(out)  # GPTQModel writes a tokenizer with changed padding
     shutil.rmtree(unfinished)
     return out

@@ -1,4 +1,4 @@
-"""Options of the HQQ quantizer, and how large its weights will be."""
+"""Options of the HQQ quantizer, and the predicted size of its weights."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from llmquant.quantizers.fitting import check_group_size, check_linear_layers, c
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.study.call import Json
 
-# 3-bit codes go ten to an int32.
+# An int32 holds ten 3-bit codes.
 _THREES = 10
 
 
 @dataclass(frozen=True)
 class HqqOptions:
-    """HQQ: scales and zero points of round-to-nearest, refined on the weights alone.
+    """HQQ: scales and zero points of round-to-nearest, refined from the weights alone.
 
     Attributes:
-        bits: of a code; codes of 3 bits take 3.2.
-        group_size: weights in a row that share a scale and a zero point.
-        dtype: of everything that is not quantized, of the scales, and of the products.
+        bits: bits per code, for example 4; codes of 3 bits take 3.2 bits.
+        group_size: number of weights in a row that share a scale and a zero point, for example 64.
+        dtype: type of everything that is not quantized, of the scales, and of the products, for example bfloat16.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -31,10 +31,10 @@ class HqqOptions:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
         """
         layers = check_linear_layers(model, device, "HQQ")
         check_group_size(model, layers, self.group_size)
@@ -49,11 +49,11 @@ class HqqOptions:
         """
         raise UnsupportedError(
             "transformers cannot load a checkpoint of HQQ, so none is written",
-            hint="gptq_4bit_g128, awq_4bit_g128 and bnb_4bit_nf4 can be written.",
+            hint="Use gptq_4bit_g128, awq_4bit_g128 or bnb_4bit_nf4, which can be written.",
         )
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: codes, scales, zero points and all that stays as it is."""
+        """Predict the bytes of the loaded weights: codes, scales, zero points and unquantized weights."""
         layers = model.linear_layers()
         size = 4 if self.dtype == "float32" else 2
         groups = [layer.elements // self.group_size for layer in layers]
@@ -61,7 +61,7 @@ class HqqOptions:
         return plain_bytes(model, size, quantized=layers) + quantized
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return {
             "method": "hqq",
             "code": f"int{self.bits}",

@@ -1,7 +1,7 @@
 """HQQ: weights quantized to 8, 4, 3 or 2 bits while they are loaded.
 
-transformers 5 knows HQQ's configuration and raises ``NotImplementedError`` when it is used. This is the missing part,
-through the hooks that transformers has for quantizers of others, around HQQ's own quantization and dequantization.
+transformers 5 has HQQ's configuration but raises ``NotImplementedError`` when it is used. This module adds the missing
+part through transformers' hooks for third-party quantizers, around HQQ's own quantization and dequantization.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
 
-# Not "hqq", which is transformers' own.
+# The name "hqq" belongs to transformers.
 _METHOD = "llmquant_hqq"
 
 
 class Hqq:
-    """Codes of a few bits with a scale and a zero point for a group of weights."""
+    """Codes of a few bits with a scale and a zero point per group of weights."""
 
     def __init__(self, options: HqqOptions) -> None:
         self._options = options
@@ -43,7 +43,7 @@ class Hqq:
         return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the configuration; transformers learns of HQQ here."""
+        """Return the configuration, and register HQQ with transformers."""
         if _METHOD not in AUTO_QUANTIZER_MAPPING:
             register_quantizer(_METHOD)(_HqqLoader)
         options = self._options
@@ -53,7 +53,7 @@ class Hqq:
         }
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold.
+        """Read back the settings of the layers.
 
         Raises:
             NotHonouredError: if a layer is not quantized, or the layers differ.
@@ -83,14 +83,14 @@ class Hqq:
 
 
 class HqqLinear(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
-    """A linear layer that holds its weight as HQQ packs it, and expands it in every forward pass.
+    """A linear layer that holds its weight packed by HQQ, and expands the weight in every forward pass.
 
     Attributes:
-        weight: a placeholder that says which tensor of the checkpoint belongs here; gone once that is quantized.
-        qweight: packed codes; ``None`` before.
-        scales: one for a group, in the compute type.
-        zeros: likewise.
-        meta: what HQQ needs to unpack `qweight`.
+        weight: a placeholder that marks the checkpoint's tensor for this layer; removed when the weight is quantized.
+        qweight: packed codes; ``None`` until the weight is quantized.
+        scales: one scale per group, in the compute type.
+        zeros: one zero point per group, in the compute type.
+        meta: HQQ's settings for unpacking `qweight`.
     """
 
     def __init__(self, layer: torch.nn.Linear) -> None:
@@ -103,7 +103,7 @@ class HqqLinear(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
             self.register_buffer(name, None)
 
     def quantize(self, weight: torch.Tensor, bits: int, group_size: int) -> None:
-        """Take the codes of `weight`, ``(out_features, in_features)``, in its own type and on its device."""
+        """Quantize `weight`, ``(out_features, in_features)``, in its own type and on its device."""
         # HQQ's own choices for these bits, such as whole zero points for 4.
         parameters = BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)["weight_quant_params"]
         self.qweight, meta = Quantizer.quantize(
@@ -120,7 +120,7 @@ class HqqLinear(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
 
 
 class _HqqConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is untyped here
-    """What transformers hands to `_HqqLoader`."""
+    """The configuration that transformers passes to `_HqqLoader`."""
 
     def __init__(self, bits: int, group_size: int) -> None:
         self.quant_method = _METHOD
@@ -129,7 +129,7 @@ class _HqqConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers
 
 
 class _HqqLoader(HfQuantizer):  # type: ignore[misc]  # transformers is untyped here
-    """Puts an `HqqLinear` in place of each linear layer before weights are loaded; heads and tied layers stay."""
+    """Replaces each linear layer with an `HqqLinear` before weights are loaded, except heads and tied layers."""
 
     is_trainable = False
 
@@ -151,7 +151,7 @@ class _HqqLoader(HfQuantizer):  # type: ignore[misc]  # transformers is untyped 
 
 
 class _Quantize(ConversionOps):  # type: ignore[misc]  # transformers is untyped here
-    """Quantizes one weight as it comes from the file."""
+    """Quantizes one weight when it is read from the file."""
 
     def __init__(self, config: _HqqConfig) -> None:
         self._config = config

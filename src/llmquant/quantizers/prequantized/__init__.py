@@ -1,1 +1,1 @@
-"""Checkpoints that somebody else quantized."""
+"""Checkpoints quantized outside llmquant."""

@@ -1,4 +1,4 @@
-"""Options of a checkpoint that somebody else quantized: which one, and whether it belongs to the model."""
+"""Options for a checkpoint quantized outside llmquant: its location, and whether it belongs to the model."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _BACKENDS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "bitsandbytes": (("bitsandbytes",), 'pip install "llmquant[local]"'),
     "compressed-tensors": (("compressed_tensors",), 'pip install "llmquant[compressed-tensors]"'),
 }
-# What GPTQModel's kernels take: layouts on a CPU, and group sizes anywhere.
+# Layouts that GPTQModel's kernels support on a CPU, and group sizes that they support on any device.
 _CPU_LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 _GROUP_SIZES = {"gptq": (WHOLE_ROW, 16, 32, 64, 128, 256, 512, 1024), "awq": (WHOLE_ROW, 16, 32, 64, 128)}
-# What the 4-bit product of PyTorch for CPUs takes, as GPTQModel uses it.
+# Group sizes of PyTorch's 4-bit product for CPUs, which GPTQModel uses.
 CPU_PRODUCT_GROUPS = (32, 64, 128)
-# A checkpoint that differs from the model in one of these is another model's.
+# A checkpoint that differs from the model in one of these settings belongs to another model.
 _SAME = (
     "model_type",
     "hidden_size",
@@ -61,11 +61,11 @@ _SHIFTS = {2: 16, 3: 36, 4: 8, 8: 4}
 
 @dataclass(frozen=True)
 class Checkpoint(InputFile):
-    """A quantized checkpoint: a local folder, known by content, or one on the Hub, known by commit.
+    """A quantized checkpoint: a local folder, identified by content, or a Hub repository, identified by commit.
 
     Attributes:
         digest: ``sha256:<hex>`` of a folder, ``commit:<sha>`` on the Hub.
-        name: the folder's name, or the Hub id as it was asked for.
+        name: the folder's name, or the Hub id as the user wrote it.
         path: the folder; ``None`` on the Hub and on a worker.
     """
 
@@ -74,8 +74,8 @@ class Checkpoint(InputFile):
         """Digest the folder at `path` or, where there is none, find the commit behind the Hub id.
 
         Raises:
-            ModelError: if it is neither, or cannot be used.
-            OptionError: if it is a file.
+            ModelError: if `path` is neither a folder nor a Hub id, or its checkpoint is unusable.
+            OptionError: if `path` is a file.
         """
         cache = Cache.default()
         if path.is_file():
@@ -91,10 +91,10 @@ class Checkpoint(InputFile):
             ) from error
 
     def source(self, inputs: Mapping[Digest, Path]) -> str:
-        """Return what `inspect_model` finds it by: the folder, or the Hub id at the commit.
+        """Return the location for `inspect_model`: the folder, or the Hub id at the commit.
 
         Args:
-            inputs: where folders are on a worker, by content.
+            inputs: paths of folders on a worker, by content digest.
         """
         if self.digest.startswith("commit:"):
             return f"{self.name.partition('@')[0]}@{self.digest.removeprefix('commit:')}"
@@ -106,30 +106,30 @@ class PrequantizedOptions:
     """A checkpoint of the model that is quantized already: GPTQ, AWQ, bitsandbytes or compressed-tensors.
 
     Attributes:
-        checkpoint: a folder, or an id on the Hub with an optional ``@revision``.
-        dtype: of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
+        checkpoint: a folder, or a Hub id with an optional ``@revision``, for example ``org/model-GPTQ@main``.
+        dtype: type of everything that is not quantized. ``auto`` is float16 on CUDA and bfloat16 on a CPU.
     """
 
     checkpoint: Checkpoint
     dtype: Dtype = "auto"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse a checkpoint that is not quantized, is another model's, or cannot be loaded here.
+        """Refuse a checkpoint that is not quantized, belongs to another model, or cannot be loaded on the device.
 
         Raises:
-            UnsupportedError: if so.
-            MissingDependencyError: if the packages that load it are not installed.
+            UnsupportedError: naming the reason.
+            MissingDependencyError: if the packages that load the checkpoint are missing.
         """
         found = self._info()
         settings = quantization_settings(found)
         name = self.checkpoint.name
         if not settings:
-            raise UnsupportedError(f"{name} is not quantized", hint="Give it as a model of its own.")
+            raise UnsupportedError(f"{name} is not quantized", hint="Use it as a separate model.")
         _check_same(model, found, name)
         method = str(settings.get("quant_method"))
         if method not in _BACKENDS:
             raise UnsupportedError(
-                f"{name} is quantized by {method!r}", hint=f"What can be loaded and read back: {', '.join(_BACKENDS)}."
+                f"{name} is quantized by {method!r}", hint=f"Supported methods: {', '.join(_BACKENDS)}."
             )
         packages, line = _BACKENDS[method]
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -141,7 +141,7 @@ class PrequantizedOptions:
             _check_packed(found, settings, name, device)
 
     def row_independent(self) -> bool:
-        """Tell whether rows of a batch are independent: not in LLM.int8, nor where all inputs share a scale."""
+        """Return whether a batch's rows are independent: not in LLM.int8, and not if all inputs share a scale."""
         settings = quantization_settings(self._info())
         groups = [group for group in (settings.get("config_groups") or {}).values() if isinstance(group, Mapping)]
         inputs = [group.get("input_activations") or {} for group in groups]
@@ -149,7 +149,7 @@ class PrequantizedOptions:
         return not (settings.get("load_in_8bit") or shared)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes, from the first forward pass on: some backends unpack layers in it."""
+        """Predict the bytes of the weights after the first forward pass, in which some backends unpack layers."""
         found = self._info()
         settings = quantization_settings(found)
         method = settings.get("quant_method")
@@ -170,7 +170,7 @@ class PrequantizedOptions:
 
 
 def quantization_settings(info: ModelInfo) -> Mapping[str, Any]:  # Any: a JSON object
-    """Return what a checkpoint says of its quantization, in ``config.json`` or else in a file of auto-gptq's beside it.
+    """Return a checkpoint's quantization settings from ``config.json``, or else from auto-gptq's own file.
 
     Returns:
         The settings, with their ``quant_method``; nothing for a checkpoint that is not quantized.
@@ -188,7 +188,7 @@ def quantization_settings(info: ModelInfo) -> Mapping[str, Any]:  # Any: a JSON 
 
 @functools.cache
 def _inspect_once(source: str, digest: Digest) -> ModelInfo:
-    """Read a checkpoint's headers once in a planning; on the Hub that takes several requests."""
+    """Read a checkpoint's headers once per plan, because a Hub checkpoint takes several requests."""
     return inspect_model(ModelRequest(source), Cache.default())
 
 
@@ -202,12 +202,12 @@ def _check_same(model: ModelInfo, found: ModelInfo, name: str) -> None:
     if differ:
         raise UnsupportedError(
             f"{name} was not made from {model.source}: {'; '.join(differ)}",
-            hint="Give the model that it was made from.",
+            hint="Use the model that the checkpoint was made from.",
         )
 
 
 def _check_packed(found: ModelInfo, settings: Mapping[str, Any], name: str, device: str) -> None:  # Any: a JSON object
-    """Refuse what GPTQModel would not load, or would load and fail on in the first forward pass."""
+    """Refuse checkpoints that GPTQModel would not load, or that would fail in the first forward pass."""
     method = settings["quant_method"]
     said = (settings.get(key) for key in ("checkpoint_format", "format", "version"))
     layout = next((str(value).lower() for value in said if value), _CPU_LAYOUTS[method][0])
@@ -220,13 +220,13 @@ def _check_packed(found: ModelInfo, settings: Mapping[str, Any], name: str, devi
     if group_size not in _GROUP_SIZES[method]:
         raise UnsupportedError(
             f"{name} has groups of {group_size}, for which GPTQModel has no {method} kernel",
-            hint=f"It has: {', '.join(map(str, _GROUP_SIZES[method]))}.",
+            hint=f"Supported group sizes: {', '.join(map(str, _GROUP_SIZES[method]))}.",
         )
     check_group_size(found, _packed_layers(found, settings), group_size)
 
 
 def _packed_layers(found: ModelInfo, settings: Mapping[str, Any]) -> list[TensorInfo]:  # Any: a JSON object
-    """Return the packed layers with the shapes of their weights: GPTQ packs down the inputs, AWQ along the outputs."""
+    """Return the packed layers with the shapes of their weights: GPTQ packs along the inputs, AWQ along the outputs."""
     per_word = _WORD_BITS / settings.get("bits", 4)
     return [
         replace(t, shape=(t.shape[1], int(t.shape[0] * per_word)))
@@ -244,10 +244,10 @@ def _settled_4bit_bytes(
     device: str,
     width: int,
 ) -> int:
-    """Predict what bitsandbytes' 4-bit layers hold beyond what is stored, from the first forward pass on.
+    """Predict the bytes that bitsandbytes' 4-bit layers add to the stored ones in the first forward pass.
 
     Args:
-        width: bytes of a number that is not quantized.
+        width: bytes per unquantized number.
     """
     shapes = {layer.name: layer.shape for layer in model.linear_layers()}
     elements = {tensor.name: tensor.elements for tensor in found.weights}
@@ -263,13 +263,13 @@ def _settled_4bit_bytes(
             more -= sum(tensor.elements * _BYTES.get(tensor.dtype, 2) for tensor in stored)
         elif nested:
             more += OFFSET_BYTES
-        if fits or not packs_on(device):  # the others compute in bfloat16
+        if fits or not packs_on(device):  # other layers compute in bfloat16
             more += widened * elements.get(name.removesuffix("weight") + "bias", 0)
     return more
 
 
 def _unpacked_bytes(found: ModelInfo, settings: Mapping[str, Any], device: str) -> int:  # Any: a JSON object
-    """Predict what GPTQModel's layers hold beyond what is stored, from the first forward pass on."""
+    """Predict the bytes that GPTQModel's layers add to the stored ones in the first forward pass."""
     gptq, bits = settings["quant_method"] == "gptq", settings.get("bits", 4)
     layers = _packed_layers(found, settings)
     tables = 4 * _SHIFTS.get(bits, 0) * len(layers) if gptq else 0

@@ -1,4 +1,4 @@
-"""A checkpoint that somebody else quantized, in the place of the model it was made from."""
+"""Load a checkpoint quantized outside llmquant in place of the model it was made from."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context
 
-# Said of the checkpoints that we write.
+# The note of checkpoints that llmquant writes.
 _OURS = "round to nearest, no calibration"
 _STANDARD = "model.safetensors"
-# The kernels of GPTQModel that unpack the weights in every pass.
+# GPTQModel's kernels that unpack the weights in every pass.
 _UNPACKING = {"gptq": "gptq_torch", "awq": "torch_awq"}
 
 
 class Prequantized:
-    """Loads the checkpoint instead of the model, and reads back what is in it."""
+    """Loads the checkpoint instead of the model, and reads back its quantization."""
 
     def __init__(self, options: PrequantizedOptions) -> None:
         self._options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return the checkpoint's folder, downloaded if need be.
+        """Return the checkpoint's folder, after a download if necessary.
 
         Raises:
-            ModelError: if it cannot be had, or changed since it was asked for.
+            ModelError: if the checkpoint is unavailable, or changed since the study was planned.
         """
         return _fetch(self._options, ctx)[0]
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the type of what is not quantized, and the configuration with the settings in it."""
+        """Return the type of unquantized weights, and the configuration with the quantization settings."""
         folder, settings = _fetch(self._options, ctx)
         config = AutoConfig.from_pretrained(folder)
-        # How to attend is the model's choice, for all of its variants alike.
+        # The model decides the attention implementation for all of its variants.
         config._attn_implementation = AutoConfig.from_pretrained(materialize(model, ctx.cache))._attn_implementation
         method = settings.get("quant_method")
         if method in _UNPACKING:
             prepare_environment(ctx.device)
-            # Left to itself, GPTQModel takes a kernel that raises in the first pass, or forgets the zero points.
+            # By default GPTQModel selects a kernel that raises in the first pass, or ignores the zero points.
             if ctx.device == "cpu" and settings.get("group_size", 128) not in CPU_PRODUCT_GROUPS:
                 settings = {**settings, "backend": _UNPACKING[method]}
         config.quantization_config = dict(settings)
         return {"dtype": loaded_dtype(self._options.dtype, ctx.device), "config": config}
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
-        """Let the layers of bitsandbytes settle."""
+        """Prepare the layers of bitsandbytes."""
         settings = _settings(module)
         if settings["quant_method"] == "bitsandbytes" and settings.get("load_in_4bit"):
             from llmquant.quantizers.bitsandbytes.quantizer import settle_4bit  # imports the backend, as below
@@ -69,10 +69,10 @@ class Prequantized:
             settle_4bit(module, to_save=to_save)
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold.
+        """Read back the settings of the layers.
 
         Raises:
-            NotHonouredError: if they hold nothing quantized, or something else than the checkpoint says.
+            NotHonouredError: if the layers hold nothing quantized, or differ from the checkpoint's settings.
         """
         found = _read(module)
         notes = [part for part in found.note.split("; ") if part and part != _OURS]
@@ -85,8 +85,8 @@ def _fetch(options: PrequantizedOptions, ctx: Context) -> tuple[Path, Mapping[st
     info = inspect_model(ModelRequest(checkpoint.source(ctx.inputs)), ctx.cache)
     if info.digest != checkpoint.digest:
         raise ModelError(
-            f"{checkpoint.name} changed since it was asked for",
-            hint="Give the command again to evaluate the checkpoint as it is now.",
+            f"{checkpoint.name} changed since the study was planned",
+            hint="Run the same command again to evaluate the checkpoint in its present state.",
         )
     folder, settings = materialize(info, ctx.cache), quantization_settings(info)
     (weights, *others) = info.weight_files
@@ -109,7 +109,7 @@ def _settings(module: Any) -> dict[str, Any]:  # Any: a PreTrainedModel; a JSON 
 def _read(module: Any) -> AppliedQuantization:  # Any: a PreTrainedModel
     settings = _settings(module)
     method = settings["quant_method"]
-    # Each of these imports its backend, and only one is needed.
+    # Each of these functions imports its backend, and only one is needed.
     if method == "bitsandbytes":
         from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
         from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit, Bnb8bit
@@ -124,4 +124,4 @@ def _read(module: Any) -> AppliedQuantization:  # Any: a PreTrainedModel
         return CompressedTensors(CompressedTensorsOptions()).applied(module)
     if method in _UNPACKING:
         return read_gptqmodel_layers(module)
-    raise NotHonouredError(f"nothing here reads weights quantized by {method!r}")
+    raise NotHonouredError(f"llmquant cannot read back weights quantized by {method!r}")

@@ -1,4 +1,4 @@
-"""Options of the quanto quantizer, and how large its weights will be."""
+"""Options of the quanto quantizer, and the predicted size of its weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llmquant.quantizers.fitting import check_linear_layers, check_multiples
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.study.call import Json
 
-# quanto chooses the group size of int4 by a row's width; this is the one that PyTorch's kernels are used for.
+# quanto chooses the group size of int4 by a row's width; it uses PyTorch's kernels only for this size.
 GROUP_SIZE = 128
-# Two float32 a layer, for quantized inputs, which transformers does not offer.
+# Two float32 per layer, for quantized inputs, which transformers does not offer.
 _INPUT_SCALES = 2 * 4
 _CODES: Mapping[str, tuple[str, float]] = {
     "int8": ("int8", 8.0),
@@ -29,10 +29,10 @@ class QuantoOptions:
     """optimum-quanto, weights only.
 
     Attributes:
-        weights: ``int8`` and ``float8`` (E4M3) have one scale a row; ``int4`` has a scale and a shift for 128 weights,
-            and needs rows of a multiple of 128: others quanto unpacks with an extension that it compiles on the
-            machine, and whose layers fail in PyTorch's inference mode.
-        dtype: of everything that is not quantized, and of the products.
+        weights: code of the weights. ``int8`` and ``float8`` (E4M3) have one scale per row; ``int4`` has a scale and a
+            shift per 128 weights, and needs rows whose length is a multiple of 128: quanto unpacks other rows with an
+            extension that it compiles on the machine, and whose layers fail in PyTorch's inference mode.
+        dtype: type of everything that is not quantized, and of the products, for example bfloat16.
     """
 
     weights: Literal["int8", "int4", "float8"] = "int8"
@@ -43,10 +43,10 @@ class QuantoOptions:
             raise OptionError(f"quanto's int4 kernels are for bfloat16, not {self.dtype}")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
         """
         layers = check_linear_layers(model, device, "quanto")
         if self.weights == "int4":
@@ -55,11 +55,11 @@ class QuantoOptions:
             narrow = [layer for layer in layers if layer.shape[1] == GROUP_SIZE]
             if narrow:
                 raise UnsupportedError(
-                    f"{narrow[0].name} has rows of {GROUP_SIZE} weights; quanto's int4 kernel needs longer ones",
+                    f"{narrow[0].name} has rows of {GROUP_SIZE} weights; quanto's int4 kernel needs longer rows",
                     hint=hint,
                 )
         if self.weights == "int8" and device == "cpu" and self.dtype == "bfloat16":
-            # PyTorch's kernel reads past the end of other rows: wrong numbers, or a crash.
+            # PyTorch's kernel reads past the end of rows of other widths: wrong numbers, or a crash.
             hint = "Use the option dtype=float32, or torchao_int8."
             check_multiples(layers, 1, 16, "quanto's int8 kernel for CPUs in bfloat16", hint)
 
@@ -71,17 +71,17 @@ class QuantoOptions:
         """
         raise UnsupportedError(
             "transformers cannot save weights quantized by quanto",
-            hint="torchao_int8 and torchao_float8 are of the same kind and can be saved.",
+            hint="Use torchao_int8 or torchao_float8, which are similar and can be saved.",
         )
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: codes, scales, shifts and all that stays as it is."""
+        """Predict the bytes of the loaded weights: codes, scales, shifts and unquantized weights."""
         layers = model.linear_layers()
         size = 4 if self.dtype == "float32" else 2
         return plain_bytes(model, size, quantized=layers) + sum(self._layer_bytes(layer, size) for layer in layers)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         code, bits = _CODES[self.weights]
         block_size = GROUP_SIZE if self.weights == "int4" else None
         return {"method": "quanto", "code": code, "bits": bits, "block_size": block_size, "compute_dtype": self.dtype}

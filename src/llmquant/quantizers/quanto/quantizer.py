@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Quanto:
-    """One scale a row for 8 bits; a scale and a shift for 128 weights for 4."""
+    """8 bits with one scale per row, or 4 bits with a scale and a shift per 128 weights."""
 
     def __init__(self, options: QuantoOptions) -> None:
         self._options = options
@@ -37,7 +37,7 @@ class Quanto:
         return {"quantization_config": QuantoConfig(weights=options.weights), "dtype": getattr(torch, options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold.
+        """Read back the settings of the layers.
 
         Raises:
             NotHonouredError: if a layer is not quantized, or the layers differ.
@@ -65,5 +65,5 @@ class Quanto:
 
 def _code_bytes(weight: Any) -> int:  # Any: a weight tensor of quanto
     data = weight._data
-    # Codes of 4 bits are in a wrapper of their own.
+    # Codes of 4 bits are in a separate wrapper.
     return int(getattr(data, "_data", data).nbytes)

@@ -1,4 +1,4 @@
-"""Options of the torchao quantizers, and how large their weights will be."""
+"""Options of the torchao quantizers, and the predicted size of their weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmquant.quantizers.fitting import check_group_size, check_linear_layers, c
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.study.call import Json
 
-# Lowest CUDA compute capability of a kernel, and the machines that have it.
+# Lowest CUDA compute capability of a kernel, and the GPUs that have it.
 Capability = tuple[int, int]
 GPUS: Mapping[Capability, str] = {
     (8, 0): "Ampere or newer: A100, L40S, H100, B200",
@@ -24,15 +24,15 @@ GPUS: Mapping[Capability, str] = {
 
 @dataclass(frozen=True)
 class Scheme:
-    """One of torchao's ways to hold weights.
+    """One of torchao's weight formats.
 
     Attributes:
         code: as in `AppliedQuantization`.
-        bits: of a code.
-        block_size: weights in a row that share a scale; ``None`` is the row.
-        multiple: what both widths of a layer must be multiples of.
-        dynamic: inputs are quantized too, and the product is computed in the code.
-        capability: what a GPU must have; ``None`` is any device.
+        bits: bits per code.
+        block_size: number of weights in a row that share a scale; ``None`` is the whole row.
+        multiple: number of which both widths of a layer must be multiples.
+        dynamic: whether inputs are quantized too, and the product is computed in the code.
+        capability: lowest compute capability of a GPU; ``None`` means any device.
     """
 
     code: str
@@ -52,20 +52,20 @@ SCHEMES: Mapping[str, Scheme] = {
     "nvfp4_dynamic": Scheme("nvfp4", 4.0, block_size=16, multiple=16, dynamic=True, capability=(10, 0)),
     "mxfp4": Scheme("mxfp4", 4.0, block_size=32, multiple=32, dynamic=True, capability=(10, 0)),
 }
-# The int4 kernel for CPUs packs so many rows together; that for tensor cores pads to rows x columns.
+# The int4 kernel for CPUs packs this number of rows together; the kernel for tensor cores pads to rows x columns.
 _INT4_ROWS = 16
 TILE = (8, 1024)
 
 
 @dataclass(frozen=True)
 class TorchaoOptions:
-    """torchao with one scale a row, or the microscaling formats.
+    """torchao with one scale per row, or the microscaling formats.
 
     Attributes:
-        scheme: ``int8`` and ``float8`` (E4M3) hold weights in 8 bits and multiply in `dtype`; ``nvfp4`` the same in
-            4 bits with a float8 scale for 16 weights. ``*_dynamic`` and ``mxfp4`` quantize the inputs too, token by
-            token, and multiply in the code.
-        dtype: of everything that is not quantized.
+        scheme: code of the weights. ``int8`` and ``float8`` (E4M3) hold weights in 8 bits and multiply in `dtype`;
+            ``nvfp4`` does the same in 4 bits with a float8 scale per 16 weights. ``*_dynamic`` and ``mxfp4`` quantize
+            the inputs too, token by token, and multiply in the code.
+        dtype: type of everything that is not quantized, for example bfloat16.
     """
 
     scheme: Literal["int8", "int8_dynamic", "float8", "float8_dynamic", "nvfp4", "nvfp4_dynamic", "mxfp4"] = "int8"
@@ -76,14 +76,14 @@ class TorchaoOptions:
             raise OptionError(f"torchao's {self.scheme} is for bfloat16, not {self.dtype}")
 
     def row_independent(self) -> bool:
-        """Tell whether rows of a batch are independent: NVFP4 scales all inputs of a layer by their largest number."""
+        """Return whether a batch's rows are independent: NVFP4 scales all inputs of a layer by their largest number."""
         return self.scheme != "nvfp4_dynamic"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
         """
         scheme = SCHEMES[self.scheme]
         layers = check_linear_layers(model, device, "torchao")
@@ -91,19 +91,19 @@ class TorchaoOptions:
             raise UnsupportedError(
                 f"torchao's {self.scheme} needs a GPU of compute capability {_version(scheme.capability)} "
                 f"({GPUS[scheme.capability]}), not {device}",
-                hint=f"Weight-only formats run here: {'torchao_float8' if scheme.bits == 8 else 'torchao_nvfp4'}.",
+                hint=f"Use {'torchao_float8' if scheme.bits == 8 else 'torchao_nvfp4'}, which runs on this device.",
             )
         hint = "Use torchao_int8 or torchao_float8."
         check_multiples(layers, scheme.multiple, scheme.multiple, f"torchao's {self.scheme}", hint)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: codes, scales and all that stays as it is."""
+        """Predict the bytes of the loaded weights: codes, scales and unquantized weights."""
         layers = model.linear_layers()
         rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)
         return rest + sum(self._layer_bytes(layer) for layer in layers)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         scheme = SCHEMES[self.scheme]
         return {
             "method": "torchao",
@@ -116,31 +116,31 @@ class TorchaoOptions:
     def _layer_bytes(self, layer: TensorInfo) -> int:
         scheme, (rows, columns) = SCHEMES[self.scheme], layer.shape
         if scheme.block_size:
-            # Scales of a byte in tiles of 128 x 4, and NVFP4's one float32 for the layer.
+            # One-byte scales in tiles of 128 x 4, and NVFP4's one float32 per layer.
             scales = _round_up(rows, 128) * _round_up(-(-columns // scheme.block_size), 4)
             return layer.elements // 2 + scales + (4 if scheme.code == "nvfp4" else 0)
-        # A float32 scale; int8 has a zero point of a byte too, which is 0.
+        # A float32 scale; int8 also has a one-byte zero point, which is 0.
         return layer.elements + rows * (5 if scheme.code == "int8" else 4)
 
 
 @dataclass(frozen=True)
 class TorchaoInt4Options:
-    """torchao int4, weights only: a bfloat16 scale and zero point for `group_size` weights, computed in bfloat16.
+    """torchao int4, weights only: a bfloat16 scale and zero point per `group_size` weights, computed in bfloat16.
 
-    On CUDA its "tile packed to 4d" format, for tensor cores; on CPUs its "opaque" format, whose kernel is as fast as
-    int8's or faster. Both choose codes the same way.
+    CUDA uses torchao's "tile packed to 4d" format, for tensor cores; CPUs use its "opaque" format, whose kernel is at
+    least as fast as that of int8. Both formats choose codes the same way.
 
     Attributes:
-        group_size: weights in a row that share a scale.
+        group_size: number of weights in a row that share a scale, for example 64.
     """
 
     group_size: Literal[32, 64, 128] = 128
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse models and devices this cannot work on.
+        """Refuse unsupported models and devices.
 
         Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, for the device, or for widths.
+            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
         """
         layers = check_linear_layers(model, device, "torchao")
         check_group_size(model, layers, self.group_size)
@@ -148,7 +148,7 @@ class TorchaoInt4Options:
             check_multiples(layers, _INT4_ROWS, 1, "torchao's int4 kernel for CPUs", "Use torchao_int8.")
 
     def check_save(self, device: str) -> None:
-        """Refuse to write what torchao packed for a CPU.
+        """Refuse to write weights that torchao packed for a CPU.
 
         Raises:
             UnsupportedError: on a CPU; torchao has no file format for that packing.
@@ -156,13 +156,13 @@ class TorchaoInt4Options:
         if device == "cpu":
             raise UnsupportedError(
                 "torchao cannot save int4 weights that are packed for a CPU",
-                hint="Write it on a CUDA machine, or use torchao_int8 or gptq_4bit_g128.",
+                hint="Write the checkpoint on a CUDA machine, or use torchao_int8 or gptq_4bit_g128.",
             )
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the loaded weights, in bytes: codes, scales, zero points and all that stays as it is.
+        """Predict the bytes of the loaded weights: codes, scales, zero points and unquantized weights.
 
-        On CUDA torchao pads layers; those whose rows are not a multiple of 1,024 weights take more there.
+        On CUDA torchao pads layers, so layers whose rows are not a multiple of 1,024 weights take more memory.
         """
         layers = model.linear_layers()
         tile_rows, tile_columns = TILE if device == "cuda" else (1, 1)
@@ -171,7 +171,7 @@ class TorchaoInt4Options:
         return plain_bytes(model, 2, quantized=layers) + quantized
 
     def requests(self) -> Mapping[str, Json]:
-        """Return what must be found in the loaded weights."""
+        """Return the values that the loaded weights must have."""
         return {"method": "torchao", "code": "int4", "bits": 4.0, "block_size": self.group_size}
 
 
@@ -179,13 +179,13 @@ def check_capability(found: Capability, needed: Capability, scheme: str) -> None
     """Refuse a GPU that is too old.
 
     Raises:
-        UnsupportedError: naming what there is and what is needed.
+        UnsupportedError: naming the needed and the found capability.
     """
     if found < needed:
         raise UnsupportedError(
             f"torchao's {scheme} needs compute capability {_version(needed)} ({GPUS[needed]}); "
             f"this GPU has {_version(found)}",
-            hint="Weight-only int8 and float8 run on every GPU: torchao_int8, torchao_float8.",
+            hint="Use torchao_int8 or torchao_float8, which run on every GPU.",
         )
 
 

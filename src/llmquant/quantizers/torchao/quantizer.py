@@ -60,7 +60,7 @@ _CONFIGS: Mapping[str, Callable[[], Any]] = {  # Any: torchao's configurations
 
 
 class Torchao:
-    """int8 and float8 with one scale a row, NVFP4 and MXFP4 with one for 16 or 32 weights."""
+    """int8 and float8 with one scale per row, NVFP4 and MXFP4 with one scale per 16 or 32 weights."""
 
     def __init__(self, options: TorchaoOptions) -> None:
         self._options = options
@@ -84,7 +84,7 @@ class Torchao:
         return {"quantization_config": TorchAoConfig(_CONFIGS[name]()), "dtype": getattr(torch, self._options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold.
+        """Read back the settings of the layers.
 
         Raises:
             NotHonouredError: if there is no quantized layer, or the layers differ.
@@ -93,7 +93,7 @@ class Torchao:
 
 
 class TorchaoInt4:
-    """int4 with a scale and a zero point for a group of weights."""
+    """int4 with a scale and a zero point per group of weights."""
 
     def __init__(self, options: TorchaoInt4Options) -> None:
         self._options = options
@@ -103,7 +103,7 @@ class TorchaoInt4:
         return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the configuration, with the packing that the device's kernel takes.
+        """Return the configuration, with the packing of the device's kernel.
 
         Raises:
             UnsupportedError: if this GPU is too old.
@@ -118,7 +118,7 @@ class TorchaoInt4:
         return {"quantization_config": TorchAoConfig(config), "dtype": torch.bfloat16}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what the layers hold.
+        """Read back the settings of the layers.
 
         Raises:
             NotHonouredError: if there is no quantized layer, or the layers differ.
@@ -128,7 +128,7 @@ class TorchaoInt4:
 
 @dataclass(frozen=True)
 class _Weight:
-    """What one layer's weight says of itself; fields as in `AppliedQuantization`."""
+    """The settings of one layer's weight; fields as in `AppliedQuantization`."""
 
     code: str
     bits: float
@@ -179,14 +179,14 @@ def _read(weight: Any) -> _Weight | None:  # Any: a tensor of one of torchao's c
         return None
     dynamic = weight.act_quant_kwargs is not None
     note = "" if dynamic else f"weights are expanded to {plain} in every forward pass"
-    # NVFP4's scales are float8 themselves, with one float32 scale for all of a layer.
+    # NVFP4's scales are float8 numbers, with one float32 scale per layer.
     return _Weight(code, bits, block_size, code == "nvfp4", code if dynamic else plain, note)
 
 
 def _check_int8_matmul() -> None:
     """Refuse a CPU on which the product of int8 matrices overflows.
 
-    Without VNNI instructions oneDNN adds products of int8 in 16 bits, which saturate, and says nothing.
+    Without VNNI instructions oneDNN adds products of int8 in 16 bits, which saturate without a warning.
     """
     codes = torch.full((16, 64), 127, dtype=torch.int8)
     product = int_scaled_matmul(codes, codes.t(), torch.ones(16, 1))
