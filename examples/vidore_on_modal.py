@@ -1,4 +1,4 @@
-"""Score retrievers of page images on ViDoRe on L40S GPUs: NDCG@5 by model and task.
+"""Score retrievers of page images on ViDoRe on L40S GPUs: NDCG@5 (v3: NDCG@10) by model and task.
 
     python examples/vidore_on_modal.py --model bigemma3-4b-embedding,google/siglip-so400m-patch14-384 --budget 30
     python examples/vidore_on_modal.py --on local --benchmarks "retrieval(./pages, queries=queries.jsonl)"
@@ -54,20 +54,15 @@ def evaluator(text: str, batch_size: int | None) -> lq.Call:
 
 
 def show(found: lq.Comparison, call: lq.Call) -> None:
-    """Print NDCG@5 on one benchmark by model and task, and each model's mean."""
-    chosen, rows = lq.registry().choose("evaluator", call), found.rows()
-    if call.name == "mteb":
-        tasks = [part.tasks[0] for part in chosen.options.parts()]
-    else:
-        tasks = list(dict.fromkeys(row.task for row in rows if row.evaluator == chosen.use.label and row.task))
-    scores = {(row.model, row.task): row.value for row in rows if row.metric == "ndcg_at_5"}
-    print(f"\nNDCG@5 on {chosen.use.label}")
+    """Print the main metric on one benchmark by model and task, and each model's mean where every task has one."""
+    label, rows = lq.registry().choose("evaluator", call).use.label, found.rows()
+    parts = (label, *found.record.benchmarks.get(label, ()))
+    print(f"\n{label}")
     for model in dict.fromkeys(row.model for row in rows):
-        values = [scores.get((model, task)) for task in tasks]
-        known = [value for value in values if value is not None]
-        mean = sum(known) / len(known) if known and len(known) == len(tasks) else None  # none of some tasks alone
-        for task, value in [*zip(tasks, values, strict=True), ("mean", mean)]:
-            print(f"  {model:46} {task:50} {'failed' if value is None else f'{value:.3f}':>6}")
+        for row in (row for row in rows if row.model == model and row.evaluator in parts):
+            if row.value is None or (row.headline and not row.unit):
+                value = row.status if row.value is None else f"{row.value:.3f}"
+                print(f"  {model:46} {row.task or row.evaluator:50} {row.metric:10} {value:>7}")
 
 
 def list_benchmarks() -> int:

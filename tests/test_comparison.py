@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from llmquant.errors import StoreError
-from llmquant.results.rows import Row, failures, missing, rows, variants
+from llmquant.results.row import Row, failures, missing
+from llmquant.results.rows import rows, variants
 from llmquant.study.experiment import Documents, ModelUse
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Measurement

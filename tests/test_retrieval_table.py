@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
+from llmquant.results.comparison import Comparison
 from llmquant.results.report.block import blocks
 from llmquant.results.report.html import to_html_page
 from llmquant.results.report.retrieval import retrieval_table
@@ -16,7 +18,7 @@ from llmquant.results.rows import label, rows
 from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant, VectorForm
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Measurement
-from made_up import completed, evaluator, quantizer, scored
+from made_up import completed, evaluator, failed, quantizer, scored
 
 FULL, SMALL = VectorForm(), VectorForm(dim=256, codec="int8")
 
@@ -94,15 +96,81 @@ def test_compute_types_that_differ_are_said_beside_one_task_too():
 
 
 def test_a_benchmark_is_its_mean():
-    """Of several tasks the table has the mean, and an interval that is narrower than a single task's."""
+    """Of several tasks the table has the row of their mean, with its interval and verdict."""
     _, _, found = study(tasks=("A", "B", "C", "D"))
     text = render([retrieval_table(blocks(found))], 120)
+    mean = next(row for row in found if row.mean_of and row.variant == "bf16_baseline · 256d int8")
+    line = next(line for line in text.splitlines() if line.startswith(mean.variant))
     assert "mean of 4 tasks" in text
-    assert "90.0" in text
-    one = next(row for row in found if row.variant == "bf16_baseline · 256d int8" and row.metric == "ndcg_at_5")
-    line = next(line for line in text.splitlines() if line.startswith("bf16_baseline · 256d int8"))
-    low, high = (float(part.strip("[],")) for part in line.split()[8:10] if part[0] in "[-+")
-    assert high - low == pytest.approx(100 * 2 * 1.959964 * one.difference_stderr / 2, rel=0.05)
+    assert "90.0" in line
+    assert f"{100 * mean.difference:.1f} [{100 * mean.difference_low:.1f}, {100 * mean.difference_high:.1f}]" in line
+    assert "worse" in line
+
+
+def test_the_mean_is_a_row():
+    """Its value, difference and standard errors are those of its tasks, its interval narrower than a single task's."""
+    _, _, found = study(tasks=("A", "B", "C", "D"))
+    tasks = [row for row in found if row.variant == "bnb_4bit_nf4 · float32" and row.metric == "ndcg_at_5"]
+    (mean,) = [row for row in tasks if row.mean_of]
+    tasks.remove(mean)
+    assert (mean.mean_of, mean.task, mean.verdict, mean.higher_is_better) == (
+        ("A", "B", "C", "D"),
+        "mean of 4 tasks",
+        "worse",
+        True,
+    )
+    assert mean.value == pytest.approx(sum(row.value for row in tasks) / 4)
+    assert mean.difference == pytest.approx(mean.value - mean.baseline_value)
+    assert mean.stderr == pytest.approx(tasks[0].stderr / 2)
+    assert mean.difference_stderr == pytest.approx(tasks[0].difference_stderr / 2)
+    # Four tasks of 40 queries that spread alike have 4 * 39 degrees of freedom.
+    reach = stats.t.ppf(0.975, 156) * mean.difference_stderr
+    assert (mean.difference_low, mean.difference_high) == pytest.approx(
+        (mean.difference - reach, mean.difference + reach)
+    )
+    assert (mean.n, mean.pairs, mean.pairs_lower) == (160, 160, 16)
+
+
+def test_each_benchmark_has_a_mean_of_its_own():
+    """A study of two benchmarks has the mean of each, and of all that was searched; the table shows the last."""
+    record, runs, _ = study(tasks=("A", "B", "C", "D"), forms=(FULL,))
+    benchmarks = {"mteb(One)": ("mteb(A)", "mteb(B)"), "mteb(Two)": ("mteb(C)", "mteb(D)", "mteb(A)")}
+    found = rows(replace(record, benchmarks=benchmarks), runs, lambda run_id: {})
+    means = [(row.evaluator, row.mean_of) for row in found if row.mean_of and row.is_baseline]
+    assert means == [
+        ("mteb(One)", ("A", "B")),
+        ("mteb(Two)", ("A", "C", "D")),
+        ("all tasks of retrieval", ("A", "B", "C", "D")),
+    ]
+    assert "mean of 4 tasks" in render([retrieval_table(blocks(found))], 120)
+
+
+@pytest.mark.parametrize("state", ["failed", "missing"])
+def test_there_is_no_mean_of_some_tasks(state):
+    """A variant of which a task failed or has not run has no mean: its line has a dash, its rows none."""
+    record, runs, _ = study(tasks=("A", "B"), forms=(FULL,))
+    last = record.experiments[-1]
+    if state == "failed":
+        runs[last.run_id] = failed(last, "error", "no data")
+    else:
+        del runs[last.run_id]
+    found = rows(replace(record, benchmarks={"mteb(One)": ("mteb(A)", "mteb(B)")}), runs, lambda run_id: {})
+    assert [row.variant for row in found if row.mean_of] == ["bf16_baseline"]
+    text = render([retrieval_table(blocks(found))], 120)
+    assert next(line for line in text.splitlines() if line.startswith("bnb_4bit_nf4")).split()[1] == "–"
+
+
+def test_a_mean_is_in_every_form_of_the_results(tmp_path):
+    """CSV, data frame, JSON of rows and a file that is read again have it, with the tasks that it is over."""
+    record, runs, _ = study(tasks=("A", "B"), forms=(FULL,))
+    made = Comparison(replace(record, benchmarks={"mteb(One)": ("mteb(A)", "mteb(B)")}), runs, lambda run_id: {})
+    made.save_json(tmp_path / "study.json")
+    for found in (made, Comparison.load(tmp_path / "study.json")):
+        assert found.to_csv().count("mean of 2 tasks,ndcg_at_5,A; B,") == 2
+        frame = found.to_frame()
+        assert frame[frame.mean_of == "A; B"].value.tolist() == [1.0, 0.9]
+        in_json = [row for row in found.rows_json()["rows"] if row["mean_of"] == ["A", "B"]]
+        assert [(row["evaluator"], row["value"]) for row in in_json] == [("mteb(One)", 1.0), ("mteb(One)", 0.9)]
 
 
 def test_models_stand_side_by_side():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from llmquant.stats.paired import MIN_CHANGED, paired_difference, score_interval, verdict
+from llmquant.stats.paired import MIN_CHANGED, mean_difference, paired_difference, score_interval, verdict
 
 BINARY = st.sampled_from([0.0, 1.0])
 UNIT = st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.67, 0.8, 1.0])
@@ -112,6 +112,33 @@ def test_interval_of_bounded_scores_allows_for_an_unseen_document():
     found, known = paired_difference(v, b), stats.ttest_rel(v, b).confidence_interval(0.95)
     reach = stats.t.isf(0.025, 29) * math.sqrt(((known.high - known.low) / 2 / stats.t.isf(0.025, 29)) ** 2 + 1 / 900)
     assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach))
+
+
+def test_the_mean_over_tasks_is_the_plain_one():
+    """Tasks count the same; for two tasks Satterthwaite's degrees of freedom are Welch's."""
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(0.5, 1, 12), rng.normal(0.1, 3, 40)
+    found = mean_difference([paired_difference(d, np.zeros_like(d)) for d in (first, second)])
+    # Welch's test of first against -second is about the sum of the two means.
+    known = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
+    assert found.value == pytest.approx((first.mean() + second.mean()) / 2)
+    assert (found.low, found.high) == pytest.approx((known.low / 2, known.high / 2))
+    assert found.stderr == pytest.approx(math.sqrt(first.var(ddof=1) / 12 + second.var(ddof=1) / 40) / 2)
+    assert (found.n, found.higher + found.lower, found.method) == (52, 52, "t")
+
+
+def test_a_few_changed_documents_of_several_tasks_decide_nothing():
+    """Fewer than six changed documents give no interval; a seventh task of them does."""
+    one = paired_difference([1.0] * 19 + [0.0], [1.0] * 20)
+    assert verdict(mean_difference([one] * 5), higher_is_better=True) == "undecided"
+    assert mean_difference([one] * 5).low is None
+    assert verdict(mean_difference([one] * 7), higher_is_better=True) == "worse"
+
+
+def test_tasks_in_which_all_documents_change_alike_have_no_spread():
+    """Where every document of every task moves by the same amount, the interval is that amount."""
+    one = paired_difference([2.0] * 8, [1.0] * 8)
+    assert (mean_difference([one, one]).low, mean_difference([one, one]).high) == (1.0, 1.0)
 
 
 def test_windows_are_weighted_by_their_tokens():

@@ -110,7 +110,8 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         if baseline is not None and baseline not in quantizers:
             quantizers.insert(0, baseline)
             notes.append(f"{baseline.use.label} was added as the baseline")
-    parts = [part for chosen in evaluators for part in _try(errors, _parts, registry, chosen) or ()]
+    split = [(each.use.label, part) for each in evaluators for part in _try(errors, _parts, registry, each) or ()]
+    parts = [part for _, part in split]
     for info in known:
         for chosen in [*applicable(info, quantizers, baseline), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
@@ -151,6 +152,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         notes=tuple(map(blank_secrets, (*notes, *executor.notices))),
         limit=study.limit,
         seed=study.seed,
+        benchmarks=_benchmarks([label for label, _ in split], parts, by_variant),
     )
     inputs = {digest: path for chosen in [*quantizers, *parts] for digest, path in input_files(chosen.options).items()}
     return Planned(record, {info.digest: info for info in known}, tuple(quantizers), tuple(parts), inputs)
@@ -288,6 +290,18 @@ def _parts(registry: Registry, chosen: Chosen) -> list[Chosen]:
     if len(options) < 2:
         return [chosen]
     return [registry.chosen(chosen.plugin, part, label=_part_label(chosen, part)) for part in options]
+
+
+def _benchmarks(
+    asked: Sequence[str], parts: Sequence[Chosen], experiments: Sequence[Experiment]
+) -> dict[str, tuple[str, ...]]:
+    """Return the labels of the evaluators that each benchmark was split into, by the label that was asked for."""
+    # Two benchmarks may share a task, which is one experiment with one of two labels.
+    labels = {digest_of(experiment.evaluator.identity()): experiment.evaluator.label for experiment in experiments}
+    found: dict[str, list[str]] = {}
+    for label, part in zip(asked, parts, strict=True):
+        found.setdefault(label, []).append(labels.get(digest_of(part.use.identity()), part.use.label))
+    return {label: tuple(names) for label, names in found.items() if len(names) > 1}
 
 
 def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their own options

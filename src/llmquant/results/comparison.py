@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import StoreError
 from llmquant.results import rows as comparison
-from llmquant.results.rows import Row
+from llmquant.results.row import Row
 from llmquant.storage.store import Store
 from llmquant.study.experiment import RunId
 from llmquant.study.neutral import json_text

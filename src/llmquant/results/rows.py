@@ -9,119 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmquant.errors import DamagedError
+from llmquant.results.means import mean_rows
+from llmquant.results.row import Row
 from llmquant.study.call import Json
 from llmquant.study.experiment import Experiment, RunId, Variant, VectorForm, digest_of
 from llmquant.study.record import StudyRecord
-from llmquant.study.run import FailureKind, Measurement, Run, Sample
+from llmquant.study.run import Measurement, Run, Sample
 
 if TYPE_CHECKING:
-    from llmquant.stats.paired import Method, PairedDifference, Verdict
+    from llmquant.stats.paired import PairedDifference
 
 Samples: TypeAlias = Callable[[RunId], Mapping[str, Sequence[Sample]]]
 """Gives a run's samples by task."""
 
 # Of a run's provenance, what can make equal questions give unequal answers; packages are compared one by one.
 _COMPARED = ("python", "platform", "device", "cuda", "threads")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of one variant beside its baseline's; or, for an experiment that gave none, why.
-
-    Attributes:
-        model: its name, of a local path the last part.
-        model_digest: what it is: rows of one digest share a baseline.
-        variant: label of the quantizer, and of the form of its vectors where there are several.
-        is_baseline: whether this is what the others are held against.
-        evaluator: its label.
-        evaluator_key: equal for like measurements: evaluator, options, documents, seed and hardware.
-        run_id: of the run.
-        status: ``missing``: not run yet; tasks that a failed run finished are ``completed``.
-        attempt: which attempt of the run this is; ``None`` for a missing one.
-        hardware: where it was measured, for evaluators whose numbers depend on it.
-        task: with `metric` and `at` what was measured; ``""`` where the run gave nothing.
-        at: the conditions.
-        headline: whether tables show it.
-        stderr: standard error of the value.
-        n: samples or repeats behind the value.
-        baseline: label of the baseline; ``None`` on its own rows.
-        baseline_value: the same number of the baseline.
-        difference: value minus baseline; over the paired documents where they pair.
-        difference_stderr: its standard error, from pairs.
-        difference_low: lower end of its 95% interval.
-        difference_high: upper end.
-        pairs: documents scored in both on the same prompt; ``None`` where none pair.
-        pairs_higher: of these, documents in which the variant scores higher.
-        pairs_lower: documents in which it scores lower.
-        interval_method: how the interval was made, see `llmquant.stats.paired`.
-        ratio: value over baseline, for sizes, times, rates and perplexity.
-        ratio_low: lower end of its 95% interval, for perplexity.
-        ratio_high: upper end.
-        ratio_stderr: its standard error, for perplexity.
-        verdict: what the pairs show; ``None`` where nothing pairs.
-        no_interval: why nothing pairs; ``""`` where it does, and on the baseline's rows.
-        failure: message of a failed run.
-        failure_kind: such as ``out_of_memory``.
-        reused: whether the run is older than the study; ``None`` where that is not known.
-        provenance_differences: versions and devices in which the run differs from its baseline's.
-        compute_dtype: in which the quantized layers multiply, read back from the loaded model.
-        applied_note: what else the quantizer said about what it put into the weights.
-        evaluator_note: what the evaluator said that a reader of the table must know, such as prompts that were cut.
-        dollars: about what the whole run cost; ``None`` where nothing was paid for.
-    """
-
-    model: str
-    model_digest: str
-    variant: str
-    is_baseline: bool
-    evaluator: str
-    evaluator_key: str
-    run_id: RunId
-    status: Literal["completed", "failed", "missing"]
-    attempt: int | None = None
-    hardware: str | None = None
-    task: str = ""
-    metric: str = ""
-    at: Mapping[str, int | float | str] = field(default_factory=dict)
-    headline: bool = True
-    value: float | None = None
-    stderr: float | None = None
-    n: int | None = None
-    unit: str = ""
-    higher_is_better: bool | None = None
-    baseline: str | None = None
-    baseline_value: float | None = None
-    difference: float | None = None
-    difference_stderr: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    pairs: int | None = None
-    pairs_higher: int | None = None
-    pairs_lower: int | None = None
-    interval_method: Method = ""
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    ratio_stderr: float | None = None
-    verdict: Verdict | None = None
-    no_interval: str = ""
-    failure: str | None = None
-    failure_kind: FailureKind | None = None
-    reused: bool | None = None
-    provenance_differences: tuple[str, ...] = ()
-    compute_dtype: str | None = None
-    applied_note: str = ""
-    evaluator_note: str = ""
-    dollars: float | None = None
-
-    def to_json(self) -> dict[str, Json]:
-        """Return a JSON object; numbers that are not finite become strings, since JSON has none."""
-        fields = {**vars(self), "at": dict(self.at), "provenance_differences": list(self.provenance_differences)}
-        return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
 def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> list[Row]:
@@ -134,7 +40,8 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
 
     Returns:
         One row per measurement, in the order of the study; one row for each experiment that failed or is missing. One
-        that failed half way has both: rows of the tasks that it finished, and one of its failure.
+        that failed half way has both: rows of the tasks that it finished, and one of its failure. Last come means over
+        tasks, see `llmquant.results.means`.
     """
     baselines = {
         _likeness(experiment): experiment for experiment in record.experiments if _is_baseline(record, experiment)
@@ -147,11 +54,13 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
         return read[run_id]
 
     found: list[Row] = []
+    differences: list[PairedDifference | None] = []  # of each row
     for experiment in record.experiments:
         run = runs.get(experiment.run_id)
         head = _head(record, experiment, run)
         if run is None:
             found.append(Row(**head))
+            differences.append(None)
             continue
         beside = baselines.get(_likeness(experiment))
         other = None if beside is None else runs.get(beside.run_id)
@@ -161,12 +70,17 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
             finished["provenance_differences"] = _provenance_differences(run, other)
         for measurement in run.measurements:
             like = None if other is None else _like(measurement, other.measurements)
-            compared = {} if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
+            compared, difference = (
+                ({}, None) if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
+            )
             note = _note(run, measurement.task)
             found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note))
+            differences.append(difference)
         if run.status == "failed":
             found.append(Row(**head))
-    return _without_signal(found, samples_of)
+            differences.append(None)
+    found = _without_signal(found, samples_of)
+    return found + mean_rows(found, differences, record.benchmarks)
 
 
 def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[str, Sequence[Sample]]]) -> list[Row]:
@@ -190,16 +104,6 @@ def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[s
 def _constant(samples: Sequence[Sample], metric: str) -> bool:
     scores = {sample.scores.get(metric) for sample in samples}
     return len(scores) == 1 and None not in scores
-
-
-def failures(rows: Iterable[Row]) -> list[Row]:
-    """Pick the experiments that failed."""
-    return [row for row in rows if row.status == "failed"]
-
-
-def missing(rows: Iterable[Row]) -> list[Row]:
-    """Pick the experiments that have not run yet."""
-    return [row for row in rows if row.status == "missing"]
 
 
 def label(record: StudyRecord, variant: Variant) -> str:
@@ -288,31 +192,30 @@ def _like(measurement: Measurement, others: Iterable[Measurement]) -> Measuremen
 
 def _compare(
     measurement: Measurement, like: Measurement | None, run: Run, other: Run | None, samples_of: Samples
-) -> dict[str, Any]:  # Any: fields of Row
-    """Return the fields that come from holding a measurement against the baseline's."""
+) -> tuple[dict[str, Any], PairedDifference | None]:  # Any: fields of Row
+    """Return the fields that come from comparing a measurement with the baseline's, and its difference if linear."""
     # Here, since numpy and scipy take most of a second, which a command that compares nothing should not wait for.
     from llmquant.stats.paired import verdict
     from llmquant.stats.samples import pair_samples
 
     if other is None:
-        return {"no_interval": "the baseline has not run"}
+        return {"no_interval": "the baseline has not run"}, None
     if like is None:
-        return {"no_interval": "the baseline failed" if other.status == "failed" else "the baseline has no such value"}
+        reason = "the baseline failed" if other.status == "failed" else "the baseline has no such value"
+        return {"no_interval": reason}, None
     value, baseline = measurement.value, like.value
     found: dict[str, Any] = {"baseline_value": baseline, "difference": value - baseline}
     try:
         paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id))
     except DamagedError as error:
-        return {**found, "no_interval": error.message}
+        return {**found, "no_interval": error.message}, None
     if (paired.scale == "log" or measurement.unit) and value > 0 and baseline > 0:
         found["ratio"] = value / baseline
     if paired.difference is None:
-        return {**found, "no_interval": paired.reason}
-    return (
-        found
-        | _interval_fields(paired.difference, paired.scale)
-        | {"verdict": verdict(paired.difference, higher_is_better=measurement.higher_is_better)}
-    )
+        return {**found, "no_interval": paired.reason}, None
+    found |= _interval_fields(paired.difference, paired.scale)
+    found["verdict"] = verdict(paired.difference, higher_is_better=measurement.higher_is_better)
+    return found, paired.difference if paired.scale == "linear" else None
 
 
 def _interval_fields(paired: PairedDifference, scale: Literal["linear", "log"]) -> dict[str, Any]:  # Any: fields of Row
@@ -354,4 +257,4 @@ def _flat_provenance(run: Run) -> dict[str, Json]:
     return found | {key: run.provenance[key] for key in _COMPARED if key in run.provenance}
 
 
-__all__ = ["Row", "Samples", "failures", "missing", "rows", "variants"]
+__all__ = ["Samples", "label", "rows", "variants"]

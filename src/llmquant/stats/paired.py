@@ -9,6 +9,7 @@ fewer than six documents changed   exact bounds on how often one is better or wo
 other scores in [0, 1]             Student's t, its standard error widened by one unseen document that
                                    goes all the way from 0 to 1
 anything else                      Student's t
+a mean over tasks                  Student's t with Satterthwaite's degrees of freedom
 =================================  ======================================================================
 
 The unseen document is for quantization's typical damage: answers reworded a little in many documents and broken in a
@@ -51,6 +52,7 @@ class PairedDifference:
         lower: pairs in which it is the lower one; the others are tied.
         changed: pairs, or groups where there are groups, that are not tied: what an interval rests on.
         method: where the interval comes from; ``""`` where there is none.
+        units: pairs, or groups where there are groups.
     """
 
     value: float
@@ -62,6 +64,7 @@ class PairedDifference:
     lower: int
     changed: int
     method: Method
+    units: int
 
 
 def paired_difference(
@@ -98,7 +101,41 @@ def paired_difference(
     higher, lower = int((d > 0).sum()), int((d < 0).sum())
     kind = _kind(np.concatenate([v, b])) if weights is None else "unbounded"
     low, high, method = _interval(totals, value, stderr, kind, grouped=grouped)
-    return PairedDifference(value, stderr, low, high, d.size, higher, lower, changed, method)
+    return PairedDifference(value, stderr, low, high, d.size, higher, lower, changed, method, totals.size)
+
+
+def mean_stderr(stderrs: Sequence[float | None]) -> float | None:
+    """Compute the standard error of the mean of ``k`` independent values: ``sqrt(sum(se_i^2)) / k``.
+
+    Returns:
+        ``None`` if one of the standard errors is.
+    """
+    known = [stderr for stderr in stderrs if stderr is not None]
+    return math.hypot(*known) / len(known) if known and len(known) == len(stderrs) else None
+
+
+def mean_difference(differences: Sequence[PairedDifference]) -> PairedDifference:
+    """Estimate the mean of the differences of ``k`` tasks, each counting the same, and its 95% interval.
+
+    The interval is Student's t on ``sqrt(sum(se_i^2)) / k`` with Satterthwaite's degrees of freedom,
+    ``sum(se_i^2)^2 / sum(se_i^4 / (n_i - 1))`` for the ``n_i`` units of a task. It takes the tasks as given: it is
+    about other documents of theirs. With fewer than six changed documents in all there is none, since no exact test
+    could decide.
+
+    Args:
+        differences: at least one.
+    """
+    value = math.fsum(d.value for d in differences) / len(differences)
+    stderr = mean_stderr([d.stderr for d in differences])
+    counts = np.sum([(d.n, d.higher, d.lower, d.changed, d.units) for d in differences], axis=0)
+    n, higher, lower, changed, units = map(int, counts)
+    if stderr is None or changed < MIN_CHANGED:
+        return PairedDifference(value, stderr, None, None, n, higher, lower, changed, "", units)
+    variances = [(d.stderr or 0.0) ** 2 for d in differences]
+    spread = math.fsum(s * s / (d.units - 1) for s, d in zip(variances, differences, strict=True))
+    freedom = math.fsum(variances) ** 2 / spread if spread else math.inf
+    reach = float(special.stdtrit(freedom, _UPPER)) * stderr if stderr else 0.0
+    return PairedDifference(value, stderr, value - reach, value + reach, n, higher, lower, changed, "t", units)
 
 
 def verdict(difference: PairedDifference, *, higher_is_better: bool | None) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ class StudyRecord:
         experiments: all that the study wants, in order.
         baselines: label of the baseline's quantizer, by the model's digest.
         notes: what a reader of its tables must know, such as a baseline that was added.
+        benchmarks: labels of the evaluators that one was split into, by the label of what was asked.
         limit: documents a task; ``None`` is all.
         started_at: ISO 8601, UTC: runs that are older were reused; ``""`` where it is not known.
     """
@@ -33,6 +34,7 @@ class StudyRecord:
     limit: Positive | None = None
     seed: Count = 0
     started_at: str = ""
+    benchmarks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def forms(self) -> Mapping[str, tuple[VectorForm, ...]]:
@@ -47,10 +49,11 @@ class StudyRecord:
         """Return the content of ``study.json``."""
         return {
             "schema_version": SCHEMA_VERSION,
-            **{field.name: getattr(self, field.name) for field in fields(self)},
+            **{each.name: getattr(self, each.name) for each in fields(self)},
             "experiments": [experiment.to_json() for experiment in self.experiments],
             "baselines": dict(self.baselines),
             "notes": list(self.notes),
+            "benchmarks": {name: list(parts) for name, parts in self.benchmarks.items()},
         }
 
     @classmethod

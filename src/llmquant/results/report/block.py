@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llmquant.results.report.table import Cell
-from llmquant.results.rows import Row
+from llmquant.results.row import Row
 
 _AT = {
     "prompt_tokens": "{} prompt tokens",
@@ -60,8 +60,10 @@ class Block:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """List what was measured and is a headline, in the order of the study."""
-        return list(dict.fromkeys(Measure.of(row) for row in self.rows if row.metric and row.headline))
+        """List what was measured and is a headline, in the order of the study; means over it are not."""
+        return list(
+            dict.fromkeys(Measure.of(row) for row in self.rows if row.metric and row.headline and not row.mean_of)
+        )
 
     @cached_property
     def _by_measure(self) -> Mapping[tuple[str, Measure], Row]:
@@ -74,6 +76,11 @@ class Block:
     def row(self, variant: str, measure: Measure) -> Row | None:
         """Look a variant's row up."""
         return self._by_measure.get((variant, measure))
+
+    def mean(self, variant: str, tasks: Sequence[str]) -> Row | None:
+        """Look up a variant's mean over tasks."""
+        means = (row for row in self.rows if row.variant == variant and sorted(row.mean_of) == sorted(tasks))
+        return next(means, None)
 
     def column(self, measure: Measure) -> list[Row]:
         """Return the rows of one measure, the baseline's first."""

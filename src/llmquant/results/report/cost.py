@@ -10,7 +10,7 @@ from llmquant.results.report.block import Block, Measure, conditions, ordered, v
 from llmquant.results.report.quality import is_quality
 from llmquant.results.report.retrieval import LATENCIES, headlines
 from llmquant.results.report.table import MIB, Cell, Column, Table, decimals_for, decimals_of, number
-from llmquant.results.rows import Row
+from llmquant.results.row import Row
 from llmquant.study.experiment import RunId
 
 _Filled: TypeAlias = tuple[Column, list[Cell]]

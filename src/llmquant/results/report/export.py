@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import DamagedError, MissingDependencyError
-from llmquant.results.rows import Row
+from llmquant.results.row import Row
 from llmquant.study.experiment import RunId
 from llmquant.study.neutral import csv_cell
 from llmquant.study.reading import NumberFromZero, read_as, stored
@@ -98,9 +98,10 @@ def _flat(rows: Sequence[Row]) -> list[dict[str, _Value]]:
     found = []
     for row in rows:
         record: dict[str, _Value] = dict.fromkeys(_columns(conditions))
-        record |= {name: value for name, value in vars(row).items() if name in record}
+        for name, value in vars(row).items():
+            if name in record:
+                record[name] = "; ".join(value) if isinstance(value, tuple) else value
         record |= {f"at_{key}": value for key, value in row.at.items()}
-        record["provenance_differences"] = "; ".join(row.provenance_differences)
         found.append(record)
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmquant.results.report.summary import summary
 from llmquant.results.report.table import Table, Tone
 from llmquant.results.report.worst_queries import STYLE, worst_queries_html
-from llmquant.results.rows import Row
+from llmquant.results.row import Row
 from llmquant.study.experiment import RunId
 from llmquant.study.neutral import html_text
 from llmquant.study.record import StudyRecord

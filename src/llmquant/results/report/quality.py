@@ -10,7 +10,7 @@ from llmquant.errors import OptionError
 from llmquant.results.report.block import Block, Measure, conditions, varying
 from llmquant.results.report.retrieval import headlines
 from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, decimals_of, number, number_apart
-from llmquant.results.rows import Row
+from llmquant.results.row import Row
 from llmquant.study.call import Call
 
 # Shares between 0 and 1 that the field writes as per cent.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llmquant.results.means import SIZE
 from llmquant.results.report.block import Block, Measure
 from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, decimals_of, number, number_apart
-from llmquant.results.rows import Row
+from llmquant.results.row import Row
 
-BYTES = "bytes_per_document"
 NOT_ENCODED = "_not_encoded"
 LATENCIES = ("query_encode_ms", "query_search_ms")
-_NORMAL = 1.959964
-_TONES: dict[str, Tone] = {"worse": "bad", "better": "good"}
+_TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good"}
 
 
 @dataclass(frozen=True)
@@ -22,32 +20,23 @@ class _Line:
     """One variant.
 
     Attributes:
-        score: mean of the tasks' main metrics; ``None`` unless every task has one.
-        difference: of the means, to the baseline; ``None`` where there is none.
-        low: lower end of its 95% interval.
-        high: upper end.
-        verdict: what the interval shows.
-        size: mean bytes a document.
+        row: of its one task, or of the mean over its tasks; ``None`` unless all of them have a score.
+        size: mean bytes per document.
         latencies: milliseconds, as `LATENCIES`.
     """
 
     model: str
     variant: str
     is_baseline: bool
-    score: float | None
-    stderr: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    verdict: str
+    row: Row | None
     size: float | None
     latencies: tuple[float | None, ...]
 
 
 def headlines(block: Block) -> list[Measure]:
     """Return the main metric of each of a block's retrieval tasks; they are those whose documents have a size."""
-    sized = {(m.evaluator_key, m.task) for m in block.measures if m.metric == BYTES}
-    found = {(m.evaluator_key, m.task): m for m in reversed(block.measures) if m.metric != BYTES}
+    sized = {(m.evaluator_key, m.task) for m in block.measures if m.metric == SIZE}
+    found = {(m.evaluator_key, m.task): m for m in reversed(block.measures) if m.metric != SIZE}
     return [found[key] for key in dict.fromkeys((m.evaluator_key, m.task) for m in block.measures) if key in sized]
 
 
@@ -67,9 +56,14 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
     heads.append((Column(("variant",), align="left"), lambda line: Cell(line.variant)))
     heads.append((Column(name), _score))
     if any(not line.is_baseline for line in lines):
-        decimals = max(1, decimals_for(100 * (x.high - x.low) / 2 for x in lines if x.low is not None and x.high) or 1)
+        reaches = (
+            50 * (row.difference_high - row.difference_low)
+            for line in lines
+            if (row := line.row) is not None and row.difference_low is not None and row.difference_high is not None
+        )
+        decimals = decimals_for(reaches, least=1) or 1
         heads.append((Column(("difference", "[95% interval]")), lambda line: _difference(line, decimals)))
-        heads.append((Column(("verdict",), align="left"), lambda x: Cell(x.verdict, _TONES.get(x.verdict, "plain"))))
+        heads.append((Column(("verdict",), align="left"), _verdict))
     whole = all(line.size is None or line.size.is_integer() for line in lines)
     sizes = 0 if whole else decimals_of((line.size for line in lines), digits=3)
     heads.append((Column(("bytes a", "document")), lambda line: _plain(line.size, sizes)))
@@ -105,54 +99,10 @@ def _names(measures: Sequence[Measure]) -> tuple[tuple[str, str], ...]:
 
 
 def _line(block: Block, variant: str, tasks: Sequence[Measure]) -> _Line:
-    found = [block.row(variant, measure) for measure in tasks]
-    rows = [row for row in found if row is not None and row.value is not None]
-    whole = len(rows) == len(tasks)
-    score = sum(row.value or 0.0 for row in rows) / len(rows) if whole else None
-    stderr = _of_mean([row.stderr for row in rows]) if whole else None
-    difference, low, high = _mean_difference(rows) if whole else (None, None, None)
-    return _Line(
-        block.model,
-        variant,
-        variant == block.baseline,
-        score,
-        stderr,
-        difference,
-        low,
-        high,
-        _verdict(rows, low, high),
-        _mean_of(block, variant, BYTES),
-        tuple(_mean_of(block, variant, metric) for metric in LATENCIES),
-    )
-
-
-def _of_mean(stderrs: Sequence[float | None]) -> float | None:
-    """Return the standard error of the mean of independent tasks: ``sqrt(sum se^2) / n``."""
-    known = [stderr for stderr in stderrs if stderr is not None]
-    return math.sqrt(sum(s * s for s in known)) / len(known) if known and len(known) == len(stderrs) else None
-
-
-def _mean_difference(rows: Sequence[Row]) -> tuple[float | None, float | None, float | None]:
-    """Return the mean of the tasks' differences, and its 95% interval; one task keeps the interval it has."""
-    known = [row.difference for row in rows if row.difference is not None]
-    if not known or len(known) < len(rows):
-        return None, None, None
-    mean = sum(known) / len(known)
-    if len(rows) == 1:
-        return mean, rows[0].difference_low, rows[0].difference_high
-    stderr = _of_mean([row.difference_stderr for row in rows])
-    return (mean, None, None) if stderr is None else (mean, mean - _NORMAL * stderr, mean + _NORMAL * stderr)
-
-
-def _verdict(rows: Sequence[Row], low: float | None, high: float | None) -> str:
-    if len(rows) == 1:
-        return rows[0].verdict or ""
-    verdicts = {row.verdict for row in rows}
-    if verdicts and verdicts <= {"equal", "no signal"}:
-        return "equal" if "equal" in verdicts else "no signal"
-    if low is None or high is None:
-        return ""
-    return "worse" if high < 0 else "better" if low > 0 else "undecided"
+    row = block.row(variant, tasks[0]) if len(tasks) == 1 else block.mean(variant, [task.task for task in tasks])
+    latencies = tuple(_mean_of(block, variant, metric) for metric in LATENCIES)
+    size = _mean_of(block, variant, SIZE)
+    return _Line(block.model, variant, variant == block.baseline, row, size, latencies)
 
 
 def _mean_of(block: Block, variant: str, metric: str) -> float | None:
@@ -163,21 +113,27 @@ def _mean_of(block: Block, variant: str, metric: str) -> float | None:
 
 
 def _score(line: _Line) -> Cell:
-    if line.score is None:
+    if line.row is None or line.row.value is None:
         return Cell("–", "quiet")
-    text = f"{100 * line.score:.1f}"
-    return Cell(text if line.stderr is None else f"{text} ± {100 * line.stderr:.1f}")
+    text = f"{100 * line.row.value:.1f}"
+    return Cell(text if line.row.stderr is None else f"{text} ± {100 * line.row.stderr:.1f}")
 
 
 def _difference(line: _Line, decimals: int) -> Cell:
-    if line.difference is None:
+    row = line.row
+    if row is None or row.difference is None:
         return Cell("baseline" if line.is_baseline else "–", "quiet")
-    value = number(100 * line.difference, decimals, sign=True)
-    if line.low is None or line.high is None:
+    value = number(100 * row.difference, decimals, sign=True)
+    if row.difference_low is None or row.difference_high is None:
         return Cell(value)
     # An end reads as zero only where it is zero: never beside better or worse.
-    ends = (number_apart(100 * end, 0.0, decimals, sign=True) for end in (line.low, line.high))
+    ends = (number_apart(100 * end, 0.0, decimals, sign=True) for end in (row.difference_low, row.difference_high))
     return Cell(f"{value} [{', '.join(ends)}]")
+
+
+def _verdict(line: _Line) -> Cell:
+    found = None if line.row is None else line.row.verdict
+    return Cell(found or "", _TONES.get(found, "plain"))
 
 
 def _latency(place: int, decimals: int) -> Callable[[_Line], Cell]:
@@ -190,11 +146,12 @@ def _plain(value: float | None, decimals: int) -> Cell:
 
 def _notes(lines: Sequence[_Line], tasks: int, *, unequal: bool) -> list[str]:
     notes = ["± is one standard error over queries; differences are paired by query, to each model's baseline."]
-    if tasks > 1 and any(line.low is not None for line in lines):
+    compared = [line.row for line in lines if line.row is not None]
+    if tasks > 1 and any(row.difference_low is not None for row in compared):
         notes.append("The interval of a mean takes its tasks as given: it is about other queries, not other tasks.")
-    if any(line.verdict == "undecided" for line in lines):
+    if any(row.verdict == "undecided" for row in compared):
         notes.append("undecided: these queries cannot tell the variant from the baseline.")
-    if any(line.verdict == "no signal" for line in lines):
+    if any(row.verdict == "no signal" for row in compared):
         notes.append("no signal: every variant has the same score on every query, so nothing can be compared.")
     if unequal:
         notes.append("The models were not searched with the same tasks: their means do not compare.")

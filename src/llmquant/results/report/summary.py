@@ -10,7 +10,7 @@ from llmquant.results.report.cost import cost_tables, money_table
 from llmquant.results.report.quality import quality_table
 from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.table import Table
-from llmquant.results.rows import Row, failures, missing
+from llmquant.results.row import Row, failures, missing
 from llmquant.study.record import StudyRecord
 
 _MESSAGE = 400
@@ -102,7 +102,7 @@ def _not_run(rows: Sequence[Row]) -> list[str]:
 def _notes(rows: Sequence[Row], record: StudyRecord) -> list[str]:
     about_models = {note for block in blocks(rows) for note in record.notes if _is_about(note, block)}
     notes = [note for note in record.notes if note not in about_models]
-    run = {row.run_id for row in rows if row.status != "missing"}
+    run = {row.run_id for row in rows if row.status != "missing" and not row.mean_of}
     reused = {row.run_id for row in rows if row.reused}
     if reused:
         notes.append(f"{len(reused)} of {len(run)} runs were reused: they are older than this study.")

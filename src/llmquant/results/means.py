@@ -1,0 +1,130 @@
+"""Means over the tasks of a benchmark, as rows: value, paired difference, interval and verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from llmquant.results.row import Row
+from llmquant.study.experiment import RunId, digest_of
+
+if TYPE_CHECKING:
+    from llmquant.stats.paired import PairedDifference
+
+SIZE = "bytes_per_document"
+"""The metric that every task of retrieval has beside its main one."""
+
+SEARCHES = "all tasks of retrieval"
+"""The evaluator of a mean over what was searched, whichever benchmark it belongs to."""
+
+Task: TypeAlias = tuple[str, str]
+"""The key of an evaluator, and the name of one of its tasks."""
+
+
+def task_of(row: Row) -> Task:
+    """Return which task a row belongs to."""
+    return row.evaluator_key, row.task
+
+
+def mean_rows(
+    rows: Sequence[Row], differences: Sequence[PairedDifference | None], benchmarks: Mapping[str, Sequence[str]]
+) -> list[Row]:
+    """Make a row for each variant and benchmark of which every task is complete.
+
+    A task has to have one main metric: a headline that has no unit and does not depend on the machine.
+
+    Args:
+        rows: of a study.
+        differences: of each row, on a linear scale; ``None`` where nothing pairs.
+        benchmarks: labels of a benchmark's evaluators by its own label.
+    """
+    paired = {id(row): difference for row, difference in zip(rows, differences, strict=True)}
+    found = []
+    for model in dict.fromkeys(row.model_digest for row in rows):
+        mine = [row for row in rows if row.model_digest == model]
+        main = _main(mine)
+        groups = list(_groups(mine, main, benchmarks))
+        for variant in dict.fromkeys(row.variant for row in mine):
+            failed = {row.evaluator for row in mine if row.variant == variant and row.status == "failed"}
+            for label, tasks in groups:
+                here = [row for row in main if row.variant == variant and task_of(row) in tasks]
+                if len(here) == len(tasks) and not failed & {row.evaluator for row in here}:
+                    found.append(_mean(label, here, [paired[id(row)] for row in here]))
+    return found
+
+
+def _main(rows: Sequence[Row]) -> list[Row]:
+    by_task: dict[tuple[str, Task], list[Row]] = {}
+    for row in rows:
+        if row.metric and row.headline and not row.unit and row.hardware is None:
+            by_task.setdefault((row.variant, task_of(row)), []).append(row)
+    return [found[0] for found in by_task.values() if len(found) == 1]
+
+
+def _groups(
+    rows: Sequence[Row], main: Sequence[Row], benchmarks: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, frozenset[Task]]]:
+    """Yield the tasks of each benchmark, and of all that was searched where that is no benchmark by itself."""
+    searched = {task_of(row) for row in rows if row.metric == SIZE}
+    every = frozenset(task_of(row) for row in main) & searched
+    seen = set()
+    for label, parts in benchmarks.items():
+        tasks = frozenset(task_of(row) for row in main if row.evaluator in parts)
+        # A part without its one main metric is in no mean.
+        if {row.evaluator for row in main if row.evaluator in parts} == set(parts) and len(tasks) > 1:
+            seen.add(tasks)
+            yield label, tasks
+    if len(every) > 1 and every not in seen:
+        yield SEARCHES, every
+
+
+def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifference | None]) -> Row:
+    # Here, since numpy and scipy take most of a second, which a study without benchmarks should not wait for.
+    from llmquant.stats.paired import mean_difference, mean_stderr, verdict
+
+    first = rows[0]
+    directions = {row.higher_is_better for row in rows}
+    mean = Row(
+        model=first.model,
+        model_digest=first.model_digest,
+        variant=first.variant,
+        is_baseline=first.is_baseline,
+        evaluator=label,
+        evaluator_key=digest_of(sorted(row.evaluator_key for row in rows)).removeprefix("sha256:")[:12],
+        run_id=RunId(""),
+        status="completed",
+        task=f"mean of {len(rows)} tasks",
+        metric=" / ".join(sorted({row.metric for row in rows})),
+        mean_of=tuple(row.task for row in rows),
+        value=_average([row.value for row in rows]),
+        stderr=mean_stderr([row.stderr for row in rows]),
+        n=None if any(row.n is None for row in rows) else sum(row.n or 0 for row in rows),
+        higher_is_better=directions.pop() if len(directions) == 1 else None,
+        baseline=first.baseline,
+        baseline_value=_average([row.baseline_value for row in rows]),
+        difference=_average([row.difference for row in rows]),
+        no_interval=next((f"{row.task}: {row.no_interval}" for row in rows if row.no_interval), ""),
+    )
+    known = [difference for difference in differences if difference is not None]
+    if len(known) < len(rows):
+        return mean
+    pooled = mean_difference(known)
+    silent = all(row.verdict == "no signal" for row in rows)
+    return replace(
+        mean,
+        difference_stderr=pooled.stderr,
+        difference_low=pooled.low,
+        difference_high=pooled.high,
+        pairs=pooled.n,
+        pairs_higher=pooled.higher,
+        pairs_lower=pooled.lower,
+        interval_method=pooled.method,
+        verdict="no signal" if silent else verdict(pooled, higher_is_better=mean.higher_is_better),
+    )
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
