@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -13,8 +14,13 @@ from llmquant.catalogs import mteb as mteb_index
 from llmquant.catalogs.mteb import known_mteb, list_tasks
 from llmquant.errors import MissingDependencyError, OptionError, RequestErrors, UnknownNameError, UnsupportedError
 from llmquant.evaluators.mteb.options import MtebOptions
+from llmquant.executors.local.executor import LocalExecutor
+from llmquant.planning.resolve import resolve
 from llmquant.plugins.options import dump, restore
+from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
+from llmquant.study.record import StudyRecord
+from llmquant.study.study import Study
 
 pytest.importorskip("mteb")
 
@@ -181,3 +187,16 @@ def test_an_mteb_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(mteb_index.subprocess, "run", lambda *args, **kwargs: broken)
     with pytest.raises(MissingDependencyError, match="cannot be imported: ImportError: no torchvision"):
         known_mteb(Cache(tmp_path))
+
+
+def test_a_study_records_which_tasks_a_benchmark_stands_for(root, monkeypatch):
+    """Under the label that was asked for are those of its experiments, also of a task that two benchmarks share."""
+    asked = ["mteb(ViDoRe(v2))", "mteb(Vidore2BioMedicalLecturesRetrieval, Vidore2ESGReportsHLRetrieval, splits=test)"]
+    monkeypatch.setenv("LLMQUANT_CACHE", str(root))
+    study = Study.of("random", ["bf16_baseline"], asked)
+    record = resolve(study, registry(), Cache(root), LocalExecutor(device="cpu")).record
+    assert len(record.experiments) == 4
+    labels = {experiment.evaluator.label for experiment in record.experiments}
+    assert [len(record.benchmarks[label]) for label in asked] == [4, 2]
+    assert {label for parts in record.benchmarks.values() for label in parts} == labels
+    assert StudyRecord.from_json(json.loads(json.dumps(record.to_json()))) == record

@@ -17,7 +17,7 @@ SIZE = "bytes_per_document"
 """The metric that every task of retrieval has beside its main one."""
 
 SEARCHES = "all tasks of retrieval"
-"""The evaluator of a mean over what was searched, whichever benchmark it belongs to."""
+"""The evaluator of a mean over all tasks of retrieval, if they are not one benchmark."""
 
 Task: TypeAlias = tuple[str, str]
 """The key of an evaluator, and the name of one of its tasks."""
@@ -66,14 +66,14 @@ def _main(rows: Sequence[Row]) -> list[Row]:
 def _groups(
     rows: Sequence[Row], main: Sequence[Row], benchmarks: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, frozenset[Task]]]:
-    """Yield the tasks of each benchmark, and of all that was searched where that is no benchmark by itself."""
-    searched = {task_of(row) for row in rows if row.metric == SIZE}
-    every = frozenset(task_of(row) for row in main) & searched
+    """Yield the tasks of each benchmark, then all tasks of retrieval if they are not one of the benchmarks."""
+    searched = frozenset(task_of(row) for row in rows if row.metric == SIZE)
+    every = searched.intersection(map(task_of, main))
     seen = set()
     for label, parts in benchmarks.items():
-        tasks = frozenset(task_of(row) for row in main if row.evaluator in parts)
-        # A part without its one main metric is in no mean.
-        if {row.evaluator for row in main if row.evaluator in parts} == set(parts) and len(tasks) > 1:
+        here = [row for row in main if row.evaluator in parts]
+        if {row.evaluator for row in here} == set(parts):
+            tasks = frozenset(map(task_of, here))
             seen.add(tasks)
             yield label, tasks
     if len(every) > 1 and every not in seen:

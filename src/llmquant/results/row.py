@@ -22,8 +22,8 @@ class Row:
     Attributes:
         model: its name, of a local path the last part.
         model_digest: what it is: rows of one digest share a baseline.
-        variant: label of the quantizer, and of the form of its vectors where there are several.
-        is_baseline: whether this is what the others are held against.
+        variant: label of the quantizer, and of the form of its vectors if there are several.
+        is_baseline: whether the other variants are compared with this one.
         evaluator: its label.
         evaluator_key: equal for like measurements: evaluator, options, documents, seed and hardware.
         run_id: of the run; ``""`` for a mean over tasks.
@@ -31,7 +31,7 @@ class Row:
         attempt: which attempt of the run this is; ``None`` for a missing one.
         hardware: where it was measured, for evaluators whose numbers depend on it.
         task: with `metric` and `at` what was measured; ``""`` where the run gave nothing.
-        mean_of: of a mean, the tasks that it is over, each counting the same; empty for what one task gave.
+        mean_of: the tasks that a mean is over, each counting the same; empty for the number of one task.
         at: the conditions.
         headline: whether tables show it.
         stderr: standard error of the value.
