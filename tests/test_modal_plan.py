@@ -110,7 +110,7 @@ def test_a_budget_below_the_worst_case_is_refused():
     worst = modal_money.estimate(2, CHEAP)
     modal_money.check_budget(worst, None)
     modal_money.check_budget(worst, worst.dollars)
-    with pytest.raises(OptionError, match="worst case"):
+    with pytest.raises(OptionError, match="maximum cost"):
         modal_money.check_budget(worst, worst.dollars, committed=0.01)
 
 

@@ -248,7 +248,7 @@ def test_what_is_spent_and_promised_leaves_less_time_for_the_next_job(
     offer = executor.check([job])
     assert offer.agreed
     assert executor.dollars(submit(executor, job, place, "promised")[0]) is None
-    with pytest.raises(RequestError, match="spent or promised"):
+    with pytest.raises(RequestError, match="spent or reserved"):
         submit(executor, job, place, "refused")
     executor.close()
     for call in server.calls.values():

@@ -1,4 +1,4 @@
-"""Where jobs run: one file an executor, imported when it is used."""
+"""Where jobs run: one folder per executor, imported on first use."""
 
 from __future__ import annotations
 

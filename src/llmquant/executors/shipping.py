@@ -1,4 +1,4 @@
-"""Send a job to a machine that shares no disk with this one, and bring home what it did: folders, nothing else."""
+"""Send a job to a machine without a shared disk, and copy its results back; both as plain folders."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from llmquant.study.folders import list_files
 
 _RECORD = "job.json"
 _MODEL = "model"
-# Of a log, what comes home: its beginning as it is written, and its end when the job has ended.
+# The parts of a log that are copied: its beginning while the job runs, and its end when the job has ended.
 _LOG_BYTES = 8 * 2**20
 _LOG_END_BYTES = 2**20
 
 
 def pack(record: Path, store: Path, out: Path, *, with_model: bool) -> int:
-    """Make `out` a folder that holds all that a job needs.
+    """Write everything that a job needs into the folder `out`.
 
     ::
 
         OUT/{job.json, inputs/<digest>, model/, store/runs/<run_id>, job.journal, job.log}
 
-    What is in the store already is left out and its journal and log go along, so that a job whose machine was lost is
-    packed once more and goes on from there. The packages, the plugins' code and what is on the Hub do not travel.
+    Runs that are in the store already are left out; the job's journal and log are included, so that a job whose machine
+    was lost can be packed again and continues. Packages, plugins' code and files from the Hub are not included.
 
     Args:
-        record: the job's, in `store`.
-        with_model: take local checkpoints along. Without, they have to be at the same path on the worker's machine.
+        record: path of the job's record in `store`.
+        with_model: include local checkpoints; otherwise they must be at the same path on the worker's machine.
 
     Returns:
-        How many experiments are left to run.
+        The number of experiments left to run.
 
     Raises:
-        ModelError: if a local checkpoint is no longer there.
-        OptionError: if a folder holds what cannot be sent.
+        ModelError: if a local checkpoint is missing.
+        OptionError: if a folder contains something that cannot be sent.
         UnsupportedError: if a checkpoint needs another local folder.
     """
     job = json.loads(record.read_text(encoding="utf-8"))
@@ -73,14 +73,14 @@ def pack(record: Path, store: Path, out: Path, *, with_model: bool) -> int:
 
 
 def unpack(packed: Path, work: Path) -> tuple[Path, Path]:
-    """Prepare a packed job on the worker's machine. Checkpoints and inputs are read where they are.
+    """Prepare a packed job on the worker's machine. Checkpoints and inputs are read from `packed`.
 
     Args:
-        packed: what `pack` made, wherever it is now; it is only read.
-        work: an empty folder to work in.
+        packed: folder made by `pack`; only read.
+        work: an empty folder for the job's store.
 
     Returns:
-        The record and the store to give to the pipeline.
+        The paths of the job's record and of its store, for the worker.
     """
     packed, store = packed.absolute(), work.absolute() / "store"
     job = json.loads((packed / _RECORD).read_text(encoding="utf-8"))
@@ -100,13 +100,13 @@ def unpack(packed: Path, work: Path) -> tuple[Path, Path]:
 
 
 def bring_home(work_store: Path, store: Path, study: str, number: int, *, ended: bool = False) -> None:
-    """Copy what a job did into `store`: finished runs whole, its journal and its log as far as they are.
+    """Copy a job's results into `store`: finished runs, and the present parts of journal and log.
 
-    It may be called as often as one likes and by several processes. Runs that are in `store` stay as they are.
+    The function may be called repeatedly and by several processes. Runs that are in `store` already stay unchanged.
 
     Args:
-        work_store: the worker's store, or what has arrived of it.
-        ended: the worker has ended: the log's last line counts even if it was cut.
+        work_store: the worker's store, or the part of it that has arrived.
+        ended: the worker has ended, so the log's last line is copied even if incomplete.
 
     Raises:
         StoreError: if `store` cannot be written.
@@ -122,13 +122,13 @@ def bring_home(work_store: Path, store: Path, study: str, number: int, *, ended:
         _write_at(journal_path(record), *journal)
     except OSError as error:
         raise StoreError(
-            f"job {number} of {study} could not be brought to {store}: {error.strerror or error}",
-            hint="Free some space and run the same command again; what is stored is reused.",
+            f"results of job {number} of {study} could not be copied to {store}: {error.strerror or error}",
+            hint="Free some space and run the same command again; stored runs are reused.",
         ) from error
 
 
 def bring_log(source: Path, home: Path, *, ended: bool) -> None:
-    """Copy what is new of a log, tokens blanked: its first `_LOG_BYTES` and, once the job has ended, its last lines."""
+    """Copy the new part of a log, tokens blanked: the first `_LOG_BYTES` and, after the job's end, the last lines."""
     size = source.stat().st_size if source.exists() else 0
     whole = ended and size <= _LOG_BYTES + 2 * _LOG_END_BYTES
     offset, data = _news(source, home, ended=whole, end=None if whole else _LOG_BYTES)
@@ -142,7 +142,7 @@ def bring_log(source: Path, home: Path, *, ended: bool) -> None:
 
 
 def record_path(store: Path, study: str, number: int) -> Path:
-    """Return where a job's record belongs in a store."""
+    """Return the path of a job's record in a store."""
     return store / "studies" / study / "jobs" / f"{number}.json"
 
 
@@ -151,7 +151,7 @@ def _folder(store: Path, run_id: str, attempt: int) -> Path:
 
 
 def _pack_input(digest: str, path: Path, out: Path, with_model: bool) -> str:
-    """Copy a file or a folder; without checkpoints, folders have to be on the worker's machine."""
+    """Copy a file or a folder; without `with_model`, a folder must be on the worker's machine."""
     if path.is_dir() and not with_model:
         return str(path.absolute())
     name = f"inputs/{digest.rpartition(':')[2]}"
@@ -167,8 +167,8 @@ def _pack_model(model: Mapping[str, Any], out: Path) -> dict[str, Any]:  # Any: 
     if path is None:
         return dict(model)
     if not path.exists():
-        raise ModelError(f"{path} is not there any more")
-    if path.is_file():  # a GGUF file is known by its ending
+        raise ModelError(f"local checkpoint {path} is missing")
+    if path.is_file():  # a GGUF file is recognized by its suffix
         (out / _MODEL).mkdir()
         _link(path, out / _MODEL / path.name)
         return _with_source(model, Path(_MODEL, path.name))
@@ -181,7 +181,7 @@ def _copy_folder(folder: Path, out: Path) -> None:
     base = json.loads(adapter.read_text()).get("base_model_name_or_path") if adapter.is_file() else None
     if base and path_of(base).is_dir():
         raise UnsupportedError(
-            f"{folder} is an adapter for {base}, another local folder, and cannot be sent elsewhere",
+            f"{folder} is an adapter for {base}, another local folder, and cannot be sent to another machine",
             hint="Merge the adapter into its base and give the merged checkpoint.",
         )
     for name, file in list_files(folder).items():
@@ -190,7 +190,7 @@ def _copy_folder(folder: Path, out: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Link a file that may hold gigabytes, or copy it where that cannot be."""
+    """Hard-link a file that may hold gigabytes, or copy the file if linking fails."""
     try:
         os.link(source.resolve(), target)
     except OSError:  # another disk
@@ -198,7 +198,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def local_path(model: Mapping[str, Any]) -> Path | None:
-    """Return where a local checkpoint is; ``None`` for one on the Hub and for an embedder that needs none."""
+    """Return the path of a local checkpoint; ``None`` for a Hub model and an embedder without a checkpoint."""
     source = _source(model)
     path = path_of(source).absolute()
     if model["embedder"] is None:
@@ -208,7 +208,7 @@ def local_path(model: Mapping[str, Any]) -> Path | None:
 
 
 def _source(model: Mapping[str, Any]) -> str:
-    """Return the name a model is found by; of an embedder, its checkpoint's."""
+    """Return a model's source, or an embedder's checkpoint."""
     embedder = model["embedder"]
     return str(model["source"] if embedder is None else embedder["options"].get("checkpoint") or "")
 
@@ -223,7 +223,7 @@ def _with_source(model: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 
 
 def _place(run: Path, target: Path) -> None:
-    """Copy a run beside its place and rename it, as a writer of the store does."""
+    """Copy a run next to its final path and rename the copy, as a writer of the store does."""
     partial, held = begin_folder(target.parent)
     try:
         shutil.copytree(run, partial, dirs_exist_ok=True)
@@ -237,28 +237,28 @@ def _place(run: Path, target: Path) -> None:
 
 
 def _news(source: Path, home: Path, *, ended: bool, end: int | None = None) -> tuple[int, bytes]:
-    """Return how far `home` is, and the whole lines that follow in `source`, as far as `end`, tokens blanked."""
+    """Return the size of `home`, and the complete lines that follow in `source` up to `end`, tokens blanked."""
     offset = home.stat().st_size if home.exists() else 0
     data = b""
     with contextlib.suppress(FileNotFoundError), source.open("rb") as stream:
         stream.seek(offset)
         data = stream.read(-1 if end is None else max(0, end - offset))
-    if not ended:  # half a token could not be told
+    if not ended:  # half a token could not be recognized
         data = data[: 1 + max(data.rfind(b"\n"), data.rfind(b"\r"))]
     return offset, _blanked(data)
 
 
 def _blanked(data: bytes) -> bytes:
-    """Blank tokens and keep the length of each line, so that the size of the copy says how far it is."""
+    """Blank tokens and keep the length of each line, so that the copy's size is the offset in the source."""
     lines = data.decode("latin-1").split("\n")
-    blanked = blank_secrets("\n".join(lines)).split("\n")  # at once: a line at a time takes 40 times as long
+    blanked = blank_secrets("\n".join(lines)).split("\n")  # at once: line by line takes 40 times as long
     if len(blanked) != len(lines):  # a secret of several lines
         blanked = [blank_secrets(line) for line in lines]
     return "\n".join(new.ljust(len(old)) for old, new in zip(lines, blanked, strict=True)).encode("latin-1")
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:
-    """Write where the copy ended: two processes write the same bytes to the same place."""
+    """Write at the end of the copy; two processes write the same bytes to the same offset."""
     if not data:
         return
     make_folder(path.parent)

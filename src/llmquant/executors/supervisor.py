@@ -1,8 +1,9 @@
-"""Stands between a program and its worker, so that when either of them ends no process of the worker is left.
+"""A process between a program and its worker; it ends all processes of the worker when program or worker ends.
 
 Run as a file, ``python -P supervisor.py FOLDER COMMAND...``. The program that starts it keeps its standard input open.
-When that closes, as it does however the program ends, or on SIGTERM, the worker is ended with all that it started, in
-whatever session. This process runs no foreign code, so a worker that holds Python's lock is no obstacle. POSIX only.
+When standard input closes, which happens however the program ends, or on SIGTERM, the supervisor ends the worker and
+all processes that the worker started, in any session. The supervisor runs no third-party code, so a worker that holds
+Python's lock cannot block it. POSIX only.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(folder: str, *command: str) -> None:
-    """Run the command; end with its exit code or by its signal.
+    """Run the command, and exit with the command's exit code or signal.
 
     Args:
-        folder: its lock is held while this process runs; deleted if the program is gone, since nobody else will.
+        folder: the job's folder; this process holds its lock, and deletes the folder if the program has ended.
     """
-    if sys.platform == "linux":  # what loses its parent becomes a child of this process
+    if sys.platform == "linux":  # a process that loses its parent becomes a child of this process
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     lock = filelock.FileLock(os.path.join(folder, LOCK))  # noqa: PTH118 - no more imports than needed
     lock.acquire(timeout=0)
@@ -51,7 +52,7 @@ def main(folder: str, *command: str) -> None:
         alone = 0 in ready and not os.read(0, 1024)
     if (left := _living()) and worker.poll() is not None:
         names = ", ".join(f"{process.pid} ({_name(process)})" for process in left)
-        print(f"ended what the worker left running: {names}", file=sys.stderr)  # noqa: T201 - the worker's log
+        print(f"ended processes that the worker left running: {names}", file=sys.stderr)  # noqa: T201 - the worker's log
     _end()
     if alone:
         shutil.rmtree(folder, ignore_errors=True)
@@ -59,7 +60,7 @@ def main(folder: str, *command: str) -> None:
 
 
 def _living() -> list[psutil.Process]:
-    """List the children and theirs that run; one that has ended and that nobody asked about does not."""
+    """List the running descendants of this process, without zombies."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,7 +76,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def _end() -> None:
-    """Ask every process to end, and kill what is left after a while."""
+    """Terminate every descendant process, and kill the remaining ones after `_KILL_AFTER_S`."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         told = set[int]()
         until = time.monotonic() + _KILL_AFTER_S

@@ -1,4 +1,4 @@
-"""A worker process on the machine it runs on: its folder, its start, its end, and how that is told."""
+"""A worker process on its own machine: its folder, its start, its end and the description of its end."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import psutil
 from llmquant.executors import supervisor
 from llmquant.storage.journal import log_path
 
-# What the supervisor takes at most to end a worker and its children, and some more.
+# Longer than the supervisor needs to end a worker and its children.
 _ENDED_AFTER_S = 15.0
 _FOLDERS = "llmquant-worker-"
-# Between a folder and its lock lies the start of a process.
+# A process starts between the creation of a folder and its lock.
 _STARTED_AFTER_S = 600.0
 
 
 def make_folder() -> Path:
-    """Make a folder for a job on this machine, private to the user, in place of abandoned ones."""
+    """Make a folder for a job on this machine, private to the user, and delete abandoned folders."""
     delete_abandoned()
     return Path(tempfile.mkdtemp(prefix=_FOLDERS))
 
@@ -34,13 +34,13 @@ def make_folder() -> Path:
 def delete_abandoned() -> None:
     """Delete the folders of jobs whose programs and workers were killed: their logs may hold tokens."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
-        with contextlib.suppress(OSError):  # another program deletes it too
+        with contextlib.suppress(OSError):  # another program deletes the folder too
             if folder.lstat().st_uid == os.getuid() and not is_held(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_held(folder: Path) -> bool:
-    """Say whether the worker of a folder, or what stands beside it, starts or still runs."""
+    """Return whether a folder's worker or supervisor is starting or running."""
     if not (folder / supervisor.LOCK).exists():
         return folder.is_dir() and time.time() - folder.stat().st_mtime < _STARTED_AFTER_S
     lock = filelock.FileLock(folder / supervisor.LOCK)
@@ -55,13 +55,13 @@ def is_held(folder: Path) -> bool:
 def start(
     folder: Path, record: Path, store: Path, *, search: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start the pipeline on a job; nothing of it is left when this process ends.
+    """Start a worker process for a job; all its processes end when this process ends.
 
     Args:
-        folder: from `make_folder`, or another that only this job uses; the worker's temporary files lie in it.
-        record: the job's; its journal and log are written beside it.
-        search: folders that Python finds modules in, beside those of the installed packages.
-        environment: what differs from this process's.
+        folder: a folder from `make_folder`, or another folder of this job alone, for the worker's temporary files.
+        record: path of the job's record; journal and log are written next to it.
+        search: folders with Python modules, in addition to the installed packages.
+        environment: environment variables that differ from those of this process.
     """
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": os.pathsep.join(search)}
@@ -69,7 +69,7 @@ def start(
     (folder / "tmp").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "llmquant.running.worker", str(record), str(store), "--attached"]
     if os.name == "posix":
-        # -P: the supervisor must not take a module of ours, such as `ray`, for an installed one.
+        # -P: the supervisor must import the installed `ray`, not `llmquant.executors.ray`.
         command = [sys.executable, "-P", supervisor.__file__, str(folder), *command]
     with log_path(record).open("ab") as log:
         return subprocess.Popen(
@@ -83,7 +83,7 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a worker that this process started, with its children: asked first, then killed."""
+    """Terminate, then kill, a worker started by this process, with its children."""
     process.terminate()
     try:
         process.wait(timeout=_ENDED_AFTER_S)
@@ -95,7 +95,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def stop_other(pid: int, folder: Path) -> None:
-    """End a worker that another process started, if it runs."""
+    """End a worker started by another process, if the worker is running."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
         if not is_held(folder):
             return
@@ -107,7 +107,7 @@ def stop_other(pid: int, folder: Path) -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """Say, in a clause, what an exit code means."""
+    """Describe an exit code in a clause."""
     if code == -9:
-        return "the worker was killed (signal 9); on Linux that is often the system running out of memory"
+        return "the worker was killed (signal 9); on Linux often because the system ran out of memory"
     return f"the worker crashed (signal {-code})" if code < 0 else f"the worker ended with exit code {code}"

@@ -1,4 +1,4 @@
-"""Run jobs on this machine: a fresh process a job, as many at a time as the GPUs are enough for."""
+"""Run jobs on this machine: one new process per job, as many at a time as the GPUs allow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Worker:
-    """A process that this one started, the GPUs it may use and the store its runs go to."""
+    """A worker process started by this process, the GPUs it may use and the store for its runs."""
 
     process: subprocess.Popen[bytes]
     gpus: tuple[str, ...]
@@ -41,13 +41,14 @@ class _Worker:
 
 
 class LocalExecutor:
-    """Processes on this machine. They end when this process does, however it ends.
+    """Runs jobs in processes on this machine. The processes end when this process ends, for whatever reason.
 
     Args:
-        device: ``auto`` takes the GPUs when there are some. ``CUDA_VISIBLE_DEVICES`` is respected.
-        threads: CPU threads per worker; ``None`` is ``OMP_NUM_THREADS``, else the physical cores this process may use.
-        gpus_per_job: more than 1 for models that one GPU cannot hold.
-        max_parallel: most jobs at a time; ``None`` is as many as the GPUs are enough for, and 1 on the CPU.
+        device: device of the workers; ``auto`` uses the GPUs if there are any. ``CUDA_VISIBLE_DEVICES`` is respected.
+        threads: CPU threads per worker; ``None`` is ``OMP_NUM_THREADS``, else the number of physical cores available to
+            this process.
+        gpus_per_job: GPUs per job; more than 1 for models that one GPU cannot hold.
+        max_parallel: maximum number of simultaneous jobs; ``None`` is as many as the GPUs allow, and 1 on the CPU.
     """
 
     name = "local"
@@ -72,10 +73,10 @@ class LocalExecutor:
 
     @functools.cached_property
     def device(self) -> Device:
-        """What the workers compute on.
+        """The device of the workers.
 
         Raises:
-            UnsupportedError: if a GPU is asked for and none can be used.
+            UnsupportedError: if a GPU is requested and none can be used.
         """
         wanted = self._options.device
         if wanted == "cpu":
@@ -92,7 +93,7 @@ class LocalExecutor:
 
     @functools.cached_property
     def hardware(self) -> str:
-        """Name what the numbers of hardware evaluators depend on."""
+        """Name the hardware that the results of hardware evaluators depend on."""
         if self.device == "cuda":
             name = self._gpus[0].name
             return name if self._options.gpus_per_job == 1 else f"{self._options.gpus_per_job} x {name}"
@@ -100,7 +101,7 @@ class LocalExecutor:
 
     @property
     def slots(self) -> int:
-        """How many jobs run at a time."""
+        """The number of simultaneous jobs."""
         most = self._options.max_parallel
         if self.device != "cuda":
             return most or 1
@@ -109,18 +110,18 @@ class LocalExecutor:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Say what else is running on the GPUs that will be used, and which will not be."""
+        """List other processes on the GPUs to be used, and the GPUs that are not used."""
         if self.device != "cuda":
             return ()
         left = [gpu for gpu in nvidia_gpus() if gpu not in self._gpus]
         busy = (
             f"GPU {gpu.index} ({gpu.name}) is busy: {gpu.used_mib} of {gpu.total_mib} MiB are in use by other "
-            f"processes ({', '.join(gpu.processes) or 'not visible from here'}); timings and memory may suffer"
+            f"processes ({', '.join(gpu.processes) or 'not visible from here'}); timings and memory may be wrong"
             for gpu in self._gpus
             if gpu.processes or gpu.used_mib > 1024
         )
         unused = (
-            f"GPU {gpu.index} ({gpu.name}) is not used: the GPUs of a study are of one kind, here "
+            f"GPU {gpu.index} ({gpu.name}) is not used: all GPUs of a study must be of one type, here "
             f"{self._gpus[0].name}; choose others with CUDA_VISIBLE_DEVICES"
             for gpu in left
             if gpu.name != self._gpus[0].name
@@ -128,12 +129,12 @@ class LocalExecutor:
         return (*busy, *unused)
 
     def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> None:
-        """Refuse nothing: what could not run here was refused with the plan, and nothing is paid for."""
+        """Refuse nothing: planning has refused what cannot run here, and running is free."""
 
     def submit(self, job: Path, store: Path) -> str:
-        """Start a worker process for the job; return its pid and where it keeps its journal and log.
+        """Start a worker process for the job; return its pid and the path of its record.
 
-        These are in a folder of their own: a log may hold a token until `collect` has blanked it.
+        Journal and log are in a private folder: a log may hold a token until `collect` has blanked it.
         """
         gpus = self._free_gpus() if self.device == "cuda" else ()
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "OMP_NUM_THREADS": str(self.threads)}
@@ -141,14 +142,14 @@ class LocalExecutor:
         record = record_path(scratch, job.parent.parent.name, int(job.stem))
         record.parent.mkdir(parents=True)
         shutil.copyfile(job, record)
-        # Plugins that were registered may lie beside the script or notebook, which only this process searches.
+        # Registered plugins may be in the folder of the script or notebook, which only this process searches.
         process = start(scratch, record, store, search=[path for path in sys.path if path], environment=environment)
         job_id = f"{process.pid}:{record}"
         self._workers[job_id] = _Worker(process, gpus, store)
         return job_id
 
     def collect(self, job_id: str, store: Path) -> JobState:
-        """Bring the journal and the log to the store, where the runs are already, and say how the job stands."""
+        """Copy the journal and the log to the store, where the runs are already, and return the job's state."""
         worker = self._workers.get(job_id)
         if worker is None:
             state: JobState = "running" if is_held(_folder(job_id)) else "lost"
@@ -161,16 +162,16 @@ class LocalExecutor:
         return state
 
     def why_lost(self, job_id: str) -> str:
-        """Say how a lost worker ended."""
+        """Describe how a lost worker ended."""
         worker = self._workers.get(job_id)
         code = worker.process.poll() if worker else None
-        return "the worker is gone" if code is None else how_it_ended(code)
+        return "the worker process no longer exists" if code is None else how_it_ended(code)
 
     def dollars(self, job_id: str) -> None:
-        """Nothing is paid for."""
+        """Return ``None``: running is free."""
 
     def cancel(self, job_id: str) -> None:
-        """End the worker and its children, asked first, then killed; bring home what a worker of this process did."""
+        """Terminate, then kill, the worker and its children; copy the results of a worker of this process."""
         worker = self._workers.get(job_id)
         if worker is None:
             stop_other(int(job_id.partition(":")[0]), _folder(job_id))
@@ -178,11 +179,11 @@ class LocalExecutor:
         stop(worker.process)
         try:
             _bring_home(job_id, worker.store, ended=True)
-        except StoreError as error:  # a full disk must not keep other workers from being ended
+        except StoreError as error:  # a full disk must not prevent ending the other workers
             _log.warning("%s", error)
 
     def leave(self, job_id: str) -> None:
-        """Refuse: workers end with this process.
+        """Refuse: the workers end with this process.
 
         Raises:
             UnsupportedError: always.
@@ -190,36 +191,36 @@ class LocalExecutor:
         raise UnsupportedError("jobs of the local executor end with the program that started them")
 
     def recall(self, study: str, store: Path) -> None:
-        """Refuse: what there is, is in the store.
+        """Refuse: all results are in the store.
 
         Raises:
             StoreError: always.
         """
         raise StoreError(
-            f"{store} knows no study {study}, and the local executor keeps none",
-            hint="Name the store it was run in, or the executor with --on.",
+            f"study {study} is missing from {store}, and the local executor keeps no studies",
+            hint="Give the study's store with --store, or its executor with --on.",
         )
 
     def close(self) -> None:
-        """End what still runs, and delete what killed programs left."""
+        """End the running jobs, and delete the folders of killed programs."""
         for job_id in list(self._workers):
             self.cancel(job_id)
         delete_abandoned()
 
     @functools.cached_property
     def _gpus(self) -> tuple[Gpu, ...]:
-        """Return the GPUs that are of the first one's kind: timings on others are not comparable."""
+        """Return the GPUs of the first GPU's type: timings on different types are not comparable."""
         every, wanted = nvidia_gpus(), self._options.gpus_per_job
         gpus = tuple(gpu for gpu in every if gpu.name == every[0].name)
         if len(gpus) < wanted:
-            raise UnsupportedError(f"gpus_per_job={wanted}, but {len(gpus)} GPUs of one kind can be used here")
+            raise UnsupportedError(f"gpus_per_job={wanted}, but only {len(gpus)} GPUs of one type can be used here")
         return gpus
 
     def _free_gpus(self) -> tuple[str, ...]:
         taken = {gpu for worker in self._workers.values() if worker.process.poll() is None for gpu in worker.gpus}
         free = [gpu.uuid for gpu in self._gpus if gpu.uuid not in taken]
         if len(free) < self._options.gpus_per_job:
-            raise UnsupportedError(f"all GPUs are taken by {self.slots} jobs of this executor")
+            raise UnsupportedError(f"all GPUs are in use by {self.slots} jobs of this executor")
         return tuple(free[: self._options.gpus_per_job])
 
 
@@ -234,7 +235,7 @@ def from_options(options: LocalOptions) -> LocalExecutor:
 
 
 def _bring_home(job_id: str, store: Path, *, ended: bool) -> None:
-    """Copy what is new of a job's journal and log; delete its folder when it has ended."""
+    """Copy the new part of a job's journal and log; delete the job's folder when the job has ended."""
     record, scratch = _record(job_id), _folder(job_id)
     bring_home(scratch, store, record.parents[1].name, int(record.stem), ended=ended)
     if ended:

@@ -13,10 +13,12 @@ class LocalOptions:
     """Where on this machine jobs run.
 
     Attributes:
-        device: ``auto`` takes the GPUs when there are some.
-        threads: CPU threads per worker; ``None`` is ``OMP_NUM_THREADS``, else the physical cores this process may use.
-        gpus_per_job: more than 1 for models that one GPU cannot hold; their layers are spread over so many.
-        max_parallel: most jobs at a time; ``None`` is as many as the GPUs are enough for, and 1 on the CPU.
+        device: device of the workers, for example ``cpu``; ``auto`` uses the GPUs if there are any.
+        threads: CPU threads per worker, for example 4; ``None`` is ``OMP_NUM_THREADS``, else the number of physical
+            cores available to this process.
+        gpus_per_job: GPUs per job, for example 2 if a model is too large for one GPU; its layers are then split.
+        max_parallel: maximum number of simultaneous jobs, for example 2; ``None`` is as many as the GPUs allow, and 1 on
+            the CPU.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -30,4 +32,4 @@ class LocalOptions:
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, found {value}")
         if self.gpus_per_job > 1 and self.device in ("cpu", "mps"):
-            raise OptionError(f"gpus_per_job is for CUDA GPUs; device is {self.device}")
+            raise OptionError(f"gpus_per_job requires CUDA GPUs, but device is {self.device}")

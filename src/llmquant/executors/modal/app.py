@@ -1,4 +1,4 @@
-"""The app on Modal that jobs run in: described to Modal's client, and deployed."""
+"""The app on Modal that runs jobs: its description and its deployment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOUNT = "/cache"
 
 
 def build_app(plan: ImagePlan, options: ModalOptions) -> Any:  # Any: modal.App
-    """Describe the app to Modal's client; nothing is sent yet."""
+    """Build the app for Modal's client without sending anything."""
     import modal
 
     image = modal.Image.debian_slim(python_version=plan.python_version).apt_install(*plan.system)
@@ -37,14 +37,14 @@ def build_app(plan: ImagePlan, options: ModalOptions) -> Any:  # Any: modal.App
         secrets=[modal.Secret.from_name(options.secret)] if options.secret else [],
         max_containers=options.max_parallel,
         retries=0,
-        # A container is paid while it waits; this many seconds is the least that Modal allows.
+        # An idle container costs money; 2 seconds is the minimum that Modal allows.
         scaledown_window=2,
     )(run_job)
     return app
 
 
 def standing_name(plan: ImagePlan, options: ModalOptions) -> str:
-    """Name the app that is deployed for such jobs: another image, GPU or limit is another app."""
+    """Name the app for such jobs; a different image, GPU or limit gives a different app."""
     gpus = [gpu.asked for gpu in options.gpus]
     limits = (gpus, options.timeout, options.cpus, options.memory_gib, options.max_parallel)
     digest = hashlib.sha256(repr((content_digest(plan), limits, options.volume, options.secret)).encode()).hexdigest()
@@ -52,13 +52,13 @@ def standing_name(plan: ImagePlan, options: ModalOptions) -> str:
 
 
 def deploy(plan: ImagePlan, options: ModalOptions) -> str:
-    """Deploy an app that stands until it is stopped: jobs of such an image and GPU start without building it.
+    """Deploy an app that stays until it is stopped; jobs with its image and GPU start without building the image.
 
-    It costs nothing while no job runs. Stop it with ``modal app stop NAME``. An app that ended with its program would
-    not do: of a detached one Modal keeps the last call alone.
+    The app costs nothing while no job runs. Stop it with ``modal app stop NAME``. An ephemeral app would not work:
+    Modal keeps only the last call of a detached app.
 
     Returns:
-        Its name.
+        The app's name.
 
     Raises:
         RequestError: if Modal refuses.
@@ -74,7 +74,7 @@ def deploy(plan: ImagePlan, options: ModalOptions) -> str:
 
 
 def standing(plan: ImagePlan, options: ModalOptions) -> Any | None:  # Any: modal.Function
-    """Return the function of the app that was deployed for such jobs; ``None`` if there is none."""
+    """Return the function of the app deployed for such jobs; ``None`` if no such app is deployed."""
     import modal
 
     function = modal.Function.from_name(standing_name(plan, options), run_job.__name__)

@@ -1,4 +1,4 @@
-"""Run jobs on Modal's GPUs: a container a job, its runs fetched from a Volume as they finish."""
+"""Run jobs on Modal's GPUs: one container per job; finished runs are fetched from a Volume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llmquant.storage.journal import JobRecord
 from llmquant.study.job import Device, Job
 
 _LARGE_BYTES = 2**30
-# Between two questions to Modal about one job, and between two looks at its files.
+# Time between two requests to Modal for a job's state, and between two reads of the job's files.
 _ASK_EVERY_S, _FETCH_EVERY_S = 1.0, 3.0
 _CANCEL_S = 10.0
 
@@ -40,11 +40,11 @@ class _Watched:
     """A job as this process knows it.
 
     Attributes:
-        submitted: seconds since the epoch.
-        timeout: most seconds that it may run.
-        outcome: what its container returned.
-        seconds: that it is paid for; ``None`` while it may run.
-        own: submitted by this executor and not left: it ends when this executor closes.
+        submitted: time of submission, in seconds since the epoch.
+        timeout: maximum time of the job, in seconds.
+        outcome: the return value of the job's container.
+        seconds: paid time of the job; ``None`` while the job may run.
+        own: submitted by this executor and not left, so the job ends when this executor closes.
     """
 
     call: str
@@ -52,7 +52,7 @@ class _Watched:
     submitted: float
     timeout: float
     state: JobState = "queued"
-    why: str = "its container is gone"
+    why: str = "the container no longer exists"
     outcome: Mapping[str, Any] | None = None  # Any: an Outcome, as the client returns it
     seconds: float | None = None
     cancelled: bool = False
@@ -62,10 +62,12 @@ class _Watched:
 
 
 class ModalExecutor:
-    """Containers on Modal. They go on when this process ends without `close`; any process can collect from them.
+    """Runs jobs in containers on Modal.
+
+    The containers continue if this process ends without `close`; any process can collect their results.
 
     Args:
-        gpu: one, or several of which Modal takes the first that is free; see `ModalOptions` for the others.
+        gpu: one GPU type, or several, of which Modal uses the first free one; see `ModalOptions` for all arguments.
 
     Raises:
         MissingDependencyError: if Modal's client is not installed.
@@ -119,31 +121,31 @@ class ModalExecutor:
 
     @property
     def device(self) -> Device:
-        """What the workers compute on."""
+        """The device of the workers."""
         return "cuda" if self.options.gpus[0].count else "cpu"
 
     @property
     def hardware(self) -> str:
-        """Name the GPU, or those that it may be."""
+        """Name the GPU, or all GPUs that jobs may run on."""
         if self.device == "cpu":
             return f"cpu (Modal), {self.options.cpus} cores"
         return " or ".join(str(gpu) for gpu in self.options.gpus)
 
     @property
     def slots(self) -> int:
-        """How many jobs run at a time."""
+        """The maximum number of simultaneous jobs."""
         return self.options.max_parallel
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Say that several GPUs are no good ground for timings."""
+        """Warn that timings on several GPU types are not comparable."""
         if len(self.options.gpus) == 1:
             return ()
-        return (f"timings and memory may come from any of {self.hardware}; name one GPU to compare them",)
+        return (f"timings and memory may come from any of {self.hardware}; to compare timings, give one GPU",)
 
     @functools.cached_property
     def rates(self) -> modal_money.Rates:
-        """Modal's rates for this workspace, else the dated table."""
+        """Modal's rates for this workspace, or the dated table if Modal does not return them."""
         import modal
 
         try:
@@ -153,18 +155,18 @@ class ModalExecutor:
             return modal_money.TABLE
 
     def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> Offer:
-        """Refuse what Modal could not run or what the budget does not allow; nothing that costs is started.
+        """Refuse jobs that Modal cannot run or the budget does not allow, without starting anything.
 
         Raises:
-            RequestError: without a token or the secret, if a plugin cannot be shipped or Python differs, if large
-                local files would be sent, or if the worst case is above the budget.
+            RequestError: if the token or the secret is missing, a plugin cannot be shipped, Python differs, large
+                local files would be sent, or the maximum cost is above the budget.
         """
         self._plan(jobs)
         self._checked += jobs
         for job in jobs:
             self._check_size(modal_volume.local_bytes(job))
         self._check_account()
-        for job_id in running:  # what they may still cost counts; they are not touched
+        for job_id in running:  # their remaining cost counts; the jobs are not changed
             self._watch(job_id)
         worst = modal_money.estimate(len(jobs), self.options, self.rates)
         modal_money.check_budget(worst, self.options.budget, self._committed)
@@ -172,17 +174,17 @@ class ModalExecutor:
         return Offer(str(worst), worst.dollars, agreed=self.options.yes or self.options.budget is not None)
 
     def submit(self, job: Path, store: Path) -> str:
-        """Send a job. It may take its timeout, or less where the budget, or what was offered, leaves less.
+        """Submit a job. Its time limit is the timeout, or less if the budget or the confirmed cost leaves less.
 
         Raises:
-            RequestError: if too little is left for a job.
-            RunError: if Modal does not take it.
+            RequestError: if too little of the budget is left for a job.
+            RunError: if Modal does not accept the job.
         """
         import modal
 
         record = JobRecord.read(job).job
         timeout = self._affordable_s()
-        # One app for all of them, so that `max_parallel` holds.
+        # One app for all jobs, so that `max_parallel` limits all of them.
         function = self._function(self._plan([*self._checked, record]))
         key = modal_volume.new_key(record.study, record.number, time.time(), timeout)
         order = Order(
@@ -197,15 +199,15 @@ class ModalExecutor:
                 job_id = f"{function.spawn(order).object_id}/{key}"
             except modal.exception.Error as error:
                 raise RunError(
-                    f"Modal did not take job {record.number}: {error}",
-                    hint="Give the same command again; what runs is taken up, and what is stored is reused.",
+                    f"Modal did not accept job {record.number}: {error}",
+                    hint="Run the same command again; running jobs are continued and stored runs are reused.",
                 ) from error
         self._watch(job_id).own = True
         modal_volume.publish(self._volume, job, job_id)
         return job_id
 
     def collect(self, job_id: str, store: Path) -> JobState:
-        """Fetch what is new from the Volume, and say how the job stands."""
+        """Fetch new results from the Volume, and return the job's state."""
         import modal
 
         watched, now = self._watch(job_id), time.monotonic()
@@ -218,7 +220,7 @@ class ModalExecutor:
         watched.fetched = now
         try:
             begun, complete = modal_volume.fetch(self._volume, watched.key, store, ended=over is not None)
-        except modal.exception.Error as error:  # the next look fetches again
+        except modal.exception.Error as error:  # the next call fetches again
             _log.info("Modal's Volume could not be read: %s", error)
             return watched.state
         if begun:
@@ -231,11 +233,11 @@ class ModalExecutor:
         return watched.state
 
     def why_lost(self, job_id: str) -> str:
-        """Say how a lost job ended."""
+        """Describe how a lost job ended."""
         return self._watch(job_id).why
 
     def dollars(self, job_id: str) -> float | None:
-        """Say about what a job that has ended cost: of a lost one, at most."""
+        """Return the estimated cost of a job that has ended; for a lost job, the maximum."""
         watched = self._watch(job_id)
         if watched.seconds is None:
             return None
@@ -243,7 +245,7 @@ class ModalExecutor:
         return modal_money.cost(watched.seconds, driver_name, self.options, self.rates)
 
     def cancel(self, job_id: str) -> None:
-        """End the job and its container; what was finished can still be collected."""
+        """End the job and its container; finished runs can still be collected."""
         import modal
 
         watched = self._watch(job_id)
@@ -253,38 +255,38 @@ class ModalExecutor:
         with contextlib.suppress(modal.exception.NotFoundError):
             call.cancel(terminate_containers=True)
         watched.cancelled, watched.asked, watched.fetched = True, -math.inf, -math.inf
-        # A result says that it has ended. Any: what the worker raised comes back as it was.
+        # A result shows that the call has ended; an exception of the worker, of any class, is raised here unchanged.
         with contextlib.suppress(Exception):
             call.get(timeout=_CANCEL_S)
         modal_volume.tidy(self._volume, watched.key)
 
     def leave(self, job_id: str) -> None:
-        """Let the job go on without this program."""
+        """Let the job continue without this program."""
         self._watch(job_id).own = False
 
     def recall(self, study: str, store: Path) -> None:
-        """Bring the records of a study that was submitted on another machine into `store`.
+        """Copy the records of a study submitted on another machine into `store`.
 
         Raises:
-            RequestError: without a token; `StoreError` if the Volume has no such study.
+            RequestError: if the token is missing; `StoreError` if the study is missing from the Volume.
         """
         self._check_account()
         modal_volume.recall(self._volume, study, store)
 
     def deploy(self, jobs: Sequence[Job]) -> list[str]:
-        """Deploy the app in which these jobs, and all that need the same, start without building an image.
+        """Deploy the app for these jobs and similar ones, which then start without building an image.
 
         Returns:
-            Its name.
+            The app's name.
 
         Raises:
-            RequestError: as `check`, money apart.
+            RequestError: as `check`, except for the budget.
         """
         self._check_account()
         return [modal_app.deploy(self._plan(jobs), self.options)]
 
     def close(self) -> None:
-        """Cancel what this executor submitted, did not leave, and still runs."""
+        """Cancel the running jobs that this executor submitted and did not leave."""
         for job_id, watched in self._jobs.items():
             if watched.own and watched.seconds is None:
                 self.cancel(job_id)
@@ -297,7 +299,7 @@ class ModalExecutor:
 
     @property
     def _committed(self) -> float:
-        """Dollars that were spent, or that what runs can still cost."""
+        """Dollars that are spent, or reserved for running jobs."""
         open_s = sum(watched.timeout for watched in self._jobs.values() if watched.seconds is None)
         ended = (self.dollars(job_id) for job_id in self._jobs)
         return sum(x for x in ended if x is not None) + modal_money.cost(open_s, "", self.options, self.rates)
@@ -306,14 +308,15 @@ class ModalExecutor:
         limit = self.options.budget if self.options.budget is not None else self._offered
         if limit is None:
             if not self.options.yes:
-                raise RequestError("nobody agreed to what this may cost", hint="Give budget=DOLLARS or yes=True.")
+                raise RequestError("the cost was not confirmed", hint="Give budget=DOLLARS or yes=True.")
             return self.options.timeout
-        a_second = modal_money.cost(1.0, "", self.options, self.rates)
-        seconds = min(self.options.timeout, (limit - self._committed) / a_second)
+        per_second = modal_money.cost(1.0, "", self.options, self.rates)
+        seconds = min(self.options.timeout, (limit - self._committed) / per_second)
         if seconds < SHORTEST_S:
             raise RequestError(
-                f"of ${limit:.2f}, all but ${max(0.0, limit - self._committed):.2f} is spent or promised to what runs",
-                hint="Give the same command again with a higher budget; what is stored is reused.",
+                f"budget ${limit:.2f}: ${self._committed:.2f} is spent or reserved, "
+                f"${max(0.0, limit - self._committed):.2f} is left, too little for another job",
+                hint="Run the same command again with a higher budget; stored runs are reused.",
             )
         return seconds
 
@@ -327,11 +330,11 @@ class ModalExecutor:
         if size > _LARGE_BYTES and not self.options.ship_model:
             raise UnsupportedError(
                 f"{size / 2**30:.1f} GiB of local files would be sent to Modal",
-                hint="Name the model by its Hub id, or say ship_model=True.",
+                hint="Give the model by its Hub id, or set ship_model=True.",
             )
 
     def _check_account(self) -> None:
-        """Refuse without a token or with a secret that is not there."""
+        """Refuse if the token or the secret is missing."""
         import modal
 
         try:
@@ -343,16 +346,16 @@ class ModalExecutor:
         except modal.exception.NotFoundError as error:
             raise RequestError(
                 f"Modal has no secret {self.options.secret!r}",
-                hint=f"Run: modal secret create {self.options.secret} HF_TOKEN=...   or give secret='' for none.",
+                hint=f"Run: modal secret create {self.options.secret} HF_TOKEN=...   or set secret='' for none.",
             ) from error
         except modal.exception.Error as error:
-            raise RequestError(f"Modal cannot be reached or refuses: {error}") from error
+            raise RequestError(f"Modal cannot be reached or refused the request: {error}") from error
 
     def _function(self, plan: ImagePlan) -> Any:  # Any: modal.Function
         if plan not in self._functions:
             function = modal_app.standing(plan, self.options)
             if function is None:
-                _log.warning("deploying an app on Modal; to build its image may take minutes")
+                _log.warning("Deploying an app on Modal; building its image may take minutes")
                 modal_app.deploy(plan, self.options)
                 function = modal_app.standing(plan, self.options)
             self._functions[plan] = function
@@ -366,7 +369,7 @@ class ModalExecutor:
         return self._jobs[job_id]
 
     def _over(self, watched: _Watched) -> tuple[JobState, str] | None:
-        """Ask how a call ended; ``None`` if it has not, or Modal does not say now."""
+        """Ask Modal how a call ended; ``None`` if the call has not ended or Modal does not answer."""
         import modal
 
         try:
@@ -376,7 +379,7 @@ class ModalExecutor:
         except modal.exception.FunctionTimeoutError:
             return "lost", "Modal ended the container at its timeout"
         except TimeoutError:
-            return ("lost", "it was cancelled") if watched.cancelled else None
+            return ("lost", "the job was cancelled") if watched.cancelled else None
         except (
             modal.exception.ConnectionError,
             modal.exception.ServiceError,
@@ -386,8 +389,8 @@ class ModalExecutor:
             _log.info("Modal does not answer: %s", error)
             return None
         except modal.exception.Error as error:
-            return "lost", "it was cancelled" if watched.cancelled else f"Modal says: {error}"
-        except Exception as error:  # what the worker raised comes back as it was
+            return "lost", "the job was cancelled" if watched.cancelled else f"Modal says: {error}"
+        except Exception as error:  # an exception of the worker is raised here unchanged
             return "lost", f"the container failed: {type(error).__name__}: {error}"
         watched.outcome = outcome
         return "ended" if outcome["code"] == 0 else "lost", str(outcome["why"])
@@ -399,4 +402,4 @@ def from_options(options: ModalOptions) -> ModalExecutor:
 
 
 def _stranger(error: Exception) -> RequestError:
-    return RequestError(f"Modal does not know who you are: {error}", hint="Run: modal token new")
+    return RequestError(f"the Modal token is missing or invalid: {error}", hint="Run: modal token new")

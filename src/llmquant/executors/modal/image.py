@@ -1,7 +1,7 @@
-"""What a container on Modal needs to run a job: pinned packages, and sources that no index has.
+"""The contents of a Modal image for a job: pinned packages, and sources that are missing from package indexes.
 
-Each distribution travels as it was installed: from an index as ``name==version``, from version control as
-``name @ git+URL@COMMIT``, from a folder as its source and its metadata, so that entry points are found there too.
+Each distribution is shipped as it was installed: from an index as ``name==version``, from version control as
+``name @ git+URL@COMMIT``, from a folder as its source and its metadata, so that its entry points are found.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from packaging.version import Version
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.study.job import Job
 
-# Modal puts sources here; it is on the container's import path.
+# Modal puts sources into this folder, which is on the container's import path.
 SOURCE_ROOT = PurePosixPath("/root")
 PYTHON_VERSIONS = ("3.11", "3.12", "3.13", "3.14")
-# For a caller without these packages: the versions that are tested. They are CUDA builds on the index.
+# Tested versions, for a caller without these packages. The package index has CUDA builds of them.
 TESTED = {
     "accelerate": "1.15.0",
     "auto-round": "0.16.1",
@@ -55,7 +55,7 @@ _NATIVE = (".so", ".pyd", ".dylib")
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder of this machine and where the container finds it."""
+    """A file or folder of this machine and its path in the container."""
 
     local: Path
     remote: PurePosixPath
@@ -63,11 +63,11 @@ class Source:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """All that an image is made of; equal plans share one image.
+    """The contents of an image; equal plans share one image.
 
     Attributes:
-        pins: requirement strings that leave no choice of version, sorted.
-        system: Debian packages.
+        pins: exact requirement strings, sorted.
+        system: names of Debian packages.
     """
 
     python_version: str
@@ -84,14 +84,14 @@ def plan_image(
     extra: Sequence[str] = (),
     python_version: str = "",
 ) -> ImagePlan:
-    """Say what the containers of a job need.
+    """Plan the image for the containers of a job.
 
     Args:
-        packages: distributions whose plugins the job uses; llmquant always travels.
-        modules: top-level modules of plugins that were added with ``register``.
-        requires: requirement strings of these plugins' specs.
-        extra: exact requirements that come first, such as ``sinq==0.1.3``.
-        python_version: such as ``3.12``; empty for the one that runs here.
+        packages: distributions whose plugins the job uses; llmquant is always included.
+        modules: top-level modules of plugins added with ``register``.
+        requires: requirement strings from the specs of these plugins.
+        extra: exact requirements that take precedence, for example ``sinq==0.1.3``.
+        python_version: Python version, for example ``3.12``; empty for this program's version.
 
     Raises:
         UnsupportedError: if a package cannot be shipped, has no version that can be pinned, or Python differs.
@@ -106,7 +106,7 @@ def plan_image(
             pins.setdefault(package, pin_installed(dist))
         else:
             sources += _as_source(dist)
-            # A copied source brings no dependencies by itself.
+            # A copied source does not install its dependencies.
             wanted += [text for text in dist.requires or () if _applies(text)]
     for module in modules:
         sources += _module(module)
@@ -119,7 +119,7 @@ def plan_image(
 
 
 def needs(job: Job) -> tuple[list[str], list[str], list[str]]:
-    """Name the packages, the registered modules and the requirements of the plugins that a job uses."""
+    """Return the packages, registered modules and requirements of the plugins that a job uses."""
     uses = []
     for experiment, _ in job.experiments:
         uses += [experiment["quantizer"], experiment["evaluator"]]
@@ -135,7 +135,7 @@ def needs(job: Job) -> tuple[list[str], list[str], list[str]]:
 
 
 def content_digest(plan: ImagePlan) -> str:
-    """Return a digest of all that an image is made of, the content of the sources included."""
+    """Return a digest of an image's contents, including the sources' files."""
     found = hashlib.sha256(repr((plan.python_version, plan.pins, plan.system)).encode())
     for source in plan.sources:
         for file in sorted([source.local] if source.local.is_file() else source.local.rglob("*")):
@@ -146,27 +146,27 @@ def content_digest(plan: ImagePlan) -> str:
 
 
 def check_python(version: str) -> str:
-    """Return the containers' Python version: the one that runs here.
+    """Return the containers' Python version, which is this program's version.
 
     Raises:
-        UnsupportedError: if another is asked for, or Modal has no such one.
+        UnsupportedError: if another version is requested, or Modal does not offer this version.
     """
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version and version != here:
         raise UnsupportedError(
-            f"python_version={version}, but Python {here} runs here: versions that are pinned here may not exist there",
+            f"python_version is {version}, but llmquant runs with Python {here}; pinned packages may need {here}",
             hint=f"Leave python_version out, or run llmquant with Python {version}.",
         )
     if here not in PYTHON_VERSIONS:
-        raise UnsupportedError(f"Modal has no Python {here}", hint=f"Use one of {', '.join(PYTHON_VERSIONS)}.")
+        raise UnsupportedError(f"Modal does not offer Python {here}", hint=f"Use one of {', '.join(PYTHON_VERSIONS)}.")
     return here
 
 
 def pin(requirement: str) -> str:
-    """Turn a requirement into the version that is installed here, else the one that is tested.
+    """Pin a requirement to the installed version, or to the tested version if the package is not installed.
 
     Raises:
-        UnsupportedError: if there is neither.
+        UnsupportedError: if there is neither version.
     """
     wanted = Requirement(requirement)
     name = canonicalize_name(wanted.name)
@@ -180,18 +180,18 @@ def pin(requirement: str) -> str:
     if exact or wanted.url:
         return requirement
     raise UnsupportedError(
-        f"{requirement} is needed on Modal, but it is not installed here, so no version of it can be pinned",
-        hint=f"Install it here, or name a version: packages=['{name}==...'].",
+        f"{requirement} is needed on Modal, but {name} is not installed here, so its version cannot be pinned",
+        hint=f"Install {name} here, or give a version: packages=['{name}==...'].",
     )
 
 
 def pin_installed(dist: Distribution, extras: Iterable[str] = ()) -> str:
-    """Pin a distribution to how it was installed.
+    """Pin a distribution to its installed version and origin.
 
-    A local version such as ``2.13.0+cpu`` loses what follows the ``+``: indexes do not have it.
+    A local version such as ``2.13.0+cpu`` is pinned without the part from ``+``, which package indexes do not have.
 
     Raises:
-        UnsupportedError: if it came from a folder or from version control that only this machine can reach.
+        UnsupportedError: if the distribution came from a folder or from a repository that only this machine can reach.
     """
     name = _with_extras(canonicalize_name(dist.name), extras)
     origin = _origin(dist)
@@ -201,10 +201,10 @@ def pin_installed(dist: Distribution, extras: Iterable[str] = ()) -> str:
     if vcs is None or str(origin["url"]).startswith("file:"):
         raise UnsupportedError(
             f"{dist.name} {dist.version} was installed from {origin['url']}, which Modal cannot reach",
-            hint="Install it from an index or from a public repository.",
+            hint="Install the package from an index or from a public repository.",
         )
     if "@" in str(origin["url"]).partition("://")[2].partition("/")[0] and not str(origin["url"]).startswith("ssh:"):
-        raise UnsupportedError(f"{dist.name} was installed from an address that holds a password or token")
+        raise UnsupportedError(f"{dist.name} was installed from a URL with a password or token")
     return f"{name} @ {vcs['vcs']}+{origin['url']}@{vcs['commit_id']}"
 
 
@@ -221,13 +221,13 @@ def _distribution(package: str) -> Distribution:
         return importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError as error:
         raise UnsupportedError(
-            f"{package} is used, but is not installed here as a package, so it cannot be shipped",
-            hint="Install it: pip install -e FOLDER.",
+            f"plugin package {package} is not installed as a package, so it cannot be shipped",
+            hint="Install the package: pip install -e FOLDER.",
         ) from error
 
 
 def _origin(dist: Distribution) -> Mapping[str, Any] | None:  # Any: a JSON object
-    """Read where a distribution came from; ``None``: from an index."""
+    """Read a distribution's origin; ``None`` for a package index."""
     text = dist.read_text("direct_url.json")
     if text is None:
         return None
@@ -240,29 +240,29 @@ def _as_source(dist: Distribution) -> list[Source]:
     metadata = next((file for file in dist.files or () if file.name == "METADATA"), None)
     if metadata is None:
         raise UnsupportedError(
-            f"{dist.name} has no metadata that could be shipped", hint="Install it again with a current pip."
+            f"{dist.name} has no metadata to ship", hint="Install the package again with a current pip."
         )
     folder = Path(str(dist.locate_file(metadata))).parent
     tops = {entry.module.partition(".")[0] for entry in dist.entry_points}
     tops |= set((dist.read_text("top_level.txt") or "").split())
     if not tops:
-        raise UnsupportedError(f"{dist.name} names no module, so it cannot be shipped")
+        raise UnsupportedError(f"package {dist.name} lists no modules, so it cannot be shipped")
     return [Source(folder, SOURCE_ROOT / folder.name), *(s for top in sorted(tops) for s in _module(top))]
 
 
 def _module(name: str) -> list[Source]:
-    """Ship a top-level module or package with its data; what is compiled fits this machine alone."""
+    """Ship a top-level module or package with its data, but no compiled code, which only fits this machine."""
     found = importlib.util.find_spec(name.partition(".")[0])
     if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise UnsupportedError(f"module {name} has no file that could be shipped")
+        raise UnsupportedError(f"module {name} has no file to ship")
     path = Path(found.origin)
     if path.name == "__init__.py":
         path = path.parent
     native = [file for file in ([path] if path.is_file() else path.rglob("*")) if file.suffix in _NATIVE]
     if native:
         raise UnsupportedError(
-            f"{name} holds code compiled for this machine ({native[0].name}), so its source cannot be shipped",
-            hint="Publish it, or install it from a public repository; then Modal builds or fetches it.",
+            f"{name} contains code compiled for this machine ({native[0].name}), so its source cannot be shipped",
+            hint="Publish the package or install it from a public repository; Modal then downloads or builds it.",
         )
     return [Source(path, SOURCE_ROOT / path.name)]
 
@@ -273,7 +273,7 @@ def _once(sources: Iterable[Source]) -> tuple[Source, ...]:
 
 
 def _applies(requirement: str) -> bool:
-    """Say whether a dependency is needed without any extra."""
+    """Return whether a dependency is needed without any extra."""
     marker = Requirement(requirement).marker
     return marker is None or marker.evaluate({"extra": ""})
 
@@ -282,7 +282,7 @@ def _name(requirement: str) -> str:
     try:
         return canonicalize_name(Requirement(requirement).name)
     except InvalidRequirement as error:
-        raise OptionError(f"{requirement!r} is no requirement: {error}") from error
+        raise OptionError(f"{requirement!r} is not a valid requirement: {error}") from error
 
 
 def _with_extras(name: str, extras: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""What a study on Modal costs: at most, before it starts, and about, afterwards.
+"""The cost of a study on Modal: the maximum before the start, and an estimate afterwards.
 
-``dollars = jobs x hours x (GPUs x rate + cores x rate + GiB x rate)``. Building the image and keeping files on the
-Volume are not in it, nor is what Modal grants a workspace free.
+``dollars = jobs x hours x (GPUs x rate + cores x rate + GiB x rate)``. The formula leaves out
+building the image, storing files on the Volume, and the free credits of a workspace.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from llmquant.executors.modal.options import (
 
 @dataclass(frozen=True)
 class Rates:
-    """Dollars an hour.
+    """Rates in dollars per hour.
 
     Attributes:
-        gpu: of one GPU, by a key of the table.
-        core: of one processor core.
-        gib: of one GiB of memory.
-        source: where they come from, for whoever reads the amount.
+        gpu: rate per GPU, by a key of `GPUS`.
+        core: rate per CPU core.
+        gib: rate per GiB of memory.
+        source: where the rates come from, for people.
     """
 
     gpu: Mapping[str, float]
@@ -37,7 +37,7 @@ class Rates:
     source: str
 
     def an_hour(self, gpu: GpuRequest, options: ModalOptions) -> float:
-        """Return what a job costs an hour on `gpu`."""
+        """Return the cost of a job on `gpu`, in dollars per hour."""
         return gpu.count * self.gpu.get(gpu.name, 0.0) + options.cpus * self.core + options.memory_gib * self.gib
 
 
@@ -50,9 +50,9 @@ TABLE = Rates(
 
 
 def rates_from(billed: Mapping[str, object]) -> Rates:
-    """Read the answer of Modal's billing API: dollars per unit and hour, by names such as ``gpu_a100_80gb``.
+    """Read the rates from Modal's billing API: dollars per unit and hour, by names such as ``gpu_a100_80gb``.
 
-    What it does not name keeps the price of the dated table, and the source says so.
+    A GPU that is missing there keeps the price of the dated table, and `source` names such GPUs.
     """
     found = {_plain(name): float(str(rate)) for name, rate in billed.items()}
     gpus = dict(TABLE.gpu)
@@ -73,14 +73,14 @@ def rates_from(billed: Mapping[str, object]) -> Rates:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The most that some jobs can cost.
+    """The maximum cost of some jobs.
 
     Attributes:
-        jobs: how many, each with one load of the weights.
-        gpu: the dearest of those that were named.
-        hours: of all jobs together, each as long as its timeout allows.
-        dollars: for these.
-        source: of the rates.
+        jobs: number of jobs; each loads the weights once.
+        gpu: the most expensive of the requested GPUs.
+        hours: total time of all jobs if each runs until its timeout.
+        dollars: maximum cost in dollars.
+        source: source of the rates.
     """
 
     jobs: int
@@ -91,44 +91,44 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"Modal: {self.jobs} job{'s' if self.jobs != 1 else ''} on {self.gpu}, at most {self.hours:.1f} h together "
+            f"Modal: {self.jobs} job{'s' if self.jobs != 1 else ''} on {self.gpu}, maximum {self.hours:.1f} h in total "
             f"and ${self.dollars:.2f} ({self.source}; an estimate)"
         )
 
 
 def estimate(jobs: int, options: ModalOptions, rates: Rates = TABLE) -> Estimate:
-    """Say what `jobs` cost if each runs until its timeout on the dearest GPU that was named."""
+    """Estimate the cost of `jobs` if each runs until its timeout on the most expensive requested GPU."""
     gpu = max(options.gpus, key=lambda gpu: rates.an_hour(gpu, options))
     hours = jobs * options.timeout / 3600
     return Estimate(jobs, gpu, hours, hours * rates.an_hour(gpu, options), rates.source)
 
 
 def check_budget(worst: Estimate, budget: float | None, committed: float = 0.0) -> None:
-    """Refuse what could cost more than the budget.
+    """Refuse jobs that could cost more than the budget.
 
     Args:
         budget: dollars; ``None`` is no limit.
-        committed: dollars that were spent already, or that running jobs can still cost.
+        committed: dollars that are spent already, or reserved for running jobs.
 
     Raises:
-        OptionError: naming the worst case and the budget.
+        OptionError: if the maximum cost is above the budget.
     """
     if budget is None or committed + worst.dollars <= budget:
         return
-    spent = f", beside ${committed:.2f} that is spent or promised already" if committed else ""
+    spent = f", and ${committed:.2f} is spent or reserved already" if committed else ""
     raise OptionError(
-        f"the budget is ${budget:.2f}, but in the worst case this costs ${worst.dollars:.2f}{spent}",
-        hint="Raise the budget, lower the timeout, take a cheaper GPU, or ask for fewer variants.",
+        f"the budget is ${budget:.2f}, but the maximum cost is ${worst.dollars:.2f}{spent}",
+        hint="Raise the budget, lower the timeout, use a cheaper GPU, or compare fewer variants.",
     )
 
 
 def cost(seconds: float, driver_name: str, options: ModalOptions, rates: Rates = TABLE) -> float:
-    """Say about what a job cost, in dollars.
+    """Estimate what a job cost, in dollars.
 
     Args:
-        seconds: that its container ran.
-        driver_name: of the GPU that Modal gave, such as ``NVIDIA A100-SXM4-80GB``; where it names none of those that
-            were asked for, the dearest of them counts.
+        seconds: running time of the job's container.
+        driver_name: the driver's name of the GPU, such as ``NVIDIA A100-SXM4-80GB``; if the name matches none of the
+            requested GPUs, the most expensive of them counts.
     """
     longest_first = sorted(options.gpus, key=lambda gpu: -len(gpu.name))
     matching = (gpu for gpu in longest_first if all(part in driver_name for part in gpu.name.split("-")))

@@ -1,4 +1,4 @@
-"""Options of the Modal executor, and the dated table of the GPUs that Modal rents."""
+"""Options of the Modal executor, and the dated price table of Modal's GPUs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 from llmquant.errors import OptionError, UnknownNameError, nearest
 
-# A10, A100, H200, B200 and memory are as published in 2025, the others as in that month.
+# Prices of A10, A100, H200, B200 and memory were published in 2025, the other prices in the month of `PRICES_DATE`.
 PRICES_DATE = "2026-05"
 CPU_CORE_DOLLARS_AN_HOUR = 0.0473
 MEMORY_GIB_DOLLARS_AN_HOUR = 0.0080
-# Of a job, in seconds: below, nothing would be loaded; above, Modal ends it.
+# Limits of a job's timeout in seconds: a shorter job could not load a model, and Modal ends a longer one.
 SHORTEST_S, LONGEST_S = 60, 86400
 
 
 @dataclass(frozen=True)
 class GpuKind:
-    """A kind of GPU that Modal rents.
+    """A GPU type of Modal.
 
     Attributes:
-        asked: what Modal is asked for. A plain ``A100`` or ``H100`` may be given a larger one, which would make
-            timings and memory those of another GPU.
-        memory_gib: of one GPU.
-        dollars_an_hour: of one GPU, as listed in `PRICES_DATE`; processor and memory come on top.
-        most: how many one container can have.
+        asked: the name requested from Modal. For a plain ``A100`` or ``H100``, Modal may give a larger GPU, with other
+            timings and memory.
+        memory_gib: memory per GPU, in GiB.
+        dollars_an_hour: list price per GPU, in dollars per hour, as of `PRICES_DATE`, without CPU and memory.
+        most: maximum number of GPUs per container.
     """
 
     asked: str
@@ -49,11 +49,11 @@ _OTHER_NAMES = {"A10G": "A10", "A100-40GB": "A100", "H100!": "H100"}
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """One of the GPUs a job may run on.
+    """A GPU type and count that a job may run on.
 
     Attributes:
         name: a key of `GPUS`.
-        count: GPUs a job.
+        count: GPUs per job.
     """
 
     name: str
@@ -66,14 +66,14 @@ class GpuRequest:
 
     @property
     def asked(self) -> str:
-        """What Modal is asked for; empty for none."""
+        """The GPU specification for Modal; empty for no GPU."""
         if not self.count:
             return ""
         return self.kind.asked if self.count == 1 else f"{self.kind.asked}:{self.count}"
 
     def __str__(self) -> str:
         if not self.count:
-            return "processors alone"
+            return "CPU only"
         return self.name if self.count == 1 else f"{self.count} x {self.name}"
 
 
@@ -81,45 +81,45 @@ NO_GPU = GpuRequest("none", 0)
 
 
 def parse_gpu(text: str) -> GpuRequest:
-    """Read ``L40S``, ``A100-80GB:2`` or ``none``; upper and lower case mean the same.
+    """Parse ``L40S``, ``A100-80GB:2`` or ``none``, ignoring case.
 
     Raises:
-        UnknownNameError: if the table has no such GPU.
-        OptionError: if the number is no number, or one container cannot have so many.
+        UnknownNameError: if the GPU type is missing from the table.
+        OptionError: if the count is not a number, or too large for one container.
     """
     if text.strip().lower() == NO_GPU.name:
         return NO_GPU
     name, colon, number = text.strip().upper().partition(":")
     name = _OTHER_NAMES.get(name, name)
     if name not in GPUS:
-        raise UnknownNameError(f"Modal has no GPU {text!r} that is known here", hint=nearest(name, GPUS))
+        raise UnknownNameError(f"unknown Modal GPU {text!r}", hint=nearest(name, GPUS))
     if colon and not re.fullmatch(r"[1-9]\d*", number):
-        raise OptionError(f"gpu {text!r}: {number!r} is no number of GPUs", hint=f"Write {name} or {name}:2.")
+        raise OptionError(f"gpu {text!r}: {number!r} is not a number of GPUs", hint=f"Write {name} or {name}:2.")
     count = int(number) if colon else 1
     if count > GPUS[name].most:
-        raise OptionError(f"gpu {text!r}: one container has at most {GPUS[name].most} of {name}")
+        raise OptionError(f"gpu {text!r}: one container can have at most {GPUS[name].most} {name} GPUs")
     return GpuRequest(name, count)
 
 
 @dataclass(frozen=True)
 class ModalOptions:
-    """Where on Modal jobs run, and what they may cost.
+    """The resources of jobs on Modal, and their maximum cost.
 
     Attributes:
-        gpu: such as ``L40S`` or ``A100-80GB:2``; of several, Modal takes the first that is free. ``none`` computes on
-            the containers' processors.
-        timeout: longest time of one job, in seconds; Modal ends it then, and what was finished is kept.
-        max_parallel: jobs at a time.
-        volume: the Volume that holds models, caches and unfinished work; it is made if there is none.
-        secret: the secret with ``HF_TOKEN`` (``HUGGINGFACE_TOKEN`` is taken too); empty for none.
-        budget: dollars that may be spent in the worst case, with all that this executor ran before.
-        yes: whatever the worst case costs is agreed to.
-        app: what the name begins with under which Modal lists it.
-        python_version: of the containers, such as ``3.12``; empty for the one that runs here.
-        packages: more to install there, each as ``name==version`` or ``name @ git+URL@COMMIT``.
-        cpus: processor cores a job, paid beside the GPU.
-        memory_gib: memory a job, paid beside the GPU.
-        ship_model: send a local checkpoint's folder, however large.
+        gpu: GPU types, for example ``L40S`` or ``A100-80GB:2``; Modal uses the first free type of several. ``none``
+            runs on the containers' CPUs.
+        timeout: maximum time per job in seconds, 60 to 86400; Modal then ends the job, and finished runs are kept.
+        max_parallel: maximum number of simultaneous jobs, for example 4.
+        volume: name of the Volume for models, caches and unfinished work; created if missing.
+        secret: name of the secret with ``HF_TOKEN`` (or ``HUGGINGFACE_TOKEN``); empty for none.
+        budget: maximum cost in dollars, for example 20, including the jobs that this executor ran before.
+        yes: confirm the maximum cost without asking.
+        app: prefix of the app's name on Modal.
+        python_version: Python version of the containers, for example ``3.12``; empty for this program's version.
+        packages: additional packages to install, each as ``name==version`` or ``name @ git+URL@COMMIT``.
+        cpus: CPU cores per job, for example 4; Modal charges them in addition to the GPU.
+        memory_gib: memory per job in GiB, for example 32; Modal charges it in addition to the GPU.
+        ship_model: send a local checkpoint's folder of any size.
     """
 
     gpu: tuple[str, ...] = ("A100",)
@@ -138,12 +138,12 @@ class ModalOptions:
 
     def __post_init__(self) -> None:
         if not self.gpu:
-            raise OptionError("gpu names none", hint=f"Known: {', '.join(GPUS)}.")
+            raise OptionError("gpu is empty", hint=f"Known: {', '.join(GPUS)}.")
         asked = [request.asked for request in self.gpus]
         if len(set(asked)) < len(asked):
-            raise OptionError(f"gpu names one twice: {', '.join(self.gpu)}")
+            raise OptionError(f"gpu contains a GPU twice: {', '.join(self.gpu)}")
         if len(asked) > 1 and "" in asked:
-            raise OptionError(f"gpu names none beside others: {', '.join(self.gpu)}", hint="Give gpu=none alone.")
+            raise OptionError(f"gpu contains 'none' and GPUs: {', '.join(self.gpu)}", hint="Give gpu=none alone.")
         if not SHORTEST_S <= self.timeout <= LONGEST_S:
             raise OptionError(f"timeout must be from {SHORTEST_S} to {LONGEST_S} s, found {self.timeout}")
         for name in ("max_parallel", "cpus", "memory_gib"):
@@ -154,12 +154,12 @@ class ModalOptions:
         for name in ("volume", "app"):
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,62}", getattr(self, name)):
                 raise OptionError(
-                    f"{name} {getattr(self, name)!r} is no name", hint="Use letters, digits, '_', '-' and '.'."
+                    f"{name} {getattr(self, name)!r} is not a valid name", hint="Use letters, digits, '_', '-' and '.'."
                 )
         if self.python_version and not re.fullmatch(r"3\.\d+", self.python_version):
-            raise OptionError(f"python_version {self.python_version!r} is not like 3.12")
+            raise OptionError(f"python_version {self.python_version!r} is not a version such as 3.12")
 
     @property
     def gpus(self) -> tuple[GpuRequest, ...]:
-        """The GPUs in the order of preference."""
+        """The GPUs in order of preference."""
         return tuple(parse_gpu(text) for text in self.gpu)

@@ -1,15 +1,15 @@
-"""What runs in a container on Modal: one packed job in a child process, its runs left on the Volume as they finish.
+"""The code in a Modal container: runs one packed job in a child process and copies finished runs to the Volume.
 
 ::
 
-    VOLUME/hf                                   what is fetched from the Hub
-    VOLUME/llmquant/<kind>/<digest>.<unique>    made things of `llmquant.storage.cache`, whole and never changed
-    VOLUME/llmquant/embeddings                  vectors, in files that are written once
-    VOLUME/jobs/<key>/{packed, store}           what was sent, until the job has ended; what has finished
+    VOLUME/hf                                   files from the Hub
+    VOLUME/llmquant/<kind>/<digest>.<unique>    entries of `llmquant.storage.cache`, complete and never changed
+    VOLUME/llmquant/embeddings                  embeddings, in files that are written once
+    VOLUME/jobs/<key>/{packed, store}           the packed job, until it has ended; its finished runs
     VOLUME/studies/<id>/{study.json, jobs}      records, for another machine
 
-Containers do not see each other's locks, and of a file that two have written the last commit wins. So a container makes
-things on its own disk, under locks that hold there, and puts them on the Volume whole, each under a name of its own.
+Containers do not see each other's locks, and if two containers write one file, the last commit wins. So a container
+makes cache entries on its own disk, where its locks work, and copies complete entries to unique names on the Volume.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from llmquant.machine.hardware import nvidia_gpus
 from llmquant.storage.journal import journal_path, log_path, read_journal
 from llmquant.study.experiment import Experiment
 
-# The image says with it where the Volume is.
+# The environment variable with the Volume's path in the container.
 MOUNT_VARIABLE = "LLMQUANT_VOLUME"
 STARTED = "started"
 _EMBEDDINGS = "embeddings"
 _MADE = re.compile("[0-9a-f]{32}")
-# Between looks at what is finished. Modal asks for commits of a Volume to be seconds apart.
+# Time between two checks for finished runs. Modal asks that commits of a Volume are seconds apart.
 _LEAVE_EVERY_S = 5.0
-# What a container keeps of its time to bring the last runs out; never more than a quarter of it.
+# Time reserved for copying the last runs, at most a quarter of the job's timeout.
 _RESERVE_S = 30.0
 
 _log = logging.getLogger(__name__)
 
 
 class Order(TypedDict):
-    """What a container is asked to do: plain JSON, so that no Python version is needed to read it.
+    """The request to a container: plain JSON, readable by every Python version.
 
     Attributes:
-        volume: the Volume's name.
-        key: the job's folder on it, under ``jobs``; it holds ``packed`` and gets ``store``.
-        study: the study's id.
-        number: the job's.
-        timeout: seconds that the job may take; Modal may allow its container more.
+        volume: name of the Volume.
+        key: the job's folder under ``jobs`` on the Volume; it holds ``packed`` and receives ``store``.
+        study: id of the study.
+        number: number of the job.
+        timeout: maximum time of the job in seconds; Modal may allow its container more.
     """
 
     volume: str
@@ -69,10 +69,10 @@ class Outcome(TypedDict):
     """How a container's job ended.
 
     Attributes:
-        code: of the child process; negative for a signal.
-        why: a clause, where the code is not 0.
-        seconds: from the start of the container's work.
-        gpu: the driver's name of it; empty without one.
+        code: exit code of the child process; negative for a signal.
+        why: the reason as a clause, if the code is not 0.
+        seconds: running time of the container.
+        gpu: the driver's name of the GPU; empty without a GPU.
     """
 
     code: int
@@ -82,7 +82,7 @@ class Outcome(TypedDict):
 
 
 def run_job(order: Order) -> Outcome:
-    """Do a job in this container. Modal calls this."""
+    """Run a job in this container; Modal calls this function."""
     import modal
 
     volume = modal.Volume.from_name(order["volume"])
@@ -92,18 +92,18 @@ def run_job(order: Order) -> Outcome:
         try:
             volume.commit()
         except RuntimeError as error:
-            # What the worker holds open keeps the Volume from showing others' changes here; ours are kept.
+            # Open files of the worker prevent a reload of the Volume here; the commit itself succeeded.
             _log.info("the Volume was committed, but not reloaded: %s", error)
 
     return work(order, Path(os.environ[MOUNT_VARIABLE]), commit)
 
 
 def work(order: Order, mount: Path, commit: Callable[[], None]) -> Outcome:
-    """Run the pipeline on a packed job and leave what it finished, also when it fails or runs out of time.
+    """Run a packed job and copy its finished runs to the Volume, also if the job fails or runs out of time.
 
     Args:
-        mount: where the Volume is.
-        commit: makes what was written there seen by others.
+        mount: path of the Volume.
+        commit: makes files written there visible to others.
     """
     started = time.monotonic()
     folder = mount / "jobs" / order["key"]
@@ -129,7 +129,7 @@ def work(order: Order, mount: Path, commit: Callable[[], None]) -> Outcome:
                 differs = environment(mount, cache, os.environ)
                 code, why = _supervise(Path(scratch), record, store, differs, deadline, leave)
         finally:
-            # What was sent has done its work; a job that is started again is sent again.
+            # The packed job is not needed again: a job that is started again is also sent again.
             shutil.rmtree(folder / "packed", ignore_errors=True)
             leave(ended=True)
     names = sorted({gpu.name for gpu in nvidia_gpus()})
@@ -137,14 +137,14 @@ def work(order: Order, mount: Path, commit: Callable[[], None]) -> Outcome:
 
 
 def take_over(left: Path, record: Path, store: Path) -> bool:
-    """Go on where another container was: Modal may move a job to another machine, and then calls it anew.
-
-    Returns:
-        Whether anything is left to do.
+    """Continue the work of another container: Modal may move a job to another machine and call it again.
 
     Args:
-        left: the store that the other one left, if there was one.
-        record: the job's here, from which what is finished is taken out.
+        left: the store that the other container left, if there was one.
+        record: path of the job's record here; finished experiments are removed from it.
+
+    Returns:
+        Whether experiments are left to run.
     """
     before = left.joinpath(*record.parts[-4:])
     if not journal_path(before).exists():
@@ -161,14 +161,14 @@ def take_over(left: Path, record: Path, store: Path) -> bool:
 
 
 def environment(mount: Path, cache: Path, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return what differs in the worker's: where its caches are, and the Hub's token under the name it reads."""
+    """Return the worker's own environment variables: paths of its caches, and the Hub token as ``HF_TOKEN``."""
     result = {"HF_HOME": str(mount / "hf"), "LLMQUANT_CACHE": str(cache)}
     token = inherited.get("HF_TOKEN", inherited.get("HUGGINGFACE_TOKEN"))
     return result if token is None else {**result, "HF_TOKEN": token}
 
 
 def link_made(shared: Path, cache: Path) -> None:
-    """Show in a container's cache what is on the Volume: made things as they are, and the folder of vectors."""
+    """Link the Volume's cache entries and its folder of embeddings into a container's cache."""
     (shared / _EMBEDDINGS).mkdir(parents=True, exist_ok=True)
     cache.mkdir(parents=True)
     (cache / _EMBEDDINGS).symlink_to(shared / _EMBEDDINGS)
@@ -180,10 +180,10 @@ def link_made(shared: Path, cache: Path) -> None:
 
 
 def share_made(cache: Path, shared: Path, done: set[Path]) -> bool:
-    """Put on the Volume what was made here; say whether there was any.
+    """Copy new cache entries to the Volume; return whether there were any.
 
     Args:
-        done: what is there already; what is put there is added.
+        done: entries that are on the Volume already; copied entries are added.
     """
     made = {
         path
@@ -226,4 +226,4 @@ def _supervise(
 
 
 def _why(code: int) -> str:
-    return how_it_ended(code) + (": give it more memory_gib" if code == -9 else "")
+    return how_it_ended(code) + ("; give the job more memory_gib" if code == -9 else "")

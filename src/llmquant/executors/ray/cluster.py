@@ -1,4 +1,4 @@
-"""The Ray cluster that jobs run on: joined or started, and what it has room for."""
+"""The Ray cluster for a study's jobs: joining, starting, and its capacity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AUTHENTICATION = "RAY_AUTH_MODE"
 
 
 class Cluster:
-    """A cluster, joined when something is asked of it."""
+    """A Ray cluster, joined on first use."""
 
     def __init__(self, options: RayOptions) -> None:
         self._options = options
@@ -48,14 +48,14 @@ class Cluster:
                 return ray
         self._own = True
         if _AUTHENTICATION not in os.environ:
-            # Ray would write a token to ~/.ray, which a cluster of this process alone has no use for.
+            # Ray would write a token to ~/.ray, which a cluster for this process alone does not need.
             os.environ[_AUTHENTICATION] = "disabled"
             self._without_token = True
         ray.init(address="local", include_dashboard=False, **quiet)
         return ray
 
     def close(self) -> None:
-        """Leave the cluster, if it was joined here; one that was started here ends."""
+        """Leave the cluster if it was joined here; a cluster started here ends."""
         if self._joined:
             import_ray().shutdown()
         if self._without_token:
@@ -63,13 +63,13 @@ class Cluster:
 
     @property
     def own(self) -> bool:
-        """Say whether it was started here, and ends with this program."""
+        """Return whether the cluster was started here and ends with this program."""
         self.join()
         return self._own
 
     @functools.cached_property
     def device(self) -> Device:
-        """What jobs compute on."""
+        """The device of the jobs."""
         has_gpus = self._resources.get("GPU", 0) > 0
         if self._options.device == "cuda" and not has_gpus:
             raise UnsupportedError("device=cuda, but the Ray cluster has no GPU", hint="See `ray status`.")
@@ -77,22 +77,22 @@ class Cluster:
 
     @property
     def needs(self) -> dict[str, Any]:  # Any: Ray's options
-        """What a job takes, as Ray's options."""
+        """The resources of a job, as Ray's options."""
         kind = {"accelerator_type": self._options.accelerator_type} if self._options.accelerator_type else {}
         return {"num_cpus": self._options.num_cpus, "num_gpus": self._num_gpus, **kind}
 
     def slots(self) -> int:
-        """Say how many jobs run at a time."""
+        """Return the maximum number of simultaneous jobs."""
         room = self._resources.get("CPU", 0) / self._options.num_cpus
         if self._num_gpus:
             room = min(room, self._resources.get("GPU", 0) / self._num_gpus)
         return max(1, min(int(room), self._options.max_parallel or int(room)))
 
     def roomy_nodes(self) -> list[str]:
-        """List the ids of the machines that are large enough for a job, however busy they are.
+        """List the ids of the machines large enough for a job, even if they are busy.
 
         Raises:
-            UnsupportedError: if there is none.
+            UnsupportedError: if no machine is large enough.
         """
         needs = {"CPU": self._options.num_cpus, "GPU": self._num_gpus}
         if self._options.accelerator_type:
@@ -102,17 +102,17 @@ class Cluster:
         if not found:
             asked = ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
             raise UnsupportedError(
-                f"a job takes {asked}, and no machine of the Ray cluster has as much ({len(nodes)} looked at)",
-                hint="See `ray status`; num_cpus and num_gpus say what a job takes.",
+                f"a job needs {asked}, but none of the {len(nodes)} machines of the Ray cluster has as much",
+                hint="See `ray status`, or lower num_cpus and num_gpus, the resources per job.",
             )
         return found
 
     def hardware(self) -> str:
-        """Name the hardware of all machines that a job may run on."""
+        """Name the hardware of all machines that may run a job."""
         ray = self.join()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On no CPU and no GPU: the cluster may be busy now.
+        # The task requests no CPU and no GPU, because the cluster may be busy.
         task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(hardware)
         asked = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
@@ -123,13 +123,15 @@ class Cluster:
         return " or ".join(sorted(set(ray.get(asked, timeout=_PROBE_S))))
 
     def notices(self) -> tuple[str, ...]:
-        """Say whose cluster it is, and whether hardware numbers may come from different GPUs."""
+        """Report a cluster started here, and different GPU types, whose timings are not comparable."""
         kinds = sorted(k.partition(":")[2] for k in self._resources if k.startswith("accelerator_type:"))
         found = []
         if self.own and self._options.address == "auto":
-            found.append("Ray: no running cluster was found; one was started on this machine")
+            found.append("Ray: no running cluster was found, so a cluster was started on this machine")
         if self.device == "cuda" and len(kinds) > 1 and not self._options.accelerator_type:
-            found.append(f"Ray: the cluster has different GPUs ({', '.join(kinds)}); choose with accelerator_type")
+            found.append(
+                f"Ray: the cluster has different GPUs ({', '.join(kinds)}); choose a type with accelerator_type"
+            )
         return tuple(found)
 
     @functools.cached_property
@@ -144,10 +146,10 @@ class Cluster:
 
 
 def import_ray() -> Any:  # Any: the package
-    """Import Ray, which takes a second, when it is used.
+    """Import Ray on first use; the import takes about a second.
 
     Raises:
-        MissingDependencyError: if it is not installed.
+        MissingDependencyError: if Ray is not installed.
     """
     try:
         import ray

@@ -1,4 +1,4 @@
-"""Run jobs on a Ray cluster: an actor a job, which outlives the program that submitted it."""
+"""Run jobs on a Ray cluster: one actor per job, which outlives the program that submitted the job."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NODES_LOST = 3
 _CANCEL_S = 20.0
 _PENDING_S = 8.0
 _LEAVE_S = 0.5
-# Ray puts no more than 10 MB of a call's arguments into the call itself.
+# Ray puts at most 10 MB of a call's arguments into the call itself.
 _INLINE_ALL_BYTES = 8 * 2**20
 
 _log = logging.getLogger(__name__)
@@ -47,15 +47,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Watched:
-    """A job as this process knows it. What changes: the question that is open, and what has arrived.
+    """A job as this process knows it.
 
     Attributes:
-        actor: of the job, or the shelf that holds what it did.
-        arrived: what has arrived of the worker's store.
-        store: where it was collected to; ``None``: it never was.
-        question: the report that was asked for and has not come; ``None``: none is.
-        node: where it runs; empty until it has started.
-        over: how it ended, and why if it was lost.
+        actor: the job's actor, or the shelf with the job's results.
+        arrived: folder with the part of the worker's store that has arrived.
+        store: the store that the job was collected into; ``None`` if the job was never collected.
+        question: a requested report that has not arrived; ``None`` if no report is requested.
+        node: Ray's id of the job's machine; empty until the job has started.
+        over: the job's final state, and the reason if the job was lost.
     """
 
     actor: Any  # Any: a handle of Ray's
@@ -68,13 +68,13 @@ class _Watched:
 
 
 class RayExecutor:
-    """Jobs on a Ray cluster, whose machines have the same packages installed.
+    """Runs jobs on a Ray cluster whose machines have the same packages installed.
 
-    A job's runs come home as they are finished. Weights do not pass through Ray: a local checkpoint has to be at the
-    same path on every machine. A job whose machine is lost goes on on another one.
+    Finished runs are copied while a job runs. Weights do not pass through Ray: a local checkpoint must be at the same
+    path on every machine. A job whose machine is lost continues on another machine.
 
     Args:
-        address: ``auto``, ``local`` or an address for ``ray.init``; see `RayOptions` for this and all others.
+        address: ``auto``, ``local`` or an address for ``ray.init``; see `RayOptions` for all arguments.
     """
 
     name = "ray"
@@ -98,26 +98,26 @@ class RayExecutor:
 
     @property
     def threads(self) -> int:
-        """CPU threads a worker."""
+        """CPU threads per worker."""
         return self._options.worker_threads
 
     @property
     def outlives(self) -> bool:
-        """Say whether jobs go on when this program ends: not on a cluster that was started for it."""
+        """Whether jobs continue when this program ends; not on a cluster started by this program."""
         return not self._cluster.own
 
     @property
     def device(self) -> Device:
-        """What the workers compute on.
+        """The device of the workers.
 
         Raises:
-            UnsupportedError: if GPUs are asked for and the cluster has none.
+            UnsupportedError: if GPUs are requested and the cluster has none.
         """
         return self._cluster.device
 
     @functools.cached_property
     def hardware(self) -> str:
-        """Name, on the machines that a job may run on, what the numbers of hardware evaluators depend on.
+        """Name the hardware of the machines that may run a job, on which the results of hardware evaluators depend.
 
         Raises:
             UnsupportedError: if no machine of the cluster has room for a job.
@@ -126,24 +126,24 @@ class RayExecutor:
 
     @functools.cached_property
     def slots(self) -> int:
-        """How many jobs run at a time."""
+        """The maximum number of simultaneous jobs."""
         return self._cluster.slots()
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Say whose cluster it is, and whether hardware numbers may come from different GPUs."""
+        """Report a cluster started here, and different GPU types, whose timings are not comparable."""
         return self._cluster.notices()
 
     def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> None:
-        """See that a machine of the cluster has room for a job; nothing is paid for.
+        """Check that a machine of the cluster is large enough for a job; running is free.
 
         Raises:
-            UnsupportedError: if none has.
+            UnsupportedError: if no machine is large enough.
         """
         self._cluster.roomy_nodes()
 
     def submit(self, job: Path, store: Path) -> str:
-        """Make the job's actor, which waits in Ray while the cluster is full; return a name no other job has.
+        """Create the job's actor, which waits in Ray while the cluster is full; return a unique job id.
 
         Raises:
             UnsupportedError: if a checkpoint needs another local folder.
@@ -155,7 +155,7 @@ class RayExecutor:
         return job_id
 
     def collect(self, job_id: str, store: Path) -> JobState:
-        """Bring home what is new, and say how the job stands."""
+        """Copy new results, and return the job's state."""
         from ray.exceptions import ActorUnavailableError, RayActorError
 
         watched = self._watched(job_id)
@@ -172,8 +172,8 @@ class RayExecutor:
                 if report.code is None:
                     return "running"
                 if not report.log and not report.journal:
-                    break  # nothing follows what came before
-        except ActorUnavailableError:  # Ray does not know yet whether it is lost
+                    break  # everything has arrived
+        except ActorUnavailableError:  # Ray does not know yet whether the job is lost
             return "running"
         except RayActorError as error:
             return self._after_loss(watched, job_id, store, error)
@@ -184,21 +184,21 @@ class RayExecutor:
         return how[0]
 
     def why_lost(self, job_id: str) -> str:
-        """Say how a lost job ended."""
+        """Describe how a lost job ended."""
         over = self._watched(job_id).over
-        return over[1] if over else "the job is gone from the Ray cluster"
+        return over[1] if over else "the job no longer exists on the Ray cluster"
 
     def dollars(self, job_id: str) -> None:
-        """Nothing is paid for."""
+        """Return ``None``: running is free."""
 
     def cancel(self, job_id: str) -> None:
-        """End the worker and its children, and bring home what it had finished."""
+        """End the worker and its children, and copy the finished runs."""
         ray = import_ray()
         watched = self._watched(job_id)
         if watched.over is not None:
             return
         try:
-            # Where it never ran, killing the actor is enough: a worker that starts just now ends with it.
+            # If the job never ran, killing the actor is enough: a worker that is just starting ends with its actor.
             if watched.node or watched.store is None:
                 ray.get(watched.actor.end.remote(), timeout=_CANCEL_S if watched.node else _PENDING_S)
                 watched.question = None
@@ -207,15 +207,17 @@ class RayExecutor:
                     watched.node = report.node
                     self._receive(watched, report, job_id, watched.store)
                     bring_home(watched.arrived, watched.store, *place_of(job_id), ended=True)
-        except ray.exceptions.RayError as error:  # it may wait for room, or be gone: nothing is to be brought
+        except (
+            ray.exceptions.RayError
+        ) as error:  # the actor may be waiting for room or have ended: there is nothing to copy
             _log.info("%s: %s", job_id, error)
-        except StoreError as error:  # a full disk must not keep other workers from being ended
+        except StoreError as error:  # a full disk must not prevent ending the other workers
             _log.warning("%s", error)
         watched.over = ("lost", "the job was cancelled")
         self._dismiss(watched)
 
     def leave(self, job_id: str) -> None:
-        """Let the job go on, or wait for room, without this program.
+        """Let the job continue, or wait for room, without this program.
 
         Raises:
             UnsupportedError: if the cluster ends with this program.
@@ -223,28 +225,28 @@ class RayExecutor:
         if not self.outlives:
             raise UnsupportedError(
                 "the Ray cluster was started for this study and ends with this program",
-                hint="Start one with `ray start --head`.",
+                hint="Start a cluster with `ray start --head`.",
             )
-        # A question that Ray takes says that it has taken the actor, be it that the answer has to wait.
+        # A request that Ray accepts shows that Ray has accepted the actor, even if the answer has to wait.
         watched = self._watched(job_id)
         if watched.over is None:
-            with contextlib.suppress(import_ray().exceptions.RayError):  # whoever collects it will see
+            with contextlib.suppress(import_ray().exceptions.RayError):  # the next `collect` reports the error
                 self._ask(watched, job_id, wait_s=_LEAVE_S)
         self._own.discard(job_id)
 
     def recall(self, study: str, store: Path) -> None:
-        """Refuse: the cluster keeps jobs, not studies.
+        """Refuse: a Ray cluster keeps jobs, but no studies.
 
         Raises:
             StoreError: always.
         """
         raise StoreError(
-            f"{store} knows no study {study}, and a Ray cluster keeps none",
-            hint="Name the store it was started from, on any machine that sees its folder.",
+            f"study {study} is missing from {store}, and a Ray cluster keeps no studies",
+            hint="Give the store that the study was started with, on any machine with access to its folder.",
         )
 
     def close(self) -> None:
-        """End the running jobs that this executor submitted and did not leave; leave the cluster, or end its own."""
+        """End the running jobs that this executor submitted and did not leave; leave or end the cluster."""
         for job_id, watched in self._jobs.items():
             if job_id in self._own:
                 self.cancel(job_id)
@@ -253,7 +255,7 @@ class RayExecutor:
         self._cluster.close()
 
     def _start(self, job_id: str, store: Path) -> Any:  # Any: a handle of Ray's
-        """Pack a job, what is home left out, and make its actor; ``None`` if nothing is left to run."""
+        """Pack a job without its stored runs, and create its actor; ``None`` if nothing is left to run."""
         ray = self._cluster.join()
         with tempfile.TemporaryDirectory(prefix="llmquant-packed-") as scratch:
             left = pack(record_path(store, *place_of(job_id)), store, Path(scratch, "packed"), with_model=False)
@@ -264,7 +266,7 @@ class RayExecutor:
         if len(packed) > _INLINE_ALL_BYTES:
             put_up(packed_name(job_id), {"packed": packed})
             pieces = []
-        # The packages' own folders are the machine's; these are a script's or a notebook's.
+        # Only the folders of a script or notebook: installed packages exist on every machine.
         search = [
             p for p in sys.path if p and not any(Path(p).is_relative_to(x) for x in (sys.prefix, sys.base_prefix))
         ]
@@ -274,17 +276,17 @@ class RayExecutor:
         return actor.remote(job_id, self.device, self.threads, search, *pieces)
 
     def _watched(self, job_id: str) -> _Watched:
-        """Return what is known of a job; of one that another process submitted, find its actor."""
+        """Return the state of a job; find the actor of a job submitted by another process."""
         if job_id not in self._jobs:
             self._cluster.join()
             watched = _Watched(_actor(job_id) or _actor(done_name(job_id)), _folder())
             if watched.actor is None:
-                watched.over = ("lost", "the job is gone from the Ray cluster")
+                watched.over = ("lost", "the job no longer exists on the Ray cluster")
             self._jobs[job_id] = watched
         return self._jobs[job_id]
 
     def _ask(self, watched: _Watched, job_id: str, *, wait_s: float) -> Report | None:
-        """Ask for a report, or see whether the one that was asked for has come."""
+        """Request a report, or check whether the requested report has arrived."""
         if watched.question is None:
             record = record_path(watched.arrived, *place_of(job_id))
             watched.question = watched.actor.report.remote(_size(journal_path(record)), _size(log_path(record)))
@@ -297,7 +299,7 @@ class RayExecutor:
         return report
 
     def _receive(self, watched: _Watched, report: Report, job_id: str, store: Path) -> None:
-        """Fetch the runs that are new, and bring home what has arrived."""
+        """Fetch new runs, and copy everything that has arrived into the store."""
         for name, size in report.runs.items():
             if not (store / "runs" / name).exists():
                 data = b""
@@ -314,7 +316,7 @@ class RayExecutor:
         bring_home(watched.arrived, store, *place_of(job_id))
 
     def _after_loss(self, watched: _Watched, job_id: str, store: Path, error: Exception) -> JobState:
-        """Go on with the shelf that the job left, or elsewhere if the machine was lost; otherwise the job is."""
+        """Continue with the job's shelf, or on another machine if its machine was lost; else mark the job as lost."""
         watched.question = None
         shelf = _actor(done_name(job_id))
         if shelf is not None and watched.actor != shelf:
@@ -324,24 +326,24 @@ class RayExecutor:
         if watched.node and watched.node not in alive and watched.nodes_lost < _NODES_LOST:
             watched.nodes_lost += 1
             watched.node = ""
-            shutil.rmtree(watched.arrived)  # the new worker's journal and log go on from what is home
+            shutil.rmtree(watched.arrived)  # the new worker's journal and log continue those in the store
             watched.arrived = _folder()
             watched.actor = self._start(job_id, store)
             if watched.actor is not None:
                 return "queued"
             how: tuple[JobState, str] = ("ended", "")
         else:
-            last = str(error).strip().splitlines() or ["no reason is known"]
+            last = str(error).strip().splitlines() or ["the reason is unknown"]
             how = ("lost", f"Ray lost the job: {last[0]}")
         watched.over = how
         shutil.rmtree(watched.arrived, ignore_errors=True)
         return how[0]
 
     def _dismiss(self, watched: _Watched) -> None:
-        """Give the actor's place in the cluster back."""
+        """Free the actor's resources in the cluster."""
         ray = import_ray()
         shutil.rmtree(watched.arrived, ignore_errors=True)
-        with contextlib.suppress(ray.exceptions.RayError):  # it may be gone already
+        with contextlib.suppress(ray.exceptions.RayError):  # the actor may have ended already
             if watched.node:
                 ray.get(watched.actor.tidy.remote(), timeout=_CANCEL_S)
             ray.kill(watched.actor)
@@ -361,7 +363,7 @@ def from_options(options: RayOptions) -> RayExecutor:
 
 
 def _actor(name: str) -> Any:  # Any: a handle of Ray's
-    """Find an actor; ``None`` if there is none of that name."""
+    """Find an actor by name; ``None`` if there is no such actor."""
     try:
         return import_ray().get_actor(name, namespace=NAMESPACE)
     except ValueError:

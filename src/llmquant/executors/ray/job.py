@@ -1,4 +1,4 @@
-"""The part of a Ray job that runs on the cluster: an actor that starts the pipeline and tells how it goes."""
+"""The part of a Ray job that runs on the cluster: an actor that starts the worker and reports its progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmquant.storage.journal import journal_path, log_path
 from llmquant.study.job import Device
 
 NAMESPACE = "llmquant"
-# Larger arguments lie in Ray's object store, and are lost with the program that gave them.
+# Ray keeps larger arguments in its object store, where they are lost when the calling program ends.
 INLINE_BYTES = 64 * 2**10
 PIECE_BYTES = 4 * 2**20
 _UNASKED_S = 5.0
@@ -27,14 +27,14 @@ _UNASKED_S = 5.0
 
 @dataclass(frozen=True)
 class Report:
-    """How a job stands.
+    """The state of a job.
 
     Attributes:
-        code: the worker's exit code; ``None`` while it runs.
+        code: the worker's exit code; ``None`` while the worker runs.
         node: Ray's id of the machine.
-        journal: what follows the offset that was asked for.
-        log: likewise.
-        runs: names of the finished runs in the worker's store, with the bytes of each as a tar file.
+        journal: the journal's bytes from the requested offset.
+        log: the log's bytes from the requested offset.
+        runs: size in bytes of each finished run's tar file, by the run's name in the worker's store.
     """
 
     code: int | None
@@ -47,13 +47,13 @@ class Report:
 class RayJob:
     """Runs one job in a child process, so that a crash or a limit ends only the child.
 
-    When nobody has asked for a while after its end, it puts what was done on a `Shelf` and gives its place in the
-    cluster to the next job.
+    If no request arrives for some seconds after the job's end, the actor puts the results on a `Shelf` and frees its
+    resources for the next job.
 
     Args:
-        job_id: study, number and a name no other has.
-        search: folders that registered plugins may lie in, where they exist here.
-        packed: a packed job as a tar file, in pieces; nothing: it is on a shelf.
+        job_id: study, number and a unique name.
+        search: folders that may contain registered plugins, if the folders exist here.
+        packed: a packed job as a tar file, in pieces; empty if the packed job is on a shelf.
     """
 
     def __init__(self, job_id: str, device: Device, threads: int, search: list[str], *packed: bytes) -> None:
@@ -68,7 +68,7 @@ class RayJob:
         environment = {"OMP_NUM_THREADS": str(threads)}
         if device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        # The working folder is where Ray puts what `working_dir` of its runtime environment names.
+        # Ray puts the `working_dir` of its runtime environment into the working folder.
         search = [str(Path.cwd()), *(path for path in search if Path(path).is_dir())]
         self._child = start(self._folder, record, self._store, search=search, environment=environment)
         self._asked = time.monotonic()
@@ -76,7 +76,7 @@ class RayJob:
         threading.Thread(target=self._make_room, daemon=True, name="make-room").start()
 
     def report(self, journal_from: int, log_from: int) -> Report:
-        """Say how the job stands, and what is new behind the two offsets."""
+        """Return the job's state, and the new bytes from the two offsets."""
         import ray
 
         with self._one_at_a_time:
@@ -102,12 +102,12 @@ class RayJob:
             stop(self._child)
 
     def tidy(self) -> None:
-        """Delete what the job left on this machine; the last call."""
+        """Delete the job's files on this machine; must be the last call."""
         self.end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _make_room(self) -> None:
-        """Wait for the end, and until nobody has asked for a while; then move to a shelf and end this process."""
+        """Wait until the job has ended and requests have stopped; then move results to a shelf and end this process."""
         import ray
 
         code = self._child.wait()
@@ -121,25 +121,25 @@ class RayJob:
             put_up(done_name(self._job_id), things)
             shutil.rmtree(self._folder, ignore_errors=True)
             ray.kill(ray.get_runtime_context().current_actor)
-            time.sleep(60)  # until that has happened: a report from here would be taken for news
+            time.sleep(60)  # until this process has ended: a report from here would be outdated
 
 
 class Shelf:
-    """Holds bytes for who comes later, on no CPU. What a job left it tells as `RayJob` does."""
+    """Holds a job's results for later requests without using a CPU, with the methods of `RayJob`."""
 
     def __init__(self) -> None:
         self._things: dict[str, bytes] = {}
 
     def add(self, name: str, piece: bytes) -> None:
-        """Put a piece behind what there is."""
+        """Append a piece."""
         self._things[name] = self._things.get(name, b"") + piece
 
     def piece(self, name: str, offset: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next bytes from an offset."""
         return self._things[name][offset : offset + PIECE_BYTES]
 
     def report(self, journal_from: int, log_from: int) -> Report:
-        """Say how the job ended, and what is new behind the two offsets."""
+        """Return the job's final state, and the new bytes from the two offsets."""
         runs = {
             name: len(data) for name, data in self._things.items() if name not in ("code", "node", "journal", "log")
         }
@@ -154,10 +154,10 @@ class Shelf:
 
 
 def put_up(name: str, things: dict[str, bytes]) -> None:
-    """Leave things on a shelf that stays when this process ends."""
+    """Store data on a shelf that stays when this process ends."""
     import ray
 
-    # Any CPU may be taken, by this very job.
+    # No CPU is requested, because this job may use all CPUs.
     shelf = ray.remote(Shelf).options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0).remote()
     for key, data in things.items():
         for start_at in range(0, max(1, len(data)), PIECE_BYTES):
@@ -171,19 +171,19 @@ def place_of(job_id: str) -> tuple[str, int]:
 
 
 def packed_name(job_id: str) -> str:
-    """Name the shelf that holds what a job needs."""
+    """Return the name of the shelf with a packed job."""
     return f"{job_id}/packed"
 
 
 def done_name(job_id: str) -> str:
-    """Name the shelf that holds what a job did."""
+    """Return the name of the shelf with a job's results."""
     return f"{job_id}/done"
 
 
 def hardware(device: Device, threads: int) -> str:
-    """Name, on a machine of the cluster, what the numbers of hardware evaluators depend on."""
+    """Name a cluster machine's hardware, on which the results of hardware evaluators depend."""
     if device == "cuda":
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides the GPUs from who asks for none
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides the GPUs from tasks that request none
         return ", ".join(sorted({gpu.name for gpu in nvidia_gpus()}))
     return cpu_label(device, threads)
 
@@ -203,7 +203,7 @@ def extract(data: bytes, folder: Path) -> None:
 
 
 def _take_down(name: str) -> bytes:
-    """Return what is on a shelf, and end the shelf."""
+    """Return a shelf's data, and end the shelf."""
     import ray
 
     shelf, data = ray.get_actor(name, namespace=NAMESPACE), b""

@@ -10,17 +10,17 @@ from llmquant.errors import OptionError
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Which Ray cluster jobs run on, and what each of them takes of it.
+    """The Ray cluster of a study, and the resources of each job.
 
     Attributes:
-        address: ``auto`` is the running cluster that Ray finds, or else one on this machine, started for the study;
-            ``local`` always starts one; all else is given to ``ray.init``.
-        device: ``auto`` takes GPUs when the cluster has some.
-        num_gpus: of a job; ``None`` is 1 on ``cuda`` and 0 elsewhere.
-        num_cpus: of a job.
-        threads: CPU threads of a job; ``None`` is `num_cpus`.
-        max_parallel: most jobs at a time; ``None`` is as many as the cluster has room for.
-        accelerator_type: Ray's name of the GPUs to use, such as ``A100``, where a cluster has several kinds.
+        address: ``auto`` is the running cluster that Ray finds, or a new one on this machine for the study; ``local``
+            always starts one; any other value is passed to ``ray.init``, for example ``ray://host:10001``.
+        device: device of the workers; ``auto`` uses GPUs if the cluster has any.
+        num_gpus: GPUs per job, for example 1 or 0.5; ``None`` is 1 on ``cuda`` and 0 otherwise.
+        num_cpus: CPUs per job, for example 4.
+        threads: CPU threads per job; ``None`` is `num_cpus`.
+        max_parallel: maximum number of simultaneous jobs; ``None`` is as many as the cluster has room for.
+        accelerator_type: Ray's name of the GPU type, for example ``A100``, for a cluster with several types.
     """
 
     address: str = "auto"
@@ -41,9 +41,9 @@ class RayOptions:
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, found {value}")
         if self.device == "cuda" and self.num_gpus == 0:
-            raise OptionError("device=cuda needs num_gpus above 0")
+            raise OptionError("device=cuda requires num_gpus above 0")
 
     @property
     def worker_threads(self) -> int:
-        """CPU threads of a job."""
+        """CPU threads per job."""
         return self.threads or max(1, int(self.num_cpus))
