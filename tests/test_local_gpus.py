@@ -48,7 +48,7 @@ def test_a_job_may_have_several_gpus(given: list[str], tmp_path: Path):
     job = record(tmp_path)
     assert (executor.slots, executor.hardware) == (2, "2 x L40S")
     first, _ = executor.submit(job, tmp_path), executor.submit(job, tmp_path)
-    with pytest.raises(UnsupportedError, match="taken"):
+    with pytest.raises(UnsupportedError, match="in use"):
         executor.submit(job, tmp_path)
     executor.cancel(first)
     executor.submit(job, tmp_path)
@@ -64,7 +64,7 @@ def test_jobs_at_a_time_may_be_limited(given: list[str]):
 
 def test_more_gpus_than_there_are_is_refused(given: list[str]):
     """Before anything starts; and there are none for the CPU."""
-    with pytest.raises(UnsupportedError, match="gpus_per_job=5, but 4"):
+    with pytest.raises(UnsupportedError, match="gpus_per_job=5, but only 4"):
         _ = LocalExecutor(gpus_per_job=5).hardware
     with pytest.raises(OptionError, match="cpu"):
         LocalOptions("cpu", gpus_per_job=2)

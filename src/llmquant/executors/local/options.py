@@ -17,7 +17,7 @@ class LocalOptions:
         threads: CPU threads per worker, for example 4; ``None`` is ``OMP_NUM_THREADS``, else the number of physical
             cores available to this process.
         gpus_per_job: GPUs per job, for example 2 if a model is too large for one GPU; its layers are then split.
-        max_parallel: maximum number of simultaneous jobs, for example 2; ``None`` is as many as the GPUs allow, and 1 on
+        max_parallel: maximum simultaneous jobs, for example 2; ``None`` is as many as the GPUs allow, and 1 on
             the CPU.
     """
 
