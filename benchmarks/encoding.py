@@ -1,10 +1,10 @@
-"""Measure what encoding costs besides the model: hashing pages, the loop against a plain one, and a repeated call.
+"""Measure the overhead of encoding: hashing pages, the loop compared with a plain one, and a repeated call.
 
     python benchmarks/encoding.py [--pages 12] [--pairs 5] [--threads 1] [--layers 12] [--hidden 384] [--device cpu]
 
 The pages are drawn, the model is a SigLIP vision tower with random weights: its work depends on neither. The plain loop
 decodes, preprocesses and encodes one page after the other, by the same functions. Prints Markdown, and exits with 1
-when hashing takes a millisecond a page or more, when the loop reaches less than 0.95 of the plain one's throughput
+when hashing takes a millisecond per page or more, when the loop reaches less than 0.95 of the plain one's throughput
 (3 on a GPU), when a vector differs, or when the repeated call encodes anything.
 """
 
@@ -39,7 +39,7 @@ TEXT = "revenue margin the of a quarter segment growth operating cash flow guida
 
 
 def draw_page(seed: int) -> bytes:
-    """Draw an A4 page at 200 dots an inch, with text and a photograph, as a PNG."""
+    """Draw an A4 page at 200 dots per inch, with text and a photograph, as a PNG."""
     random = np.random.default_rng(seed)
     page = Image.new("RGB", (1654, 2339), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(28)
@@ -73,7 +73,7 @@ class OpenVision:
         self.device = device
         self.embedded = 0
 
-    def prepare(self, text, image, role):  # noqa: D102 - the protocol tells
+    def prepare(self, text, image, role):  # noqa: D102 - see the protocol
         return Prepared(self.tokens, self.processor(image, return_tensors="np")["pixel_values"])
 
     def embed(self, batch, role):  # noqa: D102
@@ -167,10 +167,10 @@ def main() -> None:
     ratio, least = statistics.median(ratios), 0.95 if arguments.device == "cpu" else 3.0
     print(f"| measured ({arguments.device}, {arguments.threads} threads) | value | wanted |\n| --- | --- | --- |")
     print(f"| hashing a page of {size:.0f} kB (median), CPU ms | {hashing:.3f} | < 1 |")
-    print(f"| plain loop, pages a second | {statistics.median(rates['plain']):.2f} | |")
-    print(f"| llmquant, pages a second | {statistics.median(rates['llmquant']):.2f} | |")
+    print(f"| plain loop, pages per second | {statistics.median(rates['plain']):.2f} | |")
+    print(f"| llmquant, pages per second | {statistics.median(rates['llmquant']):.2f} | |")
     pairs = f"median of {arguments.pairs} interleaved pairs, {min(ratios):.2f} to {max(ratios):.2f}"
-    print(f"| throughput against the plain loop ({pairs}) | {ratio:.2f} | >= {least} |")
+    print(f"| throughput / plain loop's ({pairs}) | {ratio:.2f} | >= {least} |")
     print(f"| largest difference of a number of a vector | {difference:.1e} | < 1e-4 |")
     print(f"| pages that repeated calls encoded | {repeated} | 0 |")
     sys.exit(not (hashing < 1 and ratio >= least and difference < 1e-4 and repeated == 0))

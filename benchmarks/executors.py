@@ -1,9 +1,9 @@
-"""What executors add to the workers' own time, and how evenly they keep several of them busy.
+"""Measure the time that executors add to the workers' own time, and how evenly they use several workers.
 
     python benchmarks/executors.py MODEL [--on local] [--on ray] [--seconds 6] [--workers 2]
 
-MODEL is a small checkpoint, of which only the headers are read: the workers are stand-ins that sleep. Runs on Linux.
-Prints a table, and exits with 1 where a figure is not as wanted.
+MODEL is a small checkpoint; only its headers are read, because the workers are stand-ins that sleep. Linux only.
+Prints a table, and exits with 1 if a figure misses its target.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Path({folder!r}, f"{{os.getpid()}}.json").write_text(json.dumps(times))
 
 
 class Timed:
-    """Notes when jobs were submitted, and when they were seen to have ended."""
+    """Records when jobs were submitted, and when their end was noticed."""
 
     def __init__(self, executor: Executor) -> None:
         self._submit, self._collect = executor.submit, executor.collect
@@ -67,7 +67,7 @@ class Timed:
 
 
 def study(model: str, executor: Executor, presets: list[str], folder: Path) -> float:
-    """Run a study of one experiment a preset, none of which gives a result; return its seconds."""
+    """Run a study with one experiment per preset, none of which gives a result; return its seconds."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as store:
         found = lq.compare(model, presets, ["memory"], executor=executor, store=store, progress=False)
@@ -77,7 +77,7 @@ def study(model: str, executor: Executor, presets: list[str], folder: Path) -> f
 
 
 def open_executor(name: str, workers: int) -> Executor:
-    """Open an executor with so many workers."""
+    """Open an executor with the given number of workers."""
     if name == "local":
         return lq.executors.LocalExecutor(device="cpu", threads=1, max_parallel=workers)
     import ray
@@ -87,7 +87,7 @@ def open_executor(name: str, workers: int) -> Executor:
 
 
 def measure(name: str, model: str, seconds: float, workers: int) -> bool:
-    """Print a row for an executor; say whether its figures are as wanted."""
+    """Print a row for an executor; return whether its figures meet their targets."""
     with tempfile.TemporaryDirectory() as folder:
         times, packages = Path(folder, "times"), Path(folder, "packages", "llmquant")
         times.mkdir()
@@ -95,9 +95,9 @@ def measure(name: str, model: str, seconds: float, workers: int) -> bool:
         (packages / "__init__.py").touch()
         (packages / "pipeline.py").write_text(STAND_IN.format(seconds=seconds, folder=str(times)))
         executor = open_executor(name, workers)
-        sys.path.insert(0, str(packages.parent))  # this process has imported the real package; workers find this one
+        sys.path.insert(0, str(packages.parent))  # for workers; here the real package is imported already
         try:
-            study(model, executor, PRESETS[:1], Path(folder))  # once to have everything up
+            study(model, executor, PRESETS[:1], Path(folder))  # once, so that everything is started
             for file in times.iterdir():
                 file.unlink()
             timed = Timed(executor)
@@ -122,8 +122,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    jobs = f"{len(PRESETS)} jobs of {arguments.seconds:g} s on {arguments.workers} workers / ideal (wanted: < 1.1)"
-    print(f"| executor | added to a job, s (median of 5) | most | wanted | {jobs} |\n| --- | --- | --- | --- | --- |")
+    jobs = f"{len(PRESETS)} jobs of {arguments.seconds:g} s on {arguments.workers} workers / ideal (target: < 1.1)"
+    print(f"| executor | added per job, s (median of 5) | maximum | target | {jobs} |\n| --- | --- | --- | --- | --- |")
     good = [measure(name, arguments.model, arguments.seconds, arguments.workers) for name in arguments.on or ["local"]]
     sys.exit(not all(good))
 

@@ -1,4 +1,4 @@
-"""Kill programs, supervisors and workers of studies at random moments, and look whether anything is lost.
+"""Kill programs, supervisors and workers of studies at random moments, and check whether anything is lost.
 
     python benchmarks/kills.py [--kills 100] [--seed 0] [--pause 25]
 
@@ -53,7 +53,7 @@ LlamaForCausalLM(LlamaConfig(**sizes, **heads, bos_token_id=None)).save_pretrain
 
 
 class Studies:
-    """A command whose processes, temporary files and cache are in a folder of their own.
+    """A command with its own folder for processes, temporary files and cache.
 
     Args:
         folder: an empty one.
@@ -82,14 +82,14 @@ class Studies:
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
     def folders(self) -> set[Path]:
-        """Return its temporary folders, but those whose program died before it started their worker.
+        """Return its temporary folders, except those whose program died before it started their worker.
 
         They are deleted after ten minutes: nothing tells that no worker is about to start.
         """
         return {path for path in self.temporary.iterdir() if (path / "lock").exists() or not path.is_dir()}
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """Return what runs of it, by what it is."""
+        """Return the command's running processes, by kind."""
         found = collections.defaultdict(list)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -116,7 +116,7 @@ def fingerprints(store: Store) -> dict[str, str]:
 
 
 def numbers(store: Store) -> dict[str, object]:
-    """Return what each run measured; of experiments whose numbers depend on the hardware, only that it did."""
+    """Return each run's measurements; for experiments that depend on the hardware, only that there are any."""
     return {
         run_id: run.status if run.experiment.hardware else (run.status, run.measurements, store.samples(run))
         for run_id, run in store.runs().items()
@@ -124,7 +124,7 @@ def numbers(store: Store) -> dict[str, object]:
 
 
 def settle(studies: Studies, abandoned: set[Path]) -> None:
-    """Wait until nothing of a program that has ended is left.
+    """Wait until no process or file of an ended program is left.
 
     Args:
         abandoned: temporary folders that nobody was left to delete; the next program does.
@@ -137,7 +137,7 @@ def settle(studies: Studies, abandoned: set[Path]) -> None:
 
 
 def disturb(studies: Studies, store: Store, chance: random.Random, pause_s: float, kills: list[str]) -> None:
-    """Run a study until it is complete, and kill its processes on the way."""
+    """Run a study until it is complete, and kill its processes at random moments."""
     stored: dict[str, str] = {}
     disturbed, abandoned = False, set[Path]()
     program = studies.start(store.root)
@@ -180,9 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pause", type=float, default=25.0, help="longest time between two kills, in seconds")
+    parser.add_argument("--pause", type=float, default=25.0, help="maximum time between two kills, in seconds")
     arguments = parser.parse_args()
-    # A shell has its background processes ignore Ctrl-C, and theirs too; a program that a person starts heeds it.
+    # A shell's background processes, and their children, ignore Ctrl-C; a program that a person starts does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="llmquant-kills-"))
     studies, chance, kills = Studies(folder), random.Random(arguments.seed), list[str]()

@@ -64,7 +64,7 @@ def ours(subject: lq.LoadedModel, rows: Path, limit: int, folder: Path) -> list[
 
 
 def seconds(run, *arguments) -> tuple[float, list[float]]:
-    """Time one call, in a folder of its own."""
+    """Time one call, in a separate folder."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         scores = run(*arguments, Path(folder))

@@ -1,8 +1,8 @@
-"""Pad SmolLM2-135M with zeros to widths that groups of 128 divide: another size, the same function.
+"""Pad SmolLM2-135M with zeros to widths that groups of 128 divide: another size, the same output.
 
     python benchmarks/padded_smollm2.py OUT
 
-SmolLM2 is fetched from the package index, as in ``llmquant demo``. Hidden size 576 becomes 768, 9 query heads 12 and
+SmolLM2 is downloaded from the package index, as in ``llmquant demo``. Hidden size 576 becomes 768, 9 query heads 12 and
 3 key-value heads 4. The norms divide by the root of the mean square, and the mean is over more numbers: their weights
 and epsilon are scaled to make up for it. Prints the largest difference of the log-probabilities on a sentence.
 """

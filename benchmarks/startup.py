@@ -1,7 +1,7 @@
-"""How long the command line takes to answer, as a multiple of what Python itself takes to start.
+"""Measure how long the command line takes to start, as a multiple of the start of Python itself.
 
-Runs are interleaved, so that a busy moment of the machine falls on all of them alike, and medians are compared.
-Ends with exit code 1 when a limit is passed.
+Runs are interleaved, so that a busy moment of the machine affects all of them equally; medians are compared.
+Exits with 1 if a limit is exceeded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure exact search: time, memory, equality with brute force, codecs, and MaxSim beside colpali-engine.
+"""Measure exact search: time, memory, equality with brute force, codecs, and MaxSim compared with colpali-engine.
 
     python benchmarks/vector_search.py [--documents 100000] [--queries 1000] [--width 768] [--pages 300] [--pairs 5]
 
@@ -30,7 +30,7 @@ def unit(vectors):
 
 
 def clustered(rng, documents: int, queries: int, width: int):
-    """Return documents and queries of unit length; dimensions differ in mean and spread, as those of real models do."""
+    """Return documents and queries of unit length; dimensions differ in mean and spread, as in real models."""
     centres = rng.standard_normal((max(documents // 20, 1), width), dtype=np.float32)
     spread = rng.lognormal(0, 0.5, width).astype(np.float32)
     mean = rng.standard_normal(width).astype(np.float32) / 2
@@ -96,7 +96,7 @@ def dense(arguments) -> bool:
         f"- float32: {first_s:.1f} s; peak resident memory {peak:,.0f} MB, the documents' {documents.nbytes / 1e6:,.0f}"
     )
     print(f"  among them; ids and scores equal to brute force: {'yes' if equal else 'NO'}\n")
-    print("| codec | bytes a document | build, s | search, s | one query, ms | of float32's top kept |")
+    print("| codec | bytes per document | build, s | search, s | one query, ms | of float32's top kept |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for codec, size, build_s, search_s, one_ms, same in rows:
         print(f"| {codec} | {size:,.0f} | {build_s:.1f} | {search_s:.1f} | {one_ms:.0f} | {same:.3f} |")
@@ -107,7 +107,7 @@ def dense(arguments) -> bool:
 def colpali_scorer():
     """Return colpali-engine's scorer.
 
-    Its package is not run: that imports every model, and with them torchvision.
+    The package itself is not imported, because it imports every model and torchvision.
     """
     found = importlib.util.find_spec("colpali_engine")
     if found is None:
@@ -133,8 +133,8 @@ def maxsim(arguments) -> None:
     from llmquant.loading.memory import peak_memory
 
     rng = np.random.default_rng(0)
-    print("## MaxSim beside colpali-engine's `score_multi_vector`, 128 dimensions\n")
-    print("| pages | vectors a page | queries | llmquant, s | colpali-engine, s | ratio | llmquant, MB | theirs, MB |")
+    print("## MaxSim compared with colpali-engine's `score_multi_vector`, 128 dimensions\n")
+    print("| pages | vectors per page | queries | llmquant, s | colpali-engine, s | ratio | llmquant MB | theirs, MB |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for count, least, most, asked in (
         (arguments.pages, 600, 1031, 40),

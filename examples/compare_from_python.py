@@ -1,8 +1,8 @@
-"""Compare two quantizations of a model from Python, and ask the result a question.
+"""Compare two quantizations of a model from Python, and read the verdicts from the result.
 
     python examples/compare_from_python.py MODEL TEXT.txt
 
-MODEL is a Hub id, a checkpoint folder or a .gguf file; TEXT any text file of a few thousand words.
+MODEL is a Hub id, a checkpoint folder or a .gguf file; TEXT is any text file of a few thousand words.
 """
 
 from __future__ import annotations

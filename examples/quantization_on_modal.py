@@ -3,7 +3,7 @@
     python examples/quantization_on_modal.py --experiment bnb_4bit_nf4 --experiment gptq_4bit_g128 --budget 20
     python examples/quantization_on_modal.py --all-experiments --limit 50 --on local
 
-On Modal the quantizations run side by side; with --budget or --yes you agree to what that may cost.
+On Modal the quantizations run in parallel; --budget or --yes confirms the cost.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ ALL = [
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    few = f"a preset or call; repeat (default: {', '.join(FEW)})"
+    few = f"a preset, or a quantizer with options; can be repeated (default:  {', '.join(FEW)})"
     parser.add_argument("--experiment", action="append", metavar="NAME", help=few)
-    parser.add_argument("--all-experiments", action="store_true", help=", ".join(ALL))
+    parser.add_argument("--all-experiments", action="store_true", help=f"run all of: {', '.join(ALL)}")
     parser.add_argument("--model", default="meta-llama/Llama-3.2-1B", help="Hub id or folder (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=100, help="CoQA stories (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=100, help="number of CoQA stories (default: %(default)s)")
     parser.add_argument("--data", help="CoQA rows in a JSONL file, instead of those on the Hub")
-    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[128, 256, 512, 1024])
-    parser.add_argument("--output-tokens", type=int, default=128)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--repeats", type=int, default=20, help="of each timing (default: %(default)s)")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[128, 256, 512, 1024], help="tokens per prompt")
+    parser.add_argument("--output-tokens", type=int, default=128, help="generated tokens per prompt")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8], help="prompts per batch")
+    parser.add_argument("--repeats", type=int, default=20, help="measured repeats per timing (default: %(default)s)")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--skip-eval", action="store_true", help="no CoQA")
-    only.add_argument("--skip-benchmark", action="store_true", help="no memory, latency and throughput")
-    parser.add_argument("--on", default="modal(gpu=A100, timeout=3600)", help='or "local" (default: %(default)s)')
-    parser.add_argument("--budget", type=float, metavar="DOLLARS", help="what it may cost at most")
-    parser.add_argument("--yes", action="store_true", help="agree to what it may cost")
-    parser.add_argument("--store", default="results", help="folder of the runs; what it holds is not run again")
-    parser.add_argument("--output", default="results/quantization.json", help="(default: %(default)s)")
+    only.add_argument("--skip-eval", action="store_true", help="do not run CoQA")
+    only.add_argument("--skip-benchmark", action="store_true", help="do not measure memory, latency and throughput")
+    parser.add_argument("--on", default="modal(gpu=A100, timeout=3600)", help='executor, or "local" (default: %(default)s)')
+    parser.add_argument("--budget", type=float, metavar="DOLLARS", help="maximum cost in dollars, for example 20")
+    parser.add_argument("--yes", action="store_true", help="confirm the cost, whatever its amount")
+    parser.add_argument("--store", default="results", help="folder of runs; stored runs are reused")
+    parser.add_argument("--output", default="results/quantization.json", help="result file (default: %(default)s)")
     return parser, parser.parse_args()
 
 
 def executor(args: argparse.Namespace) -> str:
-    """Add to the executor's call what it may cost."""
+    """Add the budget and the confirmation to the executor's call."""
     on = lq.Call.parse(args.on)
     money = {name: value for name, value in (("budget", args.budget), ("yes", args.yes)) if value}
     return str(lq.Call(on.name, on.args, {**on.options, **money}))

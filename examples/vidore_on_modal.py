@@ -3,7 +3,7 @@
     python examples/vidore_on_modal.py --model bigemma3-4b-embedding,google/siglip-so400m-patch14-384 --budget 30
     python examples/vidore_on_modal.py --on local --benchmarks "retrieval(./pages, queries=queries.jsonl)"
 
-On Modal the tasks run side by side; with --budget or --yes you agree to what that may cost.
+On Modal the tasks run in parallel; --budget or --yes confirms the cost.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 
 import llmquant as lq
 
-PAGE_TOKENS = 1024  # about the work of a page; llmquant measures batches in tokens
+PAGE_TOKENS = 1024  # approximate tokens per page; llmquant measures batches in tokens
 
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benchmarks = "of mteb, its tasks, or an evaluator's call; repeat (default: ViDoRe(v1),ViDoRe(v2))"
-    parser.add_argument("--model", default="bigemma3-4b-embedding", help="one, or a,b,c (default: %(default)s)")
+    benchmarks = "benchmarks, tasks, or an evaluator with options; can be repeated (default: ViDoRe(v1),ViDoRe(v2))"
+    parser.add_argument("--model", default="bigemma3-4b-embedding", help="models, for example a,b,c (default: %(default)s)")
     parser.add_argument("--benchmarks", action="append", metavar="A,B", help=benchmarks)
-    parser.add_argument("--list-benchmarks", action="store_true", help="list those of ViDoRe and end")
-    parser.add_argument("--batch-size", type=int, metavar="PAGES", help="at a time (default: what is usual)")
-    parser.add_argument("--dim", type=int, help="cut vectors to so many numbers: 1536 or 768 of BiGemma3's 2560")
-    parser.add_argument("--limit", type=int, metavar="QUERIES", help="of a task (default: all)")
-    parser.add_argument("--on", default="modal(gpu=L40S, timeout=7200)", help='or "local" (default: %(default)s)')
-    parser.add_argument("--budget", type=float, metavar="DOLLARS", help="what it may cost at most")
-    parser.add_argument("--yes", action="store_true", help="agree to what it may cost")
-    parser.add_argument("--output-folder", default="results", type=Path, help="what it holds is not run again")
+    parser.add_argument("--list-benchmarks", action="store_true", help="list the ViDoRe benchmarks and exit")
+    parser.add_argument("--batch-size", type=int, metavar="PAGES", help="pages per batch (default: automatic)")
+    parser.add_argument("--dim", type=int, help="vector dimensions to keep: 1536 or 768 of BiGemma3's 2560")
+    parser.add_argument("--limit", type=int, metavar="QUERIES", help="maximum queries per task (default: all)")
+    parser.add_argument("--on", default="modal(gpu=L40S, timeout=7200)", help='executor, or "local" (default: %(default)s)')
+    parser.add_argument("--budget", type=float, metavar="DOLLARS", help="maximum cost in dollars, for example 30")
+    parser.add_argument("--yes", action="store_true", help="confirm the cost, whatever its amount")
+    parser.add_argument("--output-folder", default="results", type=Path, help="folder of runs; stored runs are reused")
     return parser, parser.parse_args()
 
 
@@ -38,14 +38,14 @@ def split(text: str) -> list[str]:
 
 
 def executor(args: argparse.Namespace) -> str:
-    """Add to the executor's call what it may cost."""
+    """Add the budget and the confirmation to the executor's call."""
     on = lq.Call.parse(args.on)
     money = {name: value for name, value in (("budget", args.budget), ("yes", args.yes)) if value}
     return str(lq.Call(on.name, on.args, {**on.options, **money}))
 
 
 def evaluator(text: str, batch_size: int | None) -> lq.Call:
-    """Read an evaluator's call; all else is a benchmark or a task of mteb."""
+    """Parse an evaluator's call; any other name is a benchmark or a task of mteb."""
     call = lq.Call.parse(text)
     if call.name not in lq.registry().names("evaluator"):
         call = lq.Call("mteb", (text,))

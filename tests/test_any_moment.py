@@ -98,7 +98,7 @@ def test_a_run_is_stored_whole_or_not_at_all(tmp_path: Path):
 
 
 def test_what_a_worker_did_comes_home_whole(tmp_path: Path):
-    """Whenever the program that brings it dies, the next one goes on: no run is half, no line is there twice."""
+    """Whenever the copying program dies, the next one continues: no run is incomplete, no line is there twice."""
     run = make_run()
     for root in _deaths(tmp_path, "bring"):
         home = Store(Path(root) / "home")

@@ -1,4 +1,4 @@
-"""AutoRound's checkpoints are loaded by plain transformers, and hold what was asked for."""
+"""AutoRound's checkpoints are loaded by plain transformers, and contain what was requested."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_what_is_missing_or_twice_is_named(results, complaint):
 
 @pytest.mark.parametrize("returned", [None, 0.5, result()])
 def test_what_is_no_list_of_results_is_refused(returned):
-    """An evaluator that returns one result, or nothing, is told to yield."""
+    """An evaluator that returns one result, or nothing, gets an error that asks it to yield."""
     with pytest.raises(PluginError, match=r"mine/score: evaluate returned .*\nYield one Result per task"):
         list(checked_results(returned, "mine/score"))
 

@@ -192,7 +192,7 @@ def test_an_empty_store_and_a_newer_one_are_refused(cli: Callable, tmp_path: Pat
 
 
 def test_a_store_that_cannot_be_written_says_so(cli: Callable, tiny_model: Path, tmp_path: Path):
-    """A file where the store should be is told in one line."""
+    """A file in place of the store is reported in one line."""
     (tmp_path / "store").write_text("")
     code, _, err = cli(
         "compare", tiny_model, "-q", "fp32_baseline", "-e", "memory", *LOCAL, "--store", tmp_path / "store"

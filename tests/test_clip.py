@@ -56,7 +56,7 @@ def _build(kind):
         image = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
         return transformers.SiglipModel(config), transformers.SiglipProcessor(image, _tokenizer(32))
     config = transformers.Siglip2Config(text_config=text, vision_config={**_VISION, "patch_size": 16})
-    image = transformers.Siglip2ImageProcessorPil()  # its processor knows no other sizes than 16 and 256
+    image = transformers.Siglip2ImageProcessorPil()  # its processor supports only the sizes 16 and 256
     return transformers.Siglip2Model(config), transformers.Siglip2Processor(image, _tokenizer(32))
 
 

@@ -127,7 +127,7 @@ def test_perplexity_is_compared_as_a_ratio_over_paired_windows():
 
 
 def test_sizes_and_times_have_a_ratio_and_no_verdict():
-    """A number without documents is held against the baseline's and judged by the reader."""
+    """A number without documents is compared with the baseline's and judged by the reader."""
     study = MadeUpStudy()
     for label, mib in ((BASELINE, 2357.0), ("nf4", 981.0)):
         size = Measurement("memory", "weights_bytes", mib * 2**20, "bytes", higher_is_better=False)
@@ -141,7 +141,7 @@ def test_sizes_and_times_have_a_ratio_and_no_verdict():
 
 
 def test_conditions_are_part_of_what_is_compared():
-    """A value at batch 4 is held against the baseline's at batch 4, and against nothing where it has none."""
+    """A value at batch 4 is compared with the baseline's at batch 4, and with nothing if there is none."""
     study = MadeUpStudy()
     for label, batches in ((BASELINE, (1, 4)), ("nf4", (4, 8))):
         rates = [Measurement("t", "rate", 10.0 * b + len(label), "tokens/s", True, at={"batch": b}) for b in batches]
@@ -172,7 +172,7 @@ def test_runs_asked_otherwise_are_not_compared(change):
 
 
 def test_each_model_has_its_own_baseline():
-    """A variant is held against the baseline of its own model."""
+    """A variant is compared with the baseline of its own model."""
     study = MadeUpStudy()
     for digest, value in (("sha256:a", 0.0), ("sha256:b", 0.5)):
         model = ModelUse(digest, digest)

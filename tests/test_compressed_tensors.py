@@ -1,4 +1,4 @@
-"""compressed-tensors checkpoints are what vLLM documents, and hold what was asked for."""
+"""compressed-tensors checkpoints are what vLLM documents, and contain what was requested."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_a_light_half_that_is_heavy_is_found(make):
 
 
 def test_a_light_half_that_does_not_import_is_found(make):
-    """The error of the import is told."""
+    """The error of the import is reported."""
     with pytest.raises(PluginError, match="cannot be imported: ZeroDivisionError"):
         check_spec(make("quantizer", "", light="1 / 0"))
 
@@ -117,7 +117,7 @@ def test_options_of_another_type_are_found(make):
     ],
 )
 def test_an_evaluator_that_does_not_conform_is_found(make, fields, complaint, tmp_path):
-    """Numbers that change, samples that do not pair, and what cannot be stored are told."""
+    """Numbers that change, samples that do not pair, and values that cannot be stored are reported."""
     with pytest.raises(PluginError, match=complaint):
         check_evaluator(_evaluator(make, **fields), "mine", object(), tmp_path / "files")
 
@@ -159,7 +159,7 @@ def test_an_evaluator_that_yields_nothing_is_found(make, tmp_path):
     ],
 )
 def test_a_quantizer_that_does_not_conform_is_found(make, tiny_model, tmp_path, prepare, applied, complaint):
-    """A quantizer that writes into the model it was given, or breaks it, is told."""
+    """A quantizer that writes into the model it was given, or breaks it, is reported."""
     import shutil
 
     model = shutil.copytree(tiny_model, tmp_path / "model")

@@ -68,7 +68,7 @@ def test_commands_that_the_program_does_not_have_are_found(words):
 
 
 def test_example_plugins_of_commands_build(tmp_path, monkeypatch):
-    """Every quantizer and evaluator of ours that a command names is accepted as it is written."""
+    """Every built-in quantizer and evaluator that a command names is accepted as it is written."""
     monkeypatch.chdir(tmp_path)
     known = {kind: registry().names(kind) for kind in ("quantizer", "evaluator")}
     seen = 0

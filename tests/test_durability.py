@@ -184,7 +184,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_what_a_dead_writer_filled_the_disk_with_goes_before_anything_is_written(small_disk: Path):
-    """The same command goes on by itself; nobody has to delete anything."""
+    """The same command continues by itself; nobody has to delete anything."""
     code = (
         "import sys; from llmquant.storage.store import Store\n"
         "with (Store(sys.argv[1]).begin('r') / 'files' / 'large').open('wb', buffering=0) as stream:\n"
@@ -459,7 +459,7 @@ def test_a_made_thing_that_changed_is_refused(tmp_path: Path, spoil):
 
 
 def test_a_maker_may_say_more_in_the_manifest(tmp_path: Path):
-    """The digests of the files stand beside it."""
+    """The digests of the files are stored with it."""
     said = json.loads((Cache(tmp_path).get("kind", 1, _make) / MANIFEST).read_text())
     assert said["made"] == "by hand"
     assert list(said["files"]) == ["part/weights"]

@@ -89,7 +89,7 @@ def test_pages_are_encoded_once_a_quantizer(study):
 
 
 def test_the_baseline_does_not_drift_from_itself(study):
-    """Its cosine is 1, its results are its own, and every variant is held against its file."""
+    """Its cosine is 1, its results are its own, and every variant is compared with its file."""
     found, _ = study
     assert values(found, "overlap_at_3")["bf16_baseline · float32"] == 1
     assert values(found, "cosine")["bf16_baseline · float32"] == pytest.approx(1)

@@ -136,7 +136,7 @@ def test_memory_ahead_of_the_device_is_bounded(tmp_path):
 
 
 def test_out_of_memory_halves_the_batch(tmp_path):
-    """The rest goes on in smaller batches, with equal results."""
+    """The rest continues in smaller batches, with equal results."""
     subject = build_subject(tmp_path, batch_tokens=10_000, room=50)
     embeddings = encode(subject, _texts(), "document")
     assert max(len(batch) * max(batch) for batch in subject.opened.batches) <= 50
@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_batch(tmp_path):
 
 
 def test_one_item_that_does_not_fit_is_an_error_that_names_it(tmp_path):
-    """It is told as memory that ran out, also where bad items are skipped; what came before it is kept."""
+    """It is reported as out of memory, also where bad items are skipped; earlier items are kept."""
     items = [*_texts(60), Item(text="long " * 99, name="essay.txt")]
     for call in (encode, encode_some):
         with pytest.raises(ItemError, match=r"essay\.txt does not fit in memory on its own: 99 tokens") as raised:
@@ -195,7 +195,7 @@ def test_an_item_without_a_name_is_named_by_its_place(tmp_path):
 
 
 def test_a_damaged_page_twice_is_two_skips(tmp_path):
-    """Both are told by their own names."""
+    """Both are reported by their own names."""
     items = [Item(image=b"bad", name="a.png"), Item(text="x"), Item(image=b"bad", name="b.png")]
     some = encode_some(build_subject(tmp_path), items, "document")
     assert some.skipped[0].startswith("a.png")
@@ -217,7 +217,7 @@ def test_what_the_embedder_does_not_encode_is_refused(tmp_path):
 
 
 def test_what_a_processor_refuses_is_the_items_fault(tmp_path):
-    """A ValueError of prepare names the item; any other error is the plugin's and goes on as it is."""
+    """A ValueError of prepare names the item; any other error is the plugin's and is passed on unchanged."""
     subject = build_subject(tmp_path)
     subject.opened.prepare = lambda text, image, role: int(text)
     with pytest.raises(ItemError, match="odd one cannot be prepared"):
@@ -353,7 +353,7 @@ def test_damage_in_the_cache_is_encoded_again(tmp_path):
 
 
 def test_an_interrupt_keeps_what_was_encoded(tmp_path):
-    """Ctrl-C half way, and the next call goes on from there."""
+    """After Ctrl-C halfway, the next call continues from there."""
     subject = build_subject(tmp_path, batch_tokens=12)
 
     def progress(done, total):

@@ -41,7 +41,7 @@ def _with(*specs: PluginSpec) -> Registry:
 
 
 def _same_as(kind: str, name: str) -> PluginSpec:
-    """Return a spec of theirs that takes every name of ours that one has."""
+    """Return a third party's spec with every name of a built-in plugin."""
     plugin, _ = registry().find(kind, name)
     return plugin.spec
 
@@ -200,7 +200,7 @@ def test_an_exit_while_a_package_is_loaded_is_one_row(tmp_path, monkeypatch, wha
 
 @pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), BaseException("x")], ids=repr)
 def test_an_observer_that_exits_is_logged(error, caplog, tmp_path):
-    """A study goes on, and the observers after it are told; only Ctrl-C ends it."""
+    """A study continues, and later observers are called; only Ctrl-C ends it."""
     from llmquant.plugins.spec import hookimpl
 
     class Ends:

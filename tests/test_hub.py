@@ -174,7 +174,7 @@ def test_a_missing_revision_is_said(hub, ask):
 
 
 def test_a_local_folder_of_the_same_name_is_pointed_at(hub, ask, tmp_path):
-    """A bare name is a Hub id; who meant the folder is told how to write it."""
+    """A bare name is a Hub id; the message says how to write a folder."""
     server, _ = hub
     (tmp_path / "missing").mkdir()
     assert "write ./missing" in ask(server, "missing")

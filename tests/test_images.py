@@ -69,7 +69,7 @@ def test_changed_bytes_are_an_error():
 
 @pytest.mark.parametrize("side", [9500, 10_001, 15_000, 60_000])
 def test_too_many_pixels_are_refused_without_a_warning(side):
-    """The size is told from the header, also where Pillow would only warn, and its limit is as it was afterwards."""
+    """The size is read from the header, also where Pillow would only warn, and its limit is as it was afterwards."""
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -50,7 +50,7 @@ def test_times_are_in_their_only_possible_order(subject, context):
 
 
 def test_n_counts_repeats_and_steps(subject, context):
-    """A prefill counts once a repeat, a token once a step."""
+    """A prefill counts once per repeat, a token once per step."""
     numbers = {n.metric: n.n for n in evaluate(subject, context(), prompt_tokens=(8,)).measurements}
     assert (numbers["prefill_ms"], numbers["decode_ms_per_token"]) == (3, 3 * 4)
 

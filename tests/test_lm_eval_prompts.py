@@ -127,7 +127,7 @@ def test_prompts_that_fit_are_not_said_to_be_cut(evaluate, task):
 
 
 def test_an_answer_longer_than_the_context_is_refused(evaluate):
-    """With the option that mends it."""
+    """The message names the option that fixes it."""
     with pytest.raises(RunError, match=r"answers of 16 tokens, and prompt and answer have 16\n.*max_gen_toks"):
         evaluate(GENERATION, max_length=16)
 

@@ -292,7 +292,7 @@ def test_rows_are_what_a_data_set_would_be(tmp_path):
 
 
 def test_equal_code_over_other_values_is_other_code():
-    """Functions that differ only in what they hold are told apart."""
+    """Functions that differ only in their captured values are distinguished."""
     from llmquant.evaluators.lm_eval.documents import LocalRows
 
     rows = LocalRows([{"a": n} for n in range(4)], [""] * 4)

@@ -1,4 +1,4 @@
-"""What is loaded is what was asked for, whole, and speaks; or there is a clear error."""
+"""The loaded model is complete, as requested, and generates text; otherwise there is a clear error."""
 
 from __future__ import annotations
 

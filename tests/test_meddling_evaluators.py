@@ -28,7 +28,7 @@ def test_one_that_changes_the_weights_fails_by_name_and_alone(tiny_model: Path, 
 
 
 def test_a_worker_becomes_a_new_process_where_it_must(tiny_model: Path, tmp_path: Path):
-    """After a setting that was put back it goes on; after a function that was replaced it starts again."""
+    """The worker continues after a setting was restored, and starts again after a function was replaced."""
     order = ["meddle(dtype)", "meddle(patch)", "meddle(child)"]
     runs = by_evaluator(compare(tiny_model, tmp_path, *order))
     assert [runs[label].provenance["changed_by_evaluator"] for label in order] == [

@@ -302,7 +302,7 @@ def test_pairs_are_compared_by_vectors_as_they_are_kept(tmp_path, context):
 
 
 def test_a_task_whose_data_cannot_be_had_says_so(tmp_path, context):
-    """What the task's own code raises is told with the task's name."""
+    """What the task's own code raises is reported with the task's name."""
 
     class Gone(type(page_task())):
         def load_data(self, num_proc=None, **kwargs):

@@ -26,7 +26,7 @@ TEXTS = [f"the {word} and the {other}" for word, other in itertools.pairwise(WOR
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Save a model of mteb's class: one vector a word, and their mean."""
+    """Save a model of mteb's class: one vector per word, and their mean."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers

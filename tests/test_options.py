@@ -163,7 +163,7 @@ def test_a_missing_option_is_named():
 
 
 def test_what_a_class_refuses_is_a_mistake_of_the_request():
-    """A `ValueError` of the options' own check is told as an option error."""
+    """A `ValueError` of the options' own check is reported as an option error."""
     with pytest.raises(OptionError, match="x: even must be even, found 3"):
         build(Careful, Call.parse("x(3)"))
 

@@ -1,4 +1,4 @@
-"""With and without AVX512-BF16, 4-bit layers are the same, as large as predicted, and compute what was asked."""
+"""With and without AVX512-BF16, 4-bit layers are the same, as large as predicted, and of the requested compute dtype."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def with_bos(subject):
 
 @torch.no_grad()
 def slowly(subject, window, stride, lead):
-    """Score each token by itself, with the whole context of its window and float64 sums: nats a token."""
+    """Score each token by itself, with the whole context of its window and float64 sums: nats per token."""
     ids = subject.tokenizer(TEXT, add_special_tokens=False).input_ids
     nats = []
     for position in range(1 - lead, len(ids)):

@@ -1,4 +1,4 @@
-"""On-the-fly quantizers on embedders: what is loaded is what was asked for, as large as predicted, and still works."""
+"""On-the-fly quantizers on embedders: the loaded model is as requested, as large as predicted, and still works."""
 
 from __future__ import annotations
 

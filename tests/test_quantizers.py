@@ -175,7 +175,7 @@ def _llama_3_2_1b():
 
 
 def test_an_outlier_threshold_is_read_back(load):
-    """The threshold is in the note, and is compared with what was asked."""
+    """The threshold is in the note, and is compared with the request."""
     model = load(Bnb8bitOptions(threshold=4.5))
     assert "4.5" in model.applied.note
     with pytest.raises(NotHonouredError, match="threshold"):

@@ -27,7 +27,7 @@ except errors.MissingDependencyError as error:
 
 
 def test_ray_is_imported_when_it_is_used():
-    """Constructing needs neither Ray nor torch; without Ray the line that installs it is told."""
+    """Constructing needs neither Ray nor torch; without Ray the error gives the line that installs it."""
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
     assert done.stdout == "refused\n"
 

@@ -391,7 +391,7 @@ def test_observers_get_events(packages):
 
 
 def test_an_observer_that_raises_fails_nothing(packages, caplog):
-    """It is logged with its package, and the next observer is told all the same."""
+    """It is logged with its package, and the next observer is still called."""
     packages.add("aaa", _IMPORTS + "@hookimpl\ndef llmquant_run_finished(event): raise RuntimeError('oops')")
     module = packages.add(
         "bbb", _IMPORTS + "seen = []\n@hookimpl\ndef llmquant_run_finished(event): seen.append(event)"

@@ -87,7 +87,7 @@ def test_a_clear_loss_is_called_worse():
 
 
 def test_no_document_changed_is_called_equal():
-    """Equal scores on every document are told as that, with how far it goes, not as proof of no loss."""
+    """Equal scores on every document are reported as such, with a bound, not as proof of no loss."""
     table = quality_of([0.0, 1.0] * 25, [0.0, 1.0] * 25)
     assert texts(table)["nf4"]["verdict"] == "equal"
     assert texts(table)["nf4"]["difference [95% interval]"] == "0.0 [-7.1, +7.1]"
@@ -145,7 +145,7 @@ def test_only_known_shares_are_written_as_per_cent():
 
 
 def test_evaluators_that_differ_in_options_have_columns_of_their_own():
-    """Two settings of one task are told apart by the option that differs."""
+    """Two settings of one task are distinguished by the option that differs."""
     study = MadeUpStudy()
     for evaluator in (COQA, "lm_eval(coqa, num_fewshot=2)"):
         study.add(completed(experiment(BASELINE, evaluator), Measurement("coqa", "f1", 0.5)))
@@ -154,7 +154,7 @@ def test_evaluators_that_differ_in_options_have_columns_of_their_own():
 
 
 def test_what_says_the_same_as_perplexity_is_left_to_the_files():
-    """Bits per byte and log-likelihood a token are in the rows and not in the summary."""
+    """Bits per byte and log-likelihood per token are in the rows and not in the summary."""
     study = realistic_study()
     names = [table_of(study, "Quality").column(i).title for i in range(len(table_of(study, "Quality").columns))]
     assert not any("bits" in name or "nll" in name for name in names)

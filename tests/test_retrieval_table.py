@@ -63,7 +63,7 @@ def test_the_form_of_the_vectors_is_named_where_there_are_several():
 
 
 def test_the_baseline_is_the_first_form():
-    """Every other variant is held against the baseline's quantizer in the first form of vectors."""
+    """Every other variant is compared with the baseline's quantizer in the first form of vectors."""
     _, _, found = study()
     assert {row.variant for row in found if row.is_baseline} == {"bf16_baseline · float32"}
     assert {row.baseline for row in found if not row.is_baseline} == {"bf16_baseline · float32"}

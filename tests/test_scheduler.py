@@ -43,7 +43,7 @@ def test_a_crash_costs_one_experiment(tiny_model: Path, tmp_path: Path):
 
 
 def test_a_crash_costs_no_task_that_was_finished(tiny_model: Path, tmp_path: Path):
-    """Numbers, samples and files of the tasks before the one that killed the worker stand beside its failure."""
+    """Numbers, samples and files of the tasks before the one that killed the worker are kept with its failure."""
     found = compare(tiny_model, tmp_path, "break(kill, after=2)")
     (run,) = found.runs.values()
     assert (run.status, run.failure.kind) == ("failed", "lost")
@@ -92,7 +92,7 @@ def test_completed_runs_are_reused_and_failed_ones_tried_again(tiny_model: Path,
 
 
 def test_a_model_that_does_not_load_fails_its_experiments_with_the_reason(tiny_model: Path, tmp_path: Path):
-    """A shape that does not fit the configuration is told; nothing is replaced by random weights."""
+    """A shape that does not fit the configuration is reported; nothing is replaced by random weights."""
     import json
     import shutil
 

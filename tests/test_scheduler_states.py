@@ -1,4 +1,4 @@
-"""What the scheduler makes of each way in which a job can go, without a process."""
+"""The scheduler's result for each way in which a job can end, without a process."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_time_in_a_queue_is_no_time_of_an_experiment(tmp_path: Path):
 
 
 def test_what_finishes_while_it_is_ended_has_not_failed(tmp_path: Path):
-    """A run that was stored between the timeout and the end of its worker counts, and the rest goes on."""
+    """A run that was stored between the timeout and the end of its worker counts, and the rest continues."""
     executor = MemoryExecutor(hangs, completes)
     executor.when_cancelled = lambda worker: worker.finish(worker.tags[0])
     runs = scheduler(tmp_path, executor, "a", "b", timeout_s=0.05).run()

@@ -156,7 +156,7 @@ def test_windows_are_weighted_by_their_tokens():
 
 
 def test_documents_of_a_group_count_as_one():
-    """Ten copies of every document in a group of their own tell no more than one copy each."""
+    """Ten copies of every document in a group of their own give no more information than one copy each."""
     rng = np.random.default_rng(2)
     v, b = rng.normal(size=12), rng.normal(size=12)
     once = paired_difference(v, b)

@@ -98,7 +98,7 @@ def test_a_newer_stores_run_is_refused(tmp_path: Path):
 
 
 def test_an_empty_store_says_so(tmp_path: Path):
-    """A folder without studies and a folder that is not there are told apart."""
+    """A folder without studies and a folder that is not there are distinguished."""
     with pytest.raises(StoreError, match="holds no study"):
         Store.existing(tmp_path)
     with pytest.raises(StoreError, match="there is no store"):

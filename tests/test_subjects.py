@@ -63,7 +63,7 @@ def test_a_known_hub_id_is_its_own_label():
 
 
 def test_options_of_an_unknown_embedder_are_refused(tmp_path):
-    """A mistyped embedder with options is no Hub id; the nearest name is told."""
+    """A mistyped embedder with options is not a Hub id; the error suggests the nearest name."""
     with pytest.raises(UnknownNameError, match="bigema3") as caught:
         inspect("bigema3(dim=768)", tmp_path)
     assert "bigemma3" in caught.value.hint

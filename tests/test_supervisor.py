@@ -41,7 +41,7 @@ HOLDS_THE_LOCK = "import ctypes; ctypes.PyDLL(None).sleep(600)"
 
 
 def supervised(folder: Path, then: str, manners: str = "polite") -> subprocess.Popen:
-    """Start a worker under the supervisor; it starts a server and goes on with `then`."""
+    """Start a worker under the supervisor; it starts a server and continues with `then`."""
     (folder / "server").touch()
     command = [sys.executable, "-c", WORKER.format(then=then), str(folder / "server"), manners]
     return subprocess.Popen(

@@ -35,7 +35,7 @@ def out_of_memory_from(subject, batch):
 
 
 def test_every_metric_is_there_for_every_batch(subject, context):
-    """Whole generation, decode and prefill, in tokens a second, with the conditions they hold under."""
+    """Whole generation, decode and prefill, in tokens per second, with their conditions."""
     result = evaluate(subject, context())
     for batch in (1, 4, 8):
         at = {"prompt_tokens": 8, "new_tokens": 4, "batch": batch}

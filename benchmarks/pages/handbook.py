@@ -1,15 +1,15 @@
-"""The authored pages: read from ``content/*.toml`` and taken apart into blocks.
+"""Read the authored pages from ``content/*.toml`` and parse them into blocks.
 
-The maker and the machines do not exist; the text was written for this set and has the licence of the repository.
+The maker and the machines are invented; the text was written for this set and has the licence of the repository.
 
-The body of a page is lines of plain text. A blank line ends a paragraph; the beginning of a line says what else it is::
+The body of a page is lines of plain text. A blank line ends a paragraph; other blocks begin with a mark::
 
     ## Heading            = Caption of a table      @bars Caption; unit
     - bullet              | a | row |               label 12      (a bar of 12)
     1. numbered step      ! warning
     @drawing Caption      rect X Y W H, circle X Y R, line X Y X Y, label X Y TO_X TO_Y text (0 to 100 each way)
 
-``queries.jsonl`` has a query a line, with the pages that answer it: 2 for all of the answer, 1 for some of it.
+``queries.jsonl`` has one query per line, with the pages that answer it: 2 for a full answer, 1 for a partial answer.
 """
 
 from __future__ import annotations

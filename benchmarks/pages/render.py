@@ -26,7 +26,7 @@ TITLE_ROOM, FIGURE_HEIGHT, BAR_HEIGHT = 40.0, 190.0, 19.0
 
 
 class PageFullError(ValueError):
-    """Text does not fit where it has to stand."""
+    """A text does not fit in its place."""
 
 
 @cache
@@ -144,7 +144,7 @@ class Sheet:
         return height + 9
 
     def caption(self, text: str, x: float, y: float, width: float, *, draw: bool) -> float:
-        """Write what stands above a table or figure, if anything does."""
+        """Write the caption above a table or figure, if there is one."""
         return self.paragraph(x, y, width, text, SIZE["small"], draw=draw, bold=True) + 3 if text else 0
 
     def table(self, block: Block, x: float, y: float, width: float, *, draw: bool) -> float:
@@ -154,7 +154,7 @@ class Sheet:
         if any(len(row) != count for row in block.rows):
             raise ValueError(f"{self.page.file}: the rows of {block.text!r} have not all {count} cells")
         wanted = [max(self.width(row[n], size) for row in block.rows) + 2 * pad + 2 for n in range(count)]
-        # Columns get what they want; what is missing is taken from, what is left given to, the widest.
+        # Each column gets the width that it needs; the widest column takes the difference to the full width.
         widest = wanted.index(max(wanted))
         wanted[widest] += width - sum(wanted)
         top = y + self.caption(block.text, x, y, width, draw=draw)
@@ -176,7 +176,7 @@ class Sheet:
         return top - y + 12
 
     def bars(self, block: Block, x: float, y: float, width: float, *, draw: bool) -> float:
-        """Draw a chart of bars that lie, from 0."""
+        """Draw a chart of horizontal bars, from 0."""
         size, (title, unit) = SIZE["table"], block.text.split("; ")
         top = y + self.caption(f"{title} in {unit}", x, y, width, draw=draw)
         left = x + max(self.width(label, size) for label, _ in block.rows) + 8
@@ -193,7 +193,7 @@ class Sheet:
         return top - y + 10
 
     def drawing(self, block: Block, x: float, y: float, width: float, *, draw: bool) -> float:
-        """Draw shapes, and labels with a line to what they name."""
+        """Draw shapes, and labels with a line to the part that they name."""
         top = y + self.caption(block.text, x, y, width, draw=draw)
         for shape, text, *numbers in block.rows if draw else ():
             at = [float(number) / 100 for number in numbers]
@@ -255,7 +255,7 @@ def _columns(sheet: Sheet, blocks: list[Block], y: float) -> float:
         return y
     width = (WIDTH - 2 * MARGIN - GUTTER) / 2
     heights = [sheet.block(block, 0, 0, width, draw=False) for block in blocks]
-    # A heading does not stand at the foot of a column.
+    # A heading must not be the last block of a column.
     cuts = [at for at in range(1, len(blocks) + 1) if blocks[at - 1].kind != "heading"]
     cut = min(cuts, key=lambda at: max(sum(heights[:at]), sum(heights[at:])))
     for x, column in ((MARGIN, blocks[:cut]), (MARGIN + width + GUTTER, blocks[cut:])):

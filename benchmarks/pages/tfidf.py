@@ -1,4 +1,4 @@
-"""The reference for readers of page images: TF-IDF over the authored text, as if OCR made no mistake.
+"""The reference for page retrieval: TF-IDF over the authored text, as if OCR made no mistake.
 
     python benchmarks/pages/tfidf.py
 

@@ -203,7 +203,7 @@ def opened() -> Iterator[Callable[[ModalExecutor], ModalExecutor]]:
 
 
 def test_what_is_committed_between_two_looks_comes_with_the_next(server: ModalServer, place: Path):
-    """A journal is never newer than the list of runs beside it."""
+    """A journal is never newer than the list of runs of the same job."""
     volume, key = modal.Volume.from_name("between", create_if_missing=True), new_key("study", 1, 0, 60)
     volume.hydrate()
     journal, home = Path("studies", "study", "jobs", "1.journal"), place / "between"
@@ -223,7 +223,7 @@ def test_what_is_committed_between_two_looks_comes_with_the_next(server: ModalSe
 
 
 def test_a_container_that_modal_ends_at_its_timeout_is_lost(server: ModalServer, job: Job, place: Path, opened):
-    """It is told as that, and its time counts as spent."""
+    """It is reported as that, and its time counts as spent."""
     executor = opened(ModalExecutor(gpu="none", timeout=60, budget=1))
     server.second = 0.02
     try:
@@ -346,7 +346,7 @@ class TestRefusals:
             ModalExecutor(gpu="none", budget=5).check([job])
 
     def test_a_wrong_token(self, job: Job, server: ModalServer, place: Path, stranger: pytest.MonkeyPatch):
-        """What Modal says of it is told."""
+        """Modal's own message is reported."""
         from modal_server import account
 
         for name, value in account(server.url, ("ak-wrong", "as-wrong"), place).items():
@@ -355,7 +355,7 @@ class TestRefusals:
             ModalExecutor(gpu="none", budget=5).check([job])
 
     def test_a_token_that_is_gone_makes_no_job_lost(self, stranger: pytest.MonkeyPatch, place: Path):
-        """Whether a job goes on is then not known."""
+        """It is then unknown whether the job continues."""
         stranger.delenv("MODAL_TOKEN_ID")
         stranger.delenv("MODAL_TOKEN_SECRET")
         with pytest.raises(RequestError, match="modal token new"):

@@ -1,4 +1,4 @@
-"""A job whose machine is lost goes on on another one."""
+"""A job whose machine is lost continues on another machine."""
 
 from __future__ import annotations
 

@@ -77,6 +77,6 @@ executor = RayExecutor(device="cpu", threads=1)
             assert lq.Store(room / "store").run(run_id).status == "completed"
 
     def test_a_cluster_that_is_too_small_is_refused(self):
-        """What a job takes and no machine has is said before one is submitted."""
+        """Resources that no machine has are reported before a job is submitted."""
         with pytest.raises(UnsupportedError, match="500 CPU"):
             RayExecutor(device="cpu", num_cpus=500).check([])
