@@ -41,7 +41,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--skip-eval", action="store_true", help="do not run CoQA")
     only.add_argument("--skip-benchmark", action="store_true", help="do not measure memory, latency and throughput")
-    parser.add_argument("--on", default="modal(gpu=A100, timeout=3600)", help='executor, or "local" (default: %(default)s)')
+    parser.add_argument("--on", default="modal(gpu=A100, timeout=3600)", help='executor, or "local" (%(default)s)')
     parser.add_argument("--budget", type=float, metavar="DOLLARS", help="maximum cost in dollars, for example 20")
     parser.add_argument("--yes", action="store_true", help="confirm the cost, whatever its amount")
     parser.add_argument("--store", default="results", help="folder of runs; stored runs are reused")

@@ -19,13 +19,13 @@ PAGE_TOKENS = 1024  # approximate tokens per page; llmquant measures batches in 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benchmarks = "benchmarks, tasks, or an evaluator with options; can be repeated (default: ViDoRe(v1),ViDoRe(v2))"
-    parser.add_argument("--model", default="bigemma3-4b-embedding", help="models, for example a,b,c (default: %(default)s)")
+    parser.add_argument("--model", default="bigemma3-4b-embedding", help="one model, or a,b,c (default: %(default)s)")
     parser.add_argument("--benchmarks", action="append", metavar="A,B", help=benchmarks)
     parser.add_argument("--list-benchmarks", action="store_true", help="list the ViDoRe benchmarks and exit")
     parser.add_argument("--batch-size", type=int, metavar="PAGES", help="pages per batch (default: automatic)")
     parser.add_argument("--dim", type=int, help="vector dimensions to keep: 1536 or 768 of BiGemma3's 2560")
     parser.add_argument("--limit", type=int, metavar="QUERIES", help="maximum queries per task (default: all)")
-    parser.add_argument("--on", default="modal(gpu=L40S, timeout=7200)", help='executor, or "local" (default: %(default)s)')
+    parser.add_argument("--on", default="modal(gpu=L40S, timeout=7200)", help='executor, or "local" (%(default)s)')
     parser.add_argument("--budget", type=float, metavar="DOLLARS", help="maximum cost in dollars, for example 30")
     parser.add_argument("--yes", action="store_true", help="confirm the cost, whatever its amount")
     parser.add_argument("--output-folder", default="results", type=Path, help="folder of runs; stored runs are reused")

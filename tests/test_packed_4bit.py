@@ -1,4 +1,4 @@
-"""With and without AVX512-BF16, 4-bit layers are the same, as large as predicted, and of the requested compute dtype."""
+"""With and without AVX512-BF16, 4-bit layers are the same, of the predicted size and the requested compute dtype."""
 
 from __future__ import annotations
 
