@@ -99,7 +99,7 @@ def test_a_benchmark_is_its_mean():
     """Of several tasks the table has the row of their mean, with its interval and verdict."""
     _, _, found = study(tasks=("A", "B", "C", "D"))
     text = render([retrieval_table(blocks(found))], 120)
-    mean = next(row for row in found if row.mean_of and row.variant == "bf16_baseline · 256d int8")
+    mean = next(row for row in found if row.mean_of and row.variant == "bf16_baseline · 256d int8" and not row.unit)
     line = next(line for line in text.splitlines() if line.startswith(mean.variant))
     assert "mean of 4 tasks" in text
     assert "90.0" in line
@@ -131,12 +131,20 @@ def test_the_mean_is_a_row():
     assert (mean.n, mean.pairs, mean.pairs_lower) == (160, 160, 16)
 
 
+def test_the_mean_size_is_a_row():
+    """Bytes per document are averaged over the same tasks, and have neither an interval nor a verdict."""
+    _, _, found = study(tasks=("A", "B"))
+    (size,) = [row for row in found if row.mean_of and row.unit and row.variant == "bf16_baseline · 256d int8"]
+    assert (size.metric, size.value, size.difference) == ("bytes_per_document", 5120.0, -5120.0)
+    assert (size.verdict, size.difference_low) == (None, None)
+
+
 def test_each_benchmark_has_a_mean_of_its_own():
     """A study of two benchmarks has the mean of each, and of all that was searched; the table shows the last."""
     record, runs, _ = study(tasks=("A", "B", "C", "D"), forms=(FULL,))
     benchmarks = {"mteb(One)": ("mteb(A)", "mteb(B)"), "mteb(Two)": ("mteb(C)", "mteb(D)", "mteb(A)")}
     found = rows(replace(record, benchmarks=benchmarks), runs, lambda run_id: {})
-    means = [(row.evaluator, row.mean_of) for row in found if row.mean_of and row.is_baseline]
+    means = [(row.evaluator, row.mean_of) for row in found if row.mean_of and row.is_baseline and not row.unit]
     assert means == [
         ("mteb(One)", ("A", "B")),
         ("mteb(Two)", ("A", "C", "D")),
@@ -155,7 +163,7 @@ def test_there_is_no_mean_of_some_tasks(state):
     else:
         del runs[last.run_id]
     found = rows(replace(record, benchmarks={"mteb(One)": ("mteb(A)", "mteb(B)")}), runs, lambda run_id: {})
-    assert [row.variant for row in found if row.mean_of] == ["bf16_baseline"]
+    assert {row.variant for row in found if row.mean_of} == {"bf16_baseline"}
     text = render([retrieval_table(blocks(found))], 120)
     assert next(line for line in text.splitlines() if line.startswith("bnb_4bit_nf4")).split()[1] == "–"
 
@@ -168,8 +176,8 @@ def test_a_mean_is_in_every_form_of_the_results(tmp_path):
     for found in (made, Comparison.load(tmp_path / "study.json")):
         assert found.to_csv().count("mean of 2 tasks,ndcg_at_5,A; B,") == 2
         frame = found.to_frame()
-        assert frame[frame.mean_of == "A; B"].value.tolist() == [1.0, 0.9]
-        in_json = [row for row in found.rows_json()["rows"] if row["mean_of"] == ["A", "B"]]
+        assert frame[(frame.mean_of == "A; B") & (frame.unit == "")].value.tolist() == [1.0, 0.9]
+        in_json = [row for row in found.rows_json()["rows"] if row["mean_of"] == ["A", "B"] and not row["unit"]]
         assert [(row["evaluator"], row["value"]) for row in in_json] == [("mteb(One)", 1.0), ("mteb(One)", 0.9)]
 
 

@@ -99,7 +99,7 @@ class Comparison:
         return [run for run in self.runs.values() if run.status == "failed"]
 
     def rows(self) -> list[Row]:
-        """Return tidy rows: a measurement each, with its difference to the baseline."""
+        """Return tidy rows, one per measurement and per mean over tasks, with the difference from the baseline."""
         found = comparison.rows(self.record, self.runs, self._samples)
         return [replace(row, dollars=self.dollars.get(row.run_id)) for row in found]
 

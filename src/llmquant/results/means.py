@@ -31,9 +31,9 @@ def task_of(row: Row) -> Task:
 def mean_rows(
     rows: Sequence[Row], differences: Sequence[PairedDifference | None], benchmarks: Mapping[str, Sequence[str]]
 ) -> list[Row]:
-    """Make a row for each variant and benchmark of which every task is complete.
+    """Make rows of each variant and benchmark of which every task is complete: its score, and bytes per document.
 
-    A task has to have one main metric: a headline that has no unit and does not depend on the machine.
+    A task needs exactly one main metric: a headline that has no unit and does not depend on the machine.
 
     Args:
         rows: of a study.
@@ -44,14 +44,15 @@ def mean_rows(
     found = []
     for model in dict.fromkeys(row.model_digest for row in rows):
         mine = [row for row in rows if row.model_digest == model]
-        main = _main(mine)
-        groups = list(_groups(mine, main, benchmarks))
+        main, sizes = _main(mine), [row for row in mine if row.metric == SIZE]
+        groups = list(_groups(main, sizes, benchmarks))
         for variant in dict.fromkeys(row.variant for row in mine):
             failed = {row.evaluator for row in mine if row.variant == variant and row.status == "failed"}
             for label, tasks in groups:
-                here = [row for row in main if row.variant == variant and task_of(row) in tasks]
-                if len(here) == len(tasks) and not failed & {row.evaluator for row in here}:
-                    found.append(_mean(label, here, [paired[id(row)] for row in here]))
+                for column in (main, sizes):
+                    here = [row for row in column if row.variant == variant and task_of(row) in tasks]
+                    if len(here) == len(tasks) and not failed & {row.evaluator for row in here}:
+                        found.append(_mean(label, here, [paired[id(row)] for row in here]))
     return found
 
 
@@ -64,11 +65,10 @@ def _main(rows: Sequence[Row]) -> list[Row]:
 
 
 def _groups(
-    rows: Sequence[Row], main: Sequence[Row], benchmarks: Mapping[str, Sequence[str]]
+    main: Sequence[Row], sizes: Sequence[Row], benchmarks: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, frozenset[Task]]]:
     """Yield the tasks of each benchmark, then all tasks of retrieval if they are not one of the benchmarks."""
-    searched = frozenset(task_of(row) for row in rows if row.metric == SIZE)
-    every = searched.intersection(map(task_of, main))
+    every = frozenset(map(task_of, main)).intersection(map(task_of, sizes))
     seen = set()
     for label, parts in benchmarks.items():
         here = [row for row in main if row.evaluator in parts]
@@ -100,6 +100,7 @@ def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifferenc
         mean_of=tuple(row.task for row in rows),
         value=_average([row.value for row in rows]),
         stderr=mean_stderr([row.stderr for row in rows]),
+        unit=first.unit,
         n=None if any(row.n is None for row in rows) else sum(row.n or 0 for row in rows),
         higher_is_better=directions.pop() if len(directions) == 1 else None,
         baseline=first.baseline,

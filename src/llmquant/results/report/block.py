@@ -77,10 +77,14 @@ class Block:
         """Look a variant's row up."""
         return self._by_measure.get((variant, measure))
 
-    def mean(self, variant: str, tasks: Sequence[str]) -> Row | None:
-        """Look up a variant's mean over tasks."""
-        means = (row for row in self.rows if row.variant == variant and sorted(row.mean_of) == sorted(tasks))
-        return next(means, None)
+    def headlines(self, variant: str, evaluator_key: str, task: str) -> list[Row]:
+        """Look up a variant's headlines of one task."""
+        own = (row for row in self.rows if (row.variant, row.evaluator_key, row.task) == (variant, evaluator_key, task))
+        return [row for row in own if row.metric and row.headline]
+
+    def means(self, variant: str, tasks: Sequence[str]) -> list[Row]:
+        """Look up a variant's means over tasks."""
+        return [row for row in self.rows if row.variant == variant and sorted(row.mean_of) == sorted(tasks)]
 
     def column(self, measure: Measure) -> list[Row]:
         """Return the rows of one measure, the baseline's first."""

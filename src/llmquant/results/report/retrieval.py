@@ -21,7 +21,7 @@ class _Line:
 
     Attributes:
         row: of its one task, or of the mean over its tasks; ``None`` unless all of them have a score.
-        size: mean bytes per document.
+        size: bytes per document, likewise.
         latencies: milliseconds, as `LATENCIES`.
     """
 
@@ -99,14 +99,18 @@ def _names(measures: Sequence[Measure]) -> tuple[tuple[str, str], ...]:
 
 
 def _line(block: Block, variant: str, tasks: Sequence[Measure]) -> _Line:
-    row = block.row(variant, tasks[0]) if len(tasks) == 1 else block.mean(variant, [task.task for task in tasks])
-    latencies = tuple(_mean_of(block, variant, metric) for metric in LATENCIES)
-    size = _mean_of(block, variant, SIZE)
-    return _Line(block.model, variant, variant == block.baseline, row, size, latencies)
+    if len(tasks) == 1:
+        rows = block.headlines(variant, tasks[0].evaluator_key, tasks[0].task)
+    else:
+        rows = block.means(variant, [task.task for task in tasks])
+    score = next((row for row in rows if row.metric != SIZE), None)
+    size = next((row.value for row in rows if row.metric == SIZE), None)
+    latencies = tuple(_latency_of(block, variant, metric) for metric in LATENCIES)
+    return _Line(block.model, variant, variant == block.baseline, score, size, latencies)
 
 
-def _mean_of(block: Block, variant: str, metric: str) -> float | None:
-    """Return the mean of a metric; of one that vectors' forms do not change, from the variant that has it."""
+def _latency_of(block: Block, variant: str, metric: str) -> float | None:
+    """Return a latency; the mean over its conditions if there are several."""
     rows = [block.row(variant, measure) for measure in block.measures if measure.metric == metric]
     values = [row.value for row in rows if row is not None and row.value is not None]
     return sum(values) / len(values) if values else None
