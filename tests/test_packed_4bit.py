@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmquant.models.info import inspect_model
-from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions
+from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, computes_in
 from llmquant.study.experiment import ModelRequest
 from quantizing import force_packing, load_as, logits, made_up, write_untied
 
@@ -172,7 +172,7 @@ def test_a_gpu_repacks_nothing(monkeypatch):
 @pytest.mark.parametrize("options", ["nf4", "no_double", "bfloat16"])
 def test_on_a_gpu_it_computes_as_the_baseline_does(options):
     """In bfloat16, so that nothing but the quantization differs from bf16_baseline."""
-    assert OPTIONS[options].computes_in("cuda", packs=False) == "bfloat16"
+    assert computes_in(OPTIONS[options], "cuda", packs=False) == "bfloat16"
 
 
 @pytest.fixture

@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo as ModelInfo
     from llmquant.plugins.context import Context as Context
     from llmquant.plugins.embedder import Embedder as Embedder
+    from llmquant.plugins.embedder import EmbedderOptions as EmbedderOptions
     from llmquant.plugins.embedder import OpenEmbedder as OpenEmbedder
     from llmquant.plugins.embedder import Prepared as Prepared
     from llmquant.plugins.evaluator import Cost as Cost
     from llmquant.plugins.evaluator import Evaluator as Evaluator
+    from llmquant.plugins.evaluator import EvaluatorOptions as EvaluatorOptions
     from llmquant.plugins.evaluator import LoadedModel as LoadedModel
     from llmquant.plugins.executor import Executor as Executor
     from llmquant.plugins.quantizer import AppliedQuantization as AppliedQuantization
     from llmquant.plugins.quantizer import Quantizer as Quantizer
+    from llmquant.plugins.quantizer import QuantizerOptions as QuantizerOptions
     from llmquant.plugins.registry import registry as registry
     from llmquant.plugins.spec import PluginSpec as PluginSpec
     from llmquant.plugins.spec import RunEvent as RunEvent
@@ -70,18 +73,21 @@ _HOMES = {
     "llmquant.plugins.context": ("Context",),
     "llmquant.plugins.embedder": (
         "Embedder",
+        "EmbedderOptions",
         "OpenEmbedder",
         "Prepared",
     ),
     "llmquant.plugins.evaluator": (
         "Cost",
         "Evaluator",
+        "EvaluatorOptions",
         "LoadedModel",
     ),
     "llmquant.plugins.executor": ("Executor",),
     "llmquant.plugins.quantizer": (
         "AppliedQuantization",
         "Quantizer",
+        "QuantizerOptions",
     ),
     "llmquant.retrieval.items": ("Item",),
     "llmquant.retrieval.loaded": ("LoadedEmbedder",),

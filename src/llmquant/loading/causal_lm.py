@@ -83,7 +83,7 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
 def load_causal_lm(
     path: Path,
     info: ModelInfo,
-    quantizer: Quantizer,
+    quantizer: Quantizer[Any],  # Any: its options are the plugin's own
     options: Any,  # Any: plugins bring their own dataclasses
     ctx: Context,
     *,
@@ -179,7 +179,12 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
 
 
-def make_ready(module: torch.nn.Module, quantizer: Quantizer, *, to_save: bool = False) -> None:
+def make_ready(
+    module: torch.nn.Module,
+    quantizer: Quantizer[Any],  # Any: its options are the plugin's own
+    *,
+    to_save: bool = False,
+) -> None:
     """Run the quantizer's preparation of its layers before their first use."""
     if hasattr(quantizer, "after_load"):
         quantizer.after_load(module, to_save=to_save)
@@ -187,7 +192,7 @@ def make_ready(module: torch.nn.Module, quantizer: Quantizer, *, to_save: bool =
 
 def read_back(
     module: torch.nn.Module,
-    quantizer: Quantizer,
+    quantizer: Quantizer[Any],  # Any: its options are the plugin's own
     options: Any,  # Any: plugins bring their own dataclasses
 ) -> AppliedQuantization:
     """Ask the quantizer what the weights hold, and compare its answer with the weights and with the options.

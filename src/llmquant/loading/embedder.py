@@ -64,7 +64,7 @@ def materialize_embedder(info: ModelInfo, embedder: Any, cache: Cache) -> Path |
 def load_embedder(
     info: ModelInfo,
     embedder: Embedder,
-    quantizer: Quantizer,
+    quantizer: Quantizer[Any],  # Any: see `options`
     quantizer_use: PluginUse,
     options: Any,  # Any: plugins bring their own dataclasses
     ctx: Context,

@@ -53,7 +53,8 @@ def quantized_checkpoint(
         StoreError: if the checkpoint in the cache has changed since it was made.
     """
     if not chosen.plugin.spec.checkpoint:
-        path: Path = registry().construct(chosen).prepare(source, ctx.files / "checkpoint", ctx)
+        prepare = getattr(registry().construct(chosen), "prepare", None)
+        path: Path = source if prepare is None else prepare(source, ctx.files / "checkpoint", ctx)
         return path
     from llmquant.loading.strict import check_source
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from llmquant.plugins.context import Context
-from llmquant.study.embedding import Role
+from llmquant.study.embedding import EmbedderInfo, Role
+from llmquant.study.job import Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,15 +60,36 @@ class OpenEmbedder(Protocol):
         ...
 
 
-class Embedder(Protocol):
-    """Opens an embedding model. Constructed with its options, on the worker.
+class EmbedderOptions:
+    """The light half: options that check themselves; a helper's name begins with ``_``.
 
-    The options (the light half) define ``checkpoint: str``, a model as `inspect_model` takes it or ``""`` for none, and
-    ``info(model: ModelInfo) -> EmbedderInfo``, which raises `ModelError` where the checkpoint is of another kind; and
-    may define ``dim: int | None``, the Matryoshka width that is cut to outside the embedder; ``check(model, device)``;
-    and ``for_dims(dims)``, options of the same embedder whose vectors can be cut to all of a study's widths. Every
-    other option is part of what a cached vector is known by.
+    It has a field ``checkpoint: str``, a model as `inspect_model` takes it or ``""`` for none, and may have a field
+    ``dim: int | None``, the Matryoshka width that is cut to outside the embedder. Every other option is part of what a
+    cached vector is known by.
     """
+
+    def info(self, model: ModelInfo) -> EmbedderInfo:
+        """Say what the embedder gives, from the configuration alone.
+
+        Raises:
+            ModelError: if the checkpoint is of another kind.
+        """
+        raise NotImplementedError
+
+    def check(self, model: ModelInfo, device: Device) -> None:
+        """Refuse, before anything is loaded, what cannot work.
+
+        Raises:
+            RequestError: if so.
+        """
+
+    def for_dims(self, dims: Sequence[int]) -> Self | None:
+        """Return options of the same embedder whose vectors can be cut to all of a study's widths."""
+        return None
+
+
+class Embedder(Protocol):
+    """Opens an embedding model. Constructed with its options, on the worker."""
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: Mapping[str, Any], ctx: Context) -> OpenEmbedder:
         """Load the checkpoint onto the context's device.

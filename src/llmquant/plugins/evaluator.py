@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from llmquant.plugins.context import Context
 from llmquant.plugins.quantizer import AppliedQuantization
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmquant.models.info import ModelInfo
+    from llmquant.study.experiment import Documents
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,39 @@ class Cost:
     decode_tokens: int = 0
 
 
-class Evaluator(Protocol):
-    """Measures a loaded variant. Constructed with its options, on the worker.
+class EvaluatorOptions:
+    """The light half: options that check themselves. Every method is optional; a helper's name begins with ``_``."""
 
-    The options (the light half) may define ``check(model, device)``, ``parts()`` (one experiment each),
-    ``cost(model, documents) -> Cost``, and ``texts()`` as above.
-    """
+    def check(self, model: ModelInfo, device: Device) -> None:
+        """Refuse, before anything is loaded, what cannot work.
+
+        Raises:
+            RequestError: if so.
+        """
+
+    def parts(self) -> Sequence[Self] | None:
+        """Return options of one experiment each, such as one per task; ``None`` for a single experiment."""
+        return None
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost | None:
+        """Return about how many tokens are read and generated."""
+        return None
+
+    def texts(self) -> Iterable[str]:
+        """Return the evaluated text that is at hand, to warn where a quantizer was calibrated on it."""
+        return ()
+
+
+class Evaluator(Generic[Options]):
+    """Measures a loaded variant. Constructed with its options, on the worker."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
 
     def evaluate(self, subject: Any, ctx: Context) -> Iterable[Result]:
-        """Yield a result a task.
+        """Yield one result per task.
 
         Args:
             subject: a `LoadedModel` or a `LoadedEmbedder`, whichever the spec ``accepts``.
         """
-        ...
+        raise NotImplementedError

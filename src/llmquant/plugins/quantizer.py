@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from llmquant.plugins.context import Context
+from llmquant.study.call import Json
 
 if TYPE_CHECKING:
     import torch
 
     from llmquant.models.info import ModelInfo
+    from llmquant.plugins.evaluator import Cost
+    from llmquant.study.experiment import Documents
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -44,30 +49,64 @@ class AppliedQuantization:
     note: str = ""
 
 
-class Quantizer(Protocol):
-    """How the weights are represented. Constructed with its options, on the worker.
+class QuantizerOptions:
+    """The light half: options that check themselves. Every method is optional; a helper's name begins with ``_``."""
 
-    The options (the light half) may define ``check(model, device)``, which raises `RequestError`;
-    ``weight_bytes(model, device) -> int``: what the loaded weights will hold; ``requests() -> Mapping[str, Json]``: the
-    fields of `AppliedQuantization` that must come out as asked; ``texts() -> Iterable[str]``: the calibration text
-    that is at hand, to warn where it is evaluated on; ``cost(model, documents) -> Cost`` of making a checkpoint;
-    ``check_save(device)``, which raises `RequestError` if what is loaded cannot be written as a checkpoint; and
-    ``row_independent() -> bool``, where the spec says ``False``: whether it is true of these options.
-    The heavy half may define ``after_load(module, *, to_save)``: what has to be done to the loaded modules before their
-    first use, or before they are only saved.
-    """
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse, before anything is loaded, what cannot work.
+
+        Raises:
+            RequestError: if so.
+        """
+
+    def weight_bytes(self, model: ModelInfo, device: str) -> int | None:
+        """Predict what the loaded weights will hold, in bytes; ``None`` predicts nothing."""
+        return None
+
+    def requests(self) -> Mapping[str, Json]:
+        """Return the fields of `AppliedQuantization` that must be found in the loaded weights."""
+        return {}
+
+    def texts(self) -> Iterable[str]:
+        """Return the calibration text that is at hand, to warn where the model is evaluated on it."""
+        return ()
+
+    def cost(self, model: ModelInfo, documents: Documents) -> Cost | None:
+        """Return about how many tokens making a checkpoint takes."""
+        return None
+
+    def check_save(self, device: str) -> None:
+        """Refuse to save what is loaded, if it cannot be written as a checkpoint.
+
+        Raises:
+            RequestError: if so.
+        """
+
+    def row_independent(self) -> bool:
+        """Tell, where the spec says ``row_independent=False``, whether these options are an exception."""
+        return False
+
+
+class Quantizer(Generic[Options]):
+    """How the weights are represented. Constructed with its options, on the worker."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Write a quantized checkpoint to `out`, an empty folder, and return it; its spec says ``checkpoint=True``.
 
-        Methods that quantize on loading return `model`.
+        Without that, return the folder to load.
         """
-        ...
+        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return keywords for ``from_pretrained``: ``dtype``, ``quantization_config``."""
-        ...
+        return {"dtype": "bfloat16"}
+
+    def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
+        """Do what the loaded layers need before their first use, or before they are only saved."""
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back what is really in the weights."""
-        ...
+        raise NotImplementedError

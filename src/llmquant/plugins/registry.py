@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,9 @@ from llmquant.errors import (
 )
 from llmquant.plugins import options as option_types
 from llmquant.plugins.discovery import GROUP, Broken, Plugin, checked_spec, load_entry_points
+from llmquant.plugins.embedder import EmbedderOptions
+from llmquant.plugins.evaluator import EvaluatorOptions
+from llmquant.plugins.quantizer import QuantizerOptions
 from llmquant.plugins.sources import check_target, plugin_version
 from llmquant.plugins.spec import PluginSpec, RunEvent
 from llmquant.study.call import Call, Json
@@ -166,9 +170,10 @@ class Registry:
         """Import a plugin's light half.
 
         Raises:
-            PluginError: if it cannot be imported.
+            PluginError: if it cannot be imported, or has a public method that nothing calls.
         """
         cls: type[Any] = _import(plugin, plugin.spec.options)  # Any: see above
+        _check_methods(cls, plugin)
         return cls
 
     def target(self, plugin: Plugin) -> Any:  # Any: a class of a third party
@@ -301,6 +306,20 @@ def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party
     except (Exception, SystemExit) as error:  # a third party's module may raise anything
         raise PluginError(f"{plugin.full_name}: {text} cannot be imported: {describe(error)}") from error
 
+
+def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's class
+    """Refuse a public method that nothing calls: ``request`` for ``requests`` would switch a check off unseen."""
+    known = {name for name in dir(_CONTRACTS.get(plugin.spec.kind)) if not name.startswith("_")}
+    for name, _ in inspect.getmembers(cls, inspect.isroutine):
+        if not name.startswith("_") and name not in {*known, *getattr(cls, "__dataclass_fields__", ())}:
+            raise PluginError(
+                f"{plugin.full_name}: {plugin.spec.options} has a method {name!r}, which is never called",
+                hint=f"{nearest(name, known) if known else ''} The name of a helper begins with '_'.".strip(),
+            )
+
+
+# What llmquant calls of options, by kind of plugin; of an executor's it calls nothing.
+_CONTRACTS = {"quantizer": QuantizerOptions, "evaluator": EvaluatorOptions, "embedder": EmbedderOptions}
 
 # Names people bring along from packages that no longer work.
 _GPTQ = "auto-gptq is archived and does not import today; use gptq_4bit_g128, which GPTQModel runs."

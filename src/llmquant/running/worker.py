@@ -40,7 +40,7 @@ from llmquant.study.job import Job
 from llmquant.study.run import REFERENCE_FILE, Failure, FailureKind, Run
 
 if TYPE_CHECKING:
-    from llmquant.plugins.evaluator import Evaluator
+    from llmquant.plugins.registry import Chosen
     from llmquant.retrieval.loaded import LoadedEmbedder
     from llmquant.study.run import Result
 
@@ -133,7 +133,6 @@ def _evaluate(
 ) -> bool:
     """Run one experiment and store what it gave or how it failed; say whether others can follow in this process."""
     import torch
-    from accelerate.utils import set_seed
 
     from llmquant.running.guard import Snapshot
 
@@ -145,16 +144,14 @@ def _evaluate(
     started = _now()
     journal.write("started", experiment.run_id)
     _log.info("%s started", experiment.evaluator.label)
-    set_seed(experiment.seed)
     finished: list[Result] = []
     failure = snapshot = None
     output = [os.dup(number) for number in _OUTPUT]
     try:
         snapshot = None if _is_built_in(experiment) else Snapshot.take(subject)
         chosen = registry().restore("evaluator", experiment.evaluator)
-        verify_inputs(chosen.options, context.inputs)
-        evaluator: Evaluator = registry().construct(chosen)
-        results = evaluator.evaluate(
+        results = measure(
+            chosen,
             _as_variant(subject, experiment),
             replace(
                 context,
@@ -165,7 +162,7 @@ def _evaluate(
                 progress=lambda done, total: journal.write("progress", experiment.run_id, done=done, total=total),
             ),
         )
-        for result in checked_results(results, experiment.evaluator.plugin):
+        for result in results:
             finished.append(result)  # one by one: what is finished is kept where the next task fails, or kills us
             _keep(store, partial, _run(experiment, attempt, subject, record, started, finished), result)
     except KeyboardInterrupt:
@@ -200,6 +197,19 @@ def _evaluate(
         torch.cuda.empty_cache()
         _log.info("%.0f MiB are allocated on the GPU", torch.cuda.memory_allocated() / 2**20)
     return all(change.now == "restored" for change in changes)
+
+
+def measure(evaluator: Chosen, subject: Subject, context: Context) -> Iterator[Result]:
+    """Run an evaluator on what is loaded; each result is checked as it comes.
+
+    Raises:
+        PluginError: if a result is not in order.
+    """
+    from accelerate.utils import set_seed
+
+    set_seed(context.seed)
+    verify_inputs(evaluator.options, context.inputs)
+    yield from checked_results(registry().construct(evaluator).evaluate(subject, context), evaluator.use.plugin)
 
 
 def _run(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from llmquant.errors import DamagedError, StoreError
+from llmquant.errors import DamagedError, PluginError, StoreError
 from llmquant.study.call import Json
 from llmquant.study.experiment import Experiment, RunId, visible
 from llmquant.study.reading import Count, Number, NumberFromZero, Positive, brief, read_as, stored, value_of
@@ -100,6 +101,42 @@ class Result:
     samples: Sequence[Sample] = ()
     details: Mapping[str, Json] = field(default_factory=dict)
     not_means: Collection[str] = ()
+
+    @classmethod
+    def from_samples(
+        cls,
+        task: str,
+        samples: Iterable[Sample],
+        metric: str,
+        *,
+        higher_is_better: bool | None,
+        unit: str = "",
+        details: Mapping[str, Json] | None = None,
+    ) -> Result:
+        """Measure the mean of the samples' scores of `metric`, with its standard error.
+
+        Args:
+            samples: one per document, in any order; a document that comes again gets the next `occurrence`.
+
+        Raises:
+            PluginError: if no sample has a score of `metric`.
+        """
+        seen = Counter[str]()
+        numbered = []
+        for sample in samples:
+            numbered.append(replace(sample, occurrence=seen[sample.document]))
+            seen[sample.document] += 1
+        scores = [float(sample.scores[metric]) for sample in numbered if metric in sample.scores]
+        if not scores:
+            known = {name for sample in numbered for name in sample.scores}
+            found = f"Their scores are {', '.join(sorted(known))}." if known else "There are no scores."
+            raise PluginError(f"task {task!r}: no sample has a score {metric!r}", hint=found)
+        n = len(scores)
+        mean = sum(scores) / n
+        spread = sum((score - mean) * (score - mean) for score in scores)
+        stderr = math.sqrt(spread / (n - 1) / n) if n > 1 else None
+        measurement = Measurement(task, metric, mean, unit, higher_is_better, stderr, n)
+        return cls(task, [measurement], numbered, details or {})
 
 
 @dataclass(frozen=True)

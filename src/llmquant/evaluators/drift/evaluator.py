@@ -19,6 +19,7 @@ from llmquant.evaluators.mteb.items import Rows
 from llmquant.evaluators.mteb.run import searched
 from llmquant.evaluators.page_set.evaluator import local_task
 from llmquant.plugins.context import Context
+from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.encode import encode_some
 from llmquant.retrieval.index import Index
 from llmquant.retrieval.loaded import LoadedEmbedder
@@ -51,16 +52,13 @@ class _Searched:
     could: NDArray[np.int64]
 
 
-class Drift:
+class Drift(Evaluator[DriftOptions]):
     """Holds a variant against the baseline, whose vectors and rankings are kept in its run's reference file.
 
     ``cosine`` is of the documents' vectors in full width, before they are cut or coded; ``overlap`` is the share of the
     baseline's best results that are the variant's too; ``rank_flips`` the share of their pairs that stand the other way
     round, ``(1 - Kendall's tau) / 2``; ``top_1_changed`` the share of queries with another best document.
     """
-
-    def __init__(self, options: DriftOptions) -> None:
-        self._options = options
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterable[Result]:
         """Yield one result.
@@ -78,9 +76,9 @@ class Drift:
         yield self._result(task.metadata.name, subsets, reference)
 
     def _task(self, ctx: Context) -> AbsTaskRetrieval:
-        if not isinstance(self._options.data, str):
-            return local_task(self._options.local_set(), ctx)[0]
-        return mteb.get_task(self._options.data)
+        if not isinstance(self.options.data, str):
+            return local_task(self.options.local_set, ctx)[0]
+        return mteb.get_task(self.options.data)
 
     def _search(self, task: AbsTaskRetrieval, subject: LoadedEmbedder, ctx: Context) -> Iterator[_Searched]:
         for (_, subset), corpus, queries in searched(task, ctx.documents.limit):
@@ -91,7 +89,7 @@ class Drift:
                     f"{task.metadata.name}: no {'query' if len(documents.kept) else 'document'} can be encoded"
                 )
             index = Index.build(documents.embeddings, subject.vectors, subject.embeds.similarity)
-            drawn = np.random.default_rng(ctx.seed).permutation(len(documents.kept))[: self._options.vectors]
+            drawn = np.random.default_rng(ctx.seed).permutation(len(documents.kept))[: self.options.vectors]
             yield _Searched(
                 subset,
                 queries,
@@ -99,7 +97,7 @@ class Drift:
                 asked.embeddings,
                 index,
                 documents.embeddings.select(np.sort(drawn)),
-                index.search(asked.embeddings, self._options.results).ids,
+                index.search(asked.embeddings, self.options.results).ids,
                 documents.kept,
             )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, UnsupportedError
-from llmquant.evaluators.mteb.options import MtebOptions
+from llmquant.evaluators.mteb.options import MtebOptions, selected
 from llmquant.evaluators.page_set.options import LocalSetOptions, Pages
 from llmquant.evaluators.speed.generation_limits import require_positive
 from llmquant.study.experiment import InputFile
@@ -49,7 +49,7 @@ class DriftOptions:
             RequestError: as `LocalSetOptions.check` and `MtebOptions.check`; also for a task that does not search.
         """
         if isinstance(self.data, Pages):
-            self.local_set().check(model, device)
+            self.local_set.check(model, device)
             return
         from llmquant.catalogs.mteb import known_mteb
         from llmquant.storage.cache import Cache
@@ -57,10 +57,11 @@ class DriftOptions:
         mteb = MtebOptions((self.data,))
         mteb.check(model, device)
         index = known_mteb(Cache.default())
-        for name, _, _ in mteb.selected(index):
+        for name, _, _ in selected(mteb, index):
             if not index.tasks[name].retrieval:
                 raise UnsupportedError(f"drift: task {name!r} does not search", hint="Name a retrieval task.")
 
+    @property
     def local_set(self) -> LocalSetOptions:
         """Return the pages and queries as the ``retrieval`` evaluator takes them.
 

@@ -30,7 +30,7 @@ from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.evaluators.lm_eval.results import results
 from llmquant.evaluators.lm_eval.rows import rows_in_place
 from llmquant.plugins.context import Context
-from llmquant.plugins.evaluator import LoadedModel
+from llmquant.plugins.evaluator import Evaluator, LoadedModel
 from llmquant.study.call import Json
 from llmquant.study.experiment import InputFile
 from llmquant.study.run import Result
@@ -48,15 +48,12 @@ _NAMES = dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens")
 _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 
 
-class LmEval:
+class LmEval(Evaluator[LmEvalOptions]):
     """Run lm-eval's tasks.
 
     Args:
         options: which tasks, on which rows, prompted how.
     """
-
-    def __init__(self, options: LmEvalOptions) -> None:
-        self.options = options
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
         """Yield a result for each task, and for each group that has scores of its own.

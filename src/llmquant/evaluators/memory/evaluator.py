@@ -13,6 +13,7 @@ from llmquant.evaluators.memory.options import MemoryOptions
 from llmquant.evaluators.speed.generation_steps import Generation, random_prompts
 from llmquant.loading.memory import PeakMemory, peak_memory, tensor_bytes, weight_bytes
 from llmquant.models.folder import read_checkpoint
+from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.study.call import Json
 from llmquant.study.run import Measurement, Result
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _TASK = "memory"
 
 
-class Memory:
+class Memory(Evaluator[MemoryOptions]):
     """Counts the weights' bytes and measures peaks, all on the model's device and above what the process held before.
 
     ``prefill_peak_bytes`` and ``decode_peak_bytes`` are above the weights and have the key-value cache in them, so
@@ -32,12 +33,9 @@ class Memory:
     that the system does not tell is left out, with the reason in the details.
     """
 
-    def __init__(self, options: MemoryOptions) -> None:
-        self._options = options
-
     def evaluate(self, subject: LoadedModel | LoadedEmbedder, ctx: Context) -> Iterable[Result]:
         """Yield one result; all values are in bytes."""
-        options = self._options
+        options = self.options
         if isinstance(subject, LoadedEmbedder):
             yield embedder_memory(subject, seed=ctx.seed)
             return

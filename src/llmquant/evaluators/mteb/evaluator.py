@@ -8,22 +8,20 @@ from dataclasses import replace
 import mteb as harness
 
 from llmquant.catalogs.mteb import known_mteb
-from llmquant.evaluators.mteb.options import MtebOptions
+from llmquant.evaluators.mteb.options import MtebOptions, selected
 from llmquant.evaluators.mteb.run import evaluate_task
 from llmquant.plugins.context import Context
+from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.study.run import Result
 
 
-class Mteb:
+class Mteb(Evaluator[MtebOptions]):
     """Run mteb's tasks.
 
     Args:
         options: which tasks, and which parts of them.
     """
-
-    def __init__(self, options: MtebOptions) -> None:
-        self.options = options
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterator[Result]:
         """Yield a result for each task, and for each subset of a task that has several.
@@ -32,7 +30,7 @@ class Mteb:
             RunError: if a task's data cannot be had, or none of it can be encoded.
         """
         sized = replace(subject, batch_tokens=self.options.batch_tokens)
-        for name, subsets, splits in self.options.selected(known_mteb(ctx.cache)):
+        for name, subsets, splits in selected(self.options, known_mteb(ctx.cache)):
             task = harness.get_task(name, hf_subsets=list(subsets) or None, eval_splits=list(splits) or None)
             yield from evaluate_task(task, sized, ctx, engine=self.options.engine)
 

@@ -58,7 +58,7 @@ class MtebOptions:
         """
         index = self._index()
         errors: list[RequestError] = []
-        for name, _, _ in self.selected(index):
+        for name, _, _ in selected(self, index):
             try:
                 _check(index.tasks[name], model)
             except RequestError as error:
@@ -69,7 +69,7 @@ class MtebOptions:
         """Return the work of encoding, roughly: 1,000 tokens a page, 200 a text, 30 a query."""
         index = self._index()
         tokens = 0
-        for name, _, _ in self.selected(index):
+        for name, _, _ in selected(self, index):
             task = index.tasks[name]
             asked = task.queries or 0
             asked = asked if documents.limit is None else min(documents.limit * max(1, len(task.subsets)), asked)
@@ -84,29 +84,30 @@ class MtebOptions:
         """
         return [
             replace(self, tasks=(task,), languages=(), subsets=subsets, splits=splits)
-            for task, subsets, splits in self.selected(self._index())
+            for task, subsets, splits in selected(self, self._index())
         ]
-
-    def selected(self, index: MtebIndex) -> list[Part]:
-        """Return the tasks that are meant, each with the subsets and splits that are; empty for all.
-
-        Raises:
-            RequestError: as `check`, for names alone.
-        """
-        errors: list[RequestError] = []
-        expanded = [part for name in self.tasks for part in _try(errors, index.expand, name) or ()]
-        found = [
-            _try(errors, index.select, part, self.languages, self.subsets, self.splits)
-            for part in dict.fromkeys(expanded)
-        ]
-        _raise(errors)
-        return [part for part in found if part is not None]
 
     def _index(self) -> MtebIndex:
         from llmquant.catalogs.mteb import known_mteb
         from llmquant.storage.cache import Cache
 
         return known_mteb(Cache.default())
+
+
+def selected(options: MtebOptions, index: MtebIndex) -> list[Part]:
+    """Return the tasks that are meant, each with the subsets and splits that are; empty for all.
+
+    Raises:
+        RequestError: as `check`, for names alone.
+    """
+    errors: list[RequestError] = []
+    expanded = [part for name in options.tasks for part in _try(errors, index.expand, name) or ()]
+    found = [
+        _try(errors, index.select, part, options.languages, options.subsets, options.splits)
+        for part in dict.fromkeys(expanded)
+    ]
+    _raise(errors)
+    return [part for part in found if part is not None]
 
 
 def _check(task: MtebTask, model: ModelInfo) -> None:

@@ -16,6 +16,7 @@ from llmquant.evaluators.page_set.options import LocalSetOptions
 from llmquant.evaluators.page_set.pages import PageSet, list_pages, page_files
 from llmquant.evaluators.page_set.queries import Question, read_questions
 from llmquant.plugins.context import Context
+from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.storage.text_files import read_text
 from llmquant.study.experiment import digest_of
@@ -24,15 +25,12 @@ from llmquant.study.run import Result
 MAIN = "ndcg_at_5"
 
 
-class LocalSet:
+class LocalSet(Evaluator[LocalSetOptions]):
     """Search a local set of pages.
 
     Args:
         options: where pages and queries are.
     """
-
-    def __init__(self, options: LocalSetOptions) -> None:
-        self.options = options
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterator[Result]:
         """Yield one result, as the mteb evaluator does for a task of its own.

@@ -23,11 +23,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llmquant.errors import RunError
-from llmquant.evaluators.perplexity.options import PerplexityOptions
+from llmquant.evaluators.perplexity.options import PerplexityOptions, windows_of
 from llmquant.evaluators.perplexity.text import read_text
 from llmquant.evaluators.perplexity.windows import EncodedText, Window, encode, sliding_windows
 from llmquant.plugins.context import Context
-from llmquant.plugins.evaluator import LoadedModel
+from llmquant.plugins.evaluator import Evaluator, LoadedModel
 from llmquant.study.call import Json
 from llmquant.study.experiment import InputFile
 from llmquant.study.run import Measurement, Result, Sample
@@ -42,15 +42,12 @@ _CHARACTERS = 64  # a token, at most, on average: a file of gigabytes is not enc
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
-class Perplexity:
+class Perplexity(Evaluator[PerplexityOptions]):
     """Score a text token by token.
 
     Args:
         options: which text, how much of it, and the windows.
     """
-
-    def __init__(self, options: PerplexityOptions) -> None:
-        self.options = options
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
         """Yield perplexity, bits per byte and nats per token, with one sample a window.
@@ -64,7 +61,7 @@ class Perplexity:
             text = text[: _CHARACTERS * options.max_tokens]
         encoded = encode(subject.tokenizer, text)
         tokens = min(len(encoded.ids), options.max_tokens or len(encoded.ids))
-        window, stride = options.windows(_positions(subject.info))
+        window, stride = windows_of(options, _positions(subject.info))
         windows = sliding_windows(tokens, window=window, stride=stride, lead=0 if encoded.bos is None else 1)
         if not windows:
             raise RunError(f"the text has {tokens} tokens for this model, and perplexity needs two")

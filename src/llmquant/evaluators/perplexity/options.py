@@ -46,11 +46,6 @@ class PerplexityOptions:
         if wrong:
             raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
 
-    def windows(self, positions: int | None) -> tuple[int, int]:
-        """Return window and stride for a model that takes at most so many `positions`; ``None``: any number."""
-        window = min(self.window, positions or self.window)
-        return window, min(self.stride or max(1, window // 2), window)
-
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse a text that is not there, is no text, or does not fill a window.
 
@@ -84,8 +79,14 @@ class PerplexityOptions:
         if isinstance(self.text, InputFile) and self.text.path is not None:
             tokens = self.text.path.stat().st_size // _BYTES_PER_TOKEN
         tokens = min(tokens, self.max_tokens or tokens)
-        window, stride = self.windows(None)
+        window, stride = windows_of(self, None)
         return Cost(window * (1 + max(0, -(-(tokens - window) // stride))))
+
+
+def windows_of(options: PerplexityOptions, positions: int | None) -> tuple[int, int]:
+    """Return window and stride for a model that takes at most so many `positions`; ``None``: any number."""
+    window = min(options.window, positions or options.window)
+    return window, min(options.stride or max(1, window // 2), window)
 
 
 def _wrong_values(options: PerplexityOptions) -> Iterator[OptionError]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from llmquant.evaluators.speed.generation_steps import Passes, random_prompts, repeat_passes, until_out_of_memory
 from llmquant.evaluators.speed.latency_options import LatencyOptions
+from llmquant.plugins.evaluator import Evaluator
 from llmquant.study.call import Json
 from llmquant.study.run import Measurement, Result
 
@@ -21,7 +22,7 @@ _TASK = "latency"
 _STEPS_FILE = "latency_steps.json"
 
 
-class Latency:
+class Latency(Evaluator[LatencyOptions]):
     """Times prefill, the first token and each further token, at several prompt lengths.
 
     Medians have no standard error here: repeats inside one process are not independent readings of what another
@@ -29,12 +30,9 @@ class Latency:
     ``files/latency_steps.json``; intervals need repeated runs.
     """
 
-    def __init__(self, options: LatencyOptions) -> None:
-        self._options = options
-
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
         """Yield one result; prompt lengths that do not fit in memory are named in its details."""
-        options, lengths = self._options, sorted(self._options.prompt_tokens)
+        options, lengths = self.options, sorted(self.options.prompt_tokens)
         total = len(lengths) * options.repeats
         steps: dict[str, list[list[float]]] = {}
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmquant.evaluators.speed.query_latency_options import QueryLatencyOptions
+from llmquant.evaluators.speed.query_latency_options import QueryLatencyOptions, collection_size
+from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.index import Index
 from llmquant.retrieval.vectors import Embeddings
 from llmquant.study.run import Measurement, Result
@@ -21,21 +22,18 @@ _TASK = "query_latency"
 _QUERY = "how much did revenue grow in the third quarter of year {}"
 
 
-class QueryLatency:
+class QueryLatency(Evaluator[QueryLatencyOptions]):
     """Times one query at a time, past the cache of embeddings.
 
     The documents are random unit vectors: exact search takes as long for them as for real ones.
     """
 
-    def __init__(self, options: QueryLatencyOptions) -> None:
-        self._options = options
-
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterable[Result]:
         """Yield one result: medians and 95th percentiles in milliseconds."""
-        options, embeds = self._options, subject.embeds
+        options, embeds = self.options, subject.embeds
         late, total = embeds.similarity == "maxsim", 2 * options.repeats
         rng = np.random.default_rng(ctx.seed)
-        documents = options.collection(embeds.similarity)
+        documents = collection_size(options, embeds.similarity)
         held = _random(rng, documents, options.vectors if late else None, embeds.width)
         index = Index.build(held, subject.vectors, embeds.similarity, engine=options.engine)
 
@@ -61,10 +59,10 @@ class QueryLatency:
     def _time(self, step: Callable[[int], object], done: Callable[[int], None]) -> list[float]:
         """Return the milliseconds of each measured step."""
         found = []
-        for number in range(self._options.warmup + self._options.repeats):
+        for number in range(self.options.warmup + self.options.repeats):
             started = time.perf_counter()
             step(number)
-            if number >= self._options.warmup:
+            if number >= self.options.warmup:
                 found.append(1000 * (time.perf_counter() - started))
                 done(len(found))
         return found

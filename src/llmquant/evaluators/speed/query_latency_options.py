@@ -47,13 +47,14 @@ class QueryLatencyOptions:
             repeats=self.repeats,
         )
 
-    def collection(self, similarity: str) -> int:
-        """Return how many documents are searched."""
-        return _DOCUMENTS[similarity] if self.documents is None else self.documents
-
     def check(self, model: ModelInfo, device: Device) -> None:
         """Accept every embedder of texts."""
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work of encoding; searching is little beside it."""
         return Cost(prefill_tokens=32 * (self.warmup + self.repeats))
+
+
+def collection_size(options: QueryLatencyOptions, similarity: str) -> int:
+    """Return how many documents are searched."""
+    return _DOCUMENTS[similarity] if options.documents is None else options.documents

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmquant.evaluators.speed.generation_steps import Pass, Passes, random_prompts, repeat_passes, until_out_of_memory
 from llmquant.evaluators.speed.throughput_options import ThroughputOptions
+from llmquant.plugins.evaluator import Evaluator
 from llmquant.study.call import Json
 from llmquant.study.run import Measurement, Result
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _TASK = "throughput"
 
 
-class Throughput:
+class Throughput(Evaluator[ThroughputOptions]):
     """Counts tokens a second in static batches: equal prompts, equal lengths, all sequences from start to end together.
 
     ``generated_tokens_per_s`` divides the generated tokens by the time of the whole generation, the prompts included,
@@ -28,12 +29,9 @@ class Throughput:
     error.
     """
 
-    def __init__(self, options: ThroughputOptions) -> None:
-        self._options = options
-
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
         """Yield one result; batches that do not fit in memory are named in its details."""
-        options, batches = self._options, sorted(self._options.batches)
+        options, batches = self.options, sorted(self.options.batches)
         total = len(batches) * options.repeats
 
         def measure(batch: int) -> Passes:

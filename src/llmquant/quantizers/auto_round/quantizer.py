@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from llmquant.errors import NotHonouredError
 from llmquant.loading.memory import stored_elements
 from llmquant.loading.strict import load_causal
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.auto_round.options import AutoRoundOptions
 from llmquant.quantizers.calibration.texts import calibration_tokens
 from llmquant.quantizers.gptqmodel.quantizer import loaded_dtype
@@ -24,11 +24,8 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
 
 
-class AutoRound:
+class AutoRound(Quantizer[AutoRoundOptions]):
     """Intel's AutoRound, in its own checkpoint format."""
-
-    def __init__(self, options: AutoRoundOptions) -> None:
-        self._options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Tune the rounding block by block and write the checkpoint to `out`.
@@ -41,7 +38,7 @@ class AutoRound:
         _quiet()
         import auto_round
 
-        options = self._options
+        options = self.options
         tokenizer = AutoTokenizer.from_pretrained(model)
         tokens = calibration_tokens(options, tokenizer, ctx)
         engine = auto_round.AutoRound(
@@ -65,7 +62,7 @@ class AutoRound:
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the type of unquantized weights; everything else is in the checkpoint's configuration."""
         _quiet()
-        return {"dtype": loaded_dtype(self._options.dtype, ctx.device)}
+        return {"dtype": loaded_dtype(self.options.dtype, ctx.device)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back the settings of the packed layers.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.baseline.options import BaselineOptions
 from llmquant.quantizers.reading import elements_by_dtype, linear_names
 
@@ -17,19 +16,12 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
 
 
-class Baseline:
+class Baseline(Quantizer[BaselineOptions]):
     """Loads weights as they are, converted to one type."""
-
-    def __init__(self, options: BaselineOptions) -> None:
-        self._options = options
-
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return `model`; nothing is prepared."""
-        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the type."""
-        return {"dtype": getattr(torch, self._options.dtype)}
+        return {"dtype": getattr(torch, self.options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back the type of most parameters; types that the model sets for other parameters are in the note."""

@@ -61,22 +61,12 @@ class Bnb4bitOptions:
         """
         layers = model.linear_layers()
         packs = packs_on(device)
-        compute = self.computes_in(device, packs=packs)
+        compute = computes_in(self, device, packs=packs)
         packs = packs and compute == "bfloat16"
         held = sum(self._layer_bytes(layer.elements, packed=packs and fits_packed(layer.shape)) for layer in layers)
         biases = {layer.name.removesuffix("weight") + "bias" for layer in layers} if compute == "float32" else ()
         widened = 2 * sum(tensor.elements for tensor in model.weights if tensor.name in biases)
         return plain_bytes(model, 2, quantized=layers) + held + widened
-
-    def computes_in(self, device: str, *, packs: bool) -> Literal["float16", "bfloat16", "float32"]:
-        """Resolve ``auto``.
-
-        Args:
-            packs: whether bitsandbytes repacks weights on that machine's CPU.
-        """
-        if self.compute_dtype != "auto":
-            return self.compute_dtype
-        return "bfloat16" if packs or device == "cuda" else "float32"
 
     def requests(self) -> Mapping[str, Json]:
         """Return the values that the loaded weights must have."""
@@ -93,6 +83,17 @@ class Bnb4bitOptions:
             return codes + _CODE_BYTES + 4 * scales
         nested = 4 * -(-scales // _NESTED_BLOCK_SIZE) + _NESTED_CODE_BYTES + OFFSET_BYTES
         return codes + _CODE_BYTES + scales + nested
+
+
+def computes_in(options: Bnb4bitOptions, device: str, *, packs: bool) -> Literal["float16", "bfloat16", "float32"]:
+    """Resolve ``auto``.
+
+    Args:
+        packs: whether bitsandbytes repacks weights on that machine's CPU.
+    """
+    if options.compute_dtype != "auto":
+        return options.compute_dtype
+    return "bfloat16" if packs or device == "cuda" else "float32"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes
@@ -13,8 +12,8 @@ from transformers import BitsAndBytesConfig
 
 from llmquant.errors import NotHonouredError
 from llmquant.loading.memory import stored_elements
-from llmquant.plugins.quantizer import AppliedQuantization
-from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions, fits_packed
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
+from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions, computes_in, fits_packed
 from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 
 if TYPE_CHECKING:
@@ -22,21 +21,14 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
 
 
-class Bnb4bit:
+class Bnb4bit(Quantizer[Bnb4bitOptions]):
     """NF4 or FP4 with one scale per 64 weights."""
-
-    def __init__(self, options: Bnb4bitOptions) -> None:
-        self._options = options
-
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return `model`; weights are quantized while they are loaded."""
-        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the configuration, with the compute type resolved for the device."""
-        options = self._options
+        options = self.options
         packs = ctx.device == "cpu" and packs_for_cpu()
-        compute = getattr(torch, options.computes_in(ctx.device, packs=packs))
+        compute = getattr(torch, computes_in(options, ctx.device, packs=packs))
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=options.quant_type,
@@ -47,7 +39,7 @@ class Bnb4bit:
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
         """Prepare the layers, without the packed kernel if it would ignore the requested compute type."""
-        settle_4bit(module, pack=self._options.compute_dtype not in ("float16", "float32"), to_save=to_save)
+        settle_4bit(module, pack=self.options.compute_dtype not in ("float16", "float32"), to_save=to_save)
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back the settings of the layers, before or after the first forward pass.
@@ -80,26 +72,19 @@ class Bnb4bit:
         )
 
 
-class Bnb8bit:
+class Bnb8bit(Quantizer[Bnb8bitOptions]):
     """LLM.int8(): one scale per row, outlier columns of the input in 16 bits."""
-
-    def __init__(self, options: Bnb8bitOptions) -> None:
-        self._options = options
-
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return `model`; weights are quantized while they are loaded."""
-        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the configuration, with the type of unquantized weights resolved for the device."""
-        name = self._options.dtype
+        name = self.options.dtype
         if name == "auto":
             # Gemma 3 was trained in bfloat16, and its residual stream is known to grow beyond float16's 65,504.
             gemma = str(model.text_config.get("model_type", "")).startswith("gemma3")
             name = "float16" if ctx.device == "cuda" and not gemma else "bfloat16"
         if name != "float16":
             _warn_once()
-        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self._options.threshold)
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.options.threshold)
         return {"quantization_config": config, "dtype": getattr(torch, name)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
@@ -115,8 +100,8 @@ class Bnb8bit:
         if not layers or len(held) < len(layers):
             raise NotHonouredError(f"{len(held)} of {len(layers)} 8-bit layers hold int8 weights and their scales")
         threshold = only((layer.state.threshold for layer in layers), "outlier threshold")
-        if threshold != self._options.threshold:
-            raise NotHonouredError(f"asked for threshold {self._options.threshold}, found {threshold}")
+        if threshold != self.options.threshold:
+            raise NotHonouredError(f"asked for threshold {self.options.threshold}, found {threshold}")
         note = f"inputs are rounded to float16; columns above {threshold} multiply in 16 bits"
         return AppliedQuantization(
             method="bitsandbytes",

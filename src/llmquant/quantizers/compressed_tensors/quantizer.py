@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from llmquant.errors import NotHonouredError
 from llmquant.loading.memory import stored_elements
 from llmquant.loading.strict import load_causal
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.compressed_tensors.options import CompressedTensorsOptions
 from llmquant.quantizers.reading import dtype_name, only
 
@@ -36,11 +36,8 @@ _BLUR = 1 / 250
 _ROWS_READ = 16
 
 
-class CompressedTensors:
+class CompressedTensors(Quantizer[CompressedTensorsOptions]):
     """Linear layers whose scales come from the largest weight of a row or group."""
-
-    def __init__(self, options: CompressedTensorsOptions) -> None:
-        self._options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Quantize and write the checkpoint to `out`; unquantized weights are stored in bfloat16.
@@ -50,9 +47,9 @@ class CompressedTensors:
         # Not in bfloat16: dividing by the scale would round int8 codes a second time, by up to half a step.
         module = load_causal(model, model.name, {"dtype": torch.float32}, allow_pickle=True)
         head = module.get_output_embeddings()
-        scheme = preset_name_to_scheme(_PRESETS[self._options.scheme], ["Linear"])
-        if self._options.scheme == "w4a16":
-            scheme.weights.group_size = self._options.group_size
+        scheme = preset_name_to_scheme(_PRESETS[self.options.scheme], ["Linear"])
+        if self.options.scheme == "w4a16":
+            scheme.weights.group_size = self.options.group_size
         config = QuantizationConfig(
             config_groups={"group_0": scheme},
             ignore=[name for name, child in module.named_modules() if child is head],

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llmquant.errors import NotHonouredError
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.gguf.options import BLOCK_TYPES, GgufOptions, block_types, in_block
 from llmquant.quantizers.reading import dtype_name, elements_by_dtype, only
 
@@ -38,17 +38,14 @@ _ROWS_READ = 4
 _MAY_MOVE = 0.6
 
 
-class Gguf:
+class Gguf(Quantizer[GgufOptions]):
     """A checkpoint with the dequantized weights of a .gguf file."""
-
-    def __init__(self, options: GgufOptions) -> None:
-        self._options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Write the checkpoint to `out` file by file, so that only one file's weights are in memory at a time."""
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         files = sorted(model.glob("[!.]*.safetensors"))
-        types = block_types(_shapes(files), config.get("text_config") or config, self._options.file_type)
+        types = block_types(_shapes(files), config.get("text_config") or config, self.options.file_type)
         done = 0
         for file in files:
             tensors = load_file(file)
@@ -59,7 +56,7 @@ class Gguf:
                         rows = torch.from_numpy(_round_trip(rows.numpy(), types[name]))
                         done += 1
                         ctx.progress(done, len(types))
-                    tensors[name] = rows.to(getattr(torch, self._options.dtype))
+                    tensors[name] = rows.to(getattr(torch, self.options.dtype))
             save_file(tensors, out / file.name, metadata={"format": "pt"})
         for other in model.iterdir():
             if other.is_file() and other.suffix in (".json", ".jinja", ".model", ".txt"):
@@ -68,7 +65,7 @@ class Gguf:
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the type of the dequantized weights."""
-        return {"dtype": getattr(torch, self._options.dtype)}
+        return {"dtype": getattr(torch, self.options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Check that every weight is on the grid of its block type: quantizing a weight again must not move it.
@@ -80,7 +77,7 @@ class Gguf:
         """
         weights = {name: weight.detach() for name, weight in module.named_parameters()}
         config = module.config.get_text_config().to_dict()
-        types = block_types({name: tuple(w.shape) for name, w in weights.items()}, config, self._options.file_type)
+        types = block_types({name: tuple(w.shape) for name, w in weights.items()}, config, self.options.file_type)
         for name, block_type in types.items():
             moved = _moved(weights[name], block_type)
             if moved > _MAY_MOVE * BLOCK_TYPES[block_type].error:
@@ -98,7 +95,7 @@ class Gguf:
         linear = [child for child in module.modules() if isinstance(child, torch.nn.Linear)]
         return AppliedQuantization(
             method="gguf",
-            code=self._options.file_type,
+            code=self.options.file_type,
             bits=round(bits, 2),
             block_size=BLOCK_TYPES[usual].group,
             double_quantization=BLOCK_TYPES[usual].weights > BLOCK_TYPES[usual].group,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import AutoTokenizer
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from llmquant.errors import RunError, UnsupportedError
 from llmquant.loading.strict import check_source
 from llmquant.models.folder import folder_digest
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.calibration.options import Calibrated
 from llmquant.quantizers.calibration.texts import calibration_tokens
 from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
@@ -30,26 +30,24 @@ if TYPE_CHECKING:
 _RESUMABLE = frozenset({"llama", "qwen3_moe"})
 
 
-class _PackedByGptqModel:
-    """The shared part of the three quantizers: their checkpoint, how it is loaded, and how it is read back."""
+_Options = TypeVar("_Options", bound=GptqOptions | AwqOptions | RoundToNearestOptions)
 
-    def __init__(self, options: GptqOptions | AwqOptions | RoundToNearestOptions) -> None:
-        self._options = options
+
+class _PackedByGptqModel(Quantizer[_Options]):
+    """The shared part of the three quantizers: their checkpoint, how it is loaded, and how it is read back."""
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the type of everything that is not quantized; the rest is in the checkpoint."""
         prepare_environment(ctx.device)
-        return {"dtype": loaded_dtype(self._options.dtype, ctx.device)}
+        return {"dtype": loaded_dtype(self.options.dtype, ctx.device)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back the settings of the packed layers."""
         return read_gptqmodel_layers(module)
 
 
-class Gptq(_PackedByGptqModel):
+class Gptq(_PackedByGptqModel[GptqOptions]):
     """GPTQ (Frantar et al., arXiv:2210.17323)."""
-
-    _options: GptqOptions
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Quantize the checkpoint at `model` and write the result to `out`.
@@ -61,7 +59,7 @@ class Gptq(_PackedByGptqModel):
         prepare_environment(ctx.device)
         from gptqmodel import QuantizeConfig
 
-        options = self._options
+        options = self.options
         config = QuantizeConfig(
             method="gptq",
             format=options.format,
@@ -75,10 +73,8 @@ class Gptq(_PackedByGptqModel):
         return _quantize(model, out, config, options, ctx)
 
 
-class Awq(_PackedByGptqModel):
+class Awq(_PackedByGptqModel[AwqOptions]):
     """AWQ (Lin et al., arXiv:2306.00978)."""
-
-    _options: AwqOptions
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Quantize the checkpoint at `model` and write the result to `out`.
@@ -90,7 +86,7 @@ class Awq(_PackedByGptqModel):
         prepare_environment(ctx.device)
         from gptqmodel import BACKEND, QuantizeConfig
 
-        options = self._options
+        options = self.options
         config = QuantizeConfig(
             method="awq",
             format="gemm",
@@ -103,10 +99,8 @@ class Awq(_PackedByGptqModel):
         return _quantize(model, out, config, options, ctx, backend)
 
 
-class RoundToNearest(_PackedByGptqModel):
+class RoundToNearest(_PackedByGptqModel[RoundToNearestOptions]):
     """Rounds every weight to the nearest value that its group can represent."""
-
-    _options: RoundToNearestOptions
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Quantize the checkpoint at `model` and write the result to `out`.
@@ -117,7 +111,7 @@ class RoundToNearest(_PackedByGptqModel):
         prepare_environment(ctx.device)
         from gptqmodel.quantization.config import RTNConfig
 
-        options = self._options
+        options = self.options
         config = RTNConfig(bits=options.bits, group_size=options.group_size, sym=options.sym)
         return _quantize(model, out, config, None, ctx)
 

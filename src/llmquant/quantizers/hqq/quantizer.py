@@ -7,11 +7,11 @@ part through transformers' hooks for third-party quantizers, around HQQ's own qu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hqq.core.quantize import BaseQuantizeConfig, Quantizer
+from hqq.core.quantize import BaseQuantizeConfig
+from hqq.core.quantize import Quantizer as HqqQuantizer
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmquant.errors import NotHonouredError
 from llmquant.loading.memory import stored_elements
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.hqq.options import HqqOptions
 from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 
@@ -32,21 +32,14 @@ if TYPE_CHECKING:
 _METHOD = "llmquant_hqq"
 
 
-class Hqq:
+class Hqq(Quantizer[HqqOptions]):
     """Codes of a few bits with a scale and a zero point per group of weights."""
-
-    def __init__(self, options: HqqOptions) -> None:
-        self._options = options
-
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return `model`; weights are quantized while they are loaded."""
-        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the configuration, and register HQQ with transformers."""
         if _METHOD not in AUTO_QUANTIZER_MAPPING:
             register_quantizer(_METHOD)(_HqqLoader)
-        options = self._options
+        options = self.options
         return {
             "quantization_config": _HqqConfig(options.bits, options.group_size),
             "dtype": getattr(torch, options.dtype),
@@ -106,7 +99,7 @@ class HqqLinear(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
         """Quantize `weight`, ``(out_features, in_features)``, in its own type and on its device."""
         # HQQ's own choices for these bits, such as whole zero points for 4.
         parameters = BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)["weight_quant_params"]
-        self.qweight, meta = Quantizer.quantize(
+        self.qweight, meta = HqqQuantizer.quantize(
             weight, compute_dtype=weight.dtype, device=str(weight.device), **parameters
         )
         self.scales, self.zeros = meta.pop("scale").to(weight.dtype), meta.pop("zero").to(weight.dtype)
@@ -115,7 +108,7 @@ class HqqLinear(torch.nn.Module):  # type: ignore[misc]  # torch is not followed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply ``(..., in_features)`` by the expanded weight."""
-        weight = Quantizer.dequantize(self.qweight, {**self.meta, "scale": self.scales, "zero": self.zeros})
+        weight = HqqQuantizer.dequantize(self.qweight, {**self.meta, "scale": self.scales, "zero": self.zeros})
         return torch.nn.functional.linear(x, weight, self.bias)
 
 

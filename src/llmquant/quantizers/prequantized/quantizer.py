@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from llmquant.errors import ModelError, NotHonouredError
 from llmquant.loading.causal_lm import materialize
 from llmquant.models.info import inspect_model
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
 from llmquant.quantizers.gptqmodel.quantizer import loaded_dtype
 from llmquant.quantizers.gptqmodel.settings import prepare_environment
@@ -31,11 +31,8 @@ _STANDARD = "model.safetensors"
 _UNPACKING = {"gptq": "gptq_torch", "awq": "torch_awq"}
 
 
-class Prequantized:
+class Prequantized(Quantizer[PrequantizedOptions]):
     """Loads the checkpoint instead of the model, and reads back its quantization."""
-
-    def __init__(self, options: PrequantizedOptions) -> None:
-        self._options = options
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Return the checkpoint's folder, after a download if necessary.
@@ -43,11 +40,11 @@ class Prequantized:
         Raises:
             ModelError: if the checkpoint is unavailable, or changed since the study was planned.
         """
-        return _fetch(self._options, ctx)[0]
+        return _fetch(self.options, ctx)[0]
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the type of unquantized weights, and the configuration with the quantization settings."""
-        folder, settings = _fetch(self._options, ctx)
+        folder, settings = _fetch(self.options, ctx)
         config = AutoConfig.from_pretrained(folder)
         # The model decides the attention implementation for all of its variants.
         config._attn_implementation = AutoConfig.from_pretrained(materialize(model, ctx.cache))._attn_implementation
@@ -58,7 +55,7 @@ class Prequantized:
             if ctx.device == "cpu" and settings.get("group_size", 128) not in CPU_PRODUCT_GROUPS:
                 settings = {**settings, "backend": _UNPACKING[method]}
         config.quantization_config = dict(settings)
-        return {"dtype": loaded_dtype(self._options.dtype, ctx.device), "config": config}
+        return {"dtype": loaded_dtype(self.options.dtype, ctx.device), "config": config}
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
         """Prepare the layers of bitsandbytes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,7 @@ from transformers import QuantoConfig
 
 from llmquant.errors import NotHonouredError
 from llmquant.loading.memory import stored_elements
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.quanto.options import QuantoOptions
 from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 
@@ -21,19 +20,12 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
 
 
-class Quanto:
+class Quanto(Quantizer[QuantoOptions]):
     """8 bits with one scale per row, or 4 bits with a scale and a shift per 128 weights."""
-
-    def __init__(self, options: QuantoOptions) -> None:
-        self._options = options
-
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return `model`; weights are quantized while they are loaded."""
-        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the configuration."""
-        options = self._options
+        options = self.options
         return {"quantization_config": QuantoConfig(weights=options.weights), "dtype": getattr(torch, options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +33,7 @@ from transformers import TorchAoConfig
 
 from llmquant.errors import NotHonouredError, UnsupportedError
 from llmquant.loading.memory import stored_elements
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_names, only
 from llmquant.quantizers.torchao.options import SCHEMES, TILE, TorchaoInt4Options, TorchaoOptions, check_capability
 
@@ -59,15 +58,8 @@ _CONFIGS: Mapping[str, Callable[[], Any]] = {  # Any: torchao's configurations
 }
 
 
-class Torchao:
+class Torchao(Quantizer[TorchaoOptions]):
     """int8 and float8 with one scale per row, NVFP4 and MXFP4 with one scale per 16 or 32 weights."""
-
-    def __init__(self, options: TorchaoOptions) -> None:
-        self._options = options
-
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return `model`; weights are quantized while they are loaded."""
-        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the configuration.
@@ -75,13 +67,13 @@ class Torchao:
         Raises:
             UnsupportedError: if this GPU is too old, or this CPU multiplies int8 wrongly.
         """
-        name = self._options.scheme
+        name = self.options.scheme
         needed = SCHEMES[name].capability
         if needed:
             check_capability(torch.cuda.get_device_capability(), needed, name)
         if name == "int8_dynamic" and ctx.device == "cpu":
             _check_int8_matmul()
-        return {"quantization_config": TorchAoConfig(_CONFIGS[name]()), "dtype": getattr(torch, self._options.dtype)}
+        return {"quantization_config": TorchAoConfig(_CONFIGS[name]()), "dtype": getattr(torch, self.options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back the settings of the layers.
@@ -92,15 +84,8 @@ class Torchao:
         return _applied(module)
 
 
-class TorchaoInt4:
+class TorchaoInt4(Quantizer[TorchaoInt4Options]):
     """int4 with a scale and a zero point per group of weights."""
-
-    def __init__(self, options: TorchaoInt4Options) -> None:
-        self._options = options
-
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return `model`; weights are quantized while they are loaded."""
-        return model
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the configuration, with the packing of the device's kernel.
@@ -108,7 +93,7 @@ class TorchaoInt4:
         Raises:
             UnsupportedError: if this GPU is too old.
         """
-        group_size = self._options.group_size
+        group_size = self.options.group_size
         if ctx.device == "cuda":
             check_capability(torch.cuda.get_device_capability(), (8, 0), "int4")
             packing = Int4PackingFormat.TILE_PACKED_TO_4D
