@@ -288,8 +288,9 @@ def test_a_quantizer_applies_through_its_keywords(heavy, options, code, late, ge
     assert np.median(cosines) > 0.8
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["plain", "DoRA"])
 @pytest.mark.parametrize("late", [False, True], ids=["one vector", "late"])
-def test_a_merged_adapter_gives_what_peft_gives(late, gemma, late_gemma, open_as, tmp_path):
+def test_a_merged_adapter_gives_what_peft_gives(late, dora, gemma, late_gemma, open_as, tmp_path):
     """Through peft's own layers, and through the checkpoint that was written with the adapter in its weights."""
     import peft
     from transformers import Gemma3Model
@@ -305,7 +306,7 @@ def test_a_merged_adapter_gives_what_peft_gives(late, gemma, late_gemma, open_as
     targets = r".*language_model.*(q_proj|down_proj)$|custom_text_proj$"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, use_dora=dora)
         adapted = peft.get_peft_model(model, config).eval()
     adapted.save_pretrained(tmp_path / "adapter")
     (tmp_path / "out").mkdir()
@@ -363,3 +364,24 @@ def test_a_processor_saved_by_the_library_it_was_trained_with_is_read(gemma, ope
     expected = _encode(open_as(BiGemma3, options, gemma), _items())
     found = _encode(open_as(BiGemma3, options, folder), _items())
     np.testing.assert_array_equal(np.stack(found), np.stack(expected))
+
+
+def test_a_merged_weight_is_rounded_once(gemma, tmp_path):
+    """In a bfloat16 checkpoint, the sum of base and adapter is computed in float32."""
+    import peft
+    from transformers import Gemma3Model
+
+    model = Gemma3Model.from_pretrained(gemma, dtype=torch.bfloat16)
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(gemma, base)
+    model.save_pretrained(base)
+    config = peft.LoraConfig(r=4, target_modules=r".*language_model.*q_proj$", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    BiGemma3(BiGemma3Options("x")).merge(base, tmp_path / "adapter", out)
+    stored, merged = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "language_model.layers.0.self_attn.q_proj"
+    down, up = (adapter[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
+    (key,) = [key for key in stored if re.search(r"language_model.*layers\.0\..*q_proj\.weight", key)]
+    expected = stored[key].float() + 2 * (up @ down)
+    torch.testing.assert_close(merged[key], expected.bfloat16(), rtol=0, atol=0)

@@ -9,6 +9,7 @@ _EMBED = 'pip install "llmquant[embed]"'
 # mteb imports sentence-transformers wherever it evaluates.
 _MTEB = (*TORCH, "mteb>=2.26", "sentence-transformers>=6.0", "pillow>=11.3")
 _IMAGES = (*TORCH, "pillow>=11.3")
+_ADAPTERS = (*_IMAGES, "peft>=0.18")
 
 EMBEDDERS: tuple[PluginSpec, ...] = (
     PluginSpec(
@@ -20,7 +21,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
         presets={"bigemma3-4b-embedding": {"checkpoint": "Cognitive-Lab/NetraEmbed"}},
         accepts=(),
         checkpoints=("Cognitive-Lab/NetraEmbed*",),
-        requires=_IMAGES,
+        requires=_ADAPTERS,
         install=_EMBED,
     ),
     PluginSpec(
@@ -31,7 +32,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
         target="llmquant.embedders.gemma3.embedder:ColGemma3",
         accepts=(),
         checkpoints=("Cognitive-Lab/ColNetraEmbed*",),
-        requires=_IMAGES,
+        requires=_ADAPTERS,
         install=_EMBED,
     ),
     PluginSpec(
@@ -59,7 +60,7 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
             "ModernVBERT/colmodernvbert*",
             "ModernVBERT/bimodernvbert*",
         ),
-        requires=(*_IMAGES, "colpali-engine>=0.3.18"),
+        requires=(*_ADAPTERS, "colpali-engine>=0.3.18"),
         install='pip install "llmquant[colpali]"',
     ),
     PluginSpec(

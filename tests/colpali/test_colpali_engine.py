@@ -266,13 +266,13 @@ def _peft_model(peft, model):
 
 
 def test_an_adapter_of_another_kind_is_refused(tiny_checkpoint, tmp_path):
-    """An adapter with DoRA says that it is none that can be merged here, and what to do."""
+    """An adapter that is no LoRA says that it cannot be merged here, and what to do."""
     import peft
 
     folder = tiny_checkpoint("colqwen2")
-    config = peft.LoraConfig(r=4, target_modules=r".*q_proj$", use_dora=True)
+    config = peft.IA3Config(target_modules=r".*q_proj$", feedforward_modules=[])
     peft.get_peft_model(_library("colqwen2", folder)[0], config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="use_dora"):
+    with pytest.raises(ModelError, match="IA3"):
         ColpaliEngine(ColpaliEngineOptions(str(folder))).merge(folder, tmp_path / "adapter", tmp_path)
 
 

@@ -1,15 +1,13 @@
-"""Add a LoRA adapter to the weights of its base and write an ordinary checkpoint."""
+"""Add a LoRA adapter to the weights of its base, with peft, and write an ordinary checkpoint."""
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -32,8 +30,7 @@ def merge_lora(
 ) -> None:
     """Write `module` with the adapter added, and the tokenizer and processor files: the adapter's before the base's.
 
-    ``W + (alpha / r) B A`` is computed in float32 and rounded once to the type that `module` is loaded in. (Hu et al.,
-    2021, https://arxiv.org/abs/2106.09685)
+    Each weight is computed in float32 and rounded once to the type that `module` is loaded in.
 
     Args:
         module: the base; its weights are changed.
@@ -41,29 +38,19 @@ def merge_lora(
         renames: regular expressions from older names of modules to those of `module`.
 
     Raises:
-        ModelError: if the adapter is no plain LoRA, is damaged, or names modules that `module` does not have.
+        ModelError: if the adapter is no LoRA, is damaged, or names modules that `module` does not have.
     """
-    config = read_json(adapter / "adapter_config.json")
-    _check_kind(config, adapter.name)
-    try:
-        tensors = load_file(adapter / _WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{adapter.name}/{_WEIGHTS} cannot be read: {error}") from error
-    weights = dict(module.named_parameters())
-    downs = {name for name in tensors if name.endswith(".lora_A.weight")}
-    ups = {name.removesuffix(".lora_A.weight") + ".lora_B.weight" for name in downs}
-    whole = tensors.keys() - downs - ups  # of `modules_to_save`: trained themselves, and stored whole
-    if missing := sorted(ups - tensors.keys()):
-        raise ModelError(f"{adapter.name} lacks {missing[0]!r}")
-    for name in sorted(downs):
-        stem = name.removesuffix(".lora_A.weight")
-        weight = _find(weights, f"{stem}.weight", renames, adapter.name)
-        down, up = tensors[name].float(), tensors[f"{stem}.lora_B.weight"].float()
-        change = _scale(config, stem.removeprefix(_PREFIX), down.shape[0]) * (up @ down)
-        _replace(weight, weight.data.float() + change, name, adapter.name)
-    for name in sorted(whole):
-        _replace(_find(weights, name, renames, adapter.name), tensors[name], name, adapter.name)
-    module.save_pretrained(out)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = _adapted(module, adapter, renames)
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weights = layer.get_base_layer()
+            dtype = weights.weight.dtype
+            weights.float()
+            layer.merge()
+            weights.to(dtype)
+    adapted.unload().save_pretrained(out)
     for folder in (base, adapter):
         for pattern in _PROCESSOR_FILES:
             for file in folder.glob(pattern):
@@ -71,42 +58,50 @@ def merge_lora(
                     shutil.copyfile(file, out / file.name)
 
 
-def _check_kind(config: Mapping[str, Any], name: str) -> None:  # Any: a JSON object
-    kind = str(config.get("peft_type", ""))
-    extra = [key for key in ("use_dora", "fan_in_fan_out", "lora_bias") if config.get(key)]
-    if kind != "LORA" or extra or config.get("bias", "none") != "none":
-        what = ", ".join([kind, *extra, f"bias={config.get('bias', 'none')}"])
+def _adapted(module: Any, adapter: Path, renames: Mapping[str, str]) -> Any:  # Any: models of transformers and of peft
+    import peft
+
+    if (kind := read_json(adapter / "adapter_config.json").get("peft_type")) != "LORA":
         raise ModelError(
-            f"{name} is an adapter of another kind than plain LoRA: {what}",
+            f"{adapter.name} is an adapter of another kind than LoRA: {kind}",
             hint="Merge it with peft (merge_and_unload), save it, and give that folder.",
         )
+    config = peft.PeftConfig.from_pretrained(str(adapter))
+    try:
+        stored = load_file(adapter / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{adapter.name}/{_WEIGHTS} cannot be read: {error}") from error
+    modules = dict(module.named_modules())
+    tensors, today, targets = {}, {}, set()
+    for key, tensor in stored.items():
+        named, lora, rest = key.removeprefix(_PREFIX).partition(".lora_")
+        if not lora:  # of `modules_to_save`: trained itself, and stored whole
+            named, _, rest = named.rpartition(".")
+        today[named] = _find(modules, named, renames, adapter.name)
+        tensors[f"{_PREFIX}{today[named]}{lora or '.'}{rest}"] = tensor
+        if lora:
+            targets.add(today[named])
+    config.target_modules = "|".join(map(re.escape, sorted(targets)))
+    for patterns in (config.rank_pattern, config.alpha_pattern):
+        for named in today.keys() & patterns.keys():
+            patterns[today[named]] = patterns.pop(named)
+    adapted = peft.get_peft_model(module, config)
+    try:
+        loaded = peft.set_peft_model_state_dict(adapted, tensors)
+    except RuntimeError as error:  # another shape
+        raise ModelError(f"{adapter.name} does not fit its base: {error}") from error
+    lacking = [key for key in loaded.missing_keys if "lora_" in key or "modules_to_save" in key]
+    if wrong := [*loaded.unexpected_keys, *lacking]:
+        raise ModelError(f"{adapter.name} {'lacks' if wrong == lacking else 'holds'} {wrong[0]!r}")
+    return adapted
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:  # Any: a JSON object
-    """Return ``alpha / r``, or ``alpha / sqrt(r)`` with rank stabilization; a module may have an alpha of its own."""
-    alpha = float(config["lora_alpha"])
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            alpha = float(value)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _find(
-    weights: Mapping[str, torch.nn.Parameter], stored: str, renames: Mapping[str, str], adapter: str
-) -> torch.nn.Parameter:
-    name = stored.removeprefix(_PREFIX)
-    candidates = [name, *(re.sub(old, new, name) for old, new in renames.items())]
-    for candidate in candidates:
-        if candidate in weights:
-            return weights[candidate]
+def _find(modules: Mapping[str, Any], stored: str, renames: Mapping[str, str], adapter: str) -> str:
+    # Any: modules of torch
+    for name in (stored, *(re.sub(old, new, stored) for old, new in renames.items())):
+        if name in modules:
+            return name
     raise ModelError(
-        f"{adapter} changes {name!r}, which its base does not have",
+        f"{adapter} changes {stored!r}, which its base does not have",
         hint="It belongs to another model than its adapter_config.json says.",
     )
-
-
-def _replace(weight: torch.nn.Parameter, value: torch.Tensor, name: str, adapter: str) -> None:
-    if weight.shape != value.shape:
-        raise ModelError(f"{adapter}: {name!r} has shape {tuple(value.shape)}, and its base {tuple(weight.shape)}")
-    weight.data = value.to(weight.dtype)
