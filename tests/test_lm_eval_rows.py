@@ -255,6 +255,14 @@ def test_code_that_fails_on_a_row_names_its_line(options, context):
         load(options("hellaswag", rows), context)
 
 
+def test_a_field_that_only_code_reads_is_missed_before_a_model_is_scored(options, context):
+    """The worker says in which line, and which field."""
+    chosen = options("hellaswag", [HELLASWAG, {key: value for key, value in HELLASWAG.items() if key != "ctx_b"}])
+    chosen.check(None, "cpu")
+    with pytest.raises(RunError, match=r"cannot read rows.jsonl: RunError: line 2: KeyError: 'ctx_b'"):
+        load(chosen, context)
+
+
 def test_a_task_that_shuffles_scores_what_it_asked(options, context):
     """lm-eval asks for the documents again when it scores; the choices must stand where they stood."""
     row = {"Question": "q", "Correct Answer": "right", "Record ID": 1, "High-level domain": "x"}
