@@ -147,7 +147,7 @@ def test_hardware_numbers_may_change(make, tmp_path):
 def test_an_evaluator_that_yields_nothing_is_found(make, tmp_path):
     """No result is no measurement."""
     spec = make("evaluator", "    def evaluate(self, subject, ctx):\n        return []\n")
-    with pytest.raises(PluginError, match="yields no result"):
+    with pytest.raises(PluginError, match="yielded no result"):
         check_evaluator(spec, "mine", object(), tmp_path / "files")
 
 

@@ -118,8 +118,8 @@ def test_processes_are_ended_and_threads_are_named(subject, without_functions):
     MEDDLING["child"](subject)
     MEDDLING["thread"](subject)
     assert set(before.undo()) == {
-        Change("the process 'sleep', which it left running", "restored"),
-        Change("the thread 'left behind', which it left running", "renew"),
+        Change("the process 'sleep', left running", "restored"),
+        Change("the thread 'left behind', left running", "renew"),
     }
 
 

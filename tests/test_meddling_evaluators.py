@@ -34,6 +34,6 @@ def test_a_worker_becomes_a_new_process_where_it_must(tiny_model: Path, tmp_path
     assert [runs[label].provenance["changed_by_evaluator"] for label in order] == [
         ["torch's default dtype"],
         ["the function torch.nn.functional.silu"],
-        ["the process 'sleep', which it left running"],
+        ["the process 'sleep', left running"],
     ]
     assert [runs[label].details["meddle"]["fresh"] for label in order] == [True, False, True]

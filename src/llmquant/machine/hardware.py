@@ -1,4 +1,4 @@
-"""What this machine can compute on, found without importing torch; and a dated table of GPUs."""
+"""This machine's compute devices, found without importing torch, and a dated table of GPUs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import pynvml
 from llmquant.errors import UnsupportedError
 from llmquant.study.job import Device
 
-# What CUDA takes for no GPU.
+# Values of CUDA_VISIBLE_DEVICES for no GPU.
 _NO_GPU = ("", "-1", "none", "NoDevFiles")
 MIB = 2**20
 GIB = 2**30
 
-# Memory the vendors state, in GiB; read in November 2026.
+# Memory as stated by the vendors, in GiB; read in November 2026.
 GPU_TABLE_DATE = "2026-11"
 GPU_MEMORY_GIB = {
     "T4": 16,
@@ -42,12 +42,12 @@ GPU_MEMORY_GIB = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """An NVIDIA GPU that may be used.
+    """A visible NVIDIA GPU.
 
     Attributes:
-        index: as `nvidia-smi` numbers it; instances of a divided GPU share it.
-        uuid: as ``CUDA_VISIBLE_DEVICES`` may name it, whatever the order of the numbers.
-        processes: other processes on it, as ``pid name``.
+        index: number in `nvidia-smi`; the instances of a divided GPU share it.
+        uuid: id for ``CUDA_VISIBLE_DEVICES``, independent of the order of the numbers.
+        processes: other processes on the GPU, as ``pid name``.
     """
 
     index: str
@@ -80,16 +80,16 @@ def torch_build() -> str | None:
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:
-    """List the GPUs that the driver knows and ``CUDA_VISIBLE_DEVICES`` leaves visible, in its order.
+    """List the driver's GPUs that ``CUDA_VISIBLE_DEVICES`` leaves visible, in the order of that variable.
 
-    A GPU that is divided (MIG) is listed as its instances.
+    A divided GPU (MIG) is listed as its instances.
 
     Raises:
-        UnsupportedError: if ``CUDA_VISIBLE_DEVICES`` names a GPU that is not there: CUDA would use none, silently.
+        UnsupportedError: if ``CUDA_VISIBLE_DEVICES`` names a missing GPU: CUDA would silently use no GPU.
     """
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver, or none that answers
+    except pynvml.NVMLError:  # the driver is missing or does not answer
         return ()
     try:
         gpus = [_instances(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -102,13 +102,13 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
 
 
 def cpu_threads() -> int:
-    """Return the threads to compute with: ``OMP_NUM_THREADS``, else the physical cores that this process may use."""
+    """Return the number of compute threads: ``OMP_NUM_THREADS``, else the physical cores of this process."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(given) if given.isdecimal() and int(given) else cpu_cores()
 
 
 def cpu_cores() -> int:
-    """Count the physical cores that this process may use, such as those that ``taskset`` left it."""
+    """Count the physical cores that this process may use, for example under ``taskset``."""
     if not hasattr(os, "sched_getaffinity"):
         return psutil.cpu_count(logical=False) or 1
     topology = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list") for cpu in os.sched_getaffinity(0))
@@ -119,7 +119,7 @@ def cpu_cores() -> int:
 
 
 def cpu_label(device: Device, threads: int) -> str:
-    """Name what timings on a CPU depend on."""
+    """Name the CPU and the threads, on which timings depend."""
     cores = cpu_cores()
     shared = "" if threads <= cores else f" on {cores} {'core' if cores == 1 else 'cores'}"
     return f"{device} {cpu_name()}, {threads} threads{shared}"
@@ -127,7 +127,7 @@ def cpu_label(device: Device, threads: int) -> str:
 
 @functools.cache
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the CPU's name from the operating system."""
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -137,7 +137,7 @@ def cpu_name() -> str:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """Return the processor's instruction sets as Linux names them, such as ``avx512_bf16``; none on other systems."""
+    """Return the CPU's instruction sets, such as ``avx512_bf16``; empty on systems other than Linux."""
     try:
         match = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -146,18 +146,18 @@ def cpu_flags() -> frozenset[str]:
 
 
 def fitting_gpus(peak_bytes: int) -> list[str]:
-    """Name the GPUs of the table whose memory holds `peak_bytes`, a tenth kept free, the smallest first."""
+    """List the known GPUs with enough memory for `peak_bytes` and 10 % kept free, the smallest first."""
     return [name for name, gib in GPU_MEMORY_GIB.items() if peak_bytes <= 0.9 * gib * GIB]
 
 
 def _instances(index: int) -> list[Gpu]:
-    """Return a GPU, or what it is divided into."""
+    """Return a GPU, or the instances of a divided GPU."""
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     found = []
     with contextlib.suppress(pynvml.NVMLError):  # a GPU that cannot be divided
         if pynvml.nvmlDeviceGetMigMode(handle)[0]:
             for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-                with contextlib.suppress(pynvml.NVMLError):  # fewer instances than there may be
+                with contextlib.suppress(pynvml.NVMLError):  # fewer instances than the maximum
                     found.append(_gpu(index, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)))
     return found or [_gpu(index, handle)]
 
@@ -165,7 +165,7 @@ def _instances(index: int) -> list[Gpu]:
 def _gpu(index: int, handle: Any) -> Gpu:  # Any: a handle of NVML's
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     processes: list[str] = []
-    with contextlib.suppress(pynvml.NVMLError):  # not told to every user
+    with contextlib.suppress(pynvml.NVMLError):  # not every user may list processes
         processes = [f"{each.pid} {_process(each.pid)}" for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     name = pynvml.nvmlDeviceGetName(handle).removeprefix("NVIDIA ")
     uuid = pynvml.nvmlDeviceGetUUID(handle)
@@ -179,7 +179,7 @@ def _process(pid: int) -> str:
 
 
 def _named(item: str, gpus: Sequence[Sequence[Gpu]]) -> Gpu:
-    """Find a GPU by its number, by its id, or by as much of its id as tells it apart, as CUDA does."""
+    """Find a GPU like CUDA: by its number, its id, or a unique prefix of its id."""
     every = [gpu for instances in gpus for gpu in instances]
     if item.isdecimal():
         found = [gpus[int(item)][0]] if int(item) < len(gpus) else []
@@ -187,8 +187,8 @@ def _named(item: str, gpus: Sequence[Sequence[Gpu]]) -> Gpu:
         found = [gpu for gpu in every if gpu.uuid.startswith(item)]
     if len(found) != 1:
         raise UnsupportedError(
-            f"CUDA_VISIBLE_DEVICES names {item!r}, which is {'no GPU' if not found else 'more than one GPU'} of this "
-            "machine",
-            hint=f"Its GPUs are {', '.join(f'{gpu.index} ({gpu.name}, {gpu.uuid})' for gpu in every)}.",
+            f"CUDA_VISIBLE_DEVICES contains {item!r}, which matches "
+            f"{'no GPU' if not found else 'more than one GPU'} of this machine",
+            hint=f"This machine's GPUs are {', '.join(f'{gpu.index} ({gpu.name}, {gpu.uuid})' for gpu in every)}.",
         )
     return found[0]

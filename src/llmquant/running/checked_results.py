@@ -1,4 +1,4 @@
-"""What an evaluator yields is checked before it is stored as completed."""
+"""Checks an evaluator's results before they are stored as completed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _T = TypeVar("_T")
 
 
 def checked_results(results: Any, plugin: str) -> Iterator[Result]:  # Any: what a third party returned
-    """Yield results one by one as they come, each one checked; numbers of numpy become Python's.
+    """Check results one by one and yield them; numpy's numbers become Python's.
 
     Args:
-        results: what ``Evaluator.evaluate`` returned.
-        plugin: its name, for errors.
+        results: the return value of ``Evaluator.evaluate``.
+        plugin: the plugin's name, for errors.
 
     Raises:
-        PluginError: naming the plugin, the task and the field of the first mistake: there is no result or measurement;
-            a field has another type, is not a number or not JSON; something is given twice; or `n` or a mean
-            contradicts the samples.
+        PluginError: if a result or measurement is missing, a field has a wrong type, is not a number or not JSON,
+            something is given twice, or `n` or a mean contradicts the samples. The message names the plugin, the task
+            and the field of the first mistake.
     """
     if not isinstance(results, Iterable):
         raise PluginError(f"{plugin}: evaluate returned {_written(results)}", hint=_ONE_PER_TASK)
@@ -36,14 +36,14 @@ def checked_results(results: Any, plugin: str) -> Iterator[Result]:  # Any: what
     given: set[str] = set()
     for result in results:
         if type(result) is not Result:
-            raise PluginError(f"{plugin} yields {_written(result)}, not Result", hint=_ONE_PER_TASK)
+            raise PluginError(f"{plugin} yielded {_written(result)} instead of a Result", hint=_ONE_PER_TASK)
         checked = _checked(result, f"{plugin}, task {_written(result.task)}")
         _once([checked.task], tasks, plugin, "task")
         numbers_of = [f"{m.metric} of {m.task} at {dict(sorted(m.at.items()))}" for m in checked.measurements]
         _once(numbers_of, given, f"{plugin}, task {checked.task!r}", "number")
         yield checked
     if not tasks:
-        raise PluginError(f"{plugin} yields no result", hint=_ONE_PER_TASK)
+        raise PluginError(f"{plugin} yielded no result", hint=_ONE_PER_TASK)
 
 
 def _checked(result: Result, where: str) -> Result:
@@ -60,8 +60,8 @@ def _checked(result: Result, where: str) -> Result:
             for metric, score in sample.scores.items():
                 if not math.isfinite(score):
                     raise PluginError(
-                        f"{where}: score {metric!r} of document {sample.document!r} is {score} beside finite values",
-                        hint="Leave out a score that a document does not have.",
+                        f"{where}: score {metric!r} of document {sample.document!r} is {score} but the value is finite",
+                        hint="Leave out a missing score of a document.",
                     )
     return replace(result, measurements=tuple(measurements), samples=tuple(samples))
 
@@ -72,7 +72,9 @@ def _measurement(found: Measurement, where: str) -> Measurement:
     n = None if found.n is None else int(found.n)
     if stderr is not None and math.isfinite(found.value) and not math.isfinite(stderr):
         where = f"{where}, metric {found.metric!r}"
-        raise PluginError(f"{where}: stderr is {stderr} of a finite value", hint="Give None where there is none.")
+        raise PluginError(
+            f"{where}: stderr is {stderr}, but the value is finite", hint="Give None if there is no standard error."
+        )
     return replace(found, value=_python(found.value), stderr=stderr, n=n, at=dict(found.at))
 
 
@@ -84,28 +86,28 @@ def _sample(found: Sample, where: str) -> Sample:
 
 
 def _check_samples(measurement: Measurement, samples: list[Sample], where: str, not_means: Iterable[str]) -> None:
-    """Compare `n` and the value with the samples that have a score of the metric, or with all where none has scores."""
+    """Compare `n` and the value with the samples that have a score of the metric, or with all if none has scores."""
     scored = scored_for(measurement, samples)
     counted = scored or ([] if any(sample.scores for sample in samples) else samples)
     if counted and measurement.n not in (None, len(counted)):
         raise PluginError(
-            f"{where}: n is {measurement.n}, and there are {len(counted)} samples of it",
-            hint="Give a Sample for each document, or none at all.",
+            f"{where}: n is {measurement.n}, but there are {len(counted)} samples with this metric",
+            hint="Give one Sample per document, or no samples.",
         )
     if scored and measurement.metric not in not_means and contradicts(measurement, scored):
         raise PluginError(
             f"{where}: value {measurement.value} is not the mean of its {len(scored)} samples' scores",
-            hint="Name the metric in Result.not_means if it is no mean.",
+            hint="Add the metric to Result.not_means if the value is not a mean.",
         )
 
 
 def _items(found: Any, kind: type[_T], where: str) -> Iterator[_T]:  # Any: what a third party gave
     name = kind.__name__
     if not isinstance(found, Iterable):
-        raise PluginError(f"{where}: {_written(found)} stands where {name}s belong", hint=f"Give a list of {name}s.")
+        raise PluginError(f"{where}: expected {name}s, found {_written(found)}", hint=f"Give a list of {name}s.")
     for item in found:
-        if type(item) is not kind:  # one with more fields could be stored, and not be read again
-            raise PluginError(f"{where}: {_written(item)} stands among the {name}s", hint=f"Give {name}s only.")
+        if type(item) is not kind:  # an object with more fields could be stored, but not read again
+            raise PluginError(f"{where}: expected only {name}s, found {_written(item)}", hint=f"Give {name}s only.")
         yield item
 
 
@@ -114,7 +116,7 @@ def _once(new: Iterable[str], given: set[str], where: str, what: str) -> None:
         if key in given:
             raise PluginError(
                 f"{where}: a {what} is given twice: {key}",
-                hint="Numbers are told apart by `at`, samples by `occurrence`, and each task has one Result.",
+                hint="Numbers need different `at`, samples different `occurrence`, and each task has one Result.",
             )
         given.add(key)
 
@@ -130,7 +132,7 @@ def _written(value: object) -> str:
 
 
 def _python(number: float) -> float:
-    """Turn a number of numpy into Python's, and a whole one that is too large to be read again into a float."""
+    """Convert numpy's number to Python's, and an integer too large to be read again to a float."""
     return number if isinstance(number, int) and abs(number) < LARGEST else float(number)
 
 
@@ -143,7 +145,7 @@ def _is_filled(value: object) -> bool:
 
 
 def _is_number(value: Any) -> bool:  # Any: a third party's value
-    """Tell a number, NaN and infinity included, from everything else: ``True`` and ``"0.5"`` are none."""
+    """Return whether a value is a number, NaN and infinity included; ``True`` and ``"0.5"`` are not."""
     try:
         return not isinstance(value, bool) and isinstance(value, numbers.Real) and isinstance(float(value), float)
     except OverflowError:
@@ -161,7 +163,7 @@ def _is_condition(value: Any) -> bool:  # Any: a third party's value
 
 
 def _is_json(value: Any) -> bool:  # Any: a third party's value
-    try:  # what is written has to be read again
+    try:  # a written value must be readable again
         check_json(loads(json.dumps(finite_json(value), allow_nan=False)), "details")
     except (TypeError, ValueError, RecursionError, RequestError):
         return False

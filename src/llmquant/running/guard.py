@@ -1,4 +1,4 @@
-"""What an evaluator of another package may not leave changed for those after it: the weights, the model, the process.
+"""Detects what a third-party evaluator changed for later experiments: weights, model, process.
 
 ::
 
@@ -32,13 +32,13 @@ from llmquant.running.guarded_process import (
     stop_new,
 )
 
-# Sums over a prime number of columns, so that no exchange of rows of a usual width goes unnoticed.
+# Sums over a prime number of columns, so that swapped rows of a usual width are noticed.
 _COLUMNS = 4093
 _SHOWN = 3
 _LONG = 100_000
 _PROBE = "The 3 quick brown foxes, naïve at 12:30 o'clock, jumped over 4,096 dogs."
 _SCALARS = (bool, int, float, str, type(None))
-# Rotary embeddings of these kinds keep other frequencies after a longer text.
+# Rotary embeddings of these types change their frequencies after a longer text.
 _FREQUENCIES_CHANGE = frozenset({"dynamic", "longrope"})
 
 _log = logging.getLogger(__name__)
@@ -46,12 +46,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Change:
-    """Something that an evaluator left changed.
+    """A change left by an evaluator.
 
     Attributes:
-        what: as the end of "it changed ...".
-        now: ``restored``: it is as it was; ``renew``: later experiments need a new process; ``damaged``: they do too,
-            and what the evaluator measured is not what it was asked to measure.
+        what: name of the changed thing, as in "the evaluator changed ...".
+        now: ``restored``: the change was undone; ``renew``: later experiments need a new process; ``damaged``: later
+            experiments need a new process, and the evaluator's own results are wrong.
     """
 
     what: str
@@ -60,7 +60,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model and a process before an experiment. Taking one reads every weight once: 135M in bfloat16 in 0.1 s."""
+    """The state of a model and a process before an experiment; takes 0.1 s for 135M weights in bfloat16."""
 
     module: torch.nn.Module | None
     layers: Mapping[str, torch.nn.Module]
@@ -73,7 +73,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, subject: Any) -> Snapshot:  # Any: a LoadedModel or LoadedEmbedder
-        """Read everything that `undo` compares."""
+        """Read the state that `undo` compares with."""
         module = getattr(subject, "module", None)
         layers = {} if module is None else dict(module.named_modules())
         settings = [*process_settings(), *_model_settings(layers), *_tokenizer_settings(subject, layers)]
@@ -89,18 +89,18 @@ class Snapshot:
         )
 
     def undo(self) -> list[Change]:
-        """Put back what can be put back, end processes that were left behind, and say what was changed."""
+        """Restore what can be restored, end processes left behind, and list the changes."""
         found = []
         for setting, value in self.settings:
             if not _equal(setting.read(), value):
                 restored = _put(setting, value)
                 if not (restored and setting.silent):
                     found.append(Change(setting.name, "restored" if restored else "damaged"))
-        # An import may replace functions for good; only a process that has not done it yet is as it was. Some settings
-        # replace functions too, and have put them back by now.
+        # An import may replace functions permanently; only a new process has the original ones. Some settings replace
+        # functions too, and have been restored by now.
         found += [Change(what, "renew") for what in _shortened(put_back(self.functions), "the function")]
         for what, gone in stop_new(self.threads, self.children):
-            found.append(Change(f"{what}, which it left running", "restored" if gone else "renew"))
+            found.append(Change(f"{what}, left running", "restored" if gone else "renew"))
         found += [Change(what, "damaged") for what in _shortened(self._damaged(), "the weights of")]
         return found
 
@@ -109,13 +109,13 @@ class Snapshot:
         if list(layers) != list(self.layers) or any(layers[name] is not layer for name, layer in self.layers.items()):
             return ["layers that were added, removed or replaced"]
         after = _weights(layers)
-        # A layer that its own backend packed otherwise in its first forward pass has another marker.
+        # A layer that its own backend repacked in the first forward pass has another marker.
         changed = {
             name: None
             for name, (marker, digests) in self.weights.items()
             if after[name][0] == marker and after[name][1] != digests
         }
-        still = {id(tensor) for _, tensor in _loose(layers)}  # a forward pass may set an attribute anew
+        still = {id(tensor) for _, tensor in _loose(layers)}  # a forward pass may replace an attribute
         changed |= {name: None for name, t, digest in self.loose if id(t) in still and _digest(t) != digest}
         return [name or "the model" for name in changed]
 
@@ -128,7 +128,7 @@ def _shortened(names: Sequence[str], beginning: str) -> list[str]:
 
 
 def _weights(layers: Mapping[str, torch.nn.Module]) -> dict[str, tuple[object, frozenset[str]]]:
-    """Digest what each module holds itself; a storage that several share is read once."""
+    """Digest each module's own tensors; shared storage is read once."""
     read: dict[tuple[torch.device, int], str] = {}
     found = {}
     for name, layer in layers.items():
@@ -146,7 +146,7 @@ def _weights(layers: Mapping[str, torch.nn.Module]) -> dict[str, tuple[object, f
 
 
 def _loose(layers: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield tensors that are plain attributes, as those of some packed layers."""
+    """Yield tensors in plain attributes, such as those of some packed layers."""
     for name, layer in layers.items():
         for value in vars(layer).values():
             if type(value) is torch.Tensor and value.device.type != "meta":
@@ -154,14 +154,14 @@ def _loose(layers: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, torch.T
 
 
 def _marker(layer: torch.nn.Module) -> object:
-    """Say how far bitsandbytes and compressed-tensors have expanded a layer, which its first forward pass does."""
+    """Return the state of a layer that bitsandbytes or compressed-tensors repacks in its first forward pass."""
     states = [getattr(parameter, "quant_state", None) for parameter in layer.parameters(recurse=False)]
     packed = [getattr(state, "packing_format_for_cpu", False) for state in states]
     return packed, str(getattr(layer, "quantization_status", None))
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    """Digest a storage on its own device: sums of whole columns of 64-bit words, and the bytes that are left."""
+    """Digest a storage on its own device: sums of columns of 64-bit words, and the remaining bytes."""
     storage = tensor.untyped_storage()
     data = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
     whole = data.numel() // (8 * _COLUMNS) * (8 * _COLUMNS)
@@ -186,9 +186,9 @@ def _model_settings(layers: Mapping[str, torch.nn.Module]) -> Iterator[Setting]:
 
 
 def _names(layer: torch.nn.Module) -> Iterator[str]:
-    """Name a layer's hooks, its mode and its plain settings, and a forward of its own, which it should not have."""
+    """Name a layer's hooks, its mode, its plain settings, and an instance's own ``forward``."""
     yield from ("training", "forward")
-    # Layers of quantization backends note in plain fields what they have done.
+    # Layers of quantization backends keep internal state in plain fields.
     plain = type(layer).__module__.startswith(("torch.nn.", "transformers.")) and _keeps_frequencies(layer)
     for name, value in vars(layer).items():
         if name.endswith("_hooks") or (plain and type(value) in _SCALARS and not name.startswith("_")):
@@ -196,7 +196,7 @@ def _names(layer: torch.nn.Module) -> Iterator[str]:
 
 
 def _keeps_frequencies(layer: torch.nn.Module) -> bool:
-    kinds = str(getattr(layer, "rope_type", ""))  # a dictionary where layers are of several kinds
+    kinds = str(getattr(layer, "rope_type", ""))  # a dictionary if layers have several types
     return not any(kind in kinds for kind in _FREQUENCIES_CHANGE)
 
 
@@ -204,7 +204,7 @@ def _tokenizer_settings(subject: Any, layers: Mapping[str, torch.nn.Module]) -> 
     tokenizers: dict[int, Any] = {}  # Any: transformers
     for holder in (subject, getattr(subject, "opened", None), *layers.values()):
         for value in list(getattr(holder, "__dict__", {}).values()):
-            found = getattr(value, "tokenizer", value)  # a processor has one
+            found = getattr(value, "tokenizer", value)  # a processor has a tokenizer
             if hasattr(found, "special_tokens_map"):
                 tokenizers[id(found)] = found
     for tokenizer in tokenizers.values():
@@ -232,7 +232,7 @@ def _all_fields(configuration: Any) -> dict[str, Any]:  # Any: transformers
 
 
 def _copied(holder: Any, value: Any) -> Any:  # Any: as above
-    # Of a layer there are plain values, and a forward, whose copy could be one of the whole model.
+    # A layer has plain values and a forward method; a copy of the method could copy the whole model.
     return value if isinstance(holder, torch.nn.Module) else copy.deepcopy(value)
 
 
@@ -252,13 +252,13 @@ def _put_fields(holder: Any, fields: Mapping[str, Any]) -> None:  # Any: as abov
 
 
 def _put(setting: Setting, value: Any) -> bool:  # Any: see `Setting`
-    """Put a value back; say whether it is there."""
+    """Restore a value; return whether this succeeded."""
     try:
         if setting.put is None:
             return False
         setting.put(value)
-    except Exception:  # whatever the setting's own code raises, it is not as it was
-        _log.exception("%s could not be put back", setting.name)
+    except Exception:  # the setting's own code may raise anything
+        _log.exception("%s could not be restored", setting.name)
     return _equal(setting.read(), value)
 
 

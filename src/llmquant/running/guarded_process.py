@@ -1,4 +1,4 @@
-"""What of a process an experiment may not leave changed: torch's modes, the environment, hooks, replaced functions."""
+"""The process settings that an experiment must not change: torch's modes, environment, hooks, functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import torch
 
-# Whose functions are compared: of these packages other evaluators are made.
+# Packages used by evaluators; their functions are compared.
 _PACKAGES = frozenset(
     {"accelerate", "bitsandbytes", "builtins", "datasets", "json", "llmquant", "lm_eval", "math", "mteb", "numpy", "os"}
     | {"random", "sentence_transformers", "time", "tokenizers", "torch", "transformers"}
@@ -31,13 +31,13 @@ _JOIN_S = 1.0
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that can be read, compared and perhaps put back.
+    """A setting that can be read, compared and perhaps restored.
 
     Attributes:
-        name: for people, as in "it changed the working folder".
-        get: returns a value that later changes do not reach.
-        put: ``None`` where it cannot be put back.
-        silent: whether it changes nothing that is computed, and is put back without a word.
+        name: name for people, as in "the evaluator changed the working folder".
+        get: returns a copy of the value.
+        put: restores a value; ``None`` if the setting cannot be restored.
+        silent: whether the setting does not affect results and is restored without a message.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Setting:
     silent: bool = False
 
     def read(self) -> Any:  # Any: as above
-        """Return the value; what cannot be read, such as a working folder that was deleted, is ``None``."""
+        """Return the value; ``None`` if it cannot be read, such as a deleted working folder."""
         try:
             return self.get()
         except Exception:  # the setting's own code, such as a tokenizer, may raise anything
@@ -64,7 +64,7 @@ def process_settings() -> list[Setting]:
     loggers = [name for name, known in logging.root.manager.loggerDict.items() if isinstance(known, logging.Logger)]
     found = [
         Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        # Setting it to the CPU would cost every operation a little.
+        # Setting the default device to the CPU would slow down every operation.
         Setting("torch's default device", torch.get_default_device, _put_default_device),
         Setting("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
         Setting("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
@@ -125,11 +125,11 @@ def process_settings() -> list[Setting]:
 
 
 Functions: TypeAlias = Mapping[tuple[int, Any], tuple[Any, Any]]
-"""By a holder's id and the key that it has it under: the holder (a module, a class or a table), and the function."""
+"""Holder (a module, class or table) and function, by the holder's id and the function's key."""
 
 
 def functions() -> Functions:
-    """List the functions of the loaded packages that other evaluators use, those of their classes and tables too."""
+    """List the functions of the loaded packages, including those in classes and tables."""
     found: dict[tuple[int, Any], tuple[Any, Any]] = {}  # Any: see `Functions`
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _PACKAGES and isinstance(module, types.ModuleType):
@@ -143,15 +143,17 @@ def functions() -> Functions:
                     if callable(value) or type(value) in (classmethod, property):
                         found[id(holder), key] = (holder, value)
                     elif issubclass(type(value), dict):
-                        entries = list(dict.items(value))  # transformers' own tables would import all that they list
+                        entries = list(
+                            dict.items(value)
+                        )  # iterating transformers' lazy tables would import every entry
                         found |= {(id(value), inner): (value, entry) for inner, entry in entries if callable(entry)}
     return found
 
 
 def put_back(before: Functions) -> list[str]:
-    """Put back functions that were replaced since `functions` was called, and name them.
+    """Restore functions replaced since `functions` was called, and return their names.
 
-    A function that is new in a class, and hides one of its base classes, is removed.
+    A new function in a class that hides a function of a base class is removed.
     """
     classes = {id(holder) for holder, _ in before.values() if isinstance(holder, type)}
     names = []
@@ -179,10 +181,10 @@ def _name(holder: Any, key: Any) -> str:  # Any: see `Functions`
 
 
 def stop_new(threads: Iterable[threading.Thread], children: Iterable[psutil.Process]) -> Iterator[tuple[str, bool]]:
-    """Wait for threads and end processes that are new.
+    """Wait for new threads and end new processes.
 
     Yields:
-        What was left behind, and whether it is gone now.
+        The name of a thread or process left behind, and whether it has ended now.
     """
     for thread in set(threading.enumerate()) - set(threads):
         thread.join(_JOIN_S)
@@ -199,7 +201,7 @@ def stop_new(threads: Iterable[threading.Thread], children: Iterable[psutil.Proc
 
 
 def child_processes() -> list[psutil.Process]:
-    """List the processes that this one started, and those that they started."""
+    """List all descendants of this process."""
     return psutil.Process().children(recursive=True)
 
 
@@ -238,7 +240,7 @@ def _put_signals(handlers: Mapping[signal.Signals, Any]) -> None:  # Any: as abo
 
 def _put_warnings(filters: list[Any]) -> None:  # Any: tuples of the module
     warnings.filters[:] = filters  # type: ignore[index]  # the stubs take it for a sequence that does not change
-    warnings._filters_mutated()  # type: ignore[attr-defined]  # else earlier decisions stay in a cache
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # otherwise earlier decisions stay cached
 
 
 def _log_levels(loggers: Iterable[str]) -> tuple[int, dict[str, int]]:

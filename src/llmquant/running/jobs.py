@@ -1,4 +1,4 @@
-"""Which experiments share a job: what loads the same, spread over more jobs where there is room for them."""
+"""Groups experiments into jobs: experiments with the same model and quantizer, split if there is room for more jobs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from llmquant.study.experiment import Experiment, digest_of
 def make_groups(
     experiments: Sequence[Experiment], rest: Sequence[Experiment], registry: Registry, room: int
 ) -> list[list[Experiment]]:
-    """Make groups of experiments, a job each.
+    """Group experiments, one job per group.
 
     Args:
-        experiments: those that can start now.
-        rest: all that are in no job yet. Those that wait for a file of a group's, and load the same, join it.
-        room: how many jobs there is room for. While there are fewer, the largest group that can be is split.
+        experiments: the experiments that can start now.
+        rest: all experiments without a job. An experiment that waits for a file of a group, with the same model and
+            quantizer, joins the group.
+        room: the number of jobs with room. While there are fewer groups, the largest group that can be split is split.
     """
     by_loading: dict[str, list[Experiment]] = {}
     for experiment in experiments:
@@ -37,10 +38,10 @@ def make_groups(
 
 
 def _movable(group: Sequence[Experiment], registry: Registry) -> list[Experiment]:
-    """List what of a group another job could do meanwhile.
+    """List the experiments of a group that could move to another job.
 
-    Hardware experiments stay, since nothing may run beside them; and so does all that shares a file: a checkpoint that
-    the job makes first, or a baseline's.
+    Hardware experiments stay, because they must run alone; so do experiments that share a file: a checkpoint that the
+    job makes first, or a file of the baseline.
     """
     ids = {e.run_id for e in group}
     quantizer = registry.restore("quantizer", group[0].variant.quantizer)
@@ -50,5 +51,5 @@ def _movable(group: Sequence[Experiment], registry: Registry) -> list[Experiment
 
 
 def _loading(experiment: Experiment) -> str:
-    """Name what has to be loaded for an experiment."""
+    """Return a digest of an experiment's model and quantizer."""
     return digest_of([experiment.variant.model.identity(), experiment.variant.quantizer.identity()])

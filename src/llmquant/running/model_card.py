@@ -26,10 +26,10 @@ def model_card(
 
     Args:
         info: the model that was quantized.
-        applied: what was read back from the quantized weights.
-        quantizer: as it was asked for.
+        applied: properties read back from the quantized weights.
+        quantizer: the quantizer as requested.
         recipe: how the checkpoint was made; ``None`` if it was quantized while loading.
-        weight_bytes: of the files with weights.
+        weight_bytes: total size of the files with weights.
     """
     name = info.use().name
     front: dict[str, Any] = {
@@ -41,11 +41,11 @@ def model_card(
     facts = [
         ("quantized from", f"{name} ({info.digest})"),
         ("preset", quantizer),
-        ("method", f"{applied.method}, {applied.code}, {applied.bits:g} bits a weight"),
-        ("group size", "a row" if applied.block_size is None else str(applied.block_size)),
+        ("method", f"{applied.method}, {applied.code}, {applied.bits:g} bits per weight"),
+        ("group size", "one row" if applied.block_size is None else str(applied.block_size)),
         (
             "layers",
-            f"{applied.layers_quantized} quantized; left as they were: {', '.join(applied.layers_left) or 'none'}",
+            f"{applied.layers_quantized} quantized; not quantized: {', '.join(applied.layers_left) or 'none'}",
         ),
         ("weights", f"{weight_bytes / 2**20:,.1f} MiB on disk"),
         *_made(recipe),
@@ -70,7 +70,7 @@ model = AutoModelForCausalLM.from_pretrained("this-folder", device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained("this-folder")
 ```
 
-What the quantization costs in quality, memory and speed, beside the model it was made from:
+To compare quality, memory and speed with the original model:
 
 ```console
 llmquant compare {source} -q bf16_baseline -q "prequantized(./this-folder)"

@@ -33,7 +33,7 @@ def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "au
     Raises:
         RequestError: if the model or the quantizer is wrong.
         RunError: if the quantization fails.
-        NotHonouredError: if what was loaded is not what was asked for.
+        NotHonouredError: if the loaded model differs from the request.
     """
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
         _refuse_embedder(info)
@@ -46,17 +46,17 @@ def load_embedder(
     """Load an embedder in this process, quantized: ``load_embedder("bigemma3", "bnb_4bit_nf4").encode([...])``.
 
     Args:
-        model: an embedder's name or call, or a Hub id that means one.
+        model: an embedder's name, call or Hub id, for example ``bigemma3``.
 
     Raises:
-        RequestError: if the model or the quantizer is wrong, or the model is no embedder.
-        NotHonouredError: if what was loaded is not what was asked for.
+        RequestError: if the model or the quantizer is wrong, or the model is not an embedder.
+        NotHonouredError: if the loaded model differs from the request.
     """
     from llmquant.loading.embedder import load_embedder as load_it
 
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
         if info.embedder is None:
-            raise RequestError(f"{model} is a causal LM", hint="lq.load opens it.")
+            raise RequestError(f"{model} is a causal LM", hint="Use lq.load.")
         embedder = registry().construct(registry().restore("embedder", info.embedder))
         loaded = load_it(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
         return replace(loaded, row_independent=chosen.row_independent)
@@ -71,23 +71,23 @@ def quantize(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> AppliedQuantization:
-    """Write a quantized checkpoint that plain ``transformers`` loads, with its tokenizer and a model card.
+    """Write a quantized checkpoint for ``transformers``, with its tokenizer and a model card.
 
     Args:
-        out: a folder that does not exist yet, or is empty.
-        progress: called with layers done and layers in all, by quantizers that calibrate.
+        out: a new or empty folder.
+        progress: called by calibrated quantizers with the number of finished layers and of all layers.
 
     Returns:
-        What is in its weights.
+        The properties read back from the quantized weights.
 
     Raises:
         RequestError: if the model, the quantizer or the folder is wrong.
         RunError: if the quantization fails.
-        NotHonouredError: if what was written is not what was asked for.
+        NotHonouredError: if the written checkpoint differs from the request.
     """
     target = path_of(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RequestError(f"{target} is there already and not empty", hint="Name another folder, or delete it first.")
+        raise RequestError(f"{target} exists and is not empty", hint="Give another folder, or delete this one first.")
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
         _refuse_embedder(info)
         if hasattr(chosen.options, "check_save"):
@@ -97,7 +97,7 @@ def quantize(
         partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
         try:
             _write(loaded, chosen, partial)
-            partial.replace(target)  # an empty folder may be there
+            partial.replace(target)  # an empty folder may exist
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return loaded.applied
@@ -105,7 +105,7 @@ def quantize(
 
 def _refuse_embedder(info: ModelInfo) -> None:
     if info.embedder is not None:
-        raise RequestError(f"{info.source} is an embedder", hint="lq.load_embedder opens it.")
+        raise RequestError(f"{info.source} is an embedder", hint="Use lq.load_embedder.")
 
 
 def _load(info: ModelInfo, chosen: Chosen, context: Context, *, to_save: bool = False) -> LoadedModel:
@@ -117,7 +117,7 @@ def _load(info: ModelInfo, chosen: Chosen, context: Context, *, to_save: bool = 
 
 
 def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
-    """Write the checkpoint: of a quantizer that makes one, what it made; else what transformers saves."""
+    """Write the checkpoint that the quantizer made, or else the one that transformers saves."""
     from llmquant.loading.causal_lm import load_tokenizer
     from llmquant.loading.quantized import read_recipe
     from llmquant.running.model_card import model_card
@@ -126,10 +126,12 @@ def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
         shutil.copytree(loaded.path, folder)
     else:
         loaded.module.save_pretrained(folder)
-        said = loaded.path / "generation_config.json"  # what is evaluated leaves most of it out
+        said = loaded.path / "generation_config.json"  # the evaluated model leaves most of it out
         if said.exists():
             shutil.copy(said, folder)
-        load_tokenizer(loaded.path, loaded.info).save_pretrained(folder)  # the loaded one may have got a padding token
+        load_tokenizer(loaded.path, loaded.info).save_pretrained(
+            folder
+        )  # a padding token may have been added to the loaded tokenizer
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     card = model_card(loaded.info, loaded.applied, chosen.use.label, read_recipe(folder), size)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -137,7 +139,7 @@ def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> Iterator[tuple[ModelInfo, Chosen, Context]]:
-    """Check one model and quantizer as a study would, for work in this process."""
+    """Check a model and a quantizer like a study, and yield them for work in this process."""
     cache = Cache.default()
     request = model if isinstance(model, ModelRequest) else ModelRequest(str(model))
     info = inspect_subject(request, registry(), cache)

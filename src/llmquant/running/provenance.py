@@ -1,4 +1,4 @@
-"""Where a run's numbers came from: versions, device, threads. Never a token or an environment dump."""
+"""A run's provenance: versions, device, threads; never a token or all environment variables."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PACKAGES = (
 
 
 def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
-    """Describe this process and, once it is loaded, the model in it."""
+    """Describe this process and its loaded model, if any."""
     import torch
 
     from llmquant.loading.quantized import read_recipe

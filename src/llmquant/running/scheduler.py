@@ -30,13 +30,14 @@ _log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Runs one study. It owns the jobs that it submitted or took up, until `stop` cancels them or leaves them.
+    """Runs one study. The scheduler owns the jobs that it submitted or took up, until `stop` cancels or leaves them.
 
-    Constructing it, and asking it for a price or for jobs, touches no job.
+    Constructing a scheduler, and calling `check` or `jobs`, touches no job.
 
     Args:
-        fresh: repeat what is stored; the new runs stand beside the old.
-        timeout_s: longest time for one experiment, and for quantizing and loading a model; ``None`` is for ever.
+        fresh: repeat stored experiments; the new runs are stored in addition to the old ones.
+        timeout_s: maximum time per experiment, and for quantizing and loading a model, in seconds; ``None`` for no
+            limit.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class Scheduler:
 
     @functools.cached_property
     def reused(self) -> dict[RunId, Run]:
-        """Read the completed runs that are stored."""
+        """The stored completed runs."""
         stored = {} if self._fresh else {e.run_id: self.store.readable(e.run_id) for e in self.record.experiments}
         return {run_id: run for run_id, run in stored.items() if run is not None and run.status == "completed"}
 
     @functools.cached_property
     def runs(self) -> dict[RunId, Run]:
-        """What has a run: the reused ones, and what is added as jobs finish."""
+        """The runs of this study: the reused ones, and new ones as jobs finish."""
         return dict(self.reused)
 
     def check(self) -> Offer | None:
-        """Have the executor refuse what could not run, and say what the rest costs at most.
+        """Let the executor refuse jobs that cannot run, and return the maximum cost of the remaining jobs.
 
         Raises:
             RequestError: as `Executor.check`.
@@ -80,17 +81,17 @@ class Scheduler:
         return self._executor.check(jobs, running=running) if jobs else None
 
     def jobs(self) -> list[Job]:
-        """Make the jobs of all that is missing and in no job; they have no numbers of the store's yet."""
+        """Make jobs for missing experiments without a job; these jobs have no number in the store yet."""
         submitted = {run_id for _, _, ids in self._submitted() for run_id, _ in ids}
         missing = [e for e in self.record.experiments if e.run_id not in self._taken | submitted]
         groups = self._groups(missing, self._executor.slots)
         return [self._job(group, number) for number, group in enumerate(groups, 1)]
 
     def take_up(self) -> bool:
-        """Take up the jobs that another program submitted to this executor and nobody saw the end of.
+        """Take up unfinished jobs that another program submitted to this executor.
 
         Returns:
-            Whether any is lost, so that what it had to do is missing now.
+            Whether a job was lost, so that its experiments are missing now.
         """
         known = {e.run_id: e for e in self.record.experiments}
         lost = False
@@ -107,10 +108,10 @@ class Scheduler:
         return lost
 
     def run(self, watch: Callable[[Progress], None] = lambda state: None) -> dict[RunId, Run]:
-        """Run what is missing; return the runs of this study, the reused ones included.
+        """Run the missing experiments; return the runs of this study, including the reused ones.
 
         Args:
-            watch: called about ten times a second.
+            watch: called about ten times per second.
         """
         self.store.sweep()
         while self._submit() or self._active:
@@ -119,20 +120,20 @@ class Scheduler:
         return self.runs
 
     def wait(self, watch: Callable[[Progress], None] = lambda state: None) -> dict[RunId, Run]:
-        """Wait for the jobs that were taken up, and start none; return the runs of this study that there are."""
+        """Wait for the jobs taken up, without starting new ones; return the runs of this study."""
         while self._active:
             self._look(watch)
         return self.runs
 
     def submit_all(self) -> int:
-        """Submit everything that can start now, whatever there is room for; return how many experiments cannot."""
+        """Submit all experiments that can start now, without regard to room; return the number of the others."""
         ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
         for group in self._groups(ready, self._executor.slots):
             self._active.append(self._start(group))
         return sum(e.run_id not in self._taken for e in self.record.experiments)
 
     def stop(self, *, cancel: bool) -> int:
-        """End the jobs that run, or leave them to go on without this program; return how many there were."""
+        """Cancel the running jobs, or let them continue without this program; return their number."""
         count = len(self._active)
         if cancel:
             self._cancel_all()
@@ -143,7 +144,7 @@ class Scheduler:
 
     @property
     def _taken(self) -> set[RunId]:
-        """What has a run or is in a job."""
+        """The experiments with a run or a job."""
         return {*self.runs, *(e.run_id for active in self._active for e in active.experiments)}
 
     def _look(self, watch: Callable[[Progress], None]) -> None:
@@ -153,7 +154,7 @@ class Scheduler:
         watch(progress(self.record, self.reused, self.runs, self._active))
 
     def _submitted(self) -> list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]]:
-        """Read the records of jobs that another program submitted to this executor and nobody saw the end of."""
+        """Read the records of unfinished jobs that another program submitted to this executor."""
         if self._fresh or not self._executor.outlives:
             return []
         known = {e.run_id for e in self.record.experiments}
@@ -164,18 +165,18 @@ class Scheduler:
                 found = JobRecord.read(record)
                 ids = found.asked()
             except DamagedError as error:
-                _log.warning("a job is left out: %s", error)
+                _log.warning("Ignoring a job: %s", error)
                 continue
             if not found.job_id or found.ended or found.job.executor != self._executor.name or found.job_id in active:
                 continue
             if known >= {run_id for run_id, _ in ids}:
                 result.append((record, found, ids))
             else:
-                _log.warning("%s is left out: it is of another study", record)
+                _log.warning("Ignoring %s: the job belongs to another study", record)
         return result
 
     def _submit(self) -> bool:
-        """Start jobs while there is room; say whether any runs."""
+        """Start jobs while there is room; return whether a job is running."""
         free = self._executor.slots - len(self._active)
         if free > 0:
             ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
@@ -212,7 +213,7 @@ class Scheduler:
         return ActiveJob(job, job_id, record, list(experiments), attempts)
 
     def _advance(self, active: ActiveJob) -> None:
-        """Read what a job did since the last look, and settle it when it has ended."""
+        """Read a job's new journal entries, and settle the job when it has ended."""
         state = self._executor.collect(active.job_id, self.store.root)
         if _log.isEnabledFor(logging.INFO):
             _tell(active)
@@ -229,18 +230,18 @@ class Scheduler:
             self._read(active)
             if active.since == before:
                 self._settle(active, "timeout", f"{what} took longer than {self._timeout_s:g} s")
-            else:  # it finished while it was being ended, and nothing has failed
+            else:  # the job finished while it was being cancelled, and nothing has failed
                 active.current, active.loaded = None, True
                 self._settle(active, "cancelled", "")
 
     def _read(self, active: ActiveJob) -> None:
-        """Read the journal on."""
+        """Read new entries of the journal."""
         entries, active.offset = read_journal(active.record, active.offset)
         now = time.monotonic()
         for entry in entries:
             run_id = RunId(entry.run_id)
             if run_id and run_id not in active.attempts:
-                continue  # whoever wrote this, it is not of this job
+                continue  # an entry that does not belong to this job
             if entry.event == "loading":  # once more after a quantization
                 active.done, active.total = 0, 0
             elif entry.event == "loaded":
@@ -255,24 +256,24 @@ class Scheduler:
                 self._finish(active, run_id, self._stored(active, run_id))
 
     def _settle(self, active: ActiveJob, kind: FailureKind, reason: str) -> None:
-        """Take a job that has ended off the list.
+        """Remove a job that has ended from the list.
 
-        What was running has failed. What had not started goes into a new job, unless the worker died before it could
-        start anything: then it would die again.
+        The running experiment has failed. Experiments that had not started go into a new job, unless the worker died
+        before starting any: a new worker would die too.
         """
         self._active.remove(active)
         dollars = self._executor.dollars(active.job_id)
         write_json(active.record, JobRecord(active.job, active.job_id, ended=True, dollars=dollars).to_json())
         for run_id, attempt in active.attempts.items():
             if run_id not in active.finished and attempt in self.store.attempts(run_id):
-                self._finish(active, run_id, self._stored(active, run_id))  # stored, but not said any more
+                self._finish(active, run_id, self._stored(active, run_id))  # stored, but missing from the journal
         left = [e for e in active.experiments if e.run_id not in active.finished]
         failed = [e for e in left if e.run_id == active.current] if active.loaded else left
         if left and not failed and kind in ("lost", "timeout"):
-            failed = left[:1]  # it ended between two experiments
+            failed = left[:1]  # the worker ended between two experiments
         raw = read_log(active.record)
         log = blank_secrets(raw)
-        if log != raw:  # the worker wrote it past us
+        if log != raw:  # the worker wrote the log itself
             log_path(active.record).write_text(log, encoding="utf-8")
         for experiment in failed:
             ended = datetime.now(UTC)
@@ -292,7 +293,7 @@ class Scheduler:
         self.store.sweep()
 
     def _store_failed(self, run: Run, log: str) -> Run:
-        """Store a run whose worker has ended, with the tasks that were finished by then."""
+        """Store a run whose worker has ended, with its finished tasks."""
         samples: dict[str, list[Sample]] = {}
         try:
             partial = self.store.begin(run.run_id)
@@ -303,8 +304,8 @@ class Scheduler:
             (partial / "log.txt").write_text(blank_secrets(log), encoding="utf-8")
             self.store.commit(run, partial, samples)
             return replace(self.store.attempt(run.run_id, run.attempt), experiment=run.experiment)  # blanked
-        except (StoreError, OSError) as error:  # a full disk: the run is told, if not kept
-            _log.warning("a failed run could not be stored: %s", error)
+        except (StoreError, OSError) as error:  # a full disk: the run is reported, though not stored
+            _log.warning("A failed run could not be stored: %s", error)
         return run
 
     def _stored(self, active: ActiveJob, run_id: RunId) -> Run:
@@ -335,12 +336,12 @@ class Scheduler:
         for active in list(self._active):
             self._executor.cancel(active.job_id)
             self._read(active)
-            active.loaded = True  # what had not started is not failed, only not done
+            active.loaded = True  # experiments that had not started have not failed
             self._settle(active, "cancelled", "the study was interrupted")
 
 
 def _tell(active: ActiveJob) -> None:
-    """Log what the worker wrote since the last time."""
+    """Log the new lines of the worker's log."""
     path = log_path(active.record)
     if path.exists() and path.stat().st_size > active.told:
         with path.open("rb") as stream:

@@ -1,7 +1,7 @@
 """The worker: one job, from its record to runs in the store. ``python -m llmquant.running.worker RECORD STORE``.
 
-Prepare, load once, check that the model speaks, evaluate each experiment, write its run. What fails is stored as a
-failed run; the others go on.
+The worker loads the model once, checks that it produces text, evaluates each experiment and writes its run. A failed
+experiment is stored as a failed run; the others continue.
 """
 
 from __future__ import annotations
@@ -53,13 +53,15 @@ _LONGEST = 4000  # characters of a message
 
 
 def work(record: Path, store: Store) -> bool:
-    """Run the job at `record` and leave its runs in `store`: evaluators of other packages after the built-in ones.
+    """Run the job at `record` and write its runs into `store`; evaluators of other packages run last.
 
     Returns:
-        Whether something is left for a new process, since an evaluator has changed this one.
+        Whether experiments are left for a new process, because an evaluator has changed this process.
     """
     job, journal = JobRecord.read(record).job, Journal(record)
-    before = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}  # by such a process
+    before = {
+        entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"
+    }  # by an earlier process of this job
     asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
     experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not _is_built_in(e[0]))
     cache = Cache.default()
@@ -116,7 +118,7 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     journal.write("loading")
     model: LoadedModel = load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
     _log.info("loaded %s as %s in %.1f s", info.source, label, model.load.seconds)
-    _log.info("it says: %s", sanity_check(model))
+    _log.info("sanity check: %s", sanity_check(model))
     if model.applied.method == "none":
         check_causality(model)
     return model
@@ -131,12 +133,12 @@ def _evaluate(
     journal: Journal,
     record: Path,
 ) -> bool:
-    """Run one experiment and store what it gave or how it failed; say whether others can follow in this process."""
+    """Run one experiment and store its result or failure; return whether others can follow in this process."""
     import torch
 
     from llmquant.running.guard import Snapshot
 
-    if attempt in store.attempts(experiment.run_id):  # another process on this store was first
+    if attempt in store.attempts(experiment.run_id):  # another process stored this attempt first
         journal.write("finished", experiment.run_id)
         return True
     log_from = _log_size(record)
@@ -163,7 +165,7 @@ def _evaluate(
             ),
         )
         for result in results:
-            finished.append(result)  # one by one: what is finished is kept where the next task fails, or kills us
+            finished.append(result)  # one by one: finished tasks are kept if the next task fails or kills this process
             _keep(store, partial, _run(experiment, attempt, subject, record, started, finished), result)
     except KeyboardInterrupt:
         raise
@@ -187,7 +189,7 @@ def _evaluate(
     )
     try:
         _commit(store, journal, run, {result.task: result.samples for result in finished}, record, log_from, partial)
-    except Exception as error:  # a disk that is full, or what cannot be written after all
+    except Exception as error:  # a full disk, or a result that cannot be written
         _log.exception("%s could not be stored", experiment.evaluator.label)
         run = replace(run, status="failed", measurements=(), details={}, failure=_failure(error, record, log_from))
         shutil.rmtree(partial / "samples", ignore_errors=True)
@@ -220,7 +222,7 @@ def _run(
     started: str,
     finished: Sequence[Result],
 ) -> Run:
-    """Return what there is of a run so far."""
+    """Return the unfinished run."""
     return Run(
         experiment,
         "failed",
@@ -235,7 +237,7 @@ def _run(
 
 
 def _keep(store: Store, partial: Path, run: Run, result: Result) -> None:
-    with contextlib.suppress(OSError):  # a full disk, which may have room again when all is done
+    with contextlib.suppress(OSError):  # a full disk, which may have room again when the run is finished
         store.keep(run, partial, {result.task: result.samples})
 
 
@@ -249,7 +251,7 @@ def _culprit(
     package, _, name = experiment.evaluator.plugin.rpartition("/")
     error = PluginError(
         f"evaluator {name!r} of package {package} changed {' and '.join(damaged)}",
-        hint="Its numbers are not stored; what comes after it is measured in a new process.",
+        hint="The results are not stored; the next experiments run in a new process.",
     )
     found = _failure(error, record, log_from)
     return found if failure is None else replace(failure, message=f"{failure.message}\n{found.message}")
@@ -269,7 +271,7 @@ def _failure(error: BaseException, record: Path, log_from: int) -> Failure:
     if isinstance(error, ReferenceFailedError):
         kind = "reference_failed"
     message = blank_secrets(describe(error))
-    if len(message) > _LONGEST:  # a request's whole answer, a table
+    if len(message) > _LONGEST:  # for example a complete HTTP response
         message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
     return Failure(kind, message, log_tail(_log_since(record, log_from)))
 
@@ -304,15 +306,15 @@ def _applied(subject: Subject) -> dict[str, Json]:
 
 
 def _as_variant(subject: Subject, experiment: Experiment) -> Subject:
-    """Give an embedder the form of vectors that the experiment is about."""
+    """Return the embedder with the experiment's form of vectors."""
     vectors = experiment.variant.vectors
     if vectors is None or isinstance(subject, LoadedModel):
-        return replace(subject)  # a copy, whose fields nobody else sees
+        return replace(subject)  # a copy whose fields no other experiment sees
     return replace(subject, vectors=vectors)
 
 
 def _reference(experiment: Experiment, store: Store) -> Path | None:
-    """Return the file that the baseline left; ``None`` for the baseline and for evaluators that need none."""
+    """Return the file that the baseline left; ``None`` for the baseline and for evaluators without a reference."""
     if experiment.reference is None:
         return None
     run = store.run(experiment.reference)
@@ -324,7 +326,7 @@ def _reference(experiment: Experiment, store: Store) -> Path | None:
 
 @contextlib.contextmanager
 def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
-    """Keep the host quiet for hardware experiments: they run alone, all others may share it."""
+    """Lock the machine: hardware experiments run alone, other experiments share it."""
     from filelock import ReadWriteLock
 
     lock = ReadWriteLock(cache.host_lock())
@@ -333,7 +335,7 @@ def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
 
 
 def _give_back(output: Sequence[int]) -> None:
-    """Open standard output and error as they were: a closed one's number goes to the next file, and our log into it."""
+    """Reopen standard output and error: the next open file would get a closed one's number, and with it the log."""
     for (number, name), copy in zip(_OUTPUT.items(), output, strict=True):
         with contextlib.suppress(OSError):  # the copy was closed too
             os.dup2(copy, number)
@@ -344,7 +346,7 @@ def _give_back(output: Sequence[int]) -> None:
 
 def _flush_output() -> None:
     for name in _OUTPUT.values():
-        with contextlib.suppress(Exception):  # an evaluator may have closed or replaced it
+        with contextlib.suppress(Exception):  # an evaluator may have closed or replaced the stream
             getattr(sys, name).flush()
 
 
@@ -360,15 +362,15 @@ def _log_since(record: Path, offset: int) -> str:
 
 
 def _now() -> str:
-    """Return the time, as it was when this process began and what a clock that nobody sets says has passed since."""
+    """Return the time, independent of changes to the system clock after this process started."""
     return (_STARTED + timedelta(seconds=time.monotonic() - _STARTED_AT)).isoformat(timespec="milliseconds")
 
 
 def main() -> None:
-    """Run the job that the command line names."""
+    """Run the job given on the command line."""
     parser = argparse.ArgumentParser(prog="python -m llmquant.running.worker", description=__doc__)
-    parser.add_argument("record", type=Path, help="the job's record")
-    parser.add_argument("store", type=Path, help="where its runs go")
+    parser.add_argument("record", type=Path, help="path of the job's record")
+    parser.add_argument("store", type=Path, help="folder of the store for the job's runs")
     parser.add_argument("--attached", action="store_true", help="end when standard input closes")
     arguments = parser.parse_args()
     if arguments.attached:
@@ -380,7 +382,7 @@ def main() -> None:
     try:
         if work(arguments.record, Store(arguments.store)):
             _start_again()
-    except BaseException:  # a full disk, say
+    except BaseException:  # for example a full disk
         _log.exception("the worker failed")
         code = 1
     _flush_output()
@@ -388,10 +390,10 @@ def main() -> None:
 
 
 def _start_again() -> None:
-    """Become a new process that does the rest of the job, under the same number and with the same log."""
+    """Replace this process by a new one that runs the rest of the job, with the same pid and log."""
     _flush_output()
     for entry in list(Path("/dev/fd").iterdir()):
-        with contextlib.suppress(OSError):  # of the listing itself; a GPU that stayed open would keep its memory
+        with contextlib.suppress(OSError):  # the listing's own descriptor; a GPU left open would keep its memory
             os.set_inheritable(int(entry.name), int(entry.name) < 3)
     os.execv(sys.executable, sys.orig_argv)
 
