@@ -145,7 +145,7 @@ def _add_words(folder):
 
 
 DAMAGE = {
-    "the table of modules": (lambda folder: (folder / "modules.json").unlink(), "no modules.json"),
+    "the table of modules": (lambda folder: (folder / "modules.json").unlink(), "modules.json is missing"),
     "a module": (lambda folder: shutil.rmtree(folder / "2_Dense"), "cannot load"),
     "a setting": (lambda folder: (folder / "1_Pooling" / "config.json").unlink(), "cannot load"),
     "a width": (lambda folder: _edit_json(folder / "2_Dense" / "config.json", out_features=16), "cannot load"),
@@ -153,7 +153,7 @@ DAMAGE = {
     "words": (_add_words, "1 tokens without a row"),
     "positions": (
         lambda folder: _edit_json(folder / "sentence_bert_config.json", max_seq_length=512),
-        "reads 512 tokens, and it has 64 positions",
+        "reads 512 tokens, but it has 64 positions",
     ),
 }
 

@@ -1,1 +1,1 @@
-"""Embedders: a light module of options and a heavy one for each backend."""
+"""Embedders: each backend has a light module of options and a heavy module that does the work."""

@@ -1,4 +1,4 @@
-"""Approximate search by the graphs of FAISS and usearch, instead of exact search."""
+"""Approximate search with the graphs of FAISS and usearch, instead of exact search."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from llmquant.retrieval.scoring import Hits
 from llmquant.study.embedding import Similarity
 from llmquant.study.experiment import Codec
 
-# Wider than both libraries' defaults (FAISS: 40 and 16; usearch: 128 and 64): what is compared here are codecs, and
-# the graph should lose little beside them.
+# Wider than both libraries' defaults (FAISS: 40 and 16; usearch: 128 and 64): the comparison is about codecs, so the
+# graph should lose little compared with them.
 _EXPANSION_ADD = 200
 _EXPANSION_SEARCH = 128
 
@@ -26,8 +26,8 @@ class Graph:
     """A collection in a library's graph (HNSW).
 
     Attributes:
-        nbytes: of the coded vectors and the links between them.
-        search: finds about the ``k`` nearest documents of ``(queries, width)`` float32 queries.
+        nbytes: bytes of the coded vectors and the links between them.
+        search: finds approximately the ``k`` nearest documents of ``(queries, width)`` float32 queries.
     """
 
     nbytes: int
@@ -35,7 +35,7 @@ class Graph:
 
 
 def faiss_graph(values: Floats, codec: Codec, similarity: Similarity) -> Graph:
-    """Put vectors into FAISS' ``IndexHNSWFlat`` or ``IndexHNSWSQ``, with 32 links a vector.
+    """Put vectors into FAISS' ``IndexHNSWFlat`` or ``IndexHNSWSQ``, with 32 links per vector.
 
     Raises:
         UnsupportedError: for late interaction, and for ``binary``: FAISS compares bits with bits, not with floats.
@@ -65,14 +65,14 @@ def faiss_graph(values: Floats, codec: Codec, similarity: Similarity) -> Graph:
 
 
 def usearch_graph(values: Floats, codec: Codec, similarity: Similarity) -> Graph:
-    """Put vectors into usearch's ``Index``, with its default of 16 links a vector.
+    """Put vectors into usearch's ``Index``, with its default of 16 links per vector.
 
-    It codes queries as it does documents. Its ``i8`` scales every vector to length 127, so that it keeps no ``dot``
-    similarities, and keeps fewer of the nearest than `Coded` does. One thread builds the graph, so that it is the same
-    every time.
+    usearch codes queries in the same way as documents. Its ``i8`` scales every vector to length 127, so it does not
+    preserve ``dot`` similarities, and it finds fewer of the nearest documents than `Coded`. One thread builds the
+    graph, so that the graph is the same every time.
 
     Raises:
-        UnsupportedError: for late interaction, for ``int4``, which it does not have, for ``binary``, whose queries
+        UnsupportedError: for late interaction, for ``int4``, which usearch does not have, for ``binary``, whose queries
             would be bits, and for ``int8`` with ``dot``.
         MissingDependencyError: if usearch is not installed.
     """
@@ -86,7 +86,7 @@ def usearch_graph(values: Floats, codec: Codec, similarity: Similarity) -> Graph
         expansion_add=_EXPANSION_ADD,
         expansion_search=_EXPANSION_SEARCH,
     )
-    # Threads that add at once leave documents that no search finds, others every time.
+    # Adding in several threads leaves some documents, different ones each time, that no search finds.
     index.add(np.arange(len(values), dtype=np.uint64), np.ascontiguousarray(values, np.float32), threads=1)
 
     def search(queries: Floats, k: int) -> Hits:
@@ -105,10 +105,10 @@ def usearch_graph(values: Floats, codec: Codec, similarity: Similarity) -> Graph
 def _check(engine: str, similarity: Similarity, codec: Codec, codecs: tuple[str, ...]) -> None:
     hint = "Use the exact engine."
     if similarity == "maxsim":
-        raise UnsupportedError(f"{engine} compares single vectors, and the similarity is maxsim", hint=hint)
+        raise UnsupportedError(f"{engine} compares single vectors, but the similarity is maxsim", hint=hint)
     if codec not in codecs:
         reason = f"{engine} does not score float32 queries against {codec} documents by {similarity} similarity"
-        raise UnsupportedError(reason, hint=f"It holds {', '.join(codecs)}. {hint}")
+        raise UnsupportedError(reason, hint=f"It supports {', '.join(codecs)}. {hint}")
 
 
 def _package(module: str, distribution: str) -> ModuleType:

@@ -1,6 +1,6 @@
-"""Vector codecs: what a store keeps of each number, from four bytes down to one bit, in packed arrays.
+"""Vector codecs: packed arrays that use from four bytes down to one bit per dimension.
 
-A codec keeps whole numbers ``n`` for values ``x = lowest + step * n``, with a ``lowest`` and a ``step`` of every
+A codec stores whole numbers ``n`` for values ``x = lowest + step * n``, with a ``lowest`` and a ``step`` per
 dimension, shared by the collection. A float32 query ``q`` is then scored without decoding:
 ``q . x = (q * step) . n + q . lowest``.
 """
@@ -18,7 +18,7 @@ from llmquant.study.experiment import Codec
 
 Floats = NDArray[np.float32]
 Packed = NDArray[Any]  # Any: each codec has its own dtype
-# Quantiles of more vectors cost seconds and differ by less than a step; Qdrant samples too.
+# Quantiles of more vectors take seconds and differ by less than a step; Qdrant samples too.
 _RANGE_SAMPLE = 16_384
 
 
@@ -27,10 +27,10 @@ class Coded:
     """A collection of coded vectors.
 
     Attributes:
-        codes: ``(vectors, bytes or numbers)``, as they are held.
-        width: of the vectors.
+        codes: ``(vectors, bytes or numbers)`` the packed codes.
+        width: number of dimensions.
         lowest: ``(width,)`` the value of number 0 in each dimension.
-        step: ``(width,)`` between two numbers.
+        step: ``(width,)`` the difference between two successive numbers.
     """
 
     codec: Codec
@@ -45,15 +45,15 @@ class Coded:
 
         ``int8`` and ``int4`` spread their 256 and 16 numbers evenly over each dimension's range, as FAISS'
         ``ScalarQuantizer`` (``QT_8bit``, ``QT_4bit``; also Milvus) and sentence-transformers'
-        ``quantize_embeddings`` do. The range of ``int8`` is from the smallest to the largest value; that of ``int4``
-        leaves out half a percent at each end (FAISS' ``RS_quantiles``, Qdrant's ``quantile=0.99``), which
-        kept 1 to 2 points more of the ten nearest than the whole range, and with ``int8`` 2 to 4 points less.
-        Scales of each vector kept no more and cost bytes in each. ``binary`` keeps the signs
-        (sentence-transformers, Milvus, Qdrant) and stands for a vector of unit length, so of ``dot``
-        similarities it loses the lengths.
+        ``quantize_embeddings`` do. The range of ``int8`` is from the smallest to the largest value; the range of
+        ``int4`` omits half a percent at each end (FAISS' ``RS_quantiles``, Qdrant's ``quantile=0.99``). Omitting it
+        preserved 1 to 2 points more of the ten nearest than the whole range with ``int4``, and 2 to 4 points less with
+        ``int8``. A scale per vector preserved no more and costs bytes per vector. ``binary`` keeps the signs
+        (sentence-transformers, Milvus, Qdrant) and represents a vector of unit length, so ``dot`` similarities lose
+        the lengths.
 
         Args:
-            values: ``(vectors, width)`` float16 or float32; at least one. float32 is not copied.
+            values: ``(vectors, width)`` float16 or float32, at least one vector. float32 is not copied.
         """
         lowest, step = _SCHEMES[codec].scale(values)
         return cls(codec, _SCHEMES[codec].pack(values, lowest, step), values.shape[1], lowest, step)
@@ -66,11 +66,11 @@ class Coded:
         return _SCHEMES[self.codec].unpack(self.codes[rows], self.width)
 
     def decode(self, rows: slice | NDArray[np.int64]) -> Floats:
-        """Return what some vectors stand for: ``(rows, width)``."""
+        """Decode some vectors: ``(rows, width)``."""
         return self.lowest + self.step * self.numbers(rows)
 
     def fold(self, queries: Floats) -> tuple[Floats, Floats]:
-        """Take the scales over to the queries.
+        """Apply the scales to the queries.
 
         Returns:
             ``scaled (queries, width)`` and ``bias (queries,)``: ``scaled @ numbers.T + bias`` are the scores.
@@ -103,7 +103,7 @@ def _over_quantiles(values: Packed) -> tuple[Floats, Floats]:
 
 
 def _steps(ranges: Packed, numbers: int) -> Floats:
-    # A dimension that never changes has range 0: any step codes it exactly, as number 0.
+    # A constant dimension has range 0: any step codes it exactly, as number 0.
     return np.where(ranges > 0, ranges / (numbers - 1), 1).astype(np.float32)
 
 
@@ -115,7 +115,7 @@ def _signs(values: Packed) -> tuple[Floats, Floats]:
 
 def _rounded(values: Packed, lowest: Floats, step: Floats, numbers: int) -> NDArray[np.uint8]:
     codes = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), 4096):  # whole, this takes four times the float32 vectors
+    for start in range(0, len(values), 4096):  # all at once would take four times the memory of the float32 vectors
         part = (values[start : start + 4096] - lowest) / step
         codes[start : start + 4096] = np.clip(np.rint(part), 0, numbers - 1)
     return codes
@@ -134,7 +134,7 @@ def _pack_int4(values: Packed, lowest: Floats, step: Floats) -> Packed:
 
 
 def _unpack_int4(packed: Packed, width: int) -> Floats:
-    # A byte holds one dimension of the first half of them and one of the second, so that unpacking copies two blocks.
+    # A byte holds one dimension of the first half and one of the second half, so that unpacking copies two blocks.
     numbers = np.empty((len(packed), 2 * packed.shape[1]), np.float32)
     numbers[:, : packed.shape[1]] = packed & 15
     numbers[:, packed.shape[1] :] = packed >> 4

@@ -1,4 +1,4 @@
-"""What of some items has to be encoded: every content once, and what is wrong with an item before it is opened."""
+"""Find the contents that must be encoded, every content once, and items that cannot be encoded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llmquant.study.embedding import EmbedderInfo, Role
 
 @dataclass(frozen=True)
 class Contents:
-    """The different contents of items; a row each.
+    """The different contents of items; one row per content.
 
     Attributes:
         keys: row by `Item.key`, in the order of the rows.
-        sources: of each row, which item has it first, and which of that item's parts it is.
-        items: of each item that can be encoded as far as is known, its rows: two where text and image are fused.
-        skipped: what is wrong with the others, by index.
+        sources: per row, the first item with this content, and the part of that item.
+        items: rows per item that has no known fault: two rows if text and image are fused.
+        skipped: the faults of all other items, by index.
     """
 
     keys: Mapping[bytes, int]
@@ -28,7 +28,7 @@ class Contents:
 
 
 def contents_of(items: Sequence[Item], role: Role, embeds: EmbedderInfo, *, strict: bool) -> Contents:
-    """Hash all items, which decodes none.
+    """Hash all items without decoding them.
 
     Args:
         strict: raise at the first item that cannot be encoded, instead of skipping it.
@@ -62,15 +62,15 @@ def name_of(item: Item, index: int, role: Role) -> str:
 
 
 def parts_of(item: Item, name: str, embeds: EmbedderInfo) -> tuple[Item, ...]:
-    """Return what is encoded of an item: itself, or its text and its image where these are fused afterwards.
+    """Return the parts of an item to encode: the item itself, or its text and its image if both are fused afterwards.
 
     Raises:
-        ItemError: if its text is empty or not Unicode, or if the embedder does not encode what it has.
+        ItemError: if its text is empty or not Unicode, or if the embedder does not encode its kind of content.
     """
     if item.text is None and item.image is None:
         raise ItemError(f"{name} has neither a text nor an image")
     if item.text is not None and not item.text.strip():
-        raise ItemError(f"{name} has an empty text: {item.text[:20]!r}", hint="An image alone has the text None.")
+        raise ItemError(f"{name} has an empty text: {item.text[:20]!r}", hint="Use the text None for an image alone.")
     for kind, has in (("text", item.text is not None), ("image", item.image is not None)):
         if has and kind not in embeds.modalities:
             raise ItemError(f"{name} has {kind}, and this embedder encodes {' and '.join(embeds.modalities)} only")

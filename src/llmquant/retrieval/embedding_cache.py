@@ -1,8 +1,8 @@
-"""What was encoded before, on disk: parts that are written once, and read by any number of processes.
+"""The cache of encoded vectors on disk: parts that are written once, and read by any number of processes.
 
-A part is one file of one role: header, index (keys, checksums, how many vectors each), values. It appears by a rename
-and is never changed, so nobody waits for anybody, on network file systems either. Values are read with ordinary reads
-rather than mapped: a mapped file that is deleted on another machine ends the process.
+A part is one file for one role: header, index (keys, checksums, number of vectors per item), values. A part appears by
+a rename and never changes, so no process waits for another one, even on network file systems. Values are read with
+ordinary reads rather than mapped: deleting a mapped file on another machine ends the process.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from llmquant.study.embedding import Role
 from llmquant.study.experiment import Digest
 
 _MAGIC = b"LQEMB001"
-# The format's version is in the name too: parts of another version are not seen, rather than deleted as damaged.
+# The name contains the format's version too, so parts of another version are ignored instead of deleted as damaged.
 _SUFFIX = ".part1"
-# Items, vectors, width, bytes a number, checksum of these and of the index.
+# Items, vectors, width, bytes per number, checksum of these numbers and of the index.
 _HEADER = struct.Struct("<8sQQIII")
 _KEY_BYTES = 16
-# So many small parts become one; a part that is no longer small is left alone, so that merging stays cheap.
+# This number of small parts is merged into one; larger parts are left unchanged, so that merging stays cheap.
 _MANY_PARTS, _SMALL_BYTES = 32, 16 * 2**20
-# Neighbours in a part are read together, up to this many bytes.
+# Neighbours in a part are read together, up to this number of bytes.
 _READ_BYTES = 8 * 2**20
-# A part can be merged away between the listing and the reading; then the listing is made again.
+# Another process can merge a part between listing and reading; then the parts are listed again.
 _LISTINGS = 10
 _LEFT_BEHIND_S = 86400
 
@@ -49,9 +49,9 @@ class EmbeddingCache:
     """The vectors of one embedder and role, by `Item.key`.
 
     Args:
-        fingerprint: all that a vector depends on besides its item.
-        width: of the vectors.
-        late: several vectors an item, ``(vectors, width)`` float16; else one, ``(width,)`` float32.
+        fingerprint: digest of everything that a vector depends on besides its item.
+        width: number of dimensions.
+        late: whether items have several vectors, ``(vectors, width)`` float16, or one vector, ``(width,)`` float32.
     """
 
     def __init__(self, cache: Cache, fingerprint: Digest, role: Role, *, width: int, late: bool) -> None:
@@ -62,13 +62,13 @@ class EmbeddingCache:
         self._late = late
 
     def read(self, keys: Iterable[bytes]) -> Iterator[tuple[bytes, NDArray[Any]]]:  # Any: float32 or float16
-        """Yield those of `keys` that are there, each once, with their vectors; in the order of the parts.
+        """Yield the cached ones of `keys`, each once, with their vectors, in the order of the parts.
 
-        Of other keys no value is read. A damaged part is deleted with a warning: what it held is encoded again.
+        Values of other keys are not read. A damaged part is deleted with a warning, and its items are encoded again.
         """
         wanted = set(keys)
-        with contextlib.suppress(OSError):  # a cache shared read-only is still a cache
-            os.utime(self.folder)  # `Cache.prune` goes by it
+        with contextlib.suppress(OSError):  # a read-only cache is usable too
+            os.utime(self.folder)  # `Cache.prune` uses this time
         for _ in range(_LISTINGS):
             merged_away = False
             for path in self._parts() if wanted else ():
@@ -90,12 +90,12 @@ class EmbeddingCache:
                 return
 
     def write(self, vectors: Mapping[bytes, NDArray[Any]]) -> None:  # Any: float32 or float16
-        """Add a part, and put small parts together where there are many.
+        """Add a part, and merge small parts if there are many.
 
-        A disk that is full or read-only costs the next call its time, not this one its result: it is a warning.
+        A full or read-only disk causes only a warning: this call keeps its result, and the next call encodes again.
 
         Args:
-            vectors: by key, of the shape and dtype that `read` gives.
+            vectors: vectors by key, with the shape and dtype that `read` yields.
         """
         try:
             self._write_part(vectors)
@@ -168,7 +168,7 @@ class EmbeddingCache:
 
         if len(self._small_parts()) < _MANY_PARTS:
             return
-        # Held: another process is at it. A file system without locks has more parts, and no other harm.
+        # If the lock is held, another process is merging. A file system without locks only has more parts.
         with contextlib.suppress(Timeout, NotImplementedError), FileLock(self.folder / "merge.lock", timeout=0):
             merged: dict[bytes, NDArray[Any]] = {}  # Any: as above
             read = []
@@ -182,7 +182,7 @@ class EmbeddingCache:
             self._write_part(merged)
             for path in read:
                 path.unlink(missing_ok=True)
-            for path in self.folder.glob(f".*{_SUFFIX}"):  # of writers that were killed, and of those at work
+            for path in self.folder.glob(f".*{_SUFFIX}"):  # files of killed writers, and of active ones
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_mtime < time.time() - _LEFT_BEHIND_S:
                         path.unlink()
@@ -198,12 +198,12 @@ class EmbeddingCache:
 
 @dataclass(frozen=True)
 class _Index:
-    """What a part holds.
+    """The index of a part.
 
     Attributes:
         checksums: CRC-32 of each item's values.
         starts: ``(items + 1,)``: item ``i`` has the vectors from ``starts[i]`` to ``starts[i + 1]``.
-        values_at: where in the file the values begin.
+        values_at: offset of the values in the file, in bytes.
     """
 
     keys: list[bytes]
@@ -213,11 +213,11 @@ class _Index:
 
 
 class _DamagedError(Exception):
-    """A part is not as it was written."""
+    """A part differs from what was written."""
 
 
 def _runs(rows: Sequence[int], starts: NDArray[np.int64], *, most: int) -> Iterator[list[int]]:
-    """Yield neighbouring rows together, up to `most` vectors unless one row alone has more."""
+    """Yield groups of neighbouring rows, up to `most` vectors per group unless a single row has more."""
     run: list[int] = []
     for row in rows:
         if run and (row != run[-1] + 1 or starts[row + 1] - starts[run[0]] > most):

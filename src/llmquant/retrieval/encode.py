@@ -1,4 +1,4 @@
-"""Items to vectors: what is in the cache is read from it, the rest is encoded and kept there as it comes."""
+"""Turn items into vectors: read cached vectors, and encode and cache the others."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from llmquant.study.embedding import EmbedderInfo, Role
 
 Progress = Callable[[int, int], None]
 
-# What a killed process loses at most.
+# The most work that a killed process loses.
 _FLUSH_S, _FLUSH_ITEMS = 10.0, 4096
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What of some items could be encoded.
+    """The vectors of the items that could be encoded, and the faults of the others.
 
     Attributes:
-        embeddings: of the items at `kept`, in their order.
-        kept: indices, ascending.
-        skipped: why not, by index; with `kept` these are all.
+        embeddings: vectors of the items at `kept`, in their order.
+        kept: indices of encoded items, ascending.
+        skipped: the fault of each other item, by index.
     """
 
     embeddings: Embeddings
@@ -45,14 +45,14 @@ def encode(
 ) -> Embeddings:
     """Encode items, every content once.
 
-    The result is the same whether it comes from the cache or not: float32, or float16 of late interaction.
+    The result is the same with and without the cache: float32, or float16 for late interaction.
 
     Args:
-        items: asked for one by one in the calling thread and not held, so that a sequence may read them from files.
+        items: read one by one in the calling thread and not held, so that a sequence may read items from files.
         progress: called with (done, total), counting different contents.
 
     Returns:
-        In full width.
+        Vectors in full width.
 
     Raises:
         ItemError: naming the first item that is empty, damaged, too large, of a kind that the embedder does not encode,
@@ -67,11 +67,11 @@ def encode(
 def encode_some(
     subject: Encodes, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
 ) -> Encoded:
-    """Encode the items that can be; as `encode`, but what is wrong with an item is told beside the result.
+    """Encode like `encode`, but skip items that cannot be encoded and report their faults in the result.
 
     Raises:
-        ItemError: only if an item does not fit in memory on its own: were it left out, the result would depend on the
-            machine.
+        ItemError: only if an item does not fit in memory on its own, because skipping such an item would make the
+            result depend on the machine.
     """
     return _encode(subject, items, role, progress, strict=False)
 
@@ -81,7 +81,7 @@ def _encode(subject: Encodes, items: Sequence[Item], role: Role, progress: Progr
     late = embeds.similarity == "maxsim"
     if late and embeds.fusion != "joint":
         raise UnsupportedError(
-            f"fusion {embeds.fusion!r} with late interaction: text and image have several vectors each, none to add",
+            f"fusion {embeds.fusion!r} does not support late interaction: text and image have several vectors each",
             hint="Use fusion 'joint'.",
         )
     contents = contents_of(items, role, embeds, strict=strict)
@@ -115,7 +115,7 @@ def _encode_missing(
     *,
     strict: bool,
 ) -> Mapping[int, str]:
-    """Fill the table, and return what is wrong with the rows that stay empty."""
+    """Fill the table, and return the faults of the rows that stay empty."""
 
     def tasks() -> Iterator[Task]:
         for row in np.flatnonzero(~table.filled).tolist():
@@ -153,10 +153,10 @@ def _encode_missing(
 
 
 class _Table:
-    """Vectors of contents as they come, by row.
+    """Vectors of contents by row, filled in any order.
 
     Attributes:
-        filled: which rows have theirs.
+        filled: whether each row has its vectors.
     """
 
     def __init__(self, rows: int, width: int, *, late: bool) -> None:
@@ -173,7 +173,7 @@ class _Table:
         self.filled[row] = True
 
     def embeddings(self, items: Sequence[tuple[int, ...]], embeds: EmbedderInfo) -> Embeddings:
-        """Return the vectors of items by their rows, two rows fused; the table is used up."""
+        """Return the vectors of items by their rows, fusing two rows of an item; the table is unusable afterwards."""
         first = np.array([rows[0] for rows in items], np.int64)
         if self._late:
             return self._ragged(first)

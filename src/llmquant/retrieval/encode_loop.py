@@ -1,4 +1,4 @@
-"""The loop that keeps the device busy: threads decode and prepare items ahead of it, which go in full batches."""
+"""The loop that keeps the device busy with full batches, while threads decode and prepare the next items."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from llmquant.study.embedding import EmbedderInfo, Role
 from llmquant.study.experiment import Digest
 from llmquant.study.job import Device
 
-# Tokens a batch, padding included, where nothing else is asked for. On a CPU core all-MiniLM-L6 took two thirds of its
-# time one by one at 512 to 2048, and as long as one by one at 8192; a vision tower took the same time at any. The other
-# two are not measured; a batch that does not fit is halved.
+# Default tokens per batch, padding included. On one CPU core batches of 512 to 2048 took all-MiniLM-L6 two thirds of
+# the time of single items, and batches of 8192 took as long as single items; a vision tower took the same time at any
+# size. The values for other devices are not measured; a batch that does not fit is halved.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 1024, "mps": 4096, "cuda": 16384}
-# Batches that are prepared before the items among them are sorted by size, so that they pad each other little.
+# Number of batches that are prepared before their items are sorted by size, so that batches need little padding.
 _WINDOW = 4
-# Pages that are prepared together at most: the pixels of one take 10 MB and more, however few tokens they become.
+# Maximum pages that are prepared together: the pixels of a page take 10 MB and more, however few its tokens are.
 _WINDOW_PAGES = 64
 _MOST_WORKERS = 16
 # Vectors of half precision have a length within 1e-3 of 1.
@@ -38,7 +38,7 @@ _UNIT = 1e-2
 
 
 class Encodes(Protocol):
-    """What encoding needs of a loaded embedder; `LoadedEmbedder` has it."""
+    """The part of a loaded embedder that encoding needs; `LoadedEmbedder` satisfies it."""
 
     @property
     def opened(self) -> OpenEmbedder: ...  # noqa: D102 - as in `LoadedEmbedder`
@@ -61,8 +61,8 @@ class Task:
     """One content to encode.
 
     Attributes:
-        row: whatever the caller knows it by.
-        item: its name is set.
+        row: the caller's row of the content.
+        item: the item to encode, with its name set.
     """
 
     row: int
@@ -72,10 +72,10 @@ class Task:
 def encode_each(
     subject: Encodes, tasks: Iterable[Task], role: Role, *, dtype: DTypeLike
 ) -> Generator[tuple[Task, NDArray[Any] | ItemError]]:  # Any: `dtype`
-    """Yield the vectors of each task, or what is wrong with it; not in order.
+    """Yield the vectors or the fault of each task, in any order.
 
-    At most two windows of a few batches are held. The first batch of a window has its largest items: what does not fit
-    shows at once. When memory runs out, the batch is halved, and so are those that follow.
+    At most two windows of a few batches are held. The first batch of a window has its largest items, so an item that
+    does not fit shows at once. When memory runs out, this batch and the following ones are halved.
 
     Raises:
         ItemError: if an item does not fit in memory on its own.
@@ -119,7 +119,7 @@ def _workers(device: Device) -> int:
 def _windows(
     opened: OpenEmbedder, tasks: Iterable[Task], role: Role, pool: ThreadPoolExecutor, workers: int, tokens: int
 ) -> Iterator[list[tuple[Task, Prepared | ItemError]]]:
-    """Yield tasks in order, at least `tokens` together, while the threads go on with as many again."""
+    """Yield tasks in order, in groups of at least `tokens` tokens, while threads prepare the next group."""
     source = iter(tasks)
     waiting: deque[tuple[Task, Future[Prepared | ItemError]]] = deque()
     ahead = 2 * workers
@@ -152,7 +152,7 @@ def _prepare(opened: OpenEmbedder, item: Item, role: Role) -> Prepared | ItemErr
         return opened.prepare(item.text, image, role)
     except ItemError as error:
         return error
-    except ValueError as error:  # what processors raise at an image of an extreme shape, and tokenizers at odd text
+    except ValueError as error:  # processors raise it for images of extreme shape, and tokenizers for unusual text
         problem = ItemError(f"{item.name} cannot be prepared for this model: {error}")
         problem.__cause__ = error
         return problem
@@ -161,10 +161,10 @@ def _prepare(opened: OpenEmbedder, item: Item, role: Role) -> Prepared | ItemErr
 def _embed(
     opened: OpenEmbedder, batch: Sequence[tuple[Task, Prepared]], role: Role
 ) -> Sequence[NDArray[np.float32]] | None:
-    """Encode a batch; ``None`` where memory ran out, after which nothing of the attempt is held any more."""
+    """Encode a batch; return ``None`` and hold no memory of the attempt if memory ran out."""
     try:
         vectors = opened.embed([prepared for _, prepared in batch], role)
-    except Exception as error:  # a plugin's model; all but memory goes on as it is
+    except Exception as error:  # a plugin's model may raise anything; only memory errors are handled here
         if not is_out_of_memory(error):
             raise
         if len(batch) > 1:
@@ -193,7 +193,7 @@ def _checked(
         bad = int((~np.isfinite(kept)).sum())
         raise SanityError(
             f"the vector of {name} is not finite: {bad} of its {kept.size} numbers",
-            hint="The weights are damaged, or the compute dtype overflows: float16 does where bfloat16 does not.",
+            hint="The weights are damaged, or the compute dtype overflows. If it is float16, try bfloat16.",
         )
     if embeds.similarity != "dot":
         lengths = np.linalg.norm(vector.astype(np.float32), axis=-1)

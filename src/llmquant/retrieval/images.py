@@ -1,4 +1,4 @@
-"""Page images: from the bytes of a file to RGB pixels, and to a thumbnail."""
+"""Page images: turn a file's bytes into RGB pixels or a thumbnail."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llmquant.errors import ItemError
 
-# An A4 page at 600 dots an inch has 35 million pixels, an A2 poster at 300 has 35 too.
+# An A4 page at 600 dots per inch has 35 million pixels, and so has an A2 poster at 300 dots per inch.
 MAX_PIXELS = 100_000_000
 
-# Pictures only. Pillow also opens PostScript, by starting Ghostscript on it.
+# Only pictures: Pillow also opens PostScript, by starting Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF", "PPM")
-# What people pass as an image by mistake, by how it begins.
+# Other kinds of file that people pass as images by mistake, by their first bytes.
 _OTHERS = {b"%pdf": "a PDF", b"%!ps": "PostScript", b"<svg": "an SVG", b"<?xm": "XML", b"<htm": "HTML", b"<!do": "HTML"}
 _opening = threading.Lock()
 
 
 def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image, the first frame of several, upright and on white where it is transparent.
+    """Decode an image (its first frame if there are several), upright, with transparent parts on white.
 
     Args:
         data: a file's bytes.
-        name: how messages call it.
+        name: the image's name in messages.
         max_pixels: a larger image is refused from its header, before it is decoded.
 
     Returns:
-        RGB.
+        The image in RGB.
 
     Raises:
-        ItemError: if it is empty, damaged, cut off, no image, or too large.
+        ItemError: if the data is empty, damaged, cut off, not an image, or too large.
     """
     if not data:
         raise ItemError(f"{name} is empty: 0 bytes")
@@ -45,15 +45,15 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
         found = _OTHERS.get(data[:4].lower(), f"{len(data)} bytes, first {data[:8]!r}")
         raise ItemError(
             f"{name} is not an image, or its header is damaged: found {found}",
-            hint=f"Images are {', '.join(_FORMATS)}.",
+            hint=f"Supported formats: {', '.join(_FORMATS)}.",
         ) from error
     except MemoryError:  # the machine's fault, not the image's
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything at damaged data
+    except Exception as error:  # Pillow's decoders raise almost any error for damaged data
         raise ItemError(f"{name} is damaged and cannot be decoded: {error} ({len(data)} bytes)") from error
     raise ItemError(
         f"{name} has {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: more than {max_pixels / 1e6:g}",
-        hint="Render or scale the page smaller: at 200 dots an inch an A4 page has 4 megapixels.",
+        hint="Render or scale the page smaller: at 200 dots per inch an A4 page has 4 megapixels.",
     )
 
 
@@ -61,13 +61,13 @@ def thumbnail(data: bytes, width: int, *, name: str = "the image") -> bytes:
     """Make a small copy of an encoded image for a report.
 
     Args:
-        width: in pixels; a smaller image keeps its size, and none is more than twice as high as `width`.
+        width: maximum width in pixels; a smaller image keeps its size, and the height is at most twice `width`.
 
     Returns:
-        A WebP file.
+        The bytes of a WebP file.
 
     Raises:
-        ItemError: as `decode`.
+        ItemError: as in `decode`.
     """
     image = decode(data, name)
     image.thumbnail((width, 2 * width))
@@ -77,8 +77,8 @@ def thumbnail(data: bytes, width: int, *, name: str = "the image") -> bytes:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow's own limit only warns at our sizes, through filters that are not safe between threads. It is read from
-    # this name alone, so it is lifted for the reading of the header; `decode` checks the size before any pixel.
+    # Pillow's own limit only warns at the sizes allowed here, through filters that are not thread-safe. Pillow reads
+    # the limit only from this name, so it is lifted while the header is read; `decode` checks the size before decoding.
     with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -91,10 +91,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        # Pillow would clip at 255, which makes a page white.
+        # Pillow would clip at 255, which turns a page white.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in {"I", "F"}:
-        raise ValueError(f"its pixels are 32 bits of mode {image.mode}, whose white is not known")
+        raise ValueError(f"its pixels have 32 bits in mode {image.mode}, whose white value is unknown")
     if image.has_transparency_data:
         above = image.convert("RGBA")
         image = Image.new("RGBA", above.size, "white")

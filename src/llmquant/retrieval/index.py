@@ -1,4 +1,4 @@
-"""A collection of documents in one vector form, and the search for those nearest to queries."""
+"""A collection of documents in one vector form, and the search for the documents nearest to queries."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Index:
     """Documents, ready to be searched.
 
     Attributes:
-        held: the coded vectors, or the graph of another engine that holds them.
-        offsets: ``(documents + 1,)`` where each document's vectors begin and end.
-        originals: the cut documents before pooling and coding; ``None`` where nothing is scored again.
+        held: the coded vectors, or the graph of another engine with these vectors.
+        offsets: ``(documents + 1,)`` the beginning and the end of each document's vectors.
+        originals: the cut documents before pooling and coding; ``None`` without rescoring.
     """
 
     form: VectorForm
@@ -52,21 +52,23 @@ class Index:
         """Cut, pool and code documents.
 
         Args:
-            documents: in full width; at unit length unless `similarity` is ``dot``. Not copied where nothing changes.
-            engine: ``exact`` scores all documents; the others are approximate, and differ a little from run to run.
+            documents: documents in full width, at unit length unless `similarity` is ``dot``. They are copied only if
+                they change.
+            engine: ``exact`` scores all documents; other engines are approximate, and vary slightly between runs.
 
         Raises:
             OptionError: if the vectors are narrower than ``form.dim``.
-            UnsupportedError: if `engine` cannot hold this form, single vectors are to be pooled, or there is no
-                document.
+            UnsupportedError: if `engine` does not support this form, if single vectors should be pooled, or if there is
+                no document.
             MissingDependencyError: if `engine` is not installed.
             SanityError: if a vector is not finite.
-            PluginError: if documents have several vectors each, and `similarity` is not ``maxsim``, or one has none.
+            PluginError: if documents have several vectors each but `similarity` is not ``maxsim``, or a document has no
+                vector.
         """
         if form.pool > 1 and similarity != "maxsim":
-            raise UnsupportedError(f"pool is {form.pool}, and these documents have one vector each", hint="Leave it 1.")
+            raise UnsupportedError(f"pool is {form.pool}, but these documents have one vector each", hint="Use pool 1.")
         if not len(documents):
-            raise UnsupportedError("there is no document to search", hint="Give at least one.")
+            raise UnsupportedError("there is no document to search", hint="Pass at least one.")
         originals = _ready(documents, form.dim, similarity)
         kept = pooled(originals, form.pool)
         return cls(
@@ -84,23 +86,23 @@ class Index:
 
     @property
     def bytes_per_document(self) -> float:
-        """Return the mean size of what is searched: the codes, and with an approximate engine its links.
+        """Return the mean size of a searched document in bytes: the codes, and an approximate engine's links.
 
-        The collection's scales (two numbers a dimension) and the originals for scoring again are not in it.
+        The size excludes the collection's scales (two numbers per dimension) and the originals for rescoring.
         """
         return (self.held.nbytes if isinstance(self.held, Graph) else self.held.codes.nbytes) / len(self)
 
     def search(self, queries: Embeddings, k: int) -> Hits:
-        """Find each query's `k` best documents; all of them where there are fewer.
+        """Find each query's `k` best documents, or all documents if there are fewer.
 
         Args:
-            queries: in full width.
+            queries: queries in full width.
 
         Returns:
-            The best first; documents of equal score in their order.
+            The best documents first; documents of equal score in their order in the collection.
 
         Raises:
-            OptionError, SanityError, PluginError: as `build`.
+            OptionError, SanityError, PluginError: as in `build`.
         """
         ready = _ready(queries, self.form.dim, self.similarity)
         k = min(k, len(self))
@@ -124,20 +126,20 @@ class Index:
 
 
 def _ready(items: Embeddings, dim: int | None, similarity: Similarity) -> Embeddings:
-    """Cut vectors to their leading `dim` dimensions, at unit length again unless lengths count; refuse broken ones."""
+    """Cut vectors to `dim` leading dimensions and normalize them unless lengths count; refuse invalid vectors."""
     values = items.values
     if similarity != "maxsim" and items.offsets is not None:
-        raise PluginError(f"items have several vectors each, and the similarity is {similarity}, which takes one")
+        raise PluginError(f"items have several vectors each, but the similarity {similarity} needs one")
     if items.offsets is not None and (empty := np.flatnonzero(np.diff(items.offsets) == 0)).size:
         raise PluginError(f"item {empty[0]} has no vector")
     if dim is not None and dim > items.width:
-        raise OptionError(f"dim is {dim}, and the vectors have {items.width} dimensions", hint="Give a smaller one.")
+        raise OptionError(f"dim is {dim}, but the vectors have {items.width} dimensions", hint="Use a smaller dim.")
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise SanityError("a vector holds a number that is not finite")
     if dim is not None and dim < items.width:
         values = values[:, :dim].astype(np.float32)
         values = values if similarity == "dot" else unit(values)
-    elif similarity != "maxsim":  # of late interaction float16 stays: the vectors are many
+    elif similarity != "maxsim":  # late interaction keeps float16, because it has many vectors
         values = values.astype(np.float32, copy=False)
     return Embeddings(values, items.offsets)
 

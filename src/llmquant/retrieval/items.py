@@ -1,4 +1,4 @@
-"""What is encoded: a text, a page image, or both."""
+"""The items to encode: a text, a page image, or both."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Item:
     """A text, an image, or both.
 
     Attributes:
-        image: as it was encoded (PNG, JPEG, WebP, TIFF ...); decoded only if its vector is not known yet.
-        name: how messages call it: a file's name or a document's id; no part of its identity.
+        image: bytes of an image file (PNG, JPEG, WebP, TIFF ...); decoded only if the vector is not cached.
+        name: the item's name in messages, a file's name or a document's id; the name is not part of its identity.
     """
 
     text: str | None = None
@@ -27,7 +27,7 @@ class Item:
         """Read an image file.
 
         Raises:
-            ItemError: if it cannot be read or is empty.
+            ItemError: if the file cannot be read or is empty.
         """
         try:
             data = path.read_bytes()
@@ -39,7 +39,7 @@ class Item:
 
     @property
     def key(self) -> bytes:
-        """Digest the content, 16 bytes: the text and the encoded image, which takes a hundredth of decoding it."""
+        """Digest the text and the encoded image into 16 bytes, in a hundredth of the time of decoding the image."""
         digest = hashlib.blake2b(digest_size=16)
         for kind, part in ((b"text", self.text.encode() if self.text is not None else None), (b"image", self.image)):
             if part is not None:

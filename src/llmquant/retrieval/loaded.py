@@ -1,4 +1,4 @@
-"""An embedding model on its device, with the cache of what it has encoded."""
+"""An embedding model on its device, with the cache of its vectors."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class LoadedEmbedder:
 
     Attributes:
         opened: the model itself.
-        embeds: what it gives.
-        vectors: how its vectors are kept and searched.
-        fingerprint: of the weights, the quantizer, the prompts, the preprocessing and the pooling: what a cached vector
-            is known by.
-        batch_tokens: tokens a batch may hold; ``None`` chooses by the device.
-        path: the folder its weights came from; ``None`` where it has none.
-        load: what loading cost.
-        row_independent: what else is in a batch changes no vector; else each item is encoded by itself.
+        embeds: description of its vectors.
+        vectors: how its vectors are stored and searched.
+        fingerprint: digest of the weights, the quantizer, the prompts, the preprocessing and the pooling, which
+            identifies cached vectors.
+        batch_tokens: maximum tokens per batch; ``None`` chooses by the device.
+        path: the folder of its weights; ``None`` for an embedder without weights.
+        load: the cost of loading.
+        row_independent: whether a vector is independent of the rest of its batch; if not, each item is encoded alone.
     """
 
     opened: OpenEmbedder
@@ -64,14 +64,14 @@ class LoadedEmbedder:
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Embeddings:
-        """Encode items; what was encoded before, in any process, is read from the cache.
+        """Encode items; vectors that any process encoded before are read from the cache.
 
         Args:
             items: texts, or texts and images as `Item`.
             progress: called with (done, total).
 
         Returns:
-            In full width: `vectors` says what is kept of it.
+            Vectors in full width; `vectors` describes how they are stored.
 
         Raises:
             ItemError: naming the first item that cannot be encoded: an empty text, a damaged or too large image.

@@ -1,4 +1,4 @@
-"""Exact search: every query against every document in blocks, so that memory does not grow with their number."""
+"""Exact search of every query in all documents, in blocks, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from llmquant.retrieval.codecs import Coded, Floats
 from llmquant.retrieval.vectors import Embeddings
 
 Ids = NDArray[np.int64]
-# A block is documents' vectors by queries' vectors: at most so many of the latter, and float32 numbers of the unpacked
-# vectors (8 MiB) and of scores (16 MiB). Larger ones are no faster, smaller ones wait for BLAS' threads.
+# Limits of a block of documents' vectors by queries' vectors: the number of queries' vectors, and the float32 numbers
+# of unpacked vectors (8 MiB) and of scores (16 MiB). Larger blocks are no faster, smaller ones wait for BLAS' threads.
 _COLUMNS = 1024
 _NUMBERS = 2**21
 _SCORES = 2**22
-# float32 products of equal vectors differ in the last bits by their place in the block. So many more documents than
-# asked for are scored again, to find the true order about the last place.
+# float32 products of equal vectors differ in the last bits by their place in the block. This number of documents more
+# than requested are scored again, to find the true order around the last place.
 _SPARE = 32
 _LOW = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The best documents of each query, the best first.
+    """The best documents of each query, best first.
 
     Attributes:
-        ids: ``(queries, k)`` places of the documents in the collection; -1 where an approximate engine found fewer.
-        scores: ``(queries, k)``.
+        ids: ``(queries, k)`` places of the documents in the collection; -1 if an approximate engine found fewer.
+        scores: ``(queries, k)`` scores of these documents.
     """
 
     ids: Ids
@@ -40,11 +40,11 @@ class Hits:
 def dense_top(queries: Floats, documents: Coded, k: int) -> Hits:
     """Find the `k` documents with the largest inner products.
 
-    A score is summed in float64 and rounded to float32, so it depends neither on the other queries nor on the
-    number of threads, and equal documents have equal scores.
+    A score is summed in float64 and rounded to float32, so that it depends neither on other queries nor on the number
+    of threads, and equal documents have equal scores.
 
     Args:
-        queries: ``(queries, width)``.
+        queries: ``(queries, width)`` vectors.
         k: at most the number of documents.
 
     Returns:
@@ -59,14 +59,14 @@ def dense_top(queries: Floats, documents: Coded, k: int) -> Hits:
 
 
 def dense_rescore(queries: Floats, documents: Coded, candidates: Ids, k: int) -> Hits:
-    """Score each query's candidates, as `dense_top` does; keep `k`.
+    """Score each query's candidates like `dense_top`, and keep the `k` best.
 
     Args:
-        candidates: ``(queries, candidates)`` places of documents; -1 is none.
+        candidates: ``(queries, candidates)`` places of documents; -1 means no document.
     """
     scores = np.empty(candidates.shape, np.float32)
     for row, (query, ids) in enumerate(zip(queries, candidates, strict=True)):
-        # einsum sums every row in the same order; a product by BLAS does not.
+        # einsum sums every row in the same order; BLAS does not.
         scores[row] = np.einsum("nw,w->n", documents.decode(ids).astype(np.float64), query.astype(np.float64))
     return _ranked(np.where(candidates < 0, -np.inf, scores).astype(np.float32), candidates, k)
 
@@ -74,12 +74,12 @@ def dense_rescore(queries: Floats, documents: Coded, candidates: Ids, k: int) ->
 def maxsim_top(queries: Embeddings, documents: Coded, offsets: Ids, k: int) -> Hits:
     """Find the `k` documents with the largest sums, over a query's vectors, of the best inner product in the document.
 
-    Unlike with padded batches, whose zeros a score can pick, a best product may be negative. Products are float32 and
-    their sums float64.
+    The best product may be negative, unlike in padded batches, whose zeros can be the best product. Products are
+    float32 and their sums float64.
 
     Args:
-        documents: all their vectors, one document after the other.
-        offsets: ``(documents + 1,)`` where each one begins and ends; none is empty.
+        documents: vectors of all documents, one document after the other.
+        offsets: ``(documents + 1,)`` the beginning and the end of each document; no document is empty.
         k: at most the number of documents.
 
     Returns:
@@ -95,7 +95,7 @@ def maxsim_top(queries: Embeddings, documents: Coded, offsets: Ids, k: int) -> H
 
 
 def maxsim_rescore(queries: Embeddings, documents: Embeddings, candidates: Ids, k: int) -> Hits:
-    """Score each query's candidates, as `maxsim_top` does; keep `k`.
+    """Score each query's candidates like `maxsim_top`, and keep the `k` best.
 
     Args:
         candidates: ``(queries, candidates)`` places of documents.
@@ -110,15 +110,15 @@ def maxsim_rescore(queries: Embeddings, documents: Embeddings, candidates: Ids, 
 
 
 def offsets_of(embeddings: Embeddings) -> Ids:
-    """Return where each item's vectors begin and end: ``(items + 1,)``."""
+    """Return the beginning and the end of each item's vectors: ``(items + 1,)``."""
     return np.arange(len(embeddings) + 1) if embeddings.offsets is None else embeddings.offsets
 
 
 def best(blocks: Iterable[Floats], queries: int, k: int) -> Hits:
-    """Keep the `k` largest of scores that come in blocks; of equal ones those that come first.
+    """Keep the `k` largest scores from blocks of scores; among equal scores the first ones.
 
     Args:
-        blocks: each ``(queries, documents)``, of consecutive documents; fewer than 2^31 together.
+        blocks: blocks ``(queries, documents)`` of consecutive documents; fewer than 2^31 documents in total.
     """
     kept: Ids = np.empty((queries, 0), np.int64)
     start = 0
@@ -134,7 +134,7 @@ def _products(queries: Floats, documents: Coded) -> Iterator[Floats]:
     rows = _rows(queries)
     for start in range(0, len(documents), rows):
         numbers = documents.numbers(slice(start, start + rows))
-        # One query is not worth BLAS' threads: on a busy machine they made it ten times as slow.
+        # BLAS' threads do not pay off for one query: on a busy machine they made the search ten times as slow.
         products = scaled @ numbers.T if len(scaled) > 1 else np.einsum("nw,w->n", numbers, scaled[0])
         yield products + bias[:, None]
 
@@ -143,7 +143,7 @@ def _maxsim(queries: Floats, starts: Ids, documents: Coded, offsets: Ids) -> Ite
     """Yield ``(queries, documents)`` scores of consecutive documents.
 
     Args:
-        queries: all vectors of all queries; `starts` says where each query begins.
+        queries: all vectors of all queries; `starts` has the beginning of each query.
     """
     scaled, bias = documents.fold(queries)
     for first, last in _groups(offsets, _rows(queries)):
@@ -159,7 +159,7 @@ def _rows(queries: Floats) -> int:
 
 
 def _groups(offsets: Ids, most: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of items that have at most `most` vectors together; an item that has more is alone."""
+    """Yield ranges of items with at most `most` vectors in total; an item with more vectors is yielded alone."""
     first = 0
     while first < len(offsets) - 1:
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + most, side="right")) - 1)
@@ -172,9 +172,9 @@ def _ranked(scores: Floats, ids: Ids, k: int) -> Hits:
 
 
 def _keys(scores: Floats, ids: Ids) -> Ids:
-    """Make one integer of a score and a document: larger with the score, and smaller with the document's place.
+    """Combine a score and a document into one integer that grows with the score and falls with the document's place.
 
-    No two of a query are equal, so that any way to find the largest finds the same ones.
+    The integers of a query are all different, so that every algorithm finds the same largest ones.
     """
     bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0
     return (_ordered(bits).astype(np.int64) << 32) | (~ids & _LOW)

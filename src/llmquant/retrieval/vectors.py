@@ -1,4 +1,4 @@
-"""Vectors of many items: one each, or several each for late interaction, without padding."""
+"""Vectors of many items without padding: one vector per item, or several per item for late interaction."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of ``n`` items.
+    """The vectors of ``n`` items.
 
     Attributes:
-        values: ``(vectors, width)`` float32; of late interaction float16 where they come from the cache.
-        offsets: ``(n + 1,)`` int64: item ``i`` has the vectors from ``offsets[i]`` to ``offsets[i + 1]``; ``None``:
-            each item has one vector, and ``vectors`` is ``n``.
+        values: ``(vectors, width)`` float32; float16 for late interaction from the cache.
+        offsets: ``(n + 1,)`` int64: item ``i`` has the vectors from ``offsets[i]`` to ``offsets[i + 1]``; ``None``
+            means that each item has one vector, and ``vectors`` is ``n``.
     """
 
     values: NDArray[Any]  # Any: float32 or float16
@@ -25,10 +25,10 @@ class Embeddings:
 
     @classmethod
     def of(cls, items: Sequence[NDArray[Any]], *, width: int) -> Embeddings:  # Any: as above
-        """Put together what ``embed`` returned: arrays of ``(width,)`` or of ``(vectors, width)``.
+        """Combine the results of ``embed``: arrays of ``(width,)`` or of ``(vectors, width)``.
 
         Args:
-            width: of the vectors; needed where there are no items.
+            width: number of dimensions, which is needed if there are no items.
         """
         if not items:
             return cls(np.zeros((0, width), np.float32))
@@ -42,7 +42,7 @@ class Embeddings:
 
     @property
     def width(self) -> int:
-        """Return how many numbers a vector has."""
+        """Return the number of dimensions."""
         return int(self.values.shape[1])
 
     def item(self, index: int) -> NDArray[Any]:  # Any: as above

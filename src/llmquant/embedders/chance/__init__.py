@@ -1,1 +1,1 @@
-"""Vectors by chance: the floor of every retrieval score."""
+"""Random vectors: the floor of every retrieval score."""

@@ -1,4 +1,4 @@
-"""Random unit vectors from an item's content: what retrieval scores without knowing anything."""
+"""Random unit vectors derived from an item's content: the floor of every retrieval score."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Chance:
-    """Opens nothing: there is no checkpoint."""
+    """Opens the random embedder, which has no checkpoint."""
 
     def __init__(self, options: ChanceOptions) -> None:
         self._options = options
@@ -35,12 +35,12 @@ class Chance:
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
     ) -> OpenChance:
-        """Return it, ready."""
+        """Return the random embedder."""
         return OpenChance(self._options)
 
 
 class OpenChance:
-    """Gives an item the same vector every time, on every machine, as a query and as a document."""
+    """Returns the same vector for an item every time, on every machine, as a query and as a document."""
 
     def __init__(self, options: ChanceOptions) -> None:
         self._options = options
@@ -61,8 +61,8 @@ class OpenChance:
         return Prepared(1, int.from_bytes(digest.digest(), "little"))
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
-        """Draw a point of the unit sphere for each digest, all points equally likely."""
-        # PCG64 gives the same stream with every version of numpy; the normal distribution's method has no such promise,
-        # and has not changed since 2019.
+        """Draw a uniformly distributed point of the unit sphere per digest."""
+        # PCG64 produces the same stream with every version of numpy; the normal distribution's method does not promise
+        # that, but has not changed since 2019.
         points = [np.random.Generator(np.random.PCG64(item.inputs)).normal(size=self._options.width) for item in batch]
         return [(point / np.linalg.norm(point)).astype(np.float32) for point in points]

@@ -1,4 +1,4 @@
-"""Options of the embedder that knows nothing: the floor of every retrieval metric."""
+"""Options of the random embedder: the floor of every retrieval metric."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ChanceOptions:
     """Random unit vectors: equal for equal items, independent otherwise.
 
     Attributes:
-        checkpoint: none.
-        width: numbers in a vector; as many as a study's grid of dimensions needs, if that is more.
-        seed: another seed gives other vectors.
+        checkpoint: must be empty, because the embedder has no checkpoint.
+        width: dimensions of a vector, for example 64; a study raises it to the largest dimension of its grid.
+        seed: seed of the random numbers, for example 0; another seed produces other vectors.
     """
 
     checkpoint: str = ""
@@ -28,12 +28,12 @@ class ChanceOptions:
         if self.checkpoint:
             raise OptionError(f"random has no checkpoint, found {self.checkpoint!r}")
         if self.width < 2:
-            raise OptionError(f"width is {self.width}", hint="Give 2 or more; 64 is usual.")
+            raise OptionError(f"width is {self.width}", hint="Use 2 or more; 64 is usual.")
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what it gives: the first numbers of a random direction are one too."""
+        """Describe the vectors, which may be cut: the first numbers of a random direction are one too."""
         return EmbedderInfo(self.width, tuple(range(self.width, 0, -1)), ("text", "image"))
 
     def for_dims(self, dims: Sequence[int]) -> ChanceOptions:
-        """Return options with vectors so wide that they can be cut to all of these widths."""
+        """Return options whose vectors are wide enough to be cut to each of these widths."""
         return replace(self, width=max(self.width, *dims))

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SigLIP 2 through transformers: a text tower and an image tower with one space."""
+"""CLIP, SigLIP and SigLIP 2 through transformers: a text tower and an image tower that share a vector space."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
     from llmquant.study.embedding import Role
 
-# The size of an image's batch is its patches, which no input names; a text's is its tokens.
+# The cost of an image is its number of patches, which no input states; the cost of a text is its number of tokens.
 _IMAGE_TOKENS = 256
 
 
@@ -60,7 +60,7 @@ class OpenClip:
 
     def __init__(self, module: Any, processor: Any) -> None:  # Any: transformers
         self._module, self._processor = module, processor
-        # The tokenizer keeps its padding as state. Set once, threads only read it.
+        # The tokenizer keeps its padding as state. The padding is set once here, and threads only read it.
         self.prepare("a", None, "query")
 
     @property
@@ -79,7 +79,7 @@ class OpenClip:
         return Prepared(length, inputs)
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
-        """Encode a batch: its texts together, and its images."""
+        """Encode a batch: all texts together, then all images together."""
         found: dict[int, NDArray[np.float32]] = {}
         for images in (False, True):
             numbers = [i for i, item in enumerate(batch) if ("pixel_values" in item.inputs) is images]

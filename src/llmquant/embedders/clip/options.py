@@ -9,7 +9,7 @@ from llmquant.errors import ModelError
 from llmquant.models.info import ModelInfo
 from llmquant.study.embedding import EmbedderInfo
 
-# What maps a tower into the space that both share; its rows are the width. Configurations may leave defaults out.
+# The weight that maps a tower into the shared space; its rows are the width. Configurations may omit defaults.
 _WIDTH_BY_TYPE = {
     "clip": "text_projection.weight",
     "siglip": "text_model.head.weight",
@@ -22,25 +22,26 @@ class ClipOptions:
     """Text and image towers through transformers.
 
     Attributes:
-        checkpoint: of CLIP, SigLIP or SigLIP 2. Texts are cut where its text tower ends: CLIP reads 77 tokens, SigLIP
-            64 (16 with ``google/siglip-so400m-patch14-224``).
-        fusion: how the unit vectors of a text and an image become that of both; they have the same direction.
+        checkpoint: a CLIP, SigLIP or SigLIP 2 checkpoint, for example ``openai/clip-vit-base-patch32``. Texts are cut
+            at the length of the text tower: CLIP reads 77 tokens, SigLIP 64 (16 with
+            ``google/siglip-so400m-patch14-224``).
+        fusion: how the unit vectors of a text and an image are combined; all choices give the same direction.
     """
 
     checkpoint: str = "openai/clip-vit-large-patch14"
     fusion: Literal["sum", "mean"] = "sum"
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what the checkpoint gives.
+        """Describe the checkpoint's vectors.
 
         Raises:
-            ModelError: if it is of another type, or has no text tower.
+            ModelError: if the checkpoint has another type, or no text tower.
         """
         kind = str(model.config.get("model_type", ""))
         if kind not in _WIDTH_BY_TYPE:
             raise ModelError(
                 f"{model.source} is of type {kind!r}, not {' or '.join(_WIDTH_BY_TYPE)}",
-                hint="Other models with two towers may be opened by sentence_transformers.",
+                hint="Try sentence_transformers for other models with two towers.",
             )
         name = _WIDTH_BY_TYPE[kind]
         shape = next((tensor.shape for tensor in model.tensors if tensor.name == name), None)

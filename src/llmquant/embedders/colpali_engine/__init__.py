@@ -1,1 +1,1 @@
-"""ColPali and its relatives."""
+"""ColPali and related models."""

@@ -46,7 +46,7 @@ class ColpaliEngine:
         """Load the checkpoint with the library's classes.
 
         Raises:
-            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
         """
         options = self._options
         architecture = architecture_of(info.config, options.architecture, info.source)
@@ -74,10 +74,10 @@ class ColpaliEngine:
 
 
 def _load(architecture: Architecture, path: Path, source: str, keywords: Mapping[str, Any]) -> Any:
-    # Any: transformers. The Qwen classes have no head, and older checkpoints do.
+    # Any: transformers. The Qwen classes have no head, but older checkpoints do.
     module = load_strict(getattr(colpali_engine.models, architecture.model), path, source, keywords, allowed=(HEAD,))
     if isinstance(module, ColPali):
-        # Released checkpoints have no head, and the class leaves it without values. The vectors do not depend on it.
+        # Released checkpoints have no head, so the class leaves its head without values. No vector depends on the head.
         module.model.lm_head = torch.nn.Identity()
     return module
 
@@ -86,13 +86,13 @@ class OpenColpaliEngine:
     """One of the library's models on its device.
 
     Args:
-        processor: the library's.
-        query_prefix: put before a query.
+        processor: the library's processor.
+        query_prefix: text put before a query.
     """
 
     def __init__(self, module: Any, processor: Any, query_prefix: str) -> None:  # Any: colpali-engine's
         self._module, self._processor, self._query_prefix = module, processor, query_prefix
-        # The tokenizer keeps its padding as state. Set once, threads only read it.
+        # The tokenizer keeps its padding as state. The padding is set once here, and threads only read it.
         processor.process_texts(["a"])
 
     @property
@@ -103,12 +103,12 @@ class OpenColpaliEngine:
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Process one item as the library processes pages, queries and texts.
 
-        An item with both gets the vectors of its page followed by those of its text, as mteb does it.
+        An item with a page and a text gets the vectors of its page followed by those of its text, as in mteb.
         """
         processor, inputs = self._processor, []
         if image is not None:
             page = processor.process_images([image])
-            page.pop("labels", None)  # of PaliGemma: with them the model computes a loss over its whole vocabulary
+            page.pop("labels", None)  # with labels PaliGemma computes a loss over its whole vocabulary
             inputs.append(page)
         if text is not None and role == "query":
             suffix = processor.query_augmentation_token * 10  # as the library's `process_queries`
@@ -118,7 +118,7 @@ class OpenColpaliEngine:
         return Prepared(sum(part["input_ids"].shape[1] for part in inputs), inputs)
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
-        """Encode a batch: pages together, and texts together."""
+        """Encode a batch: all pages together, then all texts together."""
         parts = [(i, part) for i, item in enumerate(batch) for part in item.inputs]
         parts.sort(key=lambda part: "pixel_values" not in part[1])  # stable: an item's page stays before its text
         found: dict[int, list[NDArray[np.float32]]] = {}
@@ -132,8 +132,8 @@ class OpenColpaliEngine:
         tokenizer = self._processor.tokenizer
         together = collate(inputs, left=tokenizer.padding_side == "left", pad_token=tokenizer.pad_token_id)
         if isinstance(self._module, ColPali):
-            # All tokens see each other, as in training. Left alone, transformers 5.23 does so only in batches without
-            # padding: with it, the mask is causal, and a query's vectors depend on the other queries of its batch.
+            # All tokens see each other, as in training. By default transformers 5.23 does so only in batches without
+            # padding: with padding the mask is causal, and a query's vectors depend on the other queries of its batch.
             together.setdefault("token_type_ids", torch.zeros_like(together["input_ids"]))
         with torch.inference_mode():
             vectors = self._module(**{name: value.to(self._module.device) for name, value in together.items()})
@@ -145,13 +145,13 @@ class OpenColpaliEngine:
 
 
 def collate(inputs: Sequence[Any], *, left: bool, pad_token: int) -> dict[str, torch.Tensor]:  # Any: a BatchFeature
-    """Put together what the library's processor gives for single items, as it gives it for all of them.
+    """Combine the library's processor outputs for single items into its output for the whole batch.
 
     Args:
-        inputs: tensors by name, the first axis of length 1. Those of tokens are padded on the tokenizer's side; those
-            of images (tiles of a page, patches of a page) at the end, with zeros, which the models skip.
+        inputs: tensors by name, the first axis of length 1. Token tensors are padded on the tokenizer's side; image
+            tensors (tiles of a page, patches of a page) are padded at the end, with zeros, which the models skip.
         left: whether the tokenizer pads on the left.
-        pad_token: its id.
+        pad_token: id of the padding token.
     """
     together = {}
     for name in inputs[0]:

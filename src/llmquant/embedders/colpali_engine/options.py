@@ -1,4 +1,4 @@
-"""Options of the document retrievers that colpali-engine implements, and what each of its architectures is."""
+"""Options of the document retrievers that colpali-engine implements, and the table of its architectures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Architecture:
     """One pair of classes in ``colpali_engine.models``.
 
     Attributes:
-        model_type: in ``config.json``.
-        width: of its vectors; ``None``: as wide as the language model, one vector an item.
-        query_prefix: what its released checkpoints were trained with: colpali-engine leaves it to the caller, and mteb
-            gives it.
-        model: the class of the model; checkpoints name it in ``architectures``.
-        processor: the class of its processor.
+        model_type: ``model_type`` in ``config.json``.
+        width: width of the vectors; ``None`` means one vector per item, as wide as the language model.
+        query_prefix: query prefix that the released checkpoints were trained with; colpali-engine leaves the prefix to
+            the caller, and mteb sets it.
+        model: class of the model; checkpoints name the class in ``architectures``.
+        processor: class of the processor.
     """
 
     model_type: str
@@ -48,11 +48,13 @@ class ColpaliEngineOptions:
     """A late-interaction retriever of page images, or its single-vector sibling.
 
     Attributes:
-        checkpoint: a merged checkpoint, or a PEFT adapter that names its base.
-        architecture: ``auto`` reads it from ``config.json``; any other must be what is found there.
-        query_prefix: put before a query; ``None`` is what the released checkpoints were trained with. Ten augmentation
-            tokens follow every query, as in the library.
-        max_visual_tokens: of a page, for the Qwen models; ``None`` is what the checkpoint's processor says.
+        checkpoint: a merged checkpoint, or a PEFT adapter that names its base, for example ``vidore/colqwen2-v1.0``.
+        architecture: the model's architecture, for example ``colqwen2``; ``auto`` reads it from ``config.json``, and
+            any other value must match ``config.json``.
+        query_prefix: text put before a query; ``None`` is the prefix that the released checkpoints were trained with.
+            Ten augmentation tokens follow every query, as in the library.
+        max_visual_tokens: maximum visual tokens per page, for the Qwen models, for example 768; ``None`` is the limit
+            of the checkpoint's processor.
     """
 
     checkpoint: str
@@ -66,15 +68,15 @@ class ColpaliEngineOptions:
         if self.max_visual_tokens is None:
             return
         if self.max_visual_tokens < 4:
-            raise OptionError(f"max_visual_tokens is {self.max_visual_tokens}", hint="Give 4 or more; 768 is usual.")
+            raise OptionError(f"max_visual_tokens is {self.max_visual_tokens}", hint="Use 4 or more; 768 is usual.")
         if self.architecture != "auto" and self.architecture not in _BY_PIXELS:
             raise OptionError(f"{self.architecture} has no max_visual_tokens", hint="Its pages have a fixed size.")
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what the checkpoint gives.
+        """Describe the checkpoint's vectors.
 
         Raises:
-            ModelError: if it has another architecture.
+            ModelError: if the checkpoint has another architecture.
         """
         found = architecture_of(model.config, self.architecture, model.source)
         if found.width is None:
@@ -87,22 +89,22 @@ def architecture_of(config: Mapping[str, Any], asked: str, source: str) -> Archi
     """Find the architecture that a ``config.json`` describes.
 
     Args:
-        asked: a key of `ARCHITECTURES` that it must be, or ``auto``.
-        source: how the user calls the checkpoint, for messages.
+        asked: the requested key of `ARCHITECTURES`, or ``auto``.
+        source: the user's name for the checkpoint, for messages.
 
     Raises:
-        ModelError: if it is of none of them, or not of the one that was asked for.
+        ModelError: if the architecture is unknown, or is not the requested one.
     """
     kind = str(config.get("model_type", ""))
     named = set(config.get("architectures") or ())
     same = [name for name, each in ARCHITECTURES.items() if each.model_type == kind]
-    # Only where two share a type must the class say which; a base checkpoint may name the model it was made from.
+    # The class decides only between architectures of one type; a base checkpoint may name the model it was made from.
     found = [name for name in same if ARCHITECTURES[name].model in named] or same[:1]
     if not found:
         raise ModelError(
-            f"{source} is of type {kind!r}, which is none of colpali-engine's",
-            hint=f"Its types are {', '.join(sorted({each.model_type for each in ARCHITECTURES.values()}))}.",
+            f"{source} is of type {kind!r}, which colpali-engine does not support",
+            hint=f"Supported types: {', '.join(sorted({each.model_type for each in ARCHITECTURES.values()}))}.",
         )
     if asked not in ("auto", found[0]):
-        raise ModelError(f"{source} is a {found[0]}, not a {asked}", hint=f"Ask for {found[0]}.")
+        raise ModelError(f"{source} is a {found[0]}, not a {asked}", hint=f"Use architecture={found[0]}.")
     return ARCHITECTURES[found[0]]

@@ -1,4 +1,4 @@
-"""Gemma 3 as an embedder of texts and page images: one vector an item, or one a token."""
+"""Gemma 3 as an embedder of texts and page images, with one vector per item or one vector per token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llmquant.study.embedding import Role
 
 _IN_FILE = re.compile(rf"(?:.*\.)?{PROJECTION}\.(weight|bias)")
-# How adapters name the modules of Gemma3Model, depending on the class and the version they were trained with.
+# Names of Gemma3Model's modules in adapters, which depend on the class and the version used in training.
 _RENAMES = {
     r"^(model\.)?language_model\.(model\.)?": "language_model.",
     r"^(model\.)?vision_tower\.(vision_model\.)?": "vision_tower.",
@@ -39,7 +39,7 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class BiGemma3:
-    """Opens a Gemma 3 with one vector an item."""
+    """Opens a Gemma 3 with one vector per item."""
 
     def __init__(self, options: BiGemma3Options) -> None:
         self._options = options
@@ -51,10 +51,10 @@ class BiGemma3:
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
     ) -> OpenGemma3:
-        """Load the checkpoint; any layout of names that transformers knows, with or without a language model's head.
+        """Load the checkpoint, in any naming layout of transformers, with or without the language model's head.
 
         Raises:
-            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
         """
         model = _load(path, info.source, {**load_kwargs, "device_map": {"": ctx.device}}, allowed=(HEAD,))
         return OpenGemma3(model, model, _processor(path, info.source), partial(_pool, pooling=self._options.pooling))
@@ -70,7 +70,7 @@ class BiGemma3:
 
 
 class ColGemma3:
-    """Opens a Gemma 3 with a vector a token."""
+    """Opens a Gemma 3 with one vector per token."""
 
     def __init__(self, options: ColGemma3Options) -> None:
         self._options = options
@@ -85,7 +85,7 @@ class ColGemma3:
         """Load the checkpoint; its projection keeps the quantizer's floating-point type.
 
         Raises:
-            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
         """
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
         model = _load(path, info.source, keywords, allowed=(HEAD, _IN_FILE.pattern))
@@ -97,10 +97,11 @@ class ColGemma3:
         """Write the checkpoint at `base` to `out` with the LoRA adapter at `adapter` added to its weights.
 
         Raises:
-            ModelError: if the adapter is of another kind, belongs to another model, or neither brings a projection.
+            ModelError: if the adapter has another kind or belongs to another model, or if neither the base nor the
+                adapter has a projection.
         """
         model = _load(base, base.name, {"dtype": "auto"}, allowed=(HEAD, _IN_FILE.pattern))
-        # A base without a projection gets one that is not a number; only an adapter that holds all of it cures that.
+        # A base without a projection gets a projection of NaN; only an adapter with the whole projection replaces it.
         nothing = {
             "weight": torch.full((LATE_WIDTH, _width(model)), torch.nan),
             "bias": torch.full((LATE_WIDTH,), torch.nan),
@@ -118,10 +119,10 @@ class OpenGemma3:
     """A Gemma 3 on its device.
 
     Args:
-        module: all that holds weights.
-        model: takes tokens and pixels and gives states.
-        vectors: from states ``(items, tokens, hidden)`` and the mask ``(items, tokens)`` of tokens that are no padding
-            to vectors ``(items, width)``, or ``(items, tokens, width)``, of any length.
+        module: the module with all weights.
+        model: computes states from tokens and pixels.
+        vectors: computes vectors ``(items, width)`` or ``(items, tokens, width)``, of any length, from states
+            ``(items, tokens, hidden)`` and the mask ``(items, tokens)`` of tokens that are not padding.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class OpenGemma3:
     ) -> None:
         self._module, self._model, self._processor, self._vectors = module, model, processor, vectors
         text, vision = model.config.text_config, model.config.vision_config
-        # The vision tower reads every patch: this many tokens' work in the language model.
+        # The vision tower reads every patch, which costs as much as this number of tokens in the language model.
         patches = (vision.image_size // vision.patch_size) ** 2
         layer = vision.hidden_size**2 * vision.num_hidden_layers / (text.hidden_size**2 * text.num_hidden_layers)
         self._image_work, self._longest = round(patches * layer), int(text.max_position_embeddings)
@@ -144,33 +145,33 @@ class OpenGemma3:
         return self._module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
-        """Write an item as a turn of a conversation, as in training: ``Query: ...`` of texts in either role.
+        """Write an item as a turn of a conversation, as in training: ``Query: ...`` for texts in either role.
 
         Raises:
-            ItemError: if the text holds the tokens that stand for images, or is too long for the model.
+            ItemError: if the text contains image placeholder tokens, or is too long for the model.
         """
         processor = self._processor
         for token in (processor.boi_token, processor.tokenizer.image_token):
             if text is not None and token in text:
-                raise ItemError(f"the text contains {token}, which Gemma 3 takes for an image")
+                raise ItemError(f"the text contains {token}, which Gemma 3 reads as an image")
         content = [] if image is None else [{"type": "image"}]
         content.append({"type": "text", "text": "Describe this image" if text is None else f"Query: {text}"})
         turn = processor.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=False
         )
-        # The template writes a <bos> and the tokenizer adds another. colpali-engine trained with both, so both stay.
+        # The template writes a <bos> and the tokenizer adds another one. colpali-engine trained with both.
         inputs = processor(text=[turn], images=None if image is None else [image], return_tensors="pt")
         tokens = inputs["input_ids"].shape[1]
         if tokens > self._longest:
-            raise ItemError(f"the text has {tokens} tokens, and the model reads {self._longest}")
+            raise ItemError(f"the text has {tokens} tokens, but the model reads at most {self._longest}")
         return Prepared(tokens + (0 if image is None else self._image_work), dict(inputs))
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
         """Encode a batch."""
         inputs = _collate([item.inputs for item in batch])
         mask = inputs["attention_mask"].bool()
-        # Positions count from an item's first token. Left to itself the model counts padding too, and in bfloat16 the
-        # rounding of rotary angles then changes a vector with its neighbours in the batch: by 0.004, not 0.002.
+        # Positions count from an item's first token. By default the model counts padding too, and then the rounding of
+        # rotary angles in bfloat16 makes a vector depend on its neighbours in the batch: by 0.004, not 0.002.
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         inputs = {name: value.to(self._model.device) for name, value in inputs.items()}
         with torch.inference_mode():
@@ -183,15 +184,15 @@ class OpenGemma3:
 
 
 def _load(path: Path, source: str, keywords: Mapping[str, Any], *, allowed: Sequence[str]) -> Any:
-    # Any: transformers. The class itself and no subclass: transformers finds the renames that a checkpoint needs by the
-    # class's name, and leaves layers random whose names it does not find.
+    # Any: transformers. Use the class itself, not a subclass: transformers looks up a checkpoint's renames by the
+    # class's name, and leaves layers with unknown names random.
     return load_strict(Gemma3Model, path, source, keywords, allowed=allowed)
 
 
 def _processor(path: Path, source: str) -> Any:  # Any: transformers
     try:
         processor = Gemma3Processor.from_pretrained(path)
-        # With torchvision installed transformers would resize by it, and vectors would depend on what is installed.
+        # With torchvision installed transformers would resize with it, and vectors would depend on the installation.
         processor.image_processor = Gemma3ImageProcessorPil.from_pretrained(path)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{source} has no Gemma 3 processor that transformers can load: {error}") from error
@@ -199,17 +200,17 @@ def _processor(path: Path, source: str) -> Any:  # Any: transformers
     tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
     if not tokenizer.chat_template:
         raise ModelError(f"{source} has no chat template", hint="Copy chat_template.jinja from google/gemma-3-4b-it.")
-    tokenizer("a")  # The tokenizer keeps padding as state: set once here, threads only read it.
+    tokenizer("a")  # The tokenizer keeps its padding as state: this call sets it once, and threads only read it.
     return processor
 
 
 def _projection(path: Path, source: str) -> dict[str, torch.Tensor]:
-    """Read the projection's tensors; empty where there are none."""
+    """Read the projection's tensors; empty if the projection is missing."""
     found = {}
     try:
         for file in sorted(path.glob("model*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
                     if match := _IN_FILE.fullmatch(name):
                         found[match[1]] = tensors.get_tensor(name)
     except (OSError, SafetensorError) as error:
@@ -221,12 +222,12 @@ def _linear(model: Any, source: str, tensors: Mapping[str, torch.Tensor]) -> tor
     """Build the projection.
 
     Raises:
-        ModelError: if a tensor is missing or has another shape than this model needs.
+        ModelError: if a tensor is missing or has a shape that does not fit this model.
     """
     expected = {"weight": (LATE_WIDTH, _width(model)), "bias": (LATE_WIDTH,)}
     for name, shape in expected.items():
         if name not in tensors:
-            raise ModelError(f"{source} lacks {PROJECTION}.{name}, which makes the vectors of late interaction")
+            raise ModelError(f"{source} lacks {PROJECTION}.{name}, which produces the late-interaction vectors")
         if tuple(tensors[name].shape) != shape:
             raise ModelError(f"{source}: {PROJECTION}.{name} has shape {tuple(tensors[name].shape)}, not {shape}")
     projection = torch.nn.Linear(_width(model), LATE_WIDTH, device="meta")
@@ -239,7 +240,7 @@ def _width(model: Any) -> int:  # Any: transformers
 
 
 def _collate(items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Put items together, padded on the left; images, which all have one size, in the order of their items."""
+    """Combine items into a batch: tokens padded on the left, images (all of one size) in the order of their items."""
     longest = max(item["input_ids"].shape[1] for item in items)
     together = {
         name: torch.cat([functional.pad(item[name], (longest - item[name].shape[1], 0)) for item in items])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
     from llmquant.study.embedding import Role
 
-# All from the model's own code.
+# These values come from the model's own code.
 _FACTOR = 28
 _TOKEN_PIXELS = _FACTOR**2
 _MIN_TOKENS, _MAX_TOKENS = 256, 1280
@@ -47,10 +47,10 @@ class Gme:
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
     ) -> OpenGme:
-        """Load the checkpoint, the language model's head left out.
+        """Load the checkpoint without the language model's head.
 
         Raises:
-            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
         """
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
         module = load_strict(Qwen2VLModel, path, info.source, keywords, allowed=(HEAD,))
@@ -68,7 +68,7 @@ class OpenGme:
 
     def __init__(self, module: Any, tokenizer: Any, images: Any, instruction: str) -> None:  # Any: transformers
         self._module, self._tokenizer, self._images, self._instruction = module, tokenizer, images, instruction
-        # The tokenizer keeps its truncation as state. Set once, threads only read it.
+        # The tokenizer keeps its truncation as state. The truncation is set once here, and threads only read it.
         self.prepare("a", None, "query")
 
     @property
@@ -77,7 +77,7 @@ class OpenGme:
         return self._module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
-        """Write the turn that the model was trained on, with as many image tokens as the image has patches."""
+        """Write a conversation turn as in training, with one image token per patch of the image."""
         inputs: dict[str, torch.Tensor] = {}
         content = text or ""
         if image is not None:
@@ -95,7 +95,7 @@ class OpenGme:
         return Prepared(inputs["input_ids"].shape[1], inputs)
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
-        """Encode a batch, padded on the right, where a causal model does not see it."""
+        """Encode a batch, padded on the right, where a causal model does not see the padding."""
         module, ids = self._module, [item.inputs["input_ids"][0] for item in batch]
         images = [item.inputs for item in batch if "pixel_values" in item.inputs]
         lengths = torch.tensor([len(each) for each in ids], device=module.device)
@@ -104,7 +104,8 @@ class OpenGme:
         inputs = {
             "input_ids": padded.to(module.device),
             "attention_mask": (places < lengths[:, None]).long(),
-            # One number a token, image tokens too: the model's own code leaves Qwen2-VL's three-dimensional places out.
+            # One position number per token, also for image tokens: the model's own code does not use Qwen2-VL's
+            # three-dimensional positions.
             "position_ids": places.expand(3, len(batch), -1),
         }
         if images:
@@ -118,7 +119,7 @@ class OpenGme:
     def _pixels(self, image: Image) -> Mapping[str, torch.Tensor]:
         width, height = image.size
         try:
-            # Twice, as the model's own code does it: the first time the number of pixels stays about as it is.
+            # The image is resized twice, as in the model's own code; the first pass roughly keeps the number of pixels.
             height, width = smart_resize(height, width, _FACTOR, *_FIRST_RESIZE)
             found: Mapping[str, torch.Tensor] = self._images([image.resize((width, height))], return_tensors="pt")
         except ValueError as error:

@@ -14,18 +14,20 @@ class GmeOptions:
     """General multimodal embedder (Zhang et al., 2024, https://arxiv.org/abs/2412.16855).
 
     Attributes:
-        checkpoint: of 2B or 7B parameters.
-        instruction: what the system says before a query; by default mteb's for page retrieval. Documents have none.
+        checkpoint: a GME checkpoint of 2B or 7B parameters, for example
+            ``Alibaba-NLP/gme-Qwen2-VL-2B-Instruct``.
+        instruction: system message before a query; by default mteb's message for page retrieval. Documents have no
+            instruction.
     """
 
     checkpoint: str = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
     instruction: str = "Find a screenshot that relevant to the user's question."
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what the checkpoint gives.
+        """Describe the checkpoint's vectors.
 
         Raises:
-            ModelError: if it is no Qwen2-VL.
+            ModelError: if the checkpoint is not a Qwen2-VL.
         """
         kind = str(model.config.get("model_type", ""))
         if kind != "qwen2_vl":

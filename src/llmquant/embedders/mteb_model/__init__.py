@@ -1,1 +1,1 @@
-"""Any model of mteb's."""
+"""Any model of mteb."""

@@ -1,4 +1,4 @@
-"""Models that mteb opens by its own code."""
+"""Models that mteb opens with its own code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _IMAGE_TOKENS = 1024
 _LETTERS_PER_TOKEN = 4
 _SIDES = {"query": PromptType.query, "document": PromptType.document}
-# Stands for whatever is encoded: mteb's code asks which task it is for.
+# mteb's code asks for the task of every item; this placeholder stands for all tasks.
 _TASK = TaskMetadata(
     name="llmquant",
     description="Texts and images of no task in particular.",
@@ -43,7 +43,7 @@ _TASK = TaskMetadata(
 
 
 class MtebModelEmbedder:
-    """Opens a model as mteb does."""
+    """Opens a model with mteb's code."""
 
     def __init__(self, options: MtebModelOptions) -> None:
         self._options = options
@@ -55,21 +55,21 @@ class MtebModelEmbedder:
         load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
         ctx: Context,
     ) -> OpenMtebModel:
-        """Load it; of a quantizer's keywords only the dtype is used.
+        """Load the model; the dtype is the only quantizer keyword that is used.
 
         Raises:
-            UnsupportedError: for a quantizer, and for models that are no torch modules.
-            ModelError: if it cannot be loaded.
+            UnsupportedError: for a quantizer, and for models that are not torch modules.
+            ModelError: if the model cannot be loaded.
         """
         unknown = set(load_kwargs) - {"dtype"}
         if unknown:
             raise UnsupportedError(
-                f"{info.source} is opened by mteb's code, which takes no {min(unknown)}",
+                f"{info.source} is opened by mteb's code, which does not support {min(unknown)}",
                 hint="Use bf16_baseline, fp16_baseline or fp32_baseline, or another embedder for this model.",
             )
         meta = mteb.get_model_meta(self._options.name or info.repo)
         try:
-            # The files that were checked and fetched, at the commit they had then.
+            # Use the files that were checked and fetched, at their commit of that time.
             model = meta.model_copy(update={"name": str(path), "revision": None}).load_model(device=ctx.device)
         except Exception as error:  # the models' own code may raise anything
             raise ModelError(f"mteb cannot load {info.source}: {type(error).__name__}: {error}") from error
@@ -94,13 +94,13 @@ class OpenMtebModel:
         return self._module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
-        """Keep the item as it is: mteb's code processes a batch."""
+        """Return the item unchanged, because mteb's code processes whole batches."""
         return Prepared(
             _IMAGE_TOKENS if image is not None else 1 + len(text or "") // _LETTERS_PER_TOKEN, (text, image)
         )
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
-        """Encode a batch as a query or a document of a retrieval task without a name."""
+        """Encode a batch as queries or documents of a retrieval task without a name."""
         found: dict[int, NDArray[np.float32]] = {}
         for column, kind in enumerate(("text", "image")):
             numbers = [n for n, item in enumerate(batch) if item.inputs[column] is not None]

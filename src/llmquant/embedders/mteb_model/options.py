@@ -1,4 +1,4 @@
-"""Options of models that mteb opens by its own code, and what mteb says of their vectors."""
+"""Options of models that mteb opens with its own code, and mteb's description of their vectors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 @dataclass(frozen=True)
 class MtebModelOptions:
-    """Any model of one vector an item that mteb has code for.
+    """Any model with one vector per item that mteb's code can open.
 
-    mteb's code chooses prompts by task; here a query and a document are encoded as those of a retrieval task without a
-    name. Of quantizers only the baselines apply: mteb's loaders take no others.
+    mteb's code chooses prompts by task; llmquant encodes queries and documents as those of a retrieval task without a
+    name. Only the baseline quantizers apply, because mteb's loaders support no others.
 
     Attributes:
-        checkpoint: a Hub id or a folder.
-        name: what mteb calls the model whose code opens the folder; by default the Hub id.
-        dim: cut vectors to so many leading numbers and bring them to unit length again (Matryoshka).
+        checkpoint: a Hub id or a folder, for example ``intfloat/multilingual-e5-small``.
+        name: mteb's name of the model whose code opens the folder; by default the Hub id.
+        dim: number of leading dimensions to which vectors are cut before they are normalized again (Matryoshka), for
+            example 256.
     """
 
     checkpoint: str
@@ -33,13 +34,13 @@ class MtebModelOptions:
     dim: int | None = None
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what mteb says of the model.
+        """Return mteb's description of the model.
 
         Raises:
-            UnknownNameError: if mteb has no code for it.
-            OptionError: if it cannot be cut to `dim`.
-            UnsupportedError: if it compares vectors by a distance, or encodes neither texts nor images.
-            MissingDependencyError: if mteb is installed and cannot be imported.
+            UnknownNameError: if mteb has no code for the model.
+            OptionError: if its vectors cannot be cut to `dim`.
+            UnsupportedError: if the model compares vectors by a distance, or encodes neither texts nor images.
+            MissingDependencyError: if mteb is installed but cannot be imported.
         """
         from llmquant.catalogs.mteb import known_mteb
         from llmquant.storage.cache import Cache
@@ -53,11 +54,11 @@ class MtebModelOptions:
         if found.similarity not in _SIMILARITIES or not modalities:
             raise UnsupportedError(
                 f"{name} encodes {' and '.join(found.modalities)} and compares by {found.similarity}",
-                hint="Only texts and images, by cosine and dot, are known here.",
+                hint="llmquant supports texts and images, compared by cosine or dot.",
             )
         if self.dim is not None and self.dim not in found.dims:
             widths = ", ".join(map(str, found.dims))
-            raise OptionError(f"{name} cannot be cut to {self.dim} numbers", hint=f"mteb says: {widths}.")
+            raise OptionError(f"{name} cannot be cut to {self.dim} dimensions", hint=f"mteb lists {widths}.")
         return EmbedderInfo(found.dims[0], found.dims, modalities, _SIMILARITIES[found.similarity], "sum", self.dim)
 
 

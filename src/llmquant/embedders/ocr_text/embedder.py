@@ -1,4 +1,4 @@
-"""Read the page, embed its text: OCR and a sentence-transformers model."""
+"""Embed the text that OCR reads on a page with a sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
     from llmquant.study.embedding import Role
 
-# What a page without text is embedded as; every item needs a vector.
+# The text embedded for a page without text, because every item needs a vector.
 _NO_TEXT = "empty page"
 
 
 class OcrText:
-    """Opens the text model; the recognizer has weights of its own, which no quantizer touches."""
+    """Opens the text model; the recognizer has separate weights, which no quantizer changes."""
 
     def __init__(self, options: OcrTextOptions) -> None:
         self._options = options
@@ -43,7 +43,7 @@ class OcrText:
         """Load the text model.
 
         Raises:
-            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+            ModelError: if the text model cannot be loaded, or tensors are missing or unexpected.
         """
         model = load(path, info, load_kwargs, ctx)
         embedder = OpenSentenceTransformers(model, {"query": None, "document": None}, normalized=True)
@@ -61,7 +61,7 @@ class OpenOcrText:
         options: OcrTextOptions,
     ) -> None:
         self._embedder, self._recognizer, self._options = embedder, recognizer, options
-        # A copy that does not cut: counting in threads must not change how the model's own tokenizer cuts and pads.
+        # A copy without truncation: counting in threads must not change how the model's own tokenizer cuts and pads.
         self._tokenizer = copy.deepcopy(model.tokenizer.backend_tokenizer)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -74,7 +74,7 @@ class OpenOcrText:
         return self._embedder.module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
-        """Read the page and cut its text into chunks; a text of the item itself comes first. Queries stay whole."""
+        """Read the page and cut its text into chunks, after the item's own text if it has one; queries stay whole."""
         if role == "query" and image is None:
             chunks = [text or ""]
         else:
@@ -84,7 +84,7 @@ class OpenOcrText:
         return Prepared(sum(part.tokens for part in parts), parts)
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
-        """Embed the chunks of all items together, and give each item its own, or their mean at unit length."""
+        """Embed the chunks of all items together; return each item's vectors, or their mean at unit length."""
         vectors = np.stack(self._embedder.embed([part for item in batch for part in item.inputs], role))
         ends = np.cumsum([len(item.inputs) for item in batch])
         items = np.split(vectors, ends[:-1])
@@ -94,7 +94,7 @@ class OpenOcrText:
         return [(mean / np.linalg.norm(mean)).astype(np.float32) for mean in means]
 
     def _chunks(self, lines: Sequence[str]) -> list[str]:
-        """Cut a text into runs of words that overlap, none longer than a chunk may be."""
+        """Cut a text into overlapping runs of words, none longer than the chunk limit."""
         words = [word for line in lines for word in line.split()]
         sizes = [len(encoded.ids) for encoded in self._tokenizer.encode_batch(words, add_special_tokens=False)]
         step = max(1, round(self._chunk_tokens * (1 - self._options.overlap)))
@@ -109,7 +109,7 @@ class OpenOcrText:
 
 
 def _run(sizes: Sequence[int], start: int, tokens: int) -> int:
-    """Return where a run of words from `start` ends that has at most `tokens`, and at least one word."""
+    """Return the end of a run of words from `start` with at most `tokens` tokens and at least one word."""
     end, total = start + 1, sizes[start]
     while end < len(sizes) and total + sizes[end] <= tokens:
         total += sizes[end]

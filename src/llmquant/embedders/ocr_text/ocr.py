@@ -1,4 +1,4 @@
-"""Optical character recognition of page images, each page once."""
+"""Optical character recognition of page images; each page is read once."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ if TYPE_CHECKING:
 
     from llmquant.storage.cache import Cache
 
-# The recognizer leaves out spaces, whatever the resolution: "AdministrativeDuties". On a page of them, putting them
-# back here raised the share of the page's words that were found from 79 % to all.
+# The recognizer omits spaces at any resolution: "AdministrativeDuties". On one affected page, restoring the spaces
+# raised the share of the page's words that were found from 79 % to 100 %.
 _JOINED = re.compile(r"(?<=[a-z.,;:)])(?=[A-Z(])")
 
-# RapidOCR's own: it pads above this ratio, enlarges a page with a shorter side, and reduces one with a longer side.
+# RapidOCR's own limits: it pads pages above this ratio, enlarges those with a shorter side, and reduces those with a
+# longer side.
 _ASPECT, _SHORT, _LONG = 8, 32, 2000
 
 
 class Recognizer:
-    """Reads pages, in several threads at once; what was read is kept in the cache."""
+    """Reads pages in several threads, and keeps the text in the cache."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._version = importlib.metadata.version("rapidocr-onnxruntime")
-        # An engine keeps state while it reads, so that each thread needs its own; as many are made as are used at once.
+        # An engine keeps state while it reads, so each thread needs its own engine; engines are created on demand.
         self._engines: queue.SimpleQueue[RapidOCR] = queue.SimpleQueue()
 
     def read(self, page: Image) -> list[str]:
-        """Return the lines of a page in reading order; none where nothing was recognized."""
+        """Return the lines of a page in reading order; an empty list if nothing was recognized."""
         page = _compact(page)
         digest = hashlib.blake2b(f"{page.mode}{page.size}".encode() + page.tobytes(), digest_size=16).hexdigest()
         key = {"engine": "rapidocr-onnxruntime", "version": self._version, "page": digest}
@@ -51,7 +52,7 @@ class Recognizer:
         try:
             engine = self._engines.get_nowait()
         except queue.Empty:
-            # One thread each: left alone, every engine takes all cores, and the threads that prepare pages fight.
+            # One thread per engine: by default every engine takes all cores, and threads that prepare pages compete.
             engine = RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
         try:
             found, _ = engine(np.ascontiguousarray(np.asarray(page.convert("RGB"))[:, :, ::-1]))  # it reads BGR
@@ -62,9 +63,9 @@ class Recognizer:
 
 
 def _compact(page: Image) -> Image:
-    """Put a thin page on a white one that is twice as long as wide; others stay as they are.
+    """Put a thin page on a white page that is twice as long as wide; other pages stay unchanged.
 
-    RapidOCR enlarges a page until its short side has enough pixels: one of 595 x 1 to 17,850 x 4,461.
+    RapidOCR enlarges a page until its short side has enough pixels: a page of 595 x 1 to 17,850 x 4,461.
     """
     if max(page.size) <= _ASPECT * min(page.size) and min(page.size) >= _SHORT:
         return page

@@ -1,4 +1,4 @@
-"""Options of the retriever that reads pages and embeds their text."""
+"""Options of the retriever that reads pages by OCR and embeds their text."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from llmquant.study.embedding import EmbedderInfo, Similarity
 
 @dataclass(frozen=True)
 class OcrTextOptions:
-    """Optical character recognition and a text embedder: what page retrieval was before models read images.
+    """Optical character recognition and a text embedder: page retrieval without a vision model.
 
     Attributes:
-        checkpoint: a text model of sentence-transformers.
-        chunks: a page is longer than most such models read, so it is cut into chunks of words. ``max`` keeps a
-            vector a chunk, and a page scores as its best chunk does (late interaction with one query vector); ``mean``
-            is their mean, one vector a page. Over 106 pages of a manual and 22 questions, on its text layer, NDCG@5 was
-            0.81 with ``max``, 0.71 with ``mean`` (128 tokens a chunk) and 0.68 with TF-IDF.
-        chunk_tokens: of a chunk, at most; never more than the model reads.
-        overlap: share of a chunk that the next one repeats.
-        dims: widths that vectors may be cut to, as of sentence_transformers.
+        checkpoint: a text model of sentence-transformers, for example ``sentence-transformers/all-MiniLM-L6-v2``.
+        chunks: how the chunks of a page are combined; a page is longer than most models read, so its text is cut into
+            chunks of words. ``max`` keeps one vector per chunk, and the best chunk gives the page's score (late
+            interaction with one query vector); ``mean`` keeps the mean of the chunks, one vector per page. On the text
+            layer of a manual of 106 pages with 22 questions, NDCG@5 was 0.81 with ``max``, 0.71 with ``mean`` (128
+            tokens per chunk) and 0.68 with TF-IDF.
+        chunk_tokens: maximum tokens per chunk, for example 256; never more than the model reads.
+        overlap: fraction of a chunk that the next chunk repeats, for example 0.5.
+        dims: widths to which vectors may be cut, as in sentence_transformers, for example 256.
     """
 
     checkpoint: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -34,15 +35,15 @@ class OcrTextOptions:
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 8:
-            raise OptionError(f"chunk_tokens is {self.chunk_tokens}", hint="Give 8 or more; 256 is usual.")
+            raise OptionError(f"chunk_tokens is {self.chunk_tokens}", hint="Use 8 or more; 256 is usual.")
         if not 0 <= self.overlap < 1:
-            raise OptionError(f"overlap is {self.overlap}", hint="Give a share from 0 to below 1; 0.5 is usual.")
+            raise OptionError(f"overlap is {self.overlap}", hint="Use a fraction from 0 to below 1; 0.5 is usual.")
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what it gives: vectors of the text model.
+        """Describe the vectors of the text model.
 
         Raises:
-            ModelError: if the files do not say how wide they are.
+            ModelError: if the files do not state the width of the vectors.
         """
         info = SentenceTransformersOptions(self.checkpoint, dims=self.dims).info(model)
         similarity: Similarity = "maxsim" if self.chunks == "max" else "cosine"

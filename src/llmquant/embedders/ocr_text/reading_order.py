@@ -1,14 +1,15 @@
-"""The order in which a person reads the lines of a page."""
+"""Sort the lines of a page into the order in which a person reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# A column is at least this share of the text wide and has so many pieces; the cells of a table are no columns.
+# Minimum width of a column, as a fraction of the text's width, and minimum number of its pieces; cells of a table are
+# not columns.
 _COLUMN_WIDTH = 0.25
 _COLUMN_PIECES = 5
-# Pieces are on one line where the middle of one lies within this share of the other's height.
+# Two pieces are on one line if the middle of one lies within this fraction of the other's height.
 _SAME_LINE = 0.35
 
 
@@ -24,15 +25,16 @@ class Piece:
 
 
 def in_reading_order(pieces: Sequence[Piece]) -> list[str]:
-    """Return the lines of a page from top to bottom; where it has columns, one column after the other.
+    """Return the lines of a page from top to bottom, column by column if the page has columns.
 
-    A heading over columns, and a footer under them, come before and after (a simplified XY cut: Nagy and Seth, 1984).
+    A heading comes before the columns below it, and a footer after the columns above it (a simplified XY cut: Nagy and
+    Seth, 1984).
     """
     if not pieces:
         return []
     width = max(piece.right for piece in pieces) - min(piece.left for piece in pieces)
     middle = min(piece.left for piece in pieces) + width / 2
-    # What crosses the middle divides the page; between two such pieces there may be two columns.
+    # Pieces that cross the middle divide the page; between two such pieces there may be two columns.
     lines: list[str] = []
     band: list[Piece] = []
     for piece in sorted(pieces, key=lambda piece: piece.top):
@@ -46,7 +48,7 @@ def in_reading_order(pieces: Sequence[Piece]) -> list[str]:
 
 
 def _band(pieces: list[Piece], middle: float, width: float) -> list[str]:
-    """Read what lies between two pieces that cross the middle: as two columns where both sides look like one."""
+    """Order the pieces between two that cross the middle, as two columns if both sides look like a column."""
     left = [piece for piece in pieces if piece.right <= middle]
     right = [piece for piece in pieces if piece.left >= middle]
     if all(_is_column(side, width) for side in (left, right)):

@@ -1,1 +1,1 @@
-"""Any model of sentence-transformers."""
+"""Models of sentence-transformers."""

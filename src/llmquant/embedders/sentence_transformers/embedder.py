@@ -1,4 +1,4 @@
-"""Models of sentence-transformers: texts, and images where the model takes them."""
+"""Models of sentence-transformers, for texts and, if the model supports them, images."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context
     from llmquant.study.embedding import Role
 
-# Of what an encoder was trained with and does not need: they take no part in pooled token states.
+# Layers that an encoder was trained with but does not need: they do not affect pooled token states.
 _UNUSED = (HEAD, r"(.*\.)?(pooler|cls|classifier|mlm_head|vocab_\w+)\..*", r"(.*\.)?position_ids")
-# The names that sentence-transformers itself looks for, in its order.
+# The names that sentence-transformers looks for, in its order.
 _PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _POSITIONS = ("position_embeddings.weight", "wpe.weight")
 _IMAGE_TOKENS = 1024
@@ -55,7 +55,7 @@ class SentenceTransformers:
         """Load all modules; the quantizer's keywords go to the transformer.
 
         Raises:
-            ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+            ModelError: if the model cannot be loaded, or tensors are missing or unexpected.
         """
         model = load(path, info, load_kwargs, ctx)
         options = self._options
@@ -69,10 +69,10 @@ def load(
     load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
     ctx: Context,
 ) -> SentenceTransformer:
-    """Load a model, from files on this machine alone.
+    """Load a model from local files only.
 
     Raises:
-        ModelError: if it cannot be loaded, or tensors are missing or unexpected.
+        ModelError: if the model cannot be loaded, or tensors are missing or unexpected.
     """
     safetensors = None if "allow_pickle" in info.flags else True
     _check_modules(path, info.source)
@@ -97,36 +97,36 @@ def load(
     positions = next((t.shape[0] for t in info.tensors if t.name.endswith(_POSITIONS)), None)
     if positions is not None and (model.max_seq_length or 0) > positions:
         raise ModelError(
-            f"{info.source} says that it reads {model.max_seq_length} tokens, and it has {positions} positions",
+            f"{info.source} declares that it reads {model.max_seq_length} tokens, but it has {positions} positions",
             hint="Correct max_seq_length in its sentence_bert_config.json.",
         )
     dtype = load_kwargs.get("dtype")
     if dtype is not None:
-        for module in list(model)[1:]:  # they have no keywords of their own, and must fit the transformer's states
+        for module in list(model)[1:]:  # these modules take no keywords, and must fit the transformer's states
             module.to(dtype=dtype)
     return model.eval()
 
 
 def _check_modules(path: Path, source: str) -> None:
-    """Refuse modules that sentence-transformers would leave out, or whose codes it would take for numbers."""
+    """Refuse modules that sentence-transformers would ignore, or whose codes it would read as numbers."""
     modules = sorted(path.glob("[1-9]*_*/config.json"))
     if modules and not (path / "modules.json").is_file():
         raise ModelError(
-            f"{source} has the module {modules[0].parent.name} and no modules.json that says when it is used",
-            hint="Fetch the file again.",
+            f"{source} has the module {modules[0].parent.name}, but modules.json is missing",
+            hint="Fetch modules.json again.",
         )
     for file in sorted(path.glob("[1-9]*_*/*.safetensors")):
         if codes := [tensor for tensor in read_safetensors_header(file) if tensor.dtype not in FLOATS]:
             raise ModelError(
-                f"{source} stores {codes[0].name!r} of {file.parent.name} as {codes[0].dtype}, and nothing says what "
-                "its numbers stand for",
-                hint="Give the unquantized checkpoint.",
+                f"{source} stores {codes[0].name!r} of {file.parent.name} as {codes[0].dtype}, and no file "
+                "explains these codes",
+                hint="Use the unquantized checkpoint.",
             )
 
 
 @contextmanager
 def _loading_reports() -> Iterator[list[Mapping[str, Any]]]:  # Any: transformers' loading report
-    """Collect what transformers reports of each model that sentence-transformers loads: it asks for no report."""
+    """Collect transformers' report on each model that sentence-transformers loads without requesting a report."""
     original = PreTrainedModel.__dict__["from_pretrained"]
     reports: list[Mapping[str, Any]] = []
 
@@ -147,8 +147,8 @@ class OpenSentenceTransformers:
     """A sentence-transformers model on its device.
 
     Args:
-        prompts: by role; ``None`` is the model's own.
-        normalized: whether vectors are brought to unit length.
+        prompts: prompts by role; ``None`` is the model's own prompt.
+        normalized: whether vectors are scaled to unit length.
     """
 
     def __init__(self, model: SentenceTransformer, prompts: Mapping[str, str | None], *, normalized: bool) -> None:
@@ -160,11 +160,11 @@ class OpenSentenceTransformers:
 
     @property
     def module(self) -> torch.nn.Module:
-        """Return all modules, the pooling and the dense ones too."""
+        """Return all modules, including the pooling and dense modules."""
         return self._model
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
-        """Keep the item as it is: `embed` lets the model itself process a batch."""
+        """Return the item unchanged, because in `embed` the model processes whole batches."""
         if image is not None:
             return Prepared(_IMAGE_TOKENS, image)
         length = 1 + len(text or "") // _LETTERS_PER_TOKEN
@@ -173,7 +173,7 @@ class OpenSentenceTransformers:
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
         """Encode a batch with the role's prompt, as ``encode_query`` and ``encode_document`` do."""
         found: dict[int, NDArray[np.float32]] = {}
-        for texts in (True, False):  # a model processes one kind at a time
+        for texts in (True, False):  # a model processes one kind of item at a time
             numbers = [i for i, item in enumerate(batch) if isinstance(item.inputs, str) is texts]
             if numbers:
                 vectors = self._encode([batch[i].inputs for i in numbers], role)
@@ -183,7 +183,7 @@ class OpenSentenceTransformers:
     def _encode(self, inputs: Sequence[Any], role: Role) -> NDArray[np.float32]:  # Any: texts or images
         vectors = self._model.encode(
             list(inputs),
-            # Not None: a model's default prompt is for neither role.
+            # Not None, because a model's default prompt belongs to neither role.
             prompt=self._prompts[role],
             task=role,
             batch_size=len(inputs),

@@ -1,4 +1,4 @@
-"""Options of models that sentence-transformers opens, and what their files say of their vectors."""
+"""Options of models that sentence-transformers opens, and the description of their vectors in their files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ class SentenceTransformersOptions:
     """Any sentence-transformers model, and any transformers model with mean pooling.
 
     Attributes:
-        checkpoint: a Hub id or a folder. Texts are cut where the model ends.
-        dim: cut vectors to so many leading numbers and bring them to unit length again (Matryoshka).
-        dims: widths that the model was trained to be cut to; its card lists them, and some ``config.json`` do.
-        query_prompt: put before a query; ``None`` is the model's own prompt of that name, if it has one.
-        document_prompt: put before a document's text; as above.
+        checkpoint: a Hub id or a folder, for example ``sentence-transformers/all-MiniLM-L6-v2``. Texts are cut at the
+            model's maximum length.
+        dim: number of leading dimensions to which vectors are cut before they are normalized again (Matryoshka), for
+            example 256.
+        dims: widths for which the model was trained, for example 256; the model's card lists them, and so does
+            ``config.json`` in some models.
+        query_prompt: text put before a query, for example ``"query: "``; ``None`` is the model's own query prompt, if
+            it has one.
+        document_prompt: text put before a document's text, for example ``"passage: "``; ``None`` is the model's own
+            document prompt, if it has one.
     """
 
     checkpoint: str
@@ -38,26 +43,24 @@ class SentenceTransformersOptions:
     def __post_init__(self) -> None:
         wrong = [number for number in (self.dim, *self.dims) if number is not None and number < 1]
         if wrong:
-            raise OptionError(f"vectors cannot be cut to {wrong[0]} numbers")
+            raise OptionError(f"vectors cannot be cut to {wrong[0]} dimensions")
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Return what the model gives: from its configuration, and those of its modules.
+        """Describe the model's vectors, from its configuration and those of its modules.
 
         Raises:
-            ModelError: if its width cannot be told, or it compares vectors by a distance.
-            OptionError: if it is to be cut to more numbers than it gives.
+            ModelError: if the width of the vectors is unknown, or the model compares vectors by a distance.
+            OptionError: if vectors should be cut to more dimensions than they have.
         """
         width = vector_width(model)
         trained = model.config.get("matryoshka_dimensions")
         listed = {*self.dims, *(trained if isinstance(trained, list) else ()), *([self.dim] if self.dim else ())}
         if listed and max(listed) > width:
-            raise OptionError(f"{model.source} gives {width} numbers, and cannot be cut to {max(listed)}")
+            raise OptionError(f"vectors of {model.source} have {width} dimensions and cannot be cut to {max(listed)}")
         settings = _module_json(model, "config_sentence_transformers.json")
         compared = settings.get("similarity_fn_name") if settings is not None else None
         if compared not in _SIMILARITIES:
-            raise ModelError(
-                f"{model.source} compares vectors by {compared}", hint="Only cosine and dot are known here."
-            )
+            raise ModelError(f"{model.source} compares vectors by {compared}", hint="llmquant supports cosine and dot.")
         return EmbedderInfo(
             width,
             tuple(sorted({width, *listed}, reverse=True)),
@@ -69,10 +72,10 @@ class SentenceTransformersOptions:
 
 
 def vector_width(model: ModelInfo) -> int:
-    """Tell how wide the vectors are: of the last dense module, else of the pooling, else of the hidden states.
+    """Return the width of the vectors: of the last dense module, else of the pooling, else of the hidden states.
 
     Raises:
-        ModelError: if none of them says.
+        ModelError: if none of them states a width.
     """
     width: object = None
     for module in _modules(model):
@@ -86,13 +89,13 @@ def vector_width(model: ModelInfo) -> int:
     if width is None:
         width = model.text_config.get("hidden_size") or model.text_config.get("d_model") or model.text_config.get("dim")
     if not isinstance(width, int):
-        raise ModelError(f"the files of {model.source} do not say how wide its vectors are")
+        raise ModelError(f"the files of {model.source} do not state the width of its vectors")
     return width
 
 
 def _pooled_width(settings: Mapping[str, Any]) -> int | None:  # Any: a JSON object
     width = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
-    # Several ways of pooling are concatenated. Before version 6 each was a switch, with some others beside them.
+    # Several pooling modes are concatenated. Before version 6 each mode was a switch, next to other settings.
     modes = settings.get("pooling_mode")
     if modes is None:
         count = sum(value is True for name, value in settings.items() if name.startswith("pooling_mode_"))
