@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmquant.storage.atomic import replacing
 from llmquant.storage.cache import MANIFEST, Cache
 
 # Makes an entry slowly in a process of its own, and writes a line in `log` for each time it was made.
@@ -141,3 +142,14 @@ def test_the_environment_says_where_it_is(monkeypatch, tmp_path):
     assert Cache.default().root == tmp_path / "there"
     assert Cache.default().entries() == []
     assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("begin", [Path.touch, Path.mkdir])
+def test_what_a_writer_began_is_deleted_if_it_fails(tmp_path, begin):
+    """A file or a folder: what was there stays, and nothing is left beside it."""
+    final = tmp_path / "final"
+    final.write_text("before")
+    with pytest.raises(ZeroDivisionError), replacing(final) as partial:
+        _ = begin(partial) or 1 / 0
+    assert list(tmp_path.iterdir()) == [final]
+    assert final.read_text() == "before"

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmquant.storage.atomic import file_mode, make_folder
+from llmquant.storage.atomic import file_mode, make_folder, replacing
 from llmquant.storage.cache import Cache
 from llmquant.study.embedding import Role
 from llmquant.study.experiment import Digest
@@ -151,17 +151,12 @@ class EmbeddingCache:
         index = b"".join(vectors) + checksums.tobytes() + counts.tobytes()
         head = _HEADER.pack(_MAGIC, len(vectors), int(counts.sum()), self._width, self.dtype.itemsize, 0)[:-4]
         name = f"{self._role}-{uuid.uuid4().hex}{_SUFFIX}"
-        partial = self.folder / f".{name}"
-        make_folder(self.folder)
-        try:
+        with replacing(make_folder(self.folder) / name) as partial:
             partial.touch(file_mode())
             with partial.open("wb") as file:
                 file.write(head + struct.pack("<I", zlib.crc32(head + index)) + index)
                 for value in values:
                     file.write(value.data)
-            partial.replace(self.folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _merge(self) -> None:
         from filelock import FileLock, Timeout
@@ -182,7 +177,7 @@ class EmbeddingCache:
             self._write_part(merged)
             for path in read:
                 path.unlink(missing_ok=True)
-            for path in self.folder.glob(f".*{_SUFFIX}"):  # files of killed writers, and of active ones
+            for path in self.folder.glob(f".*{_SUFFIX}*"):  # files of killed writers, and of active ones
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_mtime < time.time() - _LEFT_BEHIND_S:
                         path.unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from llmquant.plugins.options import input_files
 from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.storage.atomic import replacing
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents, ModelRequest, path_of
@@ -94,12 +94,8 @@ def quantize(
             chosen.options.check_save(context.device)
         loaded = _load(info, chosen, replace(context, progress=progress), to_save=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-        try:
+        with replacing(target) as partial:
             _write(loaded, chosen, partial)
-            partial.replace(target)  # an empty folder may exist
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return loaded.applied
 
 

@@ -10,6 +10,7 @@ import shutil
 import stat
 import time
 import uuid
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
@@ -64,21 +65,33 @@ def own_folder(path: Path) -> Path:
     return path
 
 
+def beside(final: Path) -> Path:
+    """Return a new hidden name next to `final`."""
+    return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """Give a name to write a file or a folder under: it becomes `final` in one step, or is deleted if that fails."""
+    partial = beside(final)
+    try:
+        yield partial
+        partial.replace(final)  # an empty folder may be there
+    finally:
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     r"""Write a file beside its place, flush it and rename it.
 
     A lone surrogate, which UTF-8 cannot hold, becomes ``\udc80``; in JSON that reads back as what it was.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing(path) as partial:
         partial.touch(file_mode(), exist_ok=False)
         with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     _flush(path.parent)
 
 
@@ -156,6 +169,7 @@ def _flush(path: Path) -> None:
 __all__ = [
     "SHARED_VARIABLE",
     "begin_folder",
+    "beside",
     "file_mode",
     "file_name",
     "folder_mode",
@@ -163,6 +177,7 @@ __all__ = [
     "make_folder",
     "own_folder",
     "publish_folder",
+    "replacing",
     "seal_folder",
     "sweep",
     "write_text",

@@ -10,7 +10,6 @@ import platform
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, StoreError
-from llmquant.storage.atomic import file_mode, make_folder, own_folder, seal_folder, write_text
+from llmquant.storage.atomic import beside, file_mode, make_folder, own_folder, replacing, seal_folder, write_text
 from llmquant.study.call import Json
 from llmquant.study.experiment import digest_of, path_of
 from llmquant.study.folders import file_sha256, list_files
@@ -122,16 +121,12 @@ class Cache:
             with _lock(final):
                 if not (final / MANIFEST).is_file():
                     if final.exists():
-                        final.replace(_beside(final))
+                        final.replace(beside(final))
                     _sweep(final)
-                    partial = make_folder(_beside(final))
-                    try:
-                        make(partial)
+                    with replacing(final) as partial:
+                        make(make_folder(partial))
                         _write_manifest(partial)
                         seal_folder(partial)
-                        partial.replace(final)
-                    finally:
-                        shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # a cache shared read-only is still a cache
             os.utime(final)
         return final
@@ -156,7 +151,7 @@ class Cache:
         for entry in old:
             with _lock(entry.path):
                 # Renamed first: nobody finds half of it.
-                entry.path.replace(_beside(entry.path))
+                entry.path.replace(beside(entry.path))
                 _sweep(entry.path)
         for left in self.root.glob("*/.*.*"):
             match = re.fullmatch(rf"\.({_NAME})\.[0-9a-f]{{8}}", left.name)
@@ -229,10 +224,6 @@ def _lock(final: Path, *, timeout_s: float = -1) -> BaseFileLock:
     path = final.with_name(f"{final.name}.lock")
     path.touch(file_mode())
     return FileLock(path, timeout=timeout_s)
-
-
-def _beside(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
 
 
 def _sweep(final: Path) -> None:

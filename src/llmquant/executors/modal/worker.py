@@ -31,6 +31,7 @@ from typing import TypedDict
 from llmquant.executors.shipping import bring_home, unpack
 from llmquant.executors.worker_process import how_it_ended, start, stop
 from llmquant.machine.hardware import nvidia_gpus
+from llmquant.storage.atomic import replacing
 from llmquant.storage.journal import journal_path, log_path, read_journal
 from llmquant.study.experiment import Experiment
 
@@ -191,10 +192,8 @@ def share_made(cache: Path, shared: Path, done: set[Path]) -> bool:
         if _MADE.fullmatch(path.name) and path.parent.name != _EMBEDDINGS and path.is_dir() and not path.is_symlink()
     }
     for path in sorted(made - done):
-        target = shared / path.parent.name / f"{path.name}.{uuid.uuid4().hex[:8]}"
-        partial = target.with_name(f".{target.name}")
-        shutil.copytree(path, partial, symlinks=True)
-        partial.rename(target)
+        with replacing(shared / path.parent.name / f"{path.name}.{uuid.uuid4().hex[:8]}") as partial:
+            shutil.copytree(path, partial, symlinks=True)
     new = bool(made - done)
     done |= made
     return new

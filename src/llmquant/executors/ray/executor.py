@@ -32,6 +32,7 @@ from llmquant.executors.ray.options import RayOptions
 from llmquant.executors.shipping import bring_home, pack, record_path
 from llmquant.executors.worker_process import how_it_ended
 from llmquant.plugins.executor import JobState
+from llmquant.storage.atomic import replacing
 from llmquant.storage.journal import journal_path, log_path
 from llmquant.study.job import Device, Job
 
@@ -305,9 +306,8 @@ class RayExecutor:
                 data = b""
                 while len(data) < size:
                     data += import_ray().get(watched.actor.piece.remote(name, len(data)))
-                coming = watched.arrived / "runs" / f".{name}"
-                extract(data, coming)
-                coming.rename(watched.arrived / "runs" / name)
+                with replacing(watched.arrived / "runs" / name) as coming:
+                    extract(data, coming)
         record = record_path(watched.arrived, *place_of(job_id))
         record.parent.mkdir(parents=True, exist_ok=True)
         for path, data in ((journal_path(record), report.journal), (log_path(record), report.log)):
