@@ -149,3 +149,18 @@ def test_links_lead_somewhere(page):
     """Relative links name files that exist."""
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_ten_line_plugins_run_as_written(tiny_model, tmp_path, monkeypatch, capsys):
+    """A quantizer and an evaluator of at most ten lines each, saved and run as the page says, on a tiny model."""
+    quantizer, evaluator, notebook = [text for title, text in _blocks(ROOT / "docs" / "plugins.md", "python")][:3]
+    for name, text in (("my_rtn", quantizer), ("my_loss", evaluator)):
+        assert len([line for line in text.splitlines() if line]) <= 10
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry(), "plugins", list(registry().plugins))
+    exec(notebook.replace("HuggingFaceTB/SmolLM2-135M", str(tiny_model)), {})
+    (plain, layers, loss), (method, replaced, worse) = map(str.split, capsys.readouterr().out.splitlines())
+    assert (plain, layers, method, replaced) == ("none", "0", "roundtonearest", "14")
+    assert float(worse) != float(loss)

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmquant import errors as errors
     from llmquant import executors as executors
+    from llmquant.api import Submitted as Submitted
+    from llmquant.api import Ui as Ui
     from llmquant.api import attach as attach
     from llmquant.api import compare as compare
     from llmquant.api import register as register
     from llmquant.api import run_experiment as run_experiment
     from llmquant.api import run_study as run_study
     from llmquant.api import submit_study as submit_study
+    from llmquant.evaluators.mteb.as_mteb import MtebModel as MtebModel
     from llmquant.evaluators.mteb.as_mteb import as_mteb as as_mteb
+    from llmquant.loading.replacing import ReplacesLinear as ReplacesLinear
+    from llmquant.models.headers import TensorInfo as TensorInfo
     from llmquant.models.info import ModelInfo as ModelInfo
+    from llmquant.planning.resolve import Planned as Planned
     from llmquant.plugins.context import Context as Context
     from llmquant.plugins.embedder import Embedder as Embedder
     from llmquant.plugins.embedder import EmbedderOptions as EmbedderOptions
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from llmquant.plugins.evaluator import EvaluatorOptions as EvaluatorOptions
     from llmquant.plugins.evaluator import LoadedModel as LoadedModel
     from llmquant.plugins.executor import Executor as Executor
+    from llmquant.plugins.executor import Offer as Offer
     from llmquant.plugins.quantizer import AppliedQuantization as AppliedQuantization
     from llmquant.plugins.quantizer import Quantizer as Quantizer
     from llmquant.plugins.quantizer import QuantizerOptions as QuantizerOptions
@@ -37,39 +44,61 @@ if TYPE_CHECKING:
     from llmquant.plugins.spec import RunEvent as RunEvent
     from llmquant.plugins.spec import hookimpl as hookimpl
     from llmquant.results.comparison import Comparison as Comparison
+    from llmquant.results.row import Row as Row
+    from llmquant.retrieval.index import Engine as Engine
     from llmquant.retrieval.items import Item as Item
     from llmquant.retrieval.loaded import LoadedEmbedder as LoadedEmbedder
     from llmquant.retrieval.vectors import Embeddings as Embeddings
+    from llmquant.running.one_model import evaluate as evaluate
     from llmquant.running.one_model import load as load
     from llmquant.running.one_model import load_embedder as load_embedder
     from llmquant.running.one_model import quantize as quantize
     from llmquant.storage.store import Store as Store
     from llmquant.study.call import Call as Call
+    from llmquant.study.call import Json as Json
     from llmquant.study.embedding import EmbedderInfo as EmbedderInfo
+    from llmquant.study.embedding import Role as Role
+    from llmquant.study.experiment import Digest as Digest
+    from llmquant.study.experiment import Documents as Documents
     from llmquant.study.experiment import Experiment as Experiment
     from llmquant.study.experiment import InputFile as InputFile
     from llmquant.study.experiment import InputFolder as InputFolder
     from llmquant.study.experiment import ModelRequest as ModelRequest
+    from llmquant.study.experiment import ModelUse as ModelUse
+    from llmquant.study.experiment import RunId as RunId
     from llmquant.study.experiment import VectorForm as VectorForm
     from llmquant.study.experiment import VectorGrid as VectorGrid
+    from llmquant.study.job import Device as Device
+    from llmquant.study.job import Job as Job
     from llmquant.study.run import Measurement as Measurement
     from llmquant.study.run import Result as Result
     from llmquant.study.run import Run as Run
     from llmquant.study.run import Sample as Sample
+    from llmquant.study.study import Model as Model
+    from llmquant.study.study import Plugin as Plugin
     from llmquant.study.study import Study as Study
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "llmquant.study.call": ("Call",),
-    "llmquant.api": ("attach", "compare", "register", "run_experiment", "run_study", "submit_study"),
-    "llmquant.evaluators.mteb.as_mteb": ("as_mteb",),
-    "llmquant.study.embedding": ("EmbedderInfo",),
-    "llmquant.study.experiment": ("Experiment", "InputFile", "InputFolder", "ModelRequest", "VectorForm", "VectorGrid"),
+    "llmquant.api": (
+        "Submitted",
+        "Ui",
+        "attach",
+        "compare",
+        "register",
+        "run_experiment",
+        "run_study",
+        "submit_study",
+    ),
+    "llmquant.evaluators.mteb.as_mteb": (
+        "MtebModel",
+        "as_mteb",
+    ),
+    "llmquant.loading.replacing": ("ReplacesLinear",),
+    "llmquant.models.headers": ("TensorInfo",),
     "llmquant.models.info": ("ModelInfo",),
-    "llmquant.running.one_model": ("load", "load_embedder", "quantize"),
-    "llmquant.plugins.registry": ("registry",),
-    "llmquant.plugins.spec": ("PluginSpec", "RunEvent", "hookimpl"),
+    "llmquant.planning.resolve": ("Planned",),
     "llmquant.plugins.context": ("Context",),
     "llmquant.plugins.embedder": (
         "Embedder",
@@ -83,19 +112,69 @@ _HOMES = {
         "EvaluatorOptions",
         "LoadedModel",
     ),
-    "llmquant.plugins.executor": ("Executor",),
+    "llmquant.plugins.executor": (
+        "Executor",
+        "Offer",
+    ),
     "llmquant.plugins.quantizer": (
         "AppliedQuantization",
         "Quantizer",
         "QuantizerOptions",
     ),
+    "llmquant.plugins.registry": ("registry",),
+    "llmquant.plugins.spec": (
+        "PluginSpec",
+        "RunEvent",
+        "hookimpl",
+    ),
+    "llmquant.results.comparison": ("Comparison",),
+    "llmquant.results.row": ("Row",),
+    "llmquant.retrieval.index": ("Engine",),
     "llmquant.retrieval.items": ("Item",),
     "llmquant.retrieval.loaded": ("LoadedEmbedder",),
     "llmquant.retrieval.vectors": ("Embeddings",),
-    "llmquant.study.run": ("Measurement", "Result", "Run", "Sample"),
+    "llmquant.running.one_model": (
+        "evaluate",
+        "load",
+        "load_embedder",
+        "quantize",
+    ),
     "llmquant.storage.store": ("Store",),
-    "llmquant.study.study": ("Study",),
-    "llmquant.results.comparison": ("Comparison",),
+    "llmquant.study.call": (
+        "Call",
+        "Json",
+    ),
+    "llmquant.study.embedding": (
+        "EmbedderInfo",
+        "Role",
+    ),
+    "llmquant.study.experiment": (
+        "Digest",
+        "Documents",
+        "Experiment",
+        "InputFile",
+        "InputFolder",
+        "ModelRequest",
+        "ModelUse",
+        "RunId",
+        "VectorForm",
+        "VectorGrid",
+    ),
+    "llmquant.study.job": (
+        "Device",
+        "Job",
+    ),
+    "llmquant.study.run": (
+        "Measurement",
+        "Result",
+        "Run",
+        "Sample",
+    ),
+    "llmquant.study.study": (
+        "Model",
+        "Plugin",
+        "Study",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

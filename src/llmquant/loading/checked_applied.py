@@ -67,7 +67,11 @@ def _dtypes(applied: AppliedQuantization, module: torch.nn.Module) -> Iterator[t
 
 
 def _layers(applied: AppliedQuantization, module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
-    holding = {name for name, layer in module.named_modules() if any(tensor.dim() > 1 for tensor in own_tensors(layer))}
+    holding = {
+        name
+        for name, layer in module.named_modules()
+        if any(tensor.dim() > 1 or not tensor.is_floating_point() for tensor in own_tensors(layer))
+    }
     unknown = [name for name in applied.layers_left if name not in holding]
     if unknown:
         yield "layers_left", f"{unknown[0]!r} holds no weights", "Name modules as named_modules() does."

@@ -110,7 +110,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         if baseline is not None and baseline not in quantizers:
             quantizers.insert(0, baseline)
             notes.append(f"{baseline.use.label} was added as the baseline")
-    split = [(each.use.label, part) for each in evaluators for part in _try(errors, _parts, registry, each) or ()]
+    split = [(each.use.label, part) for each in evaluators for part in _try(errors, parts_of, registry, each) or ()]
     parts = [part for _, part in split]
     for info in known:
         for chosen in [*applicable(info, quantizers, baseline), *parts]:
@@ -283,7 +283,7 @@ def _forms(study: Study, info: ModelInfo) -> tuple[VectorForm, ...]:
     return grid.forms(info.embeds.dim)
 
 
-def _parts(registry: Registry, chosen: Chosen) -> list[Chosen]:
+def parts_of(registry: Registry, chosen: Chosen) -> list[Chosen]:
     """Split an evaluator into one experiment each: a task of several, say."""
     parts = chosen.ask("parts")
     options = [chosen.options] if parts is None else parts

@@ -102,7 +102,7 @@ class Quantizer(Generic[Options]):
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return keywords for ``from_pretrained``: ``dtype``, ``quantization_config``."""
-        return {"dtype": "bfloat16"}
+        raise NotImplementedError
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
         """Do what the loaded layers need before their first use, or before they are only saved."""

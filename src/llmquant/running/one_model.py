@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from llmquant.errors import RequestError
+from llmquant.errors import OptionError, RequestError
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_subject
-from llmquant.planning.resolve import check_choice
+from llmquant.planning.resolve import check_choice, parts_of
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.opening import open_executor
@@ -24,6 +24,7 @@ from llmquant.storage.atomic import replacing
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents, ModelRequest, path_of
+from llmquant.study.run import REFERENCE_FILE, Result
 from llmquant.study.study import Model, Plugin
 
 
@@ -60,6 +61,56 @@ def load_embedder(
         embedder = registry().construct(registry().restore("embedder", info.embedder))
         loaded = load_it(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
         return replace(loaded, row_independent=chosen.row_independent)
+
+
+def evaluate(
+    loaded: LoadedModel | LoadedEmbedder,
+    evaluator: Plugin,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    baseline: LoadedModel | LoadedEmbedder | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """Evaluate a loaded model in this process, as a worker would; nothing is stored.
+
+    Args:
+        loaded: what `load` or `load_embedder` returned.
+        limit: maximum number of documents per task; ``None`` for all.
+        baseline: for evaluators that compare with a file of the baseline, such as ``drift``: the model in full
+            precision.
+        progress: called with (done, total).
+
+    Returns:
+        One result per task.
+
+    Raises:
+        RequestError: if the evaluator, an option or the limit is wrong, or a baseline is missing.
+        PluginError: if a result is not in order.
+    """
+    from llmquant.running.worker import measure
+
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit must be at least 1, found {limit}", hint="Leave it out for all documents.")
+    chosen = registry().choose("evaluator", Call.of(evaluator))
+    spec = chosen.plugin.spec
+    if spec.reference and baseline is None:
+        raise RequestError(
+            f"evaluator {spec.name!r} compares with a baseline",
+            hint="Load the unquantized model and give it as baseline.",
+        )
+    results: list[Result] = []
+    documents, cache = Documents(limit if spec.documents else None), Cache.default()
+    with open_executor(f"local(device={loaded.device})") as executor, tempfile.TemporaryDirectory() as folder:
+        for part in parts_of(registry(), chosen):
+            check_choice(registry(), part, loaded.info, executor)
+            inputs, files = input_files(part.options), Path(tempfile.mkdtemp(dir=folder))
+            context = Context(loaded.device, seed, documents, cache, inputs, None, files, progress)
+            if baseline is not None and spec.reference:
+                list(measure(part, baseline, context))
+                context = replace(context, reference=files / REFERENCE_FILE, files=Path(tempfile.mkdtemp(dir=folder)))
+            results += measure(part, loaded, context)
+    return results
 
 
 def quantize(

@@ -110,7 +110,7 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
     quantizer = known.construct(chosen)
     out = folder / "checkpoint"
     out.mkdir()
-    path = quantizer.prepare(model, out, context)
+    path = quantizer.prepare(model, out, context) if hasattr(quantizer, "prepare") else model
     if spec.checkpoint and path != out:
         raise PluginError(f"{call} declares checkpoint=True and returned {path}", hint="Return `out`.")
     subject: LoadedModel = load_causal_lm(path, info, quantizer, chosen.options, context)

@@ -14,7 +14,6 @@ def llmquant_register():
         options="llmquant_example.options:RtnOptions",
         target="llmquant_example.rtn:Rtn",
         presets={"rtn_4bit_g32": {"bits": 4}, "rtn_3bit_g32": {"bits": 3}},
-        checkpoint=True,
         **NEEDS,
     )
     loglikelihood_of = PluginSpec(

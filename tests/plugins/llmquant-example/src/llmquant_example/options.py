@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from llmquant import EvaluatorOptions, QuantizerOptions
 from llmquant.errors import OptionError, UnsupportedError
 
 
 @dataclass(frozen=True)
-class RtnOptions:
+class RtnOptions(QuantizerOptions):
     """Bits per weight, and the number of weights along a row that share a scale and an offset."""
 
     bits: Literal[2, 3, 4, 8] = 4
@@ -32,7 +33,7 @@ class RtnOptions:
 
 
 @dataclass(frozen=True)
-class LoglikelihoodOptions:
+class LoglikelihoodOptions(EvaluatorOptions):
     """The texts."""
 
     text: tuple[str, ...] = (
