@@ -269,3 +269,13 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(
     assert "No space left on device" in err
     assert "run the same command again to continue" in err
     assert "Traceback" not in err
+
+
+def test_doctor_lists_what_plugins_need(cli: Callable):
+    """Each package has its version, or the line that installs it."""
+    from llmquant.plugins.registry import registry
+
+    findings = {finding["subject"] for finding in json.loads(cli("doctor", "--json")[1])["findings"]}
+    lines = registry().packages()
+    assert lines["hqq"] == 'pip install "llmquant[hqq]"'
+    assert {*lines, "pandas"} <= findings

@@ -15,19 +15,8 @@ from llmquant.machine.hardware import cpu_name, default_device, nvidia_gpus, tor
 from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 
-# Packages, each with the extra that installs the package.
-_PACKAGES = {
-    **dict.fromkeys(("torch", "transformers", "accelerate", "bitsandbytes", "lm-eval", "safetensors", "gguf"), "local"),
-    "gptqmodel": "gptq",
-    "optimum": "gptq",
-    "auto-round": "auto-round",
-    "compressed-tensors": "compressed-tensors",
-    "torchao": "torchao",
-    "optimum-quanto": "quanto",
-    "hqq": "hqq",
-    "libggml-python": "gguf",
-    "pandas": "frame",
-}
+# Packages that no plugin needs, each with the line that installs it.
+_OPTIONAL = {"pandas": 'pip install "llmquant[frame]"'}
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ def examine() -> list[Finding]:
         Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}"),
         Finding("ok", "cpu", f"{cpu_name()}, {psutil.cpu_count(logical=False)} cores, {memory.total / 2**30:.0f} GiB"),
         *_gpu(),
-        *(_package(name) for name in _PACKAGES),
+        *(_package(name, line) for name, line in {**registry().packages(), **_OPTIONAL}.items()),
         _disk(cache),
         _token(),
     ]
@@ -85,11 +74,11 @@ def _gpu() -> list[Finding]:
     return findings
 
 
-def _package(name: str) -> Finding:
+def _package(name: str, line: str) -> Finding:
     try:
         return Finding("ok", name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding("--", name, "is not installed", f'pip install "llmquant[{_PACKAGES[name]}]"')
+        return Finding("--", name, "is not installed", line)
 
 
 def _disk(cache: Cache) -> Finding:

@@ -105,6 +105,14 @@ class Registry:
                 found.append((plugin, self.shown(plugin, plugin.spec.name)))
         return found
 
+    def packages(self) -> dict[str, str]:
+        """Map every package that a plugin needs to the line that installs it."""
+        found: dict[str, str] = {}
+        for plugin in self.plugins:
+            for text in plugin.spec.requires:
+                found.setdefault(Requirement(text).name, plugin.spec.install or f'pip install "{text}"')
+        return found
+
     def offers(self, kind: PluginKind, name: str) -> bool:
         """Tell whether a short or full name, or a preset, is known."""
         return bool(self._offering(kind, name))

@@ -15,23 +15,8 @@ if TYPE_CHECKING:
     from llmquant.plugins.evaluator import LoadedModel
     from llmquant.retrieval.loaded import LoadedEmbedder
 
-_PACKAGES = (
-    "llmquant",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "bitsandbytes",
-    "gptqmodel",
-    "optimum",
-    "torchao",
-    "lm-eval",
-    "mteb",
-    "sentence-transformers",
-    "colpali-engine",
-    "datasets",
-    "numpy",
-)
+# Packages that change numbers, besides those that plugins need.
+_PACKAGES = ("llmquant", "tokenizers", "datasets", "numpy")
 
 
 def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
@@ -64,7 +49,8 @@ def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
 def _versions() -> dict[str, Json]:
     from llmquant.plugins.registry import registry
 
-    names = [*_PACKAGES, *(plugin.package for plugin in registry().plugins)]
+    known = registry()
+    names = [*_PACKAGES, *known.packages(), *(plugin.package for plugin in known.plugins)]
     versions: dict[str, Json] = {}
     for name in dict.fromkeys(names):
         try:
