@@ -144,7 +144,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(study, local_set,
     _, folder = study
     pages, queries = local_set
     gemma, evaluator = f"bigemma3({folder / 'gemma'})", f"retrieval({pages}, queries={queries})"
-    with pytest.raises(UnsupportedError, match="takes a causal LM, and bigemma3"):
+    with pytest.raises(UnsupportedError, match="supports a causal LM, but bigemma3"):
         lq.compare(gemma, ["gptq_4bit_g128"], [evaluator], store=tmp_path)
     with pytest.raises(OptionError, match="cannot be cut to 500 dimensions"):
         lq.compare(gemma, ["bf16_baseline"], [evaluator], vectors={"dims": [500]}, store=tmp_path)

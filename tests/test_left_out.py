@@ -39,7 +39,7 @@ def test_quantizers_that_a_model_without_weights_cannot_have_are_named(planned):
     """Random vectors have no weights to quantize: the variant that was asked for is left out with a note."""
     record = planned(["random"], ["bf16_baseline", "bnb_4bit_nf4"], ["query_latency"])
     assert _labels(record, "random") == ["bf16_baseline"]
-    assert "random: it has no weights, so bnb_4bit_nf4 cannot change it and is left out" in record.notes
+    assert "random: bnb_4bit_nf4 left out, because the model has no weights to quantize" in record.notes
 
 
 def test_a_baseline_that_a_model_cannot_have_is_refused(planned):
@@ -53,7 +53,7 @@ def test_two_names_of_one_variant_are_compared_once_with_a_note(planned, tiny_mo
     names = ["bf16_baseline", "bnb_4bit_nf4", "bnb_4bit(quant_type=nf4)", "bnb_4bit_nf4"]
     record = planned(str(tiny_model), names, ["memory"])
     assert len(_labels(record, tiny_model.name)) == 2
-    assert record.notes == ("bnb_4bit(quant_type=nf4) means the same as bnb_4bit_nf4: it is compared once",)
+    assert record.notes == ("bnb_4bit(quant_type=nf4) means the same as bnb_4bit_nf4; the variant is compared once",)
 
 
 def test_two_folders_of_one_content_are_compared_once_with_a_note(planned, tiny_model, tmp_path):
@@ -61,20 +61,20 @@ def test_two_folders_of_one_content_are_compared_once_with_a_note(planned, tiny_
     shutil.copytree(tiny_model, tmp_path / "copy")
     record = planned([str(tiny_model), str(tmp_path / "copy")], ["bf16_baseline"], ["memory"])
     assert len(record.experiments) == 1
-    assert record.notes == (f"{tmp_path / 'copy'} has the same content as {tiny_model}: it is compared once",)
+    assert record.notes == (f"{tmp_path / 'copy'} has the same content as {tiny_model}; the model is compared once",)
 
 
 def test_forms_of_vectors_that_nothing_measures_are_named(planned):
     """Codecs make no difference to an evaluator that searches nothing, which a note says."""
     record = planned(["random"], ["bf16_baseline"], ["memory"], vectors={"codecs": ["float32", "int8"]})
     assert len(record.experiments) == 1
-    assert any("codecs" in note and "left out" in note for note in record.notes)
+    assert any("codecs" in note and "ignored" in note for note in record.notes)
 
 
 def test_a_quantizer_of_the_wrong_kind_of_model_is_refused(planned, tmp_path):
     """A quantizer for causal language models is refused for an embedder, by name."""
     folder = save_tiny_sentence_transformer(tmp_path / "model")
-    with pytest.raises(UnsupportedError, match="takes a causal LM"):
+    with pytest.raises(UnsupportedError, match="supports a causal LM"):
         planned([str(folder)], ["bf16_baseline", "gptq_4bit_g128"], ["query_latency"])
 
 

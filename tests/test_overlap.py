@@ -51,7 +51,7 @@ def test_a_plan_says_what_is_calibrated_on_what_it_is_measured_on(evaluator, tin
         return "\n".join(preview(study, executor="local(device=cpu)", store=tmp_path / "store").record.notes)
 
     assert "is calibrated on" in notes("text.txt")
-    assert "its loss there looks smaller than it is" in notes("text.txt")
+    assert "its measured loss is too small" in notes("text.txt")
     assert "calibrated" not in notes("other.txt")
 
 

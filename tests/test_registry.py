@@ -112,10 +112,10 @@ def packages(tmp_path, monkeypatch):
         (_IMPORTS + "@hookimpl\ndef llmquant_register(): return None", "Return a list of PluginSpec"),
         (_IMPORTS + "@hookimpl\ndef llmquant_register(): return [3]", "returned int, not PluginSpec"),
         (_IMPORTS + _GOOD.format(specs=_spec("m", kind="quantiser")), "kind is 'quantiser'.*'quantizer'"),
-        (_IMPORTS + _GOOD.format(specs=_spec("m", name="two words")), "'two words' is no plugin name"),
+        (_IMPORTS + _GOOD.format(specs=_spec("m", name="two words")), "'two words' is not a valid plugin name"),
         (_IMPORTS + _GOOD.format(specs=_spec("m", target="m.Rounding")), "not 'module:Class'"),
         (_IMPORTS + _GOOD.format(specs=_spec("m", presets=[1])), "presets must be a table"),
-        (_IMPORTS + _GOOD.format(specs=_spec("m", requires=("not a requirement!",))), "is no requirement"),
+        (_IMPORTS + _GOOD.format(specs=_spec("m", requires=("not a requirement!",))), "is not a valid requirement"),
     ],
 )
 def test_a_broken_package_is_a_visible_row_and_harms_nobody(packages, source, reason):
@@ -362,8 +362,8 @@ def test_registering_again_replaces(packages):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"options": "__main__:Options"}, "lives in __main__"),
-        ({"target": "__main__:Rounding"}, "lives in __main__"),
+        ({"options": "__main__:Options"}, "is in __main__"),
+        ({"target": "__main__:Rounding"}, "is in __main__"),
         ({"target": "no_such_module:Rounding"}, "cannot be imported by a worker process"),
         ({"target": "no.such.module:Rounding"}, "cannot be imported"),
         ({"options": "mine:Nope"}, "mine:Nope cannot be imported"),

@@ -45,7 +45,7 @@ def batch_sizes(record):
     return [experiment.evaluator.options["batch_size"] for experiment in record.experiments]
 
 
-COUPLED = "batch_size=auto is 1: documents in a batch change each other's results in bnb_8bit"
+COUPLED = "batch_size=auto is 1, as documents in a batch affect each other with bnb_8bit"
 
 
 def test_all_variants_beside_one_that_couples_rows_have_one_batch_size(planned):

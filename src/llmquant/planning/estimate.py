@@ -1,7 +1,7 @@
-"""Say before anything is loaded how large each variant will be, which GPUs hold it, and about how long a study takes.
+"""Predicts, before anything is loaded, each variant's size, the GPUs with enough memory, and a study's time.
 
-Weight bytes are exact to about a percent: they follow from the shapes. Times are rough; they are there so that nobody
-starts by mistake what takes a day.
+Weight bytes are exact to about a percent, because they follow from the tensors' shapes. Times are rough; their purpose
+is to show that a study would take a day.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from llmquant.study.experiment import Documents
 from llmquant.study.job import Device
 
 _CONTEXT_TOKENS = 2048
-# What CUDA itself and its libraries hold in a process; 0.3 to 0.6 GiB on current GPUs.
+# Memory of the CUDA context and libraries per process: 0.3 to 0.6 GiB on current GPUs.
 _CUDA_BYTES = 512 * 2**20
-# Rough rates: (multiply-add operations a second for reading a prompt, bytes a second for generating).
+# Rough rates: (multiply-add operations per second for prefill, bytes per second for decoding).
 _RATES: dict[Device, tuple[float, float]] = {"cpu": (2.5e10, 6e9), "cuda": (5e13, 8e11), "mps": (3e12, 1.5e11)}
 _START_S = 20.0
 
 
 @dataclass(frozen=True)
 class SizeEstimate:
-    """What a variant will hold.
+    """The predicted size of a variant.
 
     Attributes:
-        weight_bytes: ``None`` where the quantizer predicts none.
+        weight_bytes: size of the weights in bytes; ``None`` if the quantizer does not predict it.
         peak_bytes: weights, cache and activations for one sequence of 2,048 tokens.
-        gpus: of the dated table, those it fits on, the smallest first.
-        refused: why this quantizer cannot go on this model; empty when it can.
+        gpus: GPUs of the dated table with enough memory, the smallest first.
+        refused: why the quantizer does not support the model; empty if it does.
     """
 
     quantizer: str
@@ -67,7 +67,7 @@ def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEst
 
 
 def estimate_all(info: ModelInfo, registry: Registry, device: Device) -> list[SizeEstimate]:
-    """Predict every preset that is installed, the largest first."""
+    """Predict the size of every installed preset, the largest first."""
     from llmquant.study.call import Call
 
     kind = "causal_lm" if info.embedder is None else "embedder"
@@ -76,7 +76,7 @@ def estimate_all(info: ModelInfo, registry: Registry, device: Device) -> list[Si
         if kind in plugin.spec.accepts:
             try:
                 found.append(estimate_size(info, registry.choose("quantizer", Call(name)), device))
-            except LlmquantError as error:  # one that is broken is a row beside the others
+            except LlmquantError as error:  # a broken preset is a row like the others
                 found.append(SizeEstimate(name, None, None, (), error.message))
     return sorted(found, key=lambda size: -(size.weight_bytes or 0))
 

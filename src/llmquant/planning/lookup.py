@@ -1,4 +1,4 @@
-"""What a study's model names stand for: causal language models, or embedders with the checkpoint they open."""
+"""Looks up a study's model names: causal language models, or embedders with their checkpoints."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from llmquant.study.call import Call, Json
 from llmquant.study.experiment import ModelRequest, ModelUse, digest_of, path_of
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# The checkpoint is known by its content, and widths to cut vectors to do not say how an item is encoded.
+# The checkpoint is identified by its content, and the width of truncated vectors does not affect encoding.
 _NOT_ENCODING = ("checkpoint", "dim", "dims")
 
 
 def inspect_subject(request: ModelRequest, registry: Registry, cache: Cache) -> ModelInfo:
-    """Find what a model's name stands for and read what it says of itself; nothing is loaded.
+    """Look up a model by name and read its configuration, without loading weights.
 
     ``bigemma3``, ``bigemma3(checkpoint=./folder, dim=768)`` and the Hub ids that an embedder's spec lists are
-    embedders; so is a folder that sentence-transformers saved. All else is a causal language model.
+    embedders; so is a folder that sentence-transformers saved. Any other name is a causal language model.
 
     Raises:
-        RequestError: if it is missing or wrong.
+        RequestError: if the model is missing or wrong.
     """
     chosen = _embedder(request.source.strip(), registry)
     if chosen is not None:
@@ -40,10 +40,10 @@ def inspect_subject(request: ModelRequest, registry: Registry, cache: Cache) -> 
 
 
 def restore_subject(use: ModelUse, registry: Registry, cache: Cache) -> ModelInfo:
-    """Inspect on a worker what `inspect_subject` saw elsewhere, at the commit it had then.
+    """Inspect on a worker a model planned on another machine, at the planned commit.
 
     Raises:
-        ModelError: if it has changed since.
+        ModelError: if the model has changed since.
     """
     request = ModelRequest(use.source, "trust_remote_code" in use.flags, "allow_pickle" in use.flags)
     if use.embedder is not None:
@@ -55,14 +55,14 @@ def restore_subject(use: ModelUse, registry: Registry, cache: Cache) -> ModelInf
         info = inspect_model(request, cache)
     if info.digest != use.digest:
         raise ModelError(
-            f"{use.source} has changed since the study was planned: {info.digest}, not {use.digest}",
-            hint="Give the command again to evaluate the model as it is now.",
+            f"{use.source} has changed since the study was planned: its digest is {info.digest}, but was {use.digest}",
+            hint="Run the command again to evaluate the model in its present state.",
         )
     return info
 
 
 def _embedder(source: str, registry: Registry) -> Chosen | None:
-    """Return the embedder that a name means; ``None`` for a causal language model."""
+    """Return the embedder with a given name; ``None`` for a causal language model."""
     if is_path(source.partition("(")[0]):
         if (path_of(source) / "modules.json").is_file():
             return registry.choose("embedder", Call("llmquant/sentence_transformers", (source,)))
@@ -84,13 +84,13 @@ def _embedder(source: str, registry: Registry) -> Chosen | None:
 
 
 def inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> ModelInfo:
-    """Read what the checkpoint of an embedder says, and what the embedder makes of it.
+    """Read the configuration of an embedder's checkpoint, and the properties of the embedder's vectors.
 
     Args:
-        request: its flags count; the checkpoint is the options'.
+        request: supplies the flags; the checkpoint comes from the embedder's options.
 
     Raises:
-        RequestError: if the checkpoint is missing, or of another kind.
+        RequestError: if the checkpoint is missing or has another architecture.
     """
     options, use = chosen.options, chosen.use
     info = _inspect_checkpoint(replace(request, source=options.checkpoint), cache)
@@ -101,7 +101,7 @@ def inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> Mod
         "version": use.version,
         "options": {name: value for name, value in use.options.items() if name not in _NOT_ENCODING},
     }
-    # On a worker the name must mean what it means now, whatever is pushed until then.
+    # On a worker, the name must mean the present commit, even if a new one is pushed.
     home = info.adapter or info
     pinned = f"{home.repo}@{home.commit}" if home.repo else options.checkpoint
     return replace(
@@ -128,7 +128,9 @@ def _inspect_checkpoint(request: ModelRequest, cache: Cache) -> ModelInfo:
     adapter, config = found
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
-        raise ModelError(f"{request.source} is an adapter that does not say what it goes on")
+        raise ModelError(
+            f"{request.source} is an adapter without base_model_name_or_path, so its base model is unknown"
+        )
     source = f"{base}@{revision}" if revision and not is_path(base) else base
     return replace(inspect_model(replace(request, source=source), cache), adapter=adapter)
 
@@ -142,7 +144,7 @@ def _find_adapter(source: str, cache: Cache) -> tuple[Adapter, Mapping[str, Any]
     if not (folder / "adapter_config.json").is_file():
         return None
     if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{source} has an adapter_config.json and no {_ADAPTER_WEIGHTS}")
+        raise ModelError(f"{source} has an adapter_config.json, but no {_ADAPTER_WEIGHTS}")
     digest = folder_digest(folder, (_ADAPTER_WEIGHTS,), cache.digests)
     return Adapter(digest, folder), read_json(folder / "adapter_config.json")
 

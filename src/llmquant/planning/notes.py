@@ -1,4 +1,4 @@
-"""What a plan says beside its experiments: variants that it leaves out, and calibration on what is evaluated."""
+"""The notes of a plan: variants left out, and calibration on evaluated text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OVERLAP = 0.005
 
 
 def applicable(info: ModelInfo, quantizers: Sequence[Chosen], baseline: Chosen | None) -> list[Chosen]:
-    """Leave a model without weights, such as chance, its baselines."""
+    """Keep only the baselines of a model without weights, such as ``random``."""
     if info.kind != "none":
         return list(quantizers)
     return [chosen for chosen in quantizers if chosen is baseline or chosen.plugin.full_name == BASELINE]
@@ -30,23 +30,23 @@ def left_out(
     baseline: Chosen | None,
     parts: Sequence[Chosen],
 ) -> list[str]:
-    """Say which variants that were asked for by name a study does not have."""
+    """List the explicitly requested variants that a study leaves out."""
     notes = []
     for info in infos if study.quantizers else ():
         kept = applicable(info, quantizers, baseline)
         left = [chosen.use.label for chosen in quantizers if chosen not in kept]
         if left:
-            notes.append(f"{info.use().name}: it has no weights, so {', '.join(left)} cannot change it and is left out")
+            notes.append(f"{info.use().name}: {', '.join(left)} left out, because the model has no weights to quantize")
     if study.vectors != VectorGrid() and not any(part.plugin.spec.vectors for part in parts):
         notes.append(
-            "no evaluator here depends on how vectors are kept: dims, codecs, pools and rescores are left out; "
-            "retrieval and mteb do"
+            "dims, codecs, pools and rescores are ignored, because none of the evaluators depends on them; retrieval "
+            "and mteb do"
         )
     return notes
 
 
 def overlaps(quantizers: Sequence[Chosen], evaluators: Sequence[Chosen]) -> list[str]:
-    """Say where a quantizer is calibrated on what it is then measured on, as far as the texts are files here."""
+    """Warn about quantizers calibrated on evaluated text, if the texts are local files."""
     notes = []
     for quantizer, evaluator in itertools.product(quantizers, evaluators):
         if hasattr(quantizer.options, "texts") and hasattr(evaluator.options, "texts"):
@@ -54,6 +54,6 @@ def overlaps(quantizers: Sequence[Chosen], evaluators: Sequence[Chosen]) -> list
             if share >= _OVERLAP:
                 notes.append(
                     f"{quantizer.use.label} is calibrated on {share:.0%} of the text of {evaluator.use.label}: "
-                    "its loss there looks smaller than it is"
+                    "its measured loss is too small"
                 )
     return notes

@@ -1,4 +1,4 @@
-"""How much of a text is in another: calibration text that is evaluated on makes a loss look smaller than it is."""
+"""The overlap of two texts: evaluating on calibration text makes the measured loss too small."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _WORDS = 13
 
 
 def shared_share(evaluation: Iterable[str], calibration: Iterable[str]) -> float:
-    """Return the share of the sequences of 13 words of `evaluation` that are in `calibration` too.
+    """Return the share of the 13-word sequences of `evaluation` that also occur in `calibration`.
 
-    Case and white space do not matter. A text with fewer words counts as one sequence.
+    Case and white space are ignored. A text with fewer words counts as one sequence.
 
     Returns:
         0 to 1; 0 if either is empty.

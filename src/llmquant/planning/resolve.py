@@ -1,4 +1,4 @@
-"""From a study to experiments: look everything up, refuse all mistakes at once, and say what is missing."""
+"""From a study to experiments: looks up all names, reports all mistakes at once, and lists what is missing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from llmquant.study.study import Study
 
 
 def _ours(call: str) -> Call:
-    """Write a default with its package: another one may offer the same short name."""
+    """Write a default with its package, because another package may offer the same short name."""
     return Call.parse(f"llmquant/{call}")
 
 
@@ -54,14 +54,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Planned:
-    """A study with everything looked up: nothing is loaded, but every name, option and width has been checked.
+    """A study whose names, options and widths have been looked up and checked; nothing is loaded.
 
     Attributes:
-        record: what is kept in the store.
-        models: by digest.
-        quantizers: the baseline first where it had to be added.
-        evaluators: one a part.
-        inputs: where the files that options name are, by content.
+        record: the study's record for the store.
+        models: models by digest.
+        quantizers: the quantizers; an added baseline comes first.
+        evaluators: one evaluator per part.
+        inputs: paths of the files named in options, by content digest.
     """
 
     record: StudyRecord
@@ -72,14 +72,14 @@ class Planned:
 
 
 def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, *, fresh: bool = False) -> Planned:
-    """Look up everything a study names.
+    """Look up all models, quantizers and evaluators of a study.
 
     Args:
-        fresh: read local weights again, however their files look.
+        fresh: read local weights again even if their files look unchanged.
 
     Raises:
         RequestError: for one mistake.
-        RequestErrors: for several, all of the study's at once.
+        RequestErrors: for several mistakes, all at once.
     """
     if fresh:
         cache.forget_digests()
@@ -122,11 +122,9 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     if coupled:
         single = [_one_at_a_time(registry, part) for part in parts]
         if single != parts:
-            notes.append(
-                f"batch_size=auto is 1: documents in a batch change each other's results in {', '.join(coupled)}"
-            )
+            notes.append(f"batch_size=auto is 1, as documents in a batch affect each other with {', '.join(coupled)}")
         parts = single
-    # First of all what leaves a file that others wait for.
+    # Experiments that leave a file for others come first.
     first = sorted(quantizers, key=lambda chosen: chosen is not baseline)
     ordered = first if any(part.plugin.spec.reference for part in parts) else quantizers
     experiments = {
@@ -137,7 +135,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
             study, info, forms[info.digest], applicable(info, ordered, baseline), baseline, part, executor.hardware
         )
     }
-    # One after the other what one process does: a model as one quantizer loads it.
+    # Experiments of one process, with the same model and quantizer, follow each other.
     models, uses = [info.digest for info in known], [chosen.use for chosen in ordered]
     by_variant = sorted(
         experiments.values(), key=lambda e: (models.index(e.variant.model.digest), uses.index(e.variant.quantizer))
@@ -161,7 +159,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
 def plan(record: StudyRecord, runs: Mapping[RunId, Run]) -> tuple[Experiment, ...]:
     """Return the experiments that are missing from `runs` and can start now.
 
-    One that is held against the baseline's file waits for the run that leaves it.
+    An experiment that is compared with the baseline's file waits for the run that leaves the file.
     """
     return tuple(
         experiment
@@ -173,21 +171,21 @@ def plan(record: StudyRecord, runs: Mapping[RunId, Run]) -> tuple[Experiment, ..
 def _wrong_numbers(study: Study) -> list[RequestError]:
     errors: list[RequestError] = []
     if not study.models:
-        errors.append(OptionError("the study names no model", hint="Give a Hub id, a folder (./...) or a .gguf file."))
+        errors.append(OptionError("the study has no models", hint="Give a Hub id, a folder (./...) or a .gguf file."))
     if study.limit is not None and study.limit < 1:
         errors.append(
             OptionError(
                 f"limit must be at least 1, found {study.limit}",
-                hint='Leave it out of a study file for all documents: limit = "all".',
+                hint='For all documents write limit = "all".',
             )
         )
-    if not 0 <= study.seed < 2**32:  # numpy takes no more
+    if not 0 <= study.seed < 2**32:  # numpy's limit
         errors.append(OptionError(f"seed must be a whole number from 0 to 4294967295, found {study.seed}"))
     return errors
 
 
 def _inspect(study: Study, request: ModelRequest, registry: Registry, cache: Cache) -> ModelInfo:
-    """Inspect a model; an embedder that can have any width gets one that the study's grid can be cut from."""
+    """Inspect a model; an embedder of any width gets a width that all widths of the study can be cut from."""
     info = inspect_subject(request, registry, cache)
     if info.embedder is None or not study.vectors.dims:
         return info
@@ -199,19 +197,19 @@ def _inspect(study: Study, request: ModelRequest, registry: Registry, cache: Cac
 
 
 def _once(infos: Sequence[ModelInfo], notes: list[str]) -> list[ModelInfo]:
-    """Keep one of several models of the same content, and say so."""
+    """Keep one of several models with the same content, and note this."""
     found: dict[str, ModelInfo] = {}
     for info in infos:
         first = found.setdefault(info.digest, info)
         if first.source != info.source:
-            notes.append(f"{info.source} has the same content as {first.source}: it is compared once")
+            notes.append(f"{info.source} has the same content as {first.source}; the model is compared once")
     return list(found.values())
 
 
 def _choose(
     registry: Registry, kind: PluginKind, calls: Sequence[Call], errors: list[RequestError], notes: list[str]
 ) -> list[Chosen]:
-    """Look calls up; of several that mean the same the first counts, which is said where they look different."""
+    """Look up calls; of several calls with the same meaning the first is kept, and a note names the others."""
     found: list[Chosen] = []
     for call in calls:
         chosen = _try(errors, registry.choose, kind, call)
@@ -219,7 +217,7 @@ def _choose(
         if chosen is not None and first is None:
             found.append(chosen)
         elif chosen is not None and first is not None and chosen.use.label != first.use.label:
-            notes.append(f"{chosen.use.label} means the same as {first.use.label}: it is compared once")
+            notes.append(f"{chosen.use.label} means the same as {first.use.label}; the variant is compared once")
     return found
 
 
@@ -230,15 +228,13 @@ def _usable(
     executor: Executor,
     notes: list[str],
 ) -> list[Chosen]:
-    """Leave out of the defaults what cannot run here or would take hours, and say so; the baseline stays."""
+    """Leave out defaults that cannot run here or would take hours, and note this; the baseline stays."""
     found = []
     for quantizer in chosen:
         errors: list[RequestError] = []
         if quantizer.plugin.spec.checkpoint and executor.device == "cpu":
             name = quantizer.use.label
-            errors.append(
-                UnsupportedError("it calibrates for hours on a CPU", hint=f"To have it all the same: -q {name}")
-            )
+            errors.append(UnsupportedError("calibration takes hours on a CPU", hint=f"To include it anyway: -q {name}"))
         for info in infos:
             _try(errors, check_choice, registry, quantizer, info, executor)
         if errors and quantizer.plugin.full_name != BASELINE:
@@ -253,7 +249,7 @@ def _same(one: Chosen, other: Chosen) -> bool:
 
 
 def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) -> Chosen:
-    """Find the quantizer that the others are held against, or make it."""
+    """Find the quantizer that the others are compared with, or add a baseline."""
     if study.baseline is None:
         named = [chosen for chosen in quantizers if chosen.plugin.full_name == BASELINE]
         return named[0] if named else registry.choose("quantizer", DEFAULT_BASELINE)
@@ -262,10 +258,10 @@ def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) ->
 
 
 def _forms(study: Study, info: ModelInfo) -> tuple[VectorForm, ...]:
-    """List the forms of vectors that a study wants of a model; none of a causal LM.
+    """List a study's forms of vectors for a model; empty for a causal LM.
 
     Raises:
-        OptionError: if the model cannot give one of them.
+        OptionError: if the model does not support one of them.
     """
     grid = study.vectors
     if info.embeds is None:
@@ -278,13 +274,13 @@ def _forms(study: Study, info: ModelInfo) -> tuple[VectorForm, ...]:
             raise OptionError(f"{info.source} cannot be cut to {dim} dimensions", hint=f"It offers {offered}.")
     if info.embeds.similarity != "maxsim" and any(pool > 1 for pool in grid.pools):
         raise OptionError(
-            f"{info.source} has one vector a document, of which none can be pooled", hint="Leave out pools."
+            f"{info.source} has one vector per document, so pooling is not possible", hint="Leave out pools."
         )
     return grid.forms(info.embeds.dim)
 
 
 def parts_of(registry: Registry, chosen: Chosen) -> list[Chosen]:
-    """Split an evaluator into one experiment each: a task of several, say."""
+    """Split an evaluator into its parts, for example one per task."""
     parts = chosen.ask("parts")
     options = [chosen.options] if parts is None else parts
     if len(options) < 2:
@@ -295,7 +291,7 @@ def parts_of(registry: Registry, chosen: Chosen) -> list[Chosen]:
 def _benchmarks(
     asked: Sequence[str], parts: Sequence[Chosen], experiments: Sequence[Experiment]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the labels of the evaluators that each benchmark was split into, by the label that was asked for."""
+    """Return the labels of the evaluators that each benchmark was split into, by the benchmark's label."""
     # Two benchmarks may share a task, which is one experiment with one of two labels.
     labels = {digest_of(experiment.evaluator.identity()): experiment.evaluator.label for experiment in experiments}
     found: dict[str, list[str]] = {}
@@ -305,7 +301,7 @@ def _benchmarks(
 
 
 def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their own options
-    """Write a part as one would have written it by hand: its first option, then what was given by name."""
+    """Write a part's call as by hand: its first option, then the named options."""
     written = Call.parse(chosen.use.label)
     first = fields(part)[0].name
     value = getattr(part, first)
@@ -314,7 +310,7 @@ def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their o
 
 
 def _one_at_a_time(registry: Registry, chosen: Chosen) -> Chosen:
-    """Fix the batch size of an evaluator that would choose it by the memory, so that all variants have the same."""
+    """Fix an evaluator's automatic batch size, so that all variants have the same one."""
     if getattr(chosen.options, "batch_size", None) != "auto":
         return chosen
     return registry.chosen(chosen.plugin, replace(chosen.options, batch_size=1), label=chosen.use.label)
@@ -325,10 +321,10 @@ def _items(value: Any) -> tuple[Any, ...]:  # Any: option values
 
 
 def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:
-    """Refuse early what cannot work: missing packages, models of the wrong kind, widths, devices, task names.
+    """Refuse early: missing packages, unsupported models, widths, devices, unknown task names.
 
     Raises:
-        RequestError: if so.
+        RequestError: if the variant or evaluator cannot run.
     """
     spec = chosen.plugin.spec
     missing = None if executor.installs else registry.missing(chosen.plugin)
@@ -337,12 +333,12 @@ def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: 
     kind = "causal_lm" if info.embedder is None else "embedder"
     if kind not in spec.accepts:
         takes = " or ".join(_KINDS.get(accepted, accepted) for accepted in spec.accepts)
-        raise UnsupportedError(f"{spec.kind} {spec.name!r} takes {takes}, and {info.source} is {_KINDS[kind]}")
+        raise UnsupportedError(f"{spec.kind} {spec.name!r} supports {takes}, but {info.source} is {_KINDS[kind]}")
     chosen.ask("check", info, executor.device)
 
 
 def _order(chosen: Chosen) -> tuple[bool, bool]:
-    """Hardware first, and of it memory first: later readings would see what earlier experiments left allocated."""
+    """Order experiments: memory, then other hardware, then the rest; earlier ones may leave memory allocated."""
     return (not chosen.plugin.spec.hardware, chosen.plugin.full_name != "llmquant/memory")
 
 
@@ -355,7 +351,7 @@ def _of_evaluator(
     evaluator: Chosen,
     hardware: str,
 ) -> list[Experiment]:
-    """List one evaluator's experiments on one model: each quantizer and, where vectors matter, each form of them."""
+    """List one evaluator's experiments on one model: one per quantizer and, if vectors matter, per vector form."""
     spec = evaluator.plugin.spec
     found = [
         Experiment(
@@ -375,7 +371,7 @@ def _of_evaluator(
 
 
 def _try(errors: list[RequestError], step: Callable[..., _T], *args: Any) -> _T | None:  # Any: the step's arguments
-    """Do a step; a mistake of the request is kept so that all are told at once."""
+    """Run a step and collect its errors, so that all mistakes are reported at once."""
     try:
         return step(*args)
     except RequestErrors as error:

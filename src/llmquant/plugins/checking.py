@@ -1,4 +1,4 @@
-"""Look at installed plugins for people: what there is, and whether one of them could run here."""
+"""Lists the installed plugins for people, and checks whether a plugin can run here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS: tuple[PluginKind, ...] = ("quantizer", "evaluator", "embedder", "executo
 
 
 def plugin_rows(known: Registry) -> list[dict[str, Any]]:  # Any: JSON objects
-    """List plugins by kind, each with its presets and what it still needs."""
+    """List plugins by kind, each with its presets and its missing packages."""
     rows: list[dict[str, Any]] = []
     for kind in _KINDS:
         for plugin in known.plugins:
@@ -35,11 +35,11 @@ def plugin_rows(known: Registry) -> list[dict[str, Any]]:  # Any: JSON objects
 
 
 def check_plugin(name: str) -> Iterator[str]:
-    """Look a plugin up, build its options, import its heavy half; yield a line a step.
+    """Look a plugin up, build its options, import its heavy half; yield one line per step.
 
     Raises:
-        RequestError: if there is none of this name, or what it needs is not installed.
-        PluginError: if its own code fails.
+        RequestError: if the plugin is unknown, or a package it needs is not installed.
+        PluginError: if the plugin's own code fails.
     """
     known = registry()
     kinds = [kind for kind in _KINDS if known.offers(kind, name)]

@@ -1,4 +1,4 @@
-"""What a quantizer or an evaluator gets to work with."""
+"""The context of a quantizer or evaluator: device, seed, cache, files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """All that a quantizer or an evaluator gets from us.
+    """The context that llmquant passes to a quantizer or evaluator.
 
     Attributes:
-        device: where the model is: ``cpu``, ``cuda`` or ``mps``.
-        seed: for every random choice.
-        documents: which documents to use.
-        cache: for what can be made again.
-        inputs: local files that options name, by content.
-        reference: the baseline's file; ``None``: this is the baseline, leave one in `files`.
-        files: a folder; what is written here is kept with the run.
-        progress: call with (done, total) as the work goes on.
+        device: device of the model: ``cpu``, ``cuda`` or ``mps``.
+        seed: seed of every random choice.
+        documents: the documents to use.
+        cache: cache for data that can be made again.
+        inputs: paths of local files named in options, by content digest.
+        reference: the baseline's file; ``None`` on the baseline, which leaves this file in `files`.
+        files: a folder; its files are kept with the run.
+        progress: function to call with (done, total) during the work.
     """
 
     device: Device
@@ -40,10 +40,10 @@ class Context:
     progress: Callable[[int, int], None]
 
     def local(self, file: InputFile) -> Path:
-        """Return where a file that an option names is on this machine.
+        """Return the path on this machine of a file named in an option.
 
         Raises:
-            RunError: if it was not brought here.
+            RunError: if the file is missing on this worker.
         """
         path = self.inputs.get(file.digest) or file.path
         if path is None:

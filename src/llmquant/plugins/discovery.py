@@ -1,7 +1,7 @@
-"""Take plugins in through entry points, each by itself: what fails becomes a visible `Broken` row.
+"""Loads plugins from entry points, each separately: a failure becomes a visible `Broken` row.
 
-Pluggy's own entry-point loading drops the second of two packages with one entry name, stops at the first broken
-package, and says nothing of a mistyped hook.
+Pluggy's own loading of entry points drops the second of two packages with one entry name, stops at the first broken
+package, and does not report a mistyped hook.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Plugin:
 
     Attributes:
         package: the distribution's normalized name; ``registered`` for a plugin of a notebook or script.
-        version: the distribution's.
+        version: the distribution's version.
     """
 
     spec: PluginSpec
@@ -40,18 +40,18 @@ class Plugin:
 
     @property
     def full_name(self) -> str:
-        """Name it unambiguously: ``package/name``."""
+        """The unambiguous name, ``package/name``."""
         return f"{self.package}/{self.spec.name}"
 
     @property
     def names(self) -> list[str]:
-        """List its own name and its presets."""
+        """The plugin's name and its presets."""
         return list(dict.fromkeys([self.spec.name, *self.spec.presets]))
 
 
 @dataclass(frozen=True)
 class Broken:
-    """An entry point whose plugins could not be taken, and why.
+    """An entry point whose plugins could not be loaded, and the reason.
 
     Attributes:
         package: ``distribution:entry``.
@@ -63,10 +63,10 @@ class Broken:
 
 @dataclass(frozen=True)
 class Discovered:
-    """What the entry points gave.
+    """The plugins found through entry points.
 
     Attributes:
-        hooks: the packages that were taken, for their observers.
+        hooks: the loaded packages, for their observers.
     """
 
     plugins: tuple[Plugin, ...]
@@ -114,13 +114,13 @@ def package_of(entry: importlib.metadata.EntryPoint) -> str:
 
 
 def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned
-    """Check a spec's every field.
+    """Check every field of a spec.
 
     Returns:
-        The spec, lists turned into tuples.
+        The spec, with lists converted to tuples.
 
     Raises:
-        PluginError: if it is no spec, or a field is wrong.
+        PluginError: if the object is not a spec, or a field is wrong.
     """
     if not isinstance(spec, PluginSpec):
         raise PluginError(f"llmquant_register returned {type(spec).__name__}, not PluginSpec")
@@ -133,7 +133,7 @@ def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned
     checked: PluginSpec = dataclasses.replace(spec, **values)
     for name in (checked.name, *checked.presets):
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-            raise PluginError(f"{name!r} is no plugin name", hint="Use letters, digits, '_', '-' and '.'.")
+            raise PluginError(f"{name!r} is not a valid plugin name", hint="Use letters, digits, '_', '-' and '.'.")
     for field in ("options", "target"):
         if not re.fullmatch(r"[\w.]+:\w+", values[field]):
             raise PluginError(f"{checked.name!r}: {field} is {values[field]!r}, not 'module:Class'")
@@ -141,7 +141,7 @@ def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned
         try:
             Requirement(text)
         except InvalidRequirement as error:
-            raise PluginError(f"{checked.name!r}: requires has {text!r}, which is no requirement") from error
+            raise PluginError(f"{checked.name!r}: requires has {text!r}, which is not a valid requirement") from error
     return checked
 
 

@@ -1,4 +1,4 @@
-"""The contract of embedders: what they are before and after loading."""
+"""The contract of embedders, before and after loading."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Prepared:
     """An item as the model takes it, on the CPU.
 
     Attributes:
-        tokens: how much work it is, to fill batches evenly.
-        inputs: whatever ``embed`` understands.
+        tokens: number of tokens, to fill batches evenly.
+        inputs: input of ``embed``, in any form.
     """
 
     tokens: int
@@ -45,7 +45,7 @@ class OpenEmbedder(Protocol):
         """Apply prompts and preprocessing to one item; called in several threads at once.
 
         Args:
-            text: never empty; ``None`` where the item has an image alone.
+            text: never empty; ``None`` if the item has only an image.
             image: RGB.
         """
         ...
@@ -54,7 +54,7 @@ class OpenEmbedder(Protocol):
         """Encode a batch on the device.
 
         Returns:
-            Of each item ``(width,)``, or ``(vectors, width)`` with late interaction: unpadded, and unit length unless
+            Per item ``(width,)``, or ``(vectors, width)`` with late interaction: unpadded, and of unit length unless
             the similarity is ``dot``.
         """
         ...
@@ -69,18 +69,18 @@ class EmbedderOptions:
     """
 
     def info(self, model: ModelInfo) -> EmbedderInfo:
-        """Say what the embedder gives, from the configuration alone.
+        """Return the properties of the embedder's vectors, from the configuration alone.
 
         Raises:
-            ModelError: if the checkpoint is of another kind.
+            ModelError: if the checkpoint has another architecture.
         """
         raise NotImplementedError
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse, before anything is loaded, what cannot work.
+        """Refuse an unsupported request before anything is loaded.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the request is not supported.
         """
 
     def for_dims(self, dims: Sequence[int]) -> Self | None:
@@ -95,8 +95,8 @@ class Embedder(Protocol):
         """Load the checkpoint onto the context's device.
 
         Args:
-            path: its folder; an empty one where there is none.
-            load_kwargs: for ``from_pretrained``, from the quantizer.
+            path: the checkpoint's folder; an empty folder if there is no checkpoint.
+            load_kwargs: the quantizer's keywords for ``from_pretrained``.
 
         Raises:
             ModelError: if tensors are missing or unexpected.

@@ -1,4 +1,4 @@
-"""The contract of evaluators: what they are given, and what they yield."""
+"""The contract of evaluators: their inputs and results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class LoadStats:
-    """What loading cost; only the loader can know it.
+    """Time and memory of loading a model, measured by the loader.
 
     Attributes:
         seconds: wall time from the files to a model on its device.
-        peak_bytes: the most memory that loading took on the device, above what the process had before;
-            ``None`` where the system does not tell.
+        peak_bytes: peak memory of loading on the device, in addition to the memory used before; ``None`` if the
+            system does not report it.
     """
 
     seconds: float
@@ -41,8 +41,8 @@ class LoadedModel:
 
     Attributes:
         module: in evaluation mode.
-        path: the folder its weights came from.
-        load: what loading cost.
+        path: folder of the loaded weights.
+        load: time and memory of loading.
     """
 
     module: PreTrainedModel
@@ -56,11 +56,11 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Cost:
-    """About how much work an experiment is, to say before starting how long it will take.
+    """The approximate work of an experiment, to predict its time.
 
     Attributes:
-        prefill_tokens: tokens read.
-        decode_tokens: tokens generated, one forward pass each (a batch counts once).
+        prefill_tokens: number of tokens read.
+        decode_tokens: number of tokens generated, one forward pass per token (a batch counts once).
     """
 
     prefill_tokens: int
@@ -71,22 +71,22 @@ class EvaluatorOptions:
     """The light half: options that check themselves. Every method is optional; a helper's name begins with ``_``."""
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse, before anything is loaded, what cannot work.
+        """Refuse an unsupported request before anything is loaded.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the request is not supported.
         """
 
     def parts(self) -> Sequence[Self] | None:
-        """Return options of one experiment each, such as one per task; ``None`` for a single experiment."""
+        """Return options per experiment, for example one per task; ``None`` for a single experiment."""
         return None
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost | None:
-        """Return about how many tokens are read and generated."""
+        """Return the approximate number of tokens read and generated."""
         return None
 
     def texts(self) -> Iterable[str]:
-        """Return the evaluated text that is at hand, to warn where a quantizer was calibrated on it."""
+        """Return the available evaluated text, to warn about quantizers calibrated on it."""
         return ()
 
 

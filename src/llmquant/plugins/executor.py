@@ -14,11 +14,11 @@ JobState = Literal["queued", "running", "ended", "lost"]
 
 @dataclass(frozen=True)
 class Offer:
-    """What jobs cost at most.
+    """The maximum cost of some jobs.
 
     Attributes:
-        text: a line for people: how many jobs, on what, the hours and the dollars, where the rates come from.
-        agreed: the executor's options agree to it already, by a budget or by ``yes``.
+        text: description for people: number of jobs, hardware, hours, dollars, and the source of the rates.
+        agreed: whether the executor's options confirm the cost already, by a budget or ``yes``.
     """
 
     text: str
@@ -27,17 +27,17 @@ class Offer:
 
 
 class Executor(Protocol):
-    """Where jobs run. The folder is the contract: a worker leaves runs in its store, `collect` brings them here.
+    """Runs jobs. The contract is a folder: a worker writes runs into its store, and `collect` copies them here.
 
     Attributes:
-        name: such as ``local``; the ids of its jobs mean something to executors of this name alone.
-        outlives: jobs go on when the program that submitted them ends, and can be taken up by another.
-        installs: it installs what the workers need; what is installed here does not matter.
-        hardware: such as ``cpu AMD EPYC 9654`` or ``L40S``: part of the identity of hardware experiments only.
-        device: what the workers compute on.
-        slots: how many jobs run at a time.
-        threads: CPU threads a worker; ``None`` leaves torch's default.
-        notices: what a person should know before starting, such as a GPU that is busy.
+        name: name such as ``local``; job ids are only valid for executors of the same name.
+        outlives: whether jobs continue when the program that submitted them ends; another program can take them up.
+        installs: whether the executor installs the workers' packages, so that packages installed here do not matter.
+        hardware: hardware such as ``cpu AMD EPYC 9654`` or ``L40S``; part of the identity of hardware experiments.
+        device: device of the workers.
+        slots: maximum number of simultaneous jobs.
+        threads: CPU threads per worker; ``None`` leaves torch's default.
+        notices: notices for people before the start, such as a busy GPU.
     """
 
     @property
@@ -58,17 +58,17 @@ class Executor(Protocol):
     def notices(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> Offer | None:
-        """Refuse jobs that could not run, before anything is started or paid for, and say what the rest cost at most.
+        """Refuse jobs that cannot run before anything is started or paid for, and return the maximum cost.
 
         Args:
-            running: ids of jobs of the study that another program submitted: they count towards a limit, and are not
-                touched.
+            running: ids of the study's jobs that another program submitted; these jobs count towards a budget and are
+                not changed.
 
         Returns:
-            ``None`` where nothing is paid for. Submitting them afterwards is within the offer.
+            The maximum cost of submitting the jobs; ``None`` if running is free.
 
         Raises:
-            RequestError: naming what is wrong: no access, a plugin that cannot be shipped, more than the budget.
+            RequestError: if access is missing, a plugin cannot be shipped, or the cost is above the budget.
         """
         ...
 
@@ -77,15 +77,15 @@ class Executor(Protocol):
         ...
 
     def collect(self, job_id: str, store: Path) -> JobState:
-        """Copy what is new into `store`, whole or partial, and say how the job stands."""
+        """Copy new results into `store`, complete or partial, and return the job's state."""
         ...
 
     def why_lost(self, job_id: str) -> str:
-        """Say, in a clause, how a lost job ended."""
+        """Describe in a clause how a lost job ended."""
         ...
 
     def dollars(self, job_id: str) -> float | None:
-        """Say about what a job that has ended cost; ``None`` where nothing is paid for or it is not known."""
+        """Return the estimated cost of a job that has ended; ``None`` if running is free or the cost is unknown."""
         ...
 
     def cancel(self, job_id: str) -> None:
@@ -93,17 +93,17 @@ class Executor(Protocol):
         ...
 
     def leave(self, job_id: str) -> None:
-        """Let the job go on without this program: `close` will not end it. Called where `outlives`."""
+        """Let the job continue without this program: `close` does not end it. Called only if `outlives`."""
         ...
 
     def recall(self, study: str, store: Path) -> None:
-        """Bring the records of a study that was submitted on another machine into `store`.
+        """Copy the records of a study submitted on another machine into `store`.
 
         Raises:
-            StoreError: if the executor knows no such study, or keeps none.
+            StoreError: if the executor does not have the study, or keeps no studies.
         """
         ...
 
     def close(self) -> None:
-        """Release what the executor holds; cancel the running jobs that it submitted and did not leave, no others."""
+        """Release resources; cancel only running jobs that this executor submitted and did not leave."""
         ...

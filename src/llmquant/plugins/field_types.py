@@ -1,7 +1,7 @@
-"""Which types options may have, and how a value becomes one of them.
+"""The types that options may have, and the conversion of values to them.
 
-They are ``bool``, ``int``, ``float``, ``str``, ``Literal[...]``, ``InputFile``, ``tuple[T, ...]``, ``Mapping[str, T]``,
-``Json``, and unions of these.
+The types are ``bool``, ``int``, ``float``, ``str``, ``Literal[...]``, ``InputFile``, ``tuple[T, ...]``,
+``Mapping[str, T]``, ``Json``, and unions of these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SCALARS: dict[type, tuple[str, Callable[[Any], bool]]] = {  # Any: option value
 
 @dataclasses.dataclass(frozen=True)
 class _KeptFile:
-    """A file as an experiment keeps it."""
+    """A file in an experiment's options."""
 
     digest: Digest
     name: str
@@ -43,11 +43,11 @@ def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own datac
     """Return the types of a dataclass's options, in order.
 
     Raises:
-        PluginError: if it is no dataclass, or a field has a type that options cannot have.
+        PluginError: if the class is not a dataclass, or a field has an unsupported type.
     """
     where = f"{cls.__module__}:{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-        raise PluginError(f"{where} is no dataclass; options are frozen dataclasses")
+        raise PluginError(f"{where} is not a dataclass; options must be frozen dataclasses")
     try:
         hints = typing.get_type_hints(cls, localns=_NAMES)
     except (NameError, TypeError) as error:
@@ -64,15 +64,15 @@ def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own datac
 
 
 def takes_many(hint: Type) -> bool:
-    """Tell whether several positional values can go to a field of this type."""
+    """Return whether a field of this type takes several positional values."""
     return _origin(hint) is tuple or (_is_union(hint) and any(takes_many(arm) for arm in get_args(hint)))
 
 
 def coerce(value: Any, hint: Type, where: str) -> Any:  # Any: option values
-    """Check a value as it was written and turn it into a field's type.
+    """Check a written value and convert it to a field's type.
 
     Args:
-        where: plugin and option, to begin an error's message with.
+        where: plugin and option, for the beginning of error messages.
 
     Raises:
         OptionError: if the value does not fit.

@@ -13,16 +13,16 @@ from llmquant.study.call import Call
 
 @contextmanager
 def open_executor(executor: str | Executor) -> Iterator[Executor]:
-    """Open an executor by name, and close it afterwards; one that was given stays the giver's.
+    """Open an executor by its call and close it afterwards; an executor object is passed through and not closed.
 
     Raises:
-        RequestError: if there is none of this name, or an option is wrong.
+        RequestError: if the executor is unknown, or an option is wrong.
     """
     if not isinstance(executor, str):
         yield executor
         return
     call = Call.parse(executor)
-    if call.name == "local":  # the default means one thing, whatever else is installed
+    if call.name == "local":  # the default always means llmquant's own executor
         call = replace(call, name="llmquant/local")
     opened: Executor = registry().construct(registry().choose("executor", call))
     try:

@@ -1,6 +1,6 @@
-"""From what somebody wrote to a checked options object, and back to JSON.
+"""From a written call to a checked options object, and back to JSON.
 
-Positional values go to the first field; `llmquant.plugins.field_types` says which types fields may have.
+Positional values go to the first field; `llmquant.plugins.field_types` has the types that fields may have.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
         UnknownNameError: for an option that does not exist.
         OptionError: for a wrong type, a wrong value, or a value missing; also for a `ValueError` of the class itself.
         RequestErrors: for several of these.
-        PluginError: if the class is no dataclass of the types that options may have, or raises anything else.
+        PluginError: if the class is not a dataclass with supported types, or raises any other exception.
     """
     types = field_types(cls)
     given: dict[str, Json] = {**(defaults or {}), **call.options, **_positional(call, types)}
@@ -73,7 +73,7 @@ def dump(options: Options) -> dict[str, Json]:
     """Return every option as JSON, defaults included.
 
     Raises:
-        PluginError: if one is no JSON, such as a default of NaN.
+        PluginError: if an option is not JSON, such as a default of NaN.
     """
     return {f.name: _dump(getattr(options, f.name)) for f in dataclasses.fields(options) if f.init}
 
@@ -84,7 +84,7 @@ def restore(cls: type[Any], data: Mapping[str, Json]) -> Options:  # Any: see Op
 
 
 def label(call: Call, options: Options) -> str:
-    """Write a call for people: of a file only its name."""
+    """Write a call for people, with file names instead of paths."""
     first = next((f.name for f in dataclasses.fields(options)), "")
     listed = len(call.args) == 1 and isinstance(call.args[0], list)
     shown = _shown(call.args[0] if listed else list(call.args), getattr(options, first)) if call.args else []
@@ -102,7 +102,7 @@ def _shown(written: Json, value: Any) -> Json:  # Any: option values
 
 
 def input_files(options: Options) -> dict[Digest, Path]:
-    """Return where the files that options name are on this machine."""
+    """Return the paths on this machine of the files named in options."""
     found: dict[Digest, Path] = {}
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
@@ -113,16 +113,16 @@ def input_files(options: Options) -> dict[Digest, Path]:
 
 
 def verify_inputs(options: Options, inputs: Mapping[Digest, Path]) -> None:
-    """Refuse files and folders that are not what the options were made with.
+    """Refuse files and folders that differ from those the options were made with.
 
-    A folder that is a checkpoint is left to its quantizer, which digests it in another way.
+    A checkpoint folder is checked by its quantizer, which digests it in another way.
 
     Args:
-        inputs: where they are on this machine, by content.
+        inputs: paths on this machine, by content digest.
 
     Raises:
-        RunError: if one changed since, or was damaged on its way here.
-        OptionError: if one cannot be read.
+        RunError: if a file changed since, or was damaged during the transfer.
+        OptionError: if a file cannot be read.
     """
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
@@ -134,12 +134,12 @@ def verify_inputs(options: Options, inputs: Mapping[Digest, Path]) -> None:
             if found != item.digest:
                 raise RunError(
                     f"{item.name} is not what the study was planned with: {found}, not {item.digest}",
-                    hint="It changed since, or was damaged on its way here. Run the same command again.",
+                    hint="The file was changed, or damaged during the transfer. Run the same command again.",
                 )
 
 
 def _positional(call: Call, types: Mapping[str, Any]) -> dict[str, Json]:  # Any: types
-    """Give the positional values to the first option."""
+    """Assign the positional values to the first option."""
     if not call.args:
         return {}
     if not types:
@@ -162,5 +162,5 @@ def _dump(value: Any) -> Json:  # Any: option values
     if isinstance(value, Mapping):
         return {str(key): _dump(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        raise PluginError(f"an option is {value}, which is not a number of JSON", hint="Let None stand for none.")
+        raise PluginError(f"an option is {value}, which is not a number of JSON", hint="Use None for a missing number.")
     return cast("Json", value)

@@ -1,4 +1,4 @@
-"""The contract of quantizers: how the weights are represented."""
+"""The contract of quantizers: the representation of the weights."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class AppliedQuantization:
-    """What is really in the weights, read back from the loaded modules.
+    """The actual properties of the quantized weights, read back from the loaded modules.
 
     Attributes:
         method: ``none``, ``bitsandbytes``, ``gptq`` and so on.
-        code: how a weight is coded: ``bfloat16``, ``int8``, ``nf4``, ``fp4``.
-        bits: bits a weight, scales not counted.
-        block_size: weights that share a scale; ``None`` where a row does or nothing is shared.
+        code: storage format of a weight: ``bfloat16``, ``int8``, ``nf4``, ``fp4``.
+        bits: bits per weight, without scales.
+        block_size: number of weights that share a scale; ``None`` for one scale per row or none.
         double_quantization: whether the scales are quantized too.
-        compute_dtype: in which the quantized layers multiply.
+        compute_dtype: dtype of the quantized layers' multiplications.
         dtypes: stored elements by storage dtype, as `llmquant.loading.memory.stored_elements` counts them.
-        layers_quantized: how many layers hold quantized weights.
-        layers_left: names of linear layers left as they were.
-        note: anything a reader of the table must know.
+        layers_quantized: number of layers with quantized weights.
+        layers_left: names of linear layers that were not quantized.
+        note: a note for readers of the table.
     """
 
     method: str
@@ -53,14 +53,14 @@ class QuantizerOptions:
     """The light half: options that check themselves. Every method is optional; a helper's name begins with ``_``."""
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse, before anything is loaded, what cannot work.
+        """Refuse an unsupported request before anything is loaded.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the request is not supported.
         """
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int | None:
-        """Predict what the loaded weights will hold, in bytes; ``None`` predicts nothing."""
+        """Predict the size of the loaded weights in bytes; ``None`` for no prediction."""
         return None
 
     def requests(self) -> Mapping[str, Json]:
@@ -68,27 +68,27 @@ class QuantizerOptions:
         return {}
 
     def texts(self) -> Iterable[str]:
-        """Return the calibration text that is at hand, to warn where the model is evaluated on it."""
+        """Return the available calibration text, to warn if the model is evaluated on it."""
         return ()
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost | None:
-        """Return about how many tokens making a checkpoint takes."""
+        """Return the approximate number of tokens for making a checkpoint."""
         return None
 
     def check_save(self, device: str) -> None:
-        """Refuse to save what is loaded, if it cannot be written as a checkpoint.
+        """Refuse to save a loaded model that cannot be written as a checkpoint.
 
         Raises:
-            RequestError: if so.
+            RequestError: if the model cannot be saved.
         """
 
     def row_independent(self) -> bool:
-        """Tell, where the spec says ``row_independent=False``, whether these options are an exception."""
+        """Return whether these options are an exception to the spec's ``row_independent=False``."""
         return False
 
 
 class Quantizer(Generic[Options]):
-    """How the weights are represented. Constructed with its options, on the worker."""
+    """Defines the representation of the weights. Constructed with its options, on the worker."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -105,8 +105,8 @@ class Quantizer(Generic[Options]):
         raise NotImplementedError
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
-        """Do what the loaded layers need before their first use, or before they are only saved."""
+        """Prepare the loaded layers for their first use, or for saving only."""
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back what is really in the weights."""
+        """Read back the actual properties of the weights."""
         raise NotImplementedError

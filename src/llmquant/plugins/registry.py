@@ -1,4 +1,4 @@
-"""Look plugins up by name, choose their options, and construct them."""
+"""Looks up plugins by name, chooses their options and constructs them."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Chosen:
-    """A plugin with its options: what a name in a study stands for.
+    """A plugin with its options, looked up for a name in a study.
 
     Attributes:
         options: the plugin's light half.
-        use: the same as pure data, for an experiment.
+        use: plugin and options as pure data, for an experiment.
     """
 
     plugin: Plugin
@@ -70,16 +70,16 @@ class Chosen:
 
     @property
     def row_independent(self) -> bool:
-        """Tell whether what else is in a batch changes no result of a quantizer."""
+        """Whether a quantizer's results are independent of the other items in a batch."""
         return self.plugin.spec.row_independent or bool(self.ask("row_independent"))
 
 
 class Registry:
-    """All plugins that can be found.
+    """All available plugins.
 
     Attributes:
-        plugins: in the order they were found.
-        broken: packages that could not be taken; they harm nobody else.
+        plugins: plugins in the order of discovery.
+        broken: packages that could not be loaded; other packages still work.
     """
 
     def __init__(self, plugins: Sequence[Plugin], broken: Sequence[Broken], hooks: pluggy.PluginManager) -> None:
@@ -88,14 +88,14 @@ class Registry:
         self._hooks = hooks
 
     def names(self, kind: PluginKind) -> list[str]:
-        """List what can be asked for: plugins and presets, short names."""
+        """List the short names of plugins and presets."""
         return [name for plugin in self.plugins if plugin.spec.kind == kind for name in plugin.names]
 
     def ready(self, kind: PluginKind) -> list[tuple[Plugin, str]]:
-        """List what can be asked for as it is: presets, and plugins without any that need no option.
+        """List the names that need no options: presets, and plugins without presets and required options.
 
         Returns:
-            Each plugin with the name to ask for, as `shown` writes it.
+            Each plugin with its name, as `shown` writes it.
         """
         found: list[tuple[Plugin, str]] = []
         for plugin in self.plugins:
@@ -114,11 +114,11 @@ class Registry:
         return found
 
     def offers(self, kind: PluginKind, name: str) -> bool:
-        """Tell whether a short or full name, or a preset, is known."""
+        """Return whether a short name, full name or preset is known."""
         return bool(self._offering(kind, name))
 
     def shown(self, plugin: Plugin, name: str) -> str:
-        """Write a plugin's name or preset as short as it is clear: with its package where another offers it too."""
+        """Write a plugin's name or preset; with its package if several packages offer the name."""
         return f"{plugin.package}/{name}" if len(self._offering(plugin.spec.kind, name)) > 1 else name
 
     def find(self, kind: PluginKind, name: str) -> tuple[Plugin, dict[str, Json]]:
@@ -128,7 +128,7 @@ class Registry:
             The plugin, and the preset's options (empty for a plugin's own name).
 
         Raises:
-            UnknownNameError: if there is none; the nearest names and the broken packages are in the hint.
+            UnknownNameError: if the name is unknown; the hint has the nearest names and the broken packages.
             AmbiguousNameError: if several packages offer the short name.
         """
         short = name.rpartition("/")[2]
@@ -154,23 +154,23 @@ class Registry:
         return self.chosen(plugin, options, label=option_types.label(shown, options))
 
     def chosen(self, plugin: Plugin, options: Any, *, label: str) -> Chosen:  # Any: see Chosen
-        """Pair a plugin with options that exist already."""
+        """Combine a plugin with existing options."""
         dumped = option_types.dump(options)
         return Chosen(plugin, options, PluginUse(plugin.full_name, plugin_version(plugin), dumped, label))
 
     def restore(self, kind: PluginKind, use: PluginUse) -> Chosen:
-        """Rebuild on a worker what `choose` gave elsewhere.
+        """Rebuild the result of `choose` on a worker.
 
         Raises:
             RequestError: if the plugin is not installed here.
-            PluginError: if it has another version here.
+            PluginError: if the plugin has another version here.
         """
         plugin, _ = self.find(kind, use.plugin)
         version = plugin_version(plugin)
         if version != use.version:
             raise PluginError(
                 f"{use.plugin} has version {version} here, and the experiment was planned with {use.version}",
-                hint="Give the command again to plan it with the version that is installed.",
+                hint="Run the command again to plan the experiment with the installed version.",
             )
         return Chosen(plugin, option_types.restore(self.options_class(plugin), use.options), use)
 
@@ -211,7 +211,7 @@ class Registry:
             raise PluginError(f"{name} failed while it was constructed: {describe(error)}") from error
 
     def missing(self, plugin: Plugin) -> MissingDependencyError | None:
-        """Say what has to be installed before this plugin can run; ``None`` if nothing."""
+        """Return the error for a missing package of this plugin; ``None`` if none is missing."""
         for text in plugin.spec.requires:
             requirement = Requirement(text)
             if requirement.marker is not None and not requirement.marker.evaluate():
@@ -233,17 +233,17 @@ class Registry:
         return None
 
     def register(self, spec: PluginSpec) -> None:
-        """Add a plugin from a notebook or script; one of the same name that was registered before is replaced.
+        """Add a plugin from a notebook or script; a registered plugin of the same name is replaced.
 
         Raises:
-            PluginError: if its classes live in ``__main__``, where no worker can import them, or are not there.
+            PluginError: if its classes are in ``__main__``, where no worker can import them, or are missing.
         """
         plugin = Plugin(checked_spec(spec), "registered", spec.version)
         for text in (spec.options, spec.target):
             if text.partition(":")[0] == "__main__":
                 raise PluginError(
-                    f"{text} lives in __main__, which a worker process cannot import",
-                    hint="Move the class into a module (a .py file beside the notebook will do).",
+                    f"{text} is in __main__, which a worker process cannot import",
+                    hint="Move the class into a module (for example a .py file next to the notebook).",
                 )
             check_target(text)
         self.options_class(plugin)
@@ -251,7 +251,7 @@ class Registry:
         self.plugins = [*others, plugin]
 
     def notify(self, event: RunEvent) -> None:
-        """Tell every observer; one that raises is logged and fails nothing."""
+        """Call every observer; an observer's exception is logged and does not fail the run."""
         hooks = self._hooks.hook
         hook = hooks.llmquant_run_started if event.status == "started" else hooks.llmquant_run_finished
         for implementation in hook.get_hookimpls():
@@ -259,13 +259,13 @@ class Registry:
                 implementation.function(**({"event": event} if "event" in implementation.argnames else {}))
             except KeyboardInterrupt:
                 raise
-            except BaseException:  # an observer is somebody else's code and must not fail a run, by sys.exit neither
+            except BaseException:  # a third party's observer must not fail a run, not even with sys.exit
                 _log.exception("observer %s failed", implementation.plugin_name)
 
     def _needs_options(self, plugin: Plugin) -> bool:
         try:
             return bool(option_types.required(self.options_class(plugin)))
-        except PluginError:  # whoever asks for it is told
+        except PluginError:  # reported when the plugin is used
             return False
 
     def _offering(self, kind: PluginKind, name: str) -> list[Plugin]:
@@ -277,7 +277,7 @@ class Registry:
         ]
 
     def _hint(self, kind: PluginKind, name: str) -> str:
-        """Say what an unknown name may have meant."""
+        """Suggest names for an unknown name."""
         known = [plugin for plugin in self.plugins if plugin.spec.kind == kind]
         full = [f"{plugin.package}/{short}" for plugin in known for short in plugin.names]
         others = [other for other in get_args(PluginKind) if name in self.names(other)]
@@ -294,13 +294,13 @@ class Registry:
 
 @functools.cache
 def registry() -> Registry:
-    """Discover all plugins, once a process."""
+    """Discover all plugins, once per process."""
     disabled = [name for name in os.environ.get(DISABLE, "").split(",") if name.strip()]
     return discover(importlib.metadata.entry_points(group=GROUP), disabled=disabled)
 
 
 def discover(entry_points: Iterable[importlib.metadata.EntryPoint], *, disabled: Sequence[str] = ()) -> Registry:
-    """Load each entry point by itself; what fails becomes a `Broken` row."""
+    """Load each entry point separately; a failure becomes a `Broken` row."""
     found = load_entry_points(entry_points, disabled)
     return Registry(found.plugins, found.broken, found.hooks)
 
@@ -329,7 +329,7 @@ def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's cl
 # What llmquant calls of options, by kind of plugin; of an executor's it calls nothing.
 _CONTRACTS = {"quantizer": QuantizerOptions, "evaluator": EvaluatorOptions, "embedder": EmbedderOptions}
 
-# Names people bring along from packages that no longer work.
+# Names of well-known packages that no longer work.
 _GPTQ = "auto-gptq is archived and does not import today; use gptq_4bit_g128, which GPTQModel runs."
 _AWQ = "autoawq is archived; use awq_4bit_g128, which GPTQModel runs."
 _REPLACED = {

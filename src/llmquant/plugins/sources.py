@@ -37,16 +37,16 @@ def find_source(module: str) -> Path:
     if found is None or found.origin is None or not Path(found.origin).is_file():
         raise PluginError(
             f"{module} cannot be imported by a worker process",
-            hint="Put it into a .py file beside the notebook, or into a package that is installed.",
+            hint="Move the code into a .py file next to the notebook, or into an installed package.",
         )
     return Path(found.origin)
 
 
 def check_target(text: str) -> None:
-    """Check that ``module:Class`` is there, without importing it: what it imports may be heavy, or not installed.
+    """Check that ``module:Class`` exists, without importing it: its imports may be heavy or not installed.
 
     Raises:
-        PluginError: if it is not. A module that is not Python source, or takes names from others by ``*`` or
+        PluginError: if the class is missing. A module that is not Python source, or takes names from others by ``*`` or
             ``__getattr__``, may define any.
     """
     module, _, name = text.partition(":")
@@ -62,7 +62,7 @@ def check_target(text: str) -> None:
 
 
 def _defined(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a module defines, under conditions too."""
+    """Yield the names that a module defines, including those under conditions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef):
             yield child.name

@@ -1,4 +1,4 @@
-"""What a plugin package declares: specs, behind one pluggy hook."""
+"""The declarations of a plugin package: specs, returned by one pluggy hook."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TUPLES = ("accepts", "checkpoints", "requires")
 
 @dataclass(frozen=True)
 class PluginSpec:
-    """One plugin, described by strings: nothing heavy is imported to know it.
+    """One plugin, described by strings, so that listing it imports nothing heavy.
 
     Attributes:
         name: short and unique in its package; letters, digits, ``_``, ``-`` and ``.``.
@@ -27,19 +27,19 @@ class PluginSpec:
         options: ``module:Class`` of the light half, a frozen dataclass that checks itself.
         target: ``module:Class`` of the heavy half, imported on the worker and constructed with the options.
         presets: names for sets of options; they share one namespace with the plugins of this kind.
-        accepts: kinds of model: ``causal_lm``, ``embedder``; nothing for embedders and executors.
-        checkpoints: of an embedder, Hub ids that mean it by themselves: ``vidore/colqwen2.5-*``.
-        requires: distributions the heavy half needs, as requirement strings.
-        install: the line that installs them.
-        version: raised when results change.
-        hardware: the numbers depend on the machine.
-        reference: needs the file that it leaves when it runs on the baseline.
-        vectors: of an evaluator of embedders: how vectors are kept matters, so it runs for each of the study's forms.
-        documents: uses a limited number of documents, so the study's ``limit`` is part of the identity.
-        checkpoint: ``prepare`` writes a quantized checkpoint. It runs in a process of its own, once, with seed 0: the
-            checkpoint is kept in the cache and serves studies of every seed.
-        row_independent: of a quantizer: what else is in a batch changes no result. Where it is ``False``, a method
-            ``row_independent()`` of the options may say that it is true of these options.
+        accepts: kinds of model: ``causal_lm``, ``embedder``; empty for embedders and executors.
+        checkpoints: for an embedder, Hub ids that select the embedder, for example ``vidore/colqwen2.5-*``.
+        requires: distributions needed by the heavy half, as requirement strings.
+        install: the command that installs these distributions.
+        version: version of the plugin, raised when results change.
+        hardware: whether results depend on the machine.
+        reference: whether the evaluator needs the file from its run on the baseline.
+        vectors: whether an evaluator of embedders depends on stored vectors, so that it runs per vector form.
+        documents: whether the study's ``limit`` applies, so that it is part of the identity.
+        checkpoint: ``prepare`` writes a quantized checkpoint. It runs once in a separate process, with seed 0; the
+            checkpoint is cached and used by studies of every seed.
+        row_independent: whether a quantizer's results are independent of the other items in a batch. If ``False``, a
+            method ``row_independent()`` of the options may return ``True`` for these options.
     """
 
     kind: PluginKind
@@ -63,11 +63,11 @@ class PluginSpec:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """What observers get when a run starts or finishes.
+    """The event for observers when a run starts or finishes.
 
     Attributes:
         status: ``started``, ``completed`` or ``failed``.
-        message: of the failure; empty otherwise.
+        message: message of a failure; empty otherwise.
     """
 
     study: str

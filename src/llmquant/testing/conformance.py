@@ -1,4 +1,4 @@
-"""What every plugin has to keep to, as functions that raise `PluginError` where one does not.
+"""The contract of every plugin, as functions that raise `PluginError` for a violation.
 
 ::
 
@@ -58,11 +58,11 @@ _TEXTS = ("An invoice.", "The weather in the mountains changes quickly, so the p
 def check_spec(spec: PluginSpec) -> None:
     """Check a spec, its light half and its presets.
 
-    Every field has its type; the options import without a heavy package; every preset builds, and survives the way to a
-    worker as JSON.
+    Every field must have its type, the options must import without a heavy package, and every preset must build and
+    stay the same after conversion to JSON and back.
 
     Raises:
-        PluginError: if not.
+        PluginError: if one of these is violated.
         RequestError: if a preset has an option that does not exist, or a wrong value.
     """
     checked_spec(spec)
@@ -79,21 +79,21 @@ def check_spec(spec: PluginSpec) -> None:
 
 
 def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> LoadedModel:
-    """Quantize a small checkpoint on the CPU, and check that it computes.
+    """Quantize a small checkpoint on the CPU, and check that the model computes.
 
-    What the options ask for must be found in the weights, the logits be finite, and the checkpoint be left as it was.
+    The weights must have the requested properties, the logits must be finite, and the checkpoint must stay unchanged.
 
     Args:
-        call: the quantizer as one would write it: ``sinq_4bit_g64`` or ``sinq(bits=3)``.
+        call: the quantizer's name or call, for example ``sinq_4bit_g64`` or ``sinq(bits=3)``.
         model: folder of the checkpoint.
-        folder: empty, for what the quantizer writes.
+        folder: an empty folder for the quantizer's files.
 
     Returns:
         The loaded model, to check evaluators with.
 
     Raises:
-        PluginError: if it does not conform.
-        NotHonouredError: if what was loaded is not what was asked for.
+        PluginError: if the plugin does not conform.
+        NotHonouredError: if the loaded model differs from the request.
     """
     import torch
 
@@ -105,43 +105,43 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
     if hasattr(chosen.options, "check"):
         chosen.options.check(info, "cpu")
     if hasattr(chosen.options, "weight_bytes") and not chosen.options.weight_bytes(info, "cpu") > 0:
-        raise PluginError(f"{call}: weight_bytes is {chosen.options.weight_bytes(info, 'cpu')!r}, and must be above 0")
+        raise PluginError(f"{call}: weight_bytes is {chosen.options.weight_bytes(info, 'cpu')!r}, but must be above 0")
     before = _contents(model)
     quantizer = known.construct(chosen)
     out = folder / "checkpoint"
     out.mkdir()
     path = quantizer.prepare(model, out, context) if hasattr(quantizer, "prepare") else model
     if spec.checkpoint and path != out:
-        raise PluginError(f"{call} declares checkpoint=True and returned {path}", hint="Return `out`.")
+        raise PluginError(f"{call} declares checkpoint=True, but returned {path}", hint="Return `out`.")
     subject: LoadedModel = load_causal_lm(path, info, quantizer, chosen.options, context)
     if _contents(model) != before:
-        raise PluginError(f"{call} changed the checkpoint it was given", hint="Write to `out` and return it.")
-    _json(dataclasses.asdict(subject.applied), f"{call}: what applied() returned")
+        raise PluginError(f"{call} changed the original checkpoint", hint="Write to `out` and return it.")
+    _json(dataclasses.asdict(subject.applied), f"{call}: the result of applied()")
     ids = subject.tokenizer("The quick brown fox", return_tensors="pt").input_ids
     with torch.inference_mode():
         logits = subject.module(ids).logits
     if not torch.isfinite(logits).all():
-        raise PluginError(f"{call} gives logits that are not finite")
+        raise PluginError(f"{call} returned logits that are not finite")
     return subject
 
 
 def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: Path) -> list[Result]:
-    """Evaluate a loaded model twice, and check what comes out.
+    """Evaluate a loaded model twice, and check the results.
 
-    Results are what a worker accepts (`checked_results`); the weights, the model and the process are left as they were
-    (`llmquant.running.guard`);
-    and, unless the numbers depend on the machine, both times give equal numbers on equal samples.
+    A worker must accept the results (`checked_results`); weights, model and process must stay unchanged
+    (`llmquant.running.guard`); and, unless the results depend on the machine, both evaluations must give equal results
+    on equal samples.
 
     Args:
-        call: the evaluator as one would write it.
-        subject: such as `check_quantizer` returned.
-        folder: empty, for what the evaluator writes.
+        call: the evaluator's name or call.
+        subject: a loaded model, for example from `check_quantizer`.
+        folder: an empty folder for the evaluator's files.
 
     Returns:
-        The results of the first time.
+        The results of the first evaluation.
 
     Raises:
-        PluginError: if it does not conform.
+        PluginError: if the plugin does not conform.
     """
     from llmquant.running.guard import Snapshot
 
@@ -154,7 +154,7 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
     first, second = (list(checked_results(evaluator.evaluate(subject, context), call)) for evaluator in evaluators)
     changed = [change.what for change in before.undo()]
     if changed:
-        raise PluginError(f"{call} changed {' and '.join(changed)}", hint="Leave everything as it was found.")
+        raise PluginError(f"{call} changed {' and '.join(changed)}", hint="Restore every change.")
     if not spec.hardware:
         _check_equal(first, second, call)
     return first
@@ -163,19 +163,19 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
 def check_embedder(spec: PluginSpec, call: str, folder: Path) -> LoadedEmbedder:
     """Open an embedder in bfloat16 and encode texts alone and together.
 
-    What it says of itself holds: the width, the kind and the length of its vectors; and a text has the same vectors
-    whatever else is in its batch, to 1e-2 as bfloat16 rounds.
+    Width, kind and length of the vectors must be as declared, and a text must have the same vectors in every batch, to
+    1e-2 because of bfloat16 rounding.
 
     Args:
-        call: the embedder as one would write it: ``mine(./checkpoint)``.
-        folder: empty, for the cache.
+        call: the embedder's name or call, for example ``mine(./checkpoint)``.
+        folder: an empty folder for the cache.
 
     Returns:
         The loaded embedder, to check evaluators with.
 
     Raises:
-        PluginError: if it does not conform.
-        SanityError: if its vectors are not finite, not of unit length where they should be, or all the same.
+        PluginError: if the plugin does not conform.
+        SanityError: if its vectors are not finite, of wrong length, or all the same.
     """
     import numpy as np
 
@@ -200,7 +200,7 @@ def check_embedder(spec: PluginSpec, call: str, folder: Path) -> LoadedEmbedder:
             if not np.allclose(vectors, alone, atol=1e-2):
                 raise PluginError(f"{call}: {text!r} has other vectors in a batch", hint="Is the padding masked?")
             if subject.embeds.similarity == "maxsim" and np.ndim(vectors) != 2:
-                raise PluginError(f"{call} says maxsim and gives one vector an item")
+                raise PluginError(f"{call} declares maxsim, but returned one vector per item")
     return subject
 
 
@@ -218,12 +218,12 @@ def _registry(spec: PluginSpec) -> Registry:
 
 
 def _choose(spec: PluginSpec, text: str) -> tuple[Registry, Chosen]:
-    """Build options as the command line would, and send them through JSON."""
+    """Build options like the command line, and convert them to JSON and back."""
     known = _registry(spec)
     chosen = known.choose(spec.kind, Call.parse(text))
     sent = _json(dump(chosen.options), f"{text}: the options")
     if restore(type(chosen.options), sent) != chosen.options:
-        raise PluginError(f"{text}: options differ after JSON, {sent}", hint="Leave fields as they were given.")
+        raise PluginError(f"{text}: options differ after JSON, {sent}", hint="Do not change fields in __post_init__.")
     return known, chosen
 
 
@@ -246,13 +246,13 @@ def _json(value: Any, what: str) -> Any:  # Any: a JSON value
 
 def _check_equal(first: Sequence[Result], second: Sequence[Result], call: str) -> None:
     if [_outline(result) for result in first] != [_outline(result) for result in second]:
-        raise PluginError(f"{call}: the second time has other results or samples", hint="Draw from ctx.seed.")
+        raise PluginError(f"{call}: the second evaluation has different results or samples", hint="Draw from ctx.seed.")
     for one, other in zip(first, second, strict=True):
         for a, b in zip(one.measurements, other.measurements, strict=True):
             both_nan = math.isnan(a.value) and math.isnan(b.value)
             if not (both_nan or math.isclose(a.value, b.value, rel_tol=1e-6)):
                 raise PluginError(
-                    f"{call}, task {one.task!r}: {a.metric} was {a.value} and then {b.value}",
+                    f"{call}, task {one.task!r}: {a.metric} was {a.value} first and {b.value} the second time",
                     hint="Draw from ctx.seed, or declare hardware=True if the numbers depend on the machine.",
                 )
 
