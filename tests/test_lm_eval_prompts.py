@@ -116,7 +116,7 @@ def test_prompts_that_are_cut_are_counted(evaluate, task, cut_to):
     """lm-eval drops their first tokens, the BOS with them: the table says how many and what is left."""
     result = evaluate(task, max_length=64)
     assert result.details["prompts_cut"] == 1
-    assert result.details["notes"] == [f"1 of 3 prompts were cut to {cut_to} tokens: their beginning is missing"]
+    assert result.details["notes"] == [f"1 of 3 prompts were cut to {cut_to} tokens: the beginning is missing"]
 
 
 @pytest.mark.parametrize("task", [GENERATION, CHOICE, ROLLING], ids=["generation", "choice", "rolling"])
@@ -128,7 +128,7 @@ def test_prompts_that_fit_are_not_said_to_be_cut(evaluate, task):
 
 def test_an_answer_longer_than_the_context_is_refused(evaluate):
     """The message names the option that fixes it."""
-    with pytest.raises(RunError, match=r"answers of 16 tokens, and prompt and answer have 16\n.*max_gen_toks"):
+    with pytest.raises(RunError, match=r"answers of 16 tokens, but prompt and answer have 16\n.*max_gen_toks"):
         evaluate(GENERATION, max_length=16)
 
 
@@ -186,14 +186,14 @@ def test_reasoning_without_an_end_is_counted(evaluate, says):
     """Such answers are scored as they are, and the table says how many."""
     says("thinking and thinking")
     result = evaluate(GENERATION, think_end_token="</think>")
-    assert result.details["notes"] == ["3 answers have no </think>: they are scored as they are"]
+    assert result.details["notes"] == ["3 answers have no </think>: these answers are scored unchanged"]
 
 
 def test_reasoning_that_is_scored_is_counted(evaluate, says):
     """Whether its template can turn it off or not."""
     says("<think>x</think> 42")
     notes = evaluate(GENERATION, gen_kwargs={"max_gen_toks": 64}).details["notes"]
-    assert notes == ["3 answers hold reasoning, which is scored with them: give think_end_token"]
+    assert notes == ["3 answers contain reasoning, which is scored with them: use think_end_token"]
 
 
 @pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
@@ -226,7 +226,7 @@ def test_an_instruction_that_the_template_leaves_out_is_said(evaluate, subject, 
     """lm-eval leaves it out where the template refuses it."""
     subject.tokenizer.chat_template = start + "{{ messages[-1]['content'] }}"
     notes = evaluate(GENERATION, apply_chat_template=True, system_instruction="Be brief.").details["notes"]
-    assert notes == ["the chat template has no place for a system message: the instruction in front is left out"]
+    assert notes == ["the chat template does not support a system message: the system instruction is omitted"]
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_reasoning_is_turned_on_and_off(evaluate, subject, seen, name, chosen, b
     result = evaluate(GENERATION, apply_chat_template=True, **given)
     assert len(seen) == 3
     assert all(prompt.startswith(begins) for prompt in seen)
-    assert any("nobody chose" in note for note in result.details["notes"]) == (chosen is None)
+    assert any("enable_thinking is not set" in note for note in result.details["notes"]) == (chosen is None)
 
 
 def test_a_template_that_knows_no_choice_is_not_mentioned(evaluate, subject):
@@ -302,9 +302,9 @@ def test_the_table_says_what_the_evaluator_noted():
     for label in (BASELINE, "nf4"):
         mean, samples = scored("coqa", "f1", [1.0, 0.0])
         run = completed(experiment(label, "lm_eval(coqa)"), mean)
-        said = {"coqa": {"notes": ["1 of 2 prompts were cut to 64 tokens: their beginning is missing"]}}
+        said = {"coqa": {"notes": ["1 of 2 prompts were cut to 64 tokens: the beginning is missing"]}}
         study.add(replace(run, details=said), {"coqa": samples})
     found = rows(study.record, study.runs, study.read)
     (table,) = [table for table in summary(found, study.record) if table.title == "Quality"]
     said = [note for note in table.footnotes if "prompts were cut" in note]
-    assert said == [f"{BASELINE}, nf4: coqa: 1 of 2 prompts were cut to 64 tokens: their beginning is missing."]
+    assert said == [f"{BASELINE}, nf4: coqa: 1 of 2 prompts were cut to 64 tokens: the beginning is missing."]

@@ -1,1 +1,1 @@
-"""Which tasks exist, without importing lm-eval or mteb."""
+"""Catalogues of existing tasks, read without importing lm-eval or mteb."""

@@ -1,7 +1,7 @@
-"""Which tasks the installed lm-eval has, and in which YAML, without importing it.
+"""The catalogue of the installed lm-eval's tasks and their YAML files, read without importing lm-eval.
 
-lm-eval's own ``TaskManager()`` parses 14,000 YAMLs with their includes (10 to 53 s); only five of their keys say what a
-task is called and where it belongs, and a text scan finds those in about a second. The result is cached by version.
+lm-eval's own ``TaskManager()`` parses 14,000 YAMLs with their includes (10 to 53 s); only five of their keys hold a
+task's name and groups, and a text scan finds these keys in about a second. The result is cached by version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmquant.errors import MissingDependencyError, UnknownNameError, nearest
 from llmquant.storage.cache import Cache
 
 INSTALL = 'pip install "llmquant[local]"'
-_FORMAT = 1  # of the cached file
+_FORMAT = 1  # version of the cached file's format
 
 _KEY = re.compile(r"""^(["']?)(task|group|tag|include|class)\1[ \t]*:[ \t]*(.*)$""", re.MULTILINE)
 _ITEM = re.compile(r"""[ \t]*-[ \t]+(["']?)([\w.+/-]+)\1[ \t]*(?:#.*)?""")
@@ -35,8 +35,8 @@ class Entry:
     """A name that ``tasks`` may hold.
 
     Attributes:
-        file: the YAML that defines it, relative to the folder of all tasks; ``""`` for a tag.
-        members: of a group or tag: names of tasks, groups and tags; not all need be entries (inline tasks are not).
+        file: the YAML that defines the name, relative to the folder of all tasks; ``""`` for a tag.
+        members: names of a group's or tag's tasks, groups and tags; some may not be entries (inline tasks are not).
     """
 
     kind: Literal["task", "group", "tag"]
@@ -60,7 +60,7 @@ class TaskIndex:
         """Look a name up.
 
         Raises:
-            UnknownNameError: if lm-eval has none; the nearest names are in the hint.
+            UnknownNameError: if lm-eval has no such name; the hint has the nearest names.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -70,7 +70,7 @@ class TaskIndex:
         return entry
 
     def files(self, name: str) -> list[Path]:
-        """List the YAMLs needed to build `name`: its own and those of all its members, in lm-eval's order.
+        """List the YAMLs that `name` needs: its own and those of all its members, in lm-eval's order.
 
         Raises:
             UnknownNameError: if lm-eval has no such name.
@@ -79,7 +79,7 @@ class TaskIndex:
         return [self.root / file for file in sorted({self.entries[n].file for n in self._closure(name)} - {""})]
 
     def leaves(self, name: str) -> list[str]:
-        """List the tasks that `name` stands for: itself, or all tasks under it.
+        """List the tasks of `name`: the task itself, or all tasks of a group or tag.
 
         Raises:
             UnknownNameError: if lm-eval has no such name.
@@ -98,12 +98,12 @@ class TaskIndex:
 
 
 def installed_tasks(cache: Cache) -> TaskIndex:
-    """Index the installed lm-eval; the first time takes about a second.
+    """Index the installed lm-eval; the first call takes about a second.
 
     Raises:
         MissingDependencyError: if lm-eval is not installed.
     """
-    spec = importlib.util.find_spec("lm_eval")  # finds, does not import
+    spec = importlib.util.find_spec("lm_eval")  # finds the package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
             "evaluator 'lm_eval' needs lm-eval, which is not installed", hint=f"Run: {INSTALL}"
@@ -126,7 +126,7 @@ def _load(file: Path, root: Path, version: str) -> TaskIndex:
 
 
 def scan(root: Path) -> dict[str, Entry]:
-    """Read the names in all YAMLs under `root`, as lm-eval's own index does: the first file with a name has it."""
+    """Read the names in all YAMLs under `root`; as in lm-eval's own index, the first file with a name wins."""
     entries: dict[str, Entry] = {}
     tagged: dict[str, list[str]] = {}
     names: dict[Path, _Names | None] = {}
@@ -141,7 +141,7 @@ def scan(root: Path) -> dict[str, Entry]:
         elif found.task and found.task not in entries:
             entries[found.task] = Entry("task", relative)
             for tag in found.tags:
-                entries.setdefault(tag, Entry("tag", ""))  # takes its place in the order: a later group is too late
+                entries.setdefault(tag, Entry("tag", ""))  # reserves the name: a later group with this name is ignored
                 tagged.setdefault(tag, []).append(found.task)
     for tag, tasks in tagged.items():
         if entries[tag].kind == "tag":
@@ -151,7 +151,7 @@ def scan(root: Path) -> dict[str, Entry]:
 
 @dataclass(frozen=True)
 class _Names:
-    """The five keys of one YAML, includes merged in; empty where absent."""
+    """The five keys of one YAML with includes merged; empty for missing keys."""
 
     task: str = ""
     group: str = ""
@@ -161,10 +161,10 @@ class _Names:
 
 
 def _names(file: Path, seen: dict[Path, _Names | None]) -> _Names | None:
-    """Read one YAML; ``None`` for what lm-eval leaves out too: what it cannot read, with its includes."""
+    """Read one YAML; ``None`` for YAMLs that lm-eval skips too, because it cannot read them or their includes."""
     if file in seen:
         return seen[file]
-    seen[file] = None  # and a circle of includes
+    seen[file] = None  # ends circular includes
     try:
         own = _own_keys(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -189,7 +189,7 @@ def _names(file: Path, seen: dict[Path, _Names | None]) -> _Names | None:
 
 
 def _own_keys(text: str) -> dict[str, Any]:  # Any: YAML values
-    """Read the five keys of a YAML from its text, or by parsing it where they are not words or lists of words."""
+    """Read the five keys of a YAML from its text, or parse the YAML if they are not words or lists of words."""
     found: dict[str, Any] = {}  # Any: see above
     for match in _KEY.finditer(text):
         key, value = match[2], match[3].strip()
@@ -207,7 +207,7 @@ def _own_keys(text: str) -> dict[str, Any]:  # Any: YAML values
 
 
 def _items(text: str) -> list[str]:
-    """Read a block list of words; empty if there is anything else in it."""
+    """Read a block list of words; empty if the block holds anything else."""
     items: list[str] = []
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -222,7 +222,7 @@ def _items(text: str) -> list[str]:
 
 
 def _members(items: Any) -> tuple[str, ...]:  # Any: YAML values
-    """Name what a group lists: words, ``{task: name}``, ``{group: name}``, or groups defined on the spot."""
+    """Name the members of a group: words, ``{task: name}``, ``{group: name}``, or inline groups."""
     return tuple(dict.fromkeys(_walk(items)))
 
 

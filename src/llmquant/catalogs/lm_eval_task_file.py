@@ -1,4 +1,4 @@
-"""A task that somebody wrote as a YAML of their own: read, and refused where part of it lies in other files."""
+"""Read a task from a user's YAML, and refuse the YAML if part of the task lies in other files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from llmquant.catalogs.lm_eval import TaskIndex
 from llmquant.catalogs.lm_eval_yaml import Function, read_task, read_yaml, strings
 from llmquant.errors import OptionError
 
-_WHY = "A run is known by the content of the files it names, so this YAML must hold the whole task."
-# Names that `datasets` takes for a kind of file, not for a data set.
+_WHY = "A run is identified by the content of the files it names, so this YAML must hold the whole task."
+# Names that `datasets` reads as a kind of file, not as a data set.
 _FILE_KINDS = frozenset({"json", "csv", "parquet", "text", "arrow", "pandas", "xml"})
 
 
 def read_task_file(path: Path, name: str, index: TaskIndex, *, rows: bool) -> dict[str, Any]:  # Any: YAML values
-    """Read the YAML of one task, its includes merged in.
+    """Read the YAML of one task with its includes merged.
 
     Args:
-        path: where it is on this machine.
-        name: what to call it in messages.
-        index: lm-eval's own tasks: what a YAML may include, and the names that it may not use.
-        rows: local rows will take the place of its own data.
+        path: path of the YAML on this machine.
+        name: the YAML's name in messages.
+        index: lm-eval's own tasks, which the YAML may include, and whose names it may not use.
+        rows: whether local rows replace the task's own data.
 
     Raises:
-        OptionError: if it is not a task, or if part of it lies in other files here.
+        OptionError: if the YAML is not a task, or if part of the task lies in other local files.
     """
     where = f"lm_eval: {name}"
     try:
@@ -45,12 +45,12 @@ def read_task_file(path: Path, name: str, index: TaskIndex, *, rows: bool) -> di
             f"{where} defines no task; it has {', '.join(map(repr, task))}", hint="Add a line task: NAME."
         )
     if own in index.entries:
-        raise OptionError(f"{where} defines {own!r}, which lm-eval has too", hint="Give the task a name of its own.")
+        raise OptionError(f"{where} defines {own!r}, which lm-eval has too", hint="Use another name for the task.")
     for function in _functions(task):
         if not _is_found(function, index):
             raise OptionError(f"{where} uses !function {function.module}.{function.name}", hint=_WHY)
     if not rows and (data := _local_data(task)):
-        raise OptionError(f"{where} reads {data}", hint=f"{_WHY} Give the rows apart: lm_eval({name}, data=FILE).")
+        raise OptionError(f"{where} reads {data}", hint=f"{_WHY} Pass the rows separately: lm_eval({name}, data=FILE).")
     return task
 
 
@@ -72,7 +72,7 @@ def _is_found(function: Function, index: TaskIndex) -> bool:
 
 
 def _local_data(task: Mapping[str, Any]) -> str:  # Any: YAML values
-    """Name the file here that a task reads its rows from; empty if they come from elsewhere."""
+    """Name the local file with a task's rows; empty if the rows come from elsewhere."""
     path = str(task.get("dataset_path") or "")
     files = (task.get("dataset_kwargs") or {}).get("data_files")
     if path in _FILE_KINDS and files is not None and "://" not in str(files):

@@ -1,4 +1,4 @@
-"""The YAML of a task, its includes merged in and its functions left as names: nothing of lm-eval is imported."""
+"""Read a task's YAML with its includes merged and its functions kept as names, without importing lm-eval."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Function:
     """``!function module.name`` in a task's YAML, not imported.
 
     Attributes:
-        module: relative to the YAML's folder where a file is there, else an installed module.
-        folder: of the YAML that says so; ``None`` for a text without a place.
+        module: module relative to the YAML's folder if its file exists there, else an installed module.
+        folder: folder of the YAML; ``None`` for a text without a file.
     """
 
     module: str
@@ -25,7 +25,7 @@ class Function:
 
     @property
     def file(self) -> Path | None:
-        """The source beside the YAML, where there is one."""
+        """The source file in the YAML's folder, if it exists."""
         file = None if self.folder is None else self.folder / f"{self.module.replace('.', '/')}.py"
         return file if file is not None and file.is_file() else None
 
@@ -34,8 +34,8 @@ def read_yaml(text: str, folder: Path | None = None) -> dict[str, Any]:  # Any: 
     """Parse a task's YAML; functions stay names.
 
     Raises:
-        ValueError: if it is not a table.
-        yaml.YAMLError: if it is not YAML.
+        ValueError: if the text is not a table.
+        yaml.YAMLError: if the text is not YAML.
     """
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -53,10 +53,10 @@ def read_yaml(text: str, folder: Path | None = None) -> dict[str, Any]:  # Any: 
 
 
 def read_task(file: Path) -> dict[str, Any]:  # Any: YAML values
-    """Read a task's YAML with its includes merged in, functions still names.
+    """Read a task's YAML with its includes merged; functions stay names.
 
     Raises:
-        OSError, ValueError, yaml.YAMLError: if it or an include cannot be read.
+        OSError, ValueError, yaml.YAMLError: if the YAML or an include cannot be read.
     """
     own = read_yaml(file.read_text(encoding="utf-8"), file.parent)
     merged: dict[str, Any] = {}  # Any: see above
@@ -66,7 +66,7 @@ def read_task(file: Path) -> dict[str, Any]:  # Any: YAML values
 
 
 def write_yaml(value: Mapping[str, Any]) -> str:  # Any: YAML values
-    """Write a task's YAML, functions by their names."""
+    """Write a task's YAML, with functions as names."""
 
     class Dumper(yaml.SafeDumper):
         pass

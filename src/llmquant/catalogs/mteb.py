@@ -1,6 +1,6 @@
-"""Which tasks and benchmarks mteb has, without importing it: an index that is made once per version.
+"""The catalogue of mteb's tasks and benchmarks, read without importing mteb: an index made once per version.
 
-The index of the version that is tested comes with the package, for studies that run where mteb gets installed for them.
+The package contains the index of the tested version, for studies whose workers install mteb.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from llmquant.storage.cache import Cache
 
 _INSTALL = 'pip install "llmquant[embed]"'
 _SHIPPED = Path(__file__).with_name("mteb_tasks.json.xz")
-_FORMAT = 2  # of the cached file
+_FORMAT = 2  # version of the cached file's format
 
 Part: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
-"""A task's name, and the subsets and splits of it that are wanted; empty for all."""
+"""A task's name, and its selected subsets and splits; empty for all."""
 
 
 @dataclass(frozen=True)
 class MtebTask:
-    """A task, as mteb describes it.
+    """mteb's description of a task.
 
     Attributes:
-        type: such as ``Retrieval``, ``DocumentUnderstanding``, ``STS``.
-        retrieval: whether queries are held against documents, reranking included.
-        category: ``t2i`` is texts that find images.
-        modalities: of queries and documents together.
-        subsets: mostly languages: the name, and its language codes: ``{"english": "eng-Latn"}``.
-        queries: of all subsets and splits; ``None`` where mteb does not say.
-        documents: of the largest subset: subsets in several languages often share theirs.
-        samples: of tasks without queries.
-        public: whether its data can be had without an agreement.
-        superseded_by: a later version; ``""`` for none.
+        type: kind of task, such as ``Retrieval``, ``DocumentUnderstanding``, ``STS``.
+        retrieval: whether queries are compared with documents, reranking included.
+        category: kind of input, for example ``t2i`` for texts that find images.
+        modalities: modalities of queries and documents together.
+        subsets: language codes by subset, for example ``{"english": "eng-Latn"}``.
+        queries: number of queries in all subsets and splits; ``None`` if mteb does not state it.
+        documents: number of documents in the largest subset, because subsets often share documents.
+        samples: number of samples, for tasks without queries.
+        public: whether the data is available without an agreement.
+        superseded_by: name of a later version; ``""`` for none.
     """
 
     name: str
@@ -61,11 +61,11 @@ class MtebTask:
 
     @property
     def languages(self) -> list[str]:
-        """List its languages, as ISO 639-3 codes."""
+        """List the task's languages, as ISO 639-3 codes."""
         return sorted({code.partition("-")[0] for codes in self.subsets.values() for code in codes.split()})
 
     def subsets_in(self, languages: Sequence[str]) -> tuple[str, ...]:
-        """Return the subsets that hold one of `languages`: ``eng`` or ``eng-Latn``."""
+        """Return the subsets with one of `languages`: ``eng`` or ``eng-Latn``."""
         return tuple(
             name
             for name, codes in self.subsets.items()
@@ -75,11 +75,11 @@ class MtebTask:
 
 @dataclass(frozen=True)
 class MtebEmbedder:
-    """A model that mteb can load and that gives one vector an item.
+    """A model that mteb can load and that returns one vector per item.
 
     Attributes:
-        dims: widths it can give, the largest first.
-        similarity: as mteb calls it: ``cosine``, ``dot``, ``euclidean`` ...
+        dims: supported widths, the largest first.
+        similarity: mteb's name of the similarity: ``cosine``, ``dot``, ``euclidean`` ...
     """
 
     dims: tuple[int, ...]
@@ -92,8 +92,8 @@ class MtebIndex:
     """All tasks and benchmarks of one mteb.
 
     Attributes:
-        benchmarks: the parts that each is made of; a part may be a benchmark itself.
-        models: by mteb's names, which are mostly ids on the Hub.
+        benchmarks: the parts of each benchmark; a part may be a benchmark itself.
+        models: models by mteb's names, which are mostly Hub ids.
     """
 
     version: str
@@ -102,10 +102,10 @@ class MtebIndex:
     models: Mapping[str, MtebEmbedder] = field(default_factory=dict)
 
     def expand(self, name: str) -> list[Part]:
-        """Return the tasks that `name` stands for: itself, or those of a benchmark.
+        """Return the tasks of `name`: the task itself, or the tasks of a benchmark.
 
         Raises:
-            UnknownNameError: if mteb has none; the nearest names are in the hint.
+            UnknownNameError: if mteb has no such name; the hint has the nearest names.
         """
         if name in self.benchmarks:
             parts = [found for part in self.benchmarks[name] for found in self._leaves(part)]
@@ -121,7 +121,7 @@ class MtebIndex:
         """Narrow a part to languages, subsets and splits.
 
         Raises:
-            OptionError: if the task has none of these.
+            OptionError: if the task has none of them.
         """
         name, own_subsets, own_splits = part
         task = self.tasks[name]
@@ -152,10 +152,10 @@ class MtebIndex:
 
 
 def known_mteb(cache: Cache) -> MtebIndex:
-    """Index the installed mteb, which takes about fifteen seconds the first time; without one, read the shipped index.
+    """Index the installed mteb, about fifteen seconds at the first call; without mteb, read the shipped index.
 
     Raises:
-        MissingDependencyError: if mteb is installed and cannot be imported.
+        MissingDependencyError: if mteb is installed but cannot be imported.
     """
     if not mteb_is_installed():
         return _load(_SHIPPED)
@@ -172,7 +172,7 @@ def known_mteb(cache: Cache) -> MtebIndex:
 
 
 def mteb_is_installed() -> bool:
-    """Say whether mteb is installed; it is not imported."""
+    """Return whether mteb is installed, without importing it."""
     return importlib.util.find_spec("mteb") is not None
 
 
@@ -196,11 +196,11 @@ def _load(file: Path) -> MtebIndex:
 
 
 def list_tasks(name: str, cache: Cache) -> list[MtebTask]:
-    """Return the tasks of a benchmark, the task of this name, or those whose names contain it, in any case.
+    """Return a benchmark's tasks, the task of this name, or the tasks whose names contain it, ignoring case.
 
     Raises:
-        UnknownNameError: if there is none; the nearest names are in the hint.
-        MissingDependencyError: if mteb is installed and cannot be imported.
+        UnknownNameError: if no name matches; the hint has the nearest names.
+        MissingDependencyError: if mteb is installed but cannot be imported.
     """
     index = known_mteb(cache)
     if name not in index.benchmarks and name not in index.tasks:

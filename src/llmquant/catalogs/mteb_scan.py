@@ -1,7 +1,7 @@
-"""What the installed mteb knows of its tasks and benchmarks, as JSON. ``python -m llmquant.catalogs.mteb_scan FILE``.
+"""Write the installed mteb's tasks and benchmarks as JSON: ``python -m llmquant.catalogs.mteb_scan FILE``.
 
-Importing mteb takes ten seconds and pulls in torch: `llmquant.catalogs.mteb` runs this once per version, in a
-process of its own. For the index that comes with the package, see CONTRIBUTING.md.
+Importing mteb takes ten seconds and imports torch, so `llmquant.catalogs.mteb` runs this module once per version, in a
+separate process. CONTRIBUTING.md describes the index that the package contains.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from llmquant.study.call import Json
 
 
 def scan() -> Json:
-    """Describe every task, and say which tasks a benchmark has.
+    """Describe every task, and list the tasks of every benchmark.
 
-    Tasks that are the mean of others are listed as benchmarks.
+    Tasks that are the mean of other tasks are listed as benchmarks.
     """
     aggregates = [cls for cls in TASK_LIST if AbsTaskAggregate in cls.__mro__]
     return {
@@ -48,7 +48,7 @@ def _benchmarks() -> Iterator[tuple[str, list[AbsTask]]]:
 
 
 def _can_embed(meta: ModelMeta) -> bool:
-    """Return whether mteb can load a model that gives one vector an item, from weights that can be had."""
+    """Return whether mteb can load a model with one vector per item, from public weights."""
     return meta.loader is not None and meta.embed_dim is not None and meta.open_weights and meta.model_type == ["dense"]
 
 
@@ -60,7 +60,7 @@ def _model(meta: ModelMeta) -> Json:
 
 def _task(cls: type[AbsTask]) -> Json:
     metadata = cls.metadata
-    # Not issubclass: of an abstract class it asks all of its two thousand subclasses, for 12 s in all.
+    # Not issubclass: for an abstract class it checks all two thousand subclasses, which takes 12 s in total.
     retrieval = AbsTaskRetrieval in cls.__mro__
     sides = (PromptType.query, PromptType.document) if retrieval else (None,)
     found = [modality for side in sides for modality in metadata.get_modalities(side)]
@@ -80,7 +80,7 @@ def _task(cls: type[AbsTask]) -> Json:
 
 
 def _sizes(statistics: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Json]:  # Any: mteb's statistics
-    """Count what mteb has counted: all queries, and the documents of the largest subset; they often share them."""
+    """Read mteb's counts: all queries, and the documents of the largest subset, because subsets often share them."""
     queries = documents = samples = 0
     for split in splits:
         found = statistics.get(split) or {}
@@ -95,7 +95,8 @@ def _sizes(statistics: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Js
 def _counts(found: Mapping[str, Any], subsets: int) -> tuple[int, int]:  # Any: mteb's statistics
     """Return the queries and documents of one subset.
 
-    Older statistics have only their sum, how many of each differ, and the judgements, at times those of all subsets.
+    Older statistics have only the sum of both, their numbers of unique items, and the judgements, sometimes for all
+    subsets together.
     """
     if "num_queries" in found:
         return found["num_queries"], found["num_documents"]
@@ -114,7 +115,7 @@ def _different(found: Mapping[str, Any], side: str) -> int:  # Any: mteb's stati
 
 
 def _part(task: AbsTask) -> Json:
-    """Name a benchmark's task, with the subsets and splits it is cut to; empty lists for all of them."""
+    """Name a benchmark's task, with its selected subsets and splits; empty lists for all of them."""
     metadata = task.metadata
     subsets, splits = list(task.hf_subsets), list(task.eval_splits)
     return [

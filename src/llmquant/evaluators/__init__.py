@@ -1,1 +1,1 @@
-"""Evaluators: each measures a loaded variant; the light options apart from the heavy class."""
+"""Evaluators: each measures a loaded variant, with light options and a heavy class in separate modules."""

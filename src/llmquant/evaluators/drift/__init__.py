@@ -1,1 +1,1 @@
-"""How far an embedder's vectors moved from the baseline's."""
+"""The distance of an embedder's vectors from the baseline's."""

@@ -1,4 +1,4 @@
-"""The drift evaluator: a variant's vectors and rankings beside the baseline's, on the same documents and queries."""
+"""The drift evaluator: compares a variant's vectors and rankings with the baseline's on the same data."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.retrieval.vectors import Embeddings
 from llmquant.study.run import REFERENCE_FILE, Measurement, Result, Sample
 
-# Ranks that are held at a time.
+# Number of ranks held at a time.
 _RANKED = 1 << 24
 
 
 @dataclass(frozen=True)
 class _Searched:
-    """What one subset gave.
+    """Vectors and rankings of one subset.
 
     Attributes:
-        kept: numbers of the queries that could be encoded.
-        encoded: their vectors.
-        documents: vectors of the drawn documents.
-        results: ``(queries, k)``: the best documents, by their place in the index.
-        could: numbers of the documents that could be encoded: the index's places.
+        kept: numbers of the encoded queries.
+        encoded: vectors of these queries.
+        documents: vectors of the sampled documents.
+        results: ``(queries, k)`` the best documents, by their place in the index.
+        could: numbers of the encoded documents, by their place in the index.
     """
 
     subset: str
@@ -53,18 +53,18 @@ class _Searched:
 
 
 class Drift(Evaluator[DriftOptions]):
-    """Holds a variant against the baseline, whose vectors and rankings are kept in its run's reference file.
+    """Compares a variant with the baseline, whose vectors and rankings are in its run's reference file.
 
-    ``cosine`` is of the documents' vectors in full width, before they are cut or coded; ``overlap`` is the share of the
-    baseline's best results that are the variant's too; ``rank_flips`` the share of their pairs that stand the other way
-    round, ``(1 - Kendall's tau) / 2``; ``top_1_changed`` the share of queries with another best document.
+    ``cosine`` compares the documents' vectors in full width, before they are cut or coded; ``overlap`` is the share of
+    the baseline's best results that the variant finds too; ``rank_flips`` is the share of pairs of these results in
+    reverse order, ``(1 - Kendall's tau) / 2``; ``top_1_changed`` is the share of queries with another best document.
     """
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterable[Result]:
         """Yield one result.
 
         Raises:
-            RunError: if the data cannot be had, or the baseline's were others.
+            RunError: if the data is unavailable, or the baseline used other data.
         """
         task = self._task(ctx)
         subsets = list(self._search(task, subject, ctx))
@@ -104,7 +104,7 @@ class Drift(Evaluator[DriftOptions]):
     def _result(
         self, task: str, subsets: Sequence[_Searched], reference: Sequence[tuple[Embeddings, NDArray[np.int64]]]
     ) -> Result:
-        """Compare subset by subset; every query counts once."""
+        """Compare each subset; every query counts once."""
         samples: list[Sample] = []
         alike: list[NDArray[np.float64]] = []
         k = min(results.shape[1] for _, results in reference)
@@ -147,7 +147,7 @@ class Drift(Evaluator[DriftOptions]):
 
 
 def _flips(found: _Searched, baseline: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
-    """Rank every document by the variant, some queries at a time, and find the baseline's results in it."""
+    """Rank all documents by the variant, some queries at a time, and find the baseline's results in the ranking."""
     total = len(found.index)
     step = max(1, _RANKED // total)
     for start in range(0, len(baseline), step):
@@ -167,10 +167,10 @@ def _write(subsets: Sequence[_Searched], path: Path) -> None:
 
 
 def _read(path: Path, subsets: Sequence[_Searched]) -> list[tuple[Embeddings, NDArray[np.int64]]]:
-    """Read what the baseline left.
+    """Read the baseline's reference file.
 
     Raises:
-        RunError: if it could encode other documents or queries.
+        RunError: if the baseline could encode other documents or queries.
     """
     tensors = load_file(path)
     for number, subset in enumerate(subsets):

@@ -1,4 +1,4 @@
-"""How far one search has drifted from another: what they share of their results, and in which order."""
+"""Measures of drift between two searches: shared results, their order, and the cosine of vectors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Ids = NDArray[np.int64]
 
 
 def overlap(baseline: Ids, variant: Ids) -> NDArray[np.float64]:
-    """Return of each query the share of the baseline's results that the variant returns too.
+    """Return per query the share of the baseline's results that the variant returns too.
 
     Args:
         baseline: ``(queries, k)`` documents, best first.
-        variant: as `baseline`.
+        variant: ``(queries, k)`` documents, best first.
 
     Returns:
         ``(queries,)`` between 0 and 1.
@@ -26,14 +26,13 @@ def overlap(baseline: Ids, variant: Ids) -> NDArray[np.float64]:
 
 
 def rank_flips(ranks: Ids) -> NDArray[np.float64]:
-    """Return of each query the share of pairs that the variant orders the other way round: (1 - Kendall's tau) / 2.
+    """Return per query the share of pairs that the variant orders in reverse: (1 - Kendall's tau) / 2.
 
     Args:
-        ranks: ``(queries, k)``: at which place the variant has the baseline's results, which are in the baseline's
-            order.
+        ranks: ``(queries, k)`` the variant's ranks of the baseline's results, in the baseline's order.
 
     Returns:
-        ``(queries,)`` between 0 and 1; 0 where ``k`` is 1.
+        ``(queries,)`` between 0 and 1; 0 if ``k`` is 1.
     """
     k = ranks.shape[1]
     first, second = np.triu_indices(k, 1)
@@ -44,14 +43,14 @@ def rank_flips(ranks: Ids) -> NDArray[np.float64]:
 
 
 def places(ranking: Ids, documents: Ids) -> Ids:
-    """Return at which place of a ranking documents are.
+    """Return the ranks of documents.
 
     Args:
-        ranking: ``(queries, n)``: every document once, best first.
-        documents: ``(queries, k)``.
+        ranking: ``(queries, n)`` every document once, best first.
+        documents: ``(queries, k)`` documents to find.
 
     Returns:
-        ``(queries, k)`` from 0.
+        ``(queries, k)`` ranks from 0.
     """
     where = np.empty_like(ranking)
     np.put_along_axis(where, ranking, np.arange(ranking.shape[1])[None, :], axis=1)
@@ -59,14 +58,14 @@ def places(ranking: Ids, documents: Ids) -> Ids:
 
 
 def cosines(baseline: Embeddings, variant: Embeddings) -> NDArray[np.float64]:
-    """Return the cosine of each item's vectors in two variants; of late interaction the mean over its vectors.
+    """Return the cosine between each item's vectors in two variants; for late interaction, the mean over its vectors.
 
     Args:
         baseline: ``n`` items.
-        variant: as many, with as many vectors each.
+        variant: ``n`` items with the same numbers of vectors.
 
     Returns:
-        ``(n,)``; not a number where the counts of an item's vectors differ.
+        ``(n,)`` cosines; NaN for an item whose numbers of vectors differ.
     """
     found = np.full(len(baseline), np.nan)
     for number in range(len(baseline)):

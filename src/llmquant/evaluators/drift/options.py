@@ -1,4 +1,4 @@
-"""Options of the drift evaluator: on which documents and queries variants are held against the baseline."""
+"""Options of the drift evaluator: the documents and queries on which variants are compared with the baseline."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class DriftOptions:
     """Options of the drift evaluator.
 
     Attributes:
-        data: a retrieval task of mteb, or pages as the ``retrieval`` evaluator takes them.
-        queries: for pages, as the ``retrieval`` evaluator takes them.
-        results: that are compared for each query.
-        vectors: documents, drawn by the seed, whose vectors are compared; all of the baseline's are kept with its run.
-        dpi: dots an inch at which PDFs are rendered.
+        data: a retrieval task of mteb, for example ``NFCorpus``, or pages as for the ``retrieval`` evaluator.
+        queries: queries for pages, as for the ``retrieval`` evaluator, for example ``queries.jsonl``.
+        results: number of results to compare per query, for example 10.
+        vectors: number of documents, sampled by the seed, whose vectors are compared, for example 1000; the baseline's
+            vectors of these documents are kept with its run.
+        dpi: resolution at which PDFs are rendered, in dots per inch, for example 150.
     """
 
     data: Pages | str
@@ -40,13 +41,13 @@ class DriftOptions:
         if isinstance(self.data, Pages) and self.queries is None:
             raise OptionError("drift: pages need queries", hint="Write drift(./pages, queries=queries.jsonl).")
         if isinstance(self.data, str) and self.queries is not None:
-            raise OptionError(f"drift: {self.data!r} is no folder and no PDF, and only these take queries")
+            raise OptionError(f"drift: {self.data!r} is neither a folder nor a PDF; other data does not take queries")
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse what the evaluator of the same data refuses.
+        """Refuse data that the evaluator of the same data refuses.
 
         Raises:
-            RequestError: as `LocalSetOptions.check` and `MtebOptions.check`; also for a task that does not search.
+            RequestError: as in `LocalSetOptions.check` and `MtebOptions.check`, and for a task that does not search.
         """
         if isinstance(self.data, Pages):
             self.local_set.check(model, device)
@@ -63,10 +64,10 @@ class DriftOptions:
 
     @property
     def local_set(self) -> LocalSetOptions:
-        """Return the pages and queries as the ``retrieval`` evaluator takes them.
+        """Return the pages and queries as options of the ``retrieval`` evaluator.
 
         Raises:
-            OptionError: if this names a task of mteb.
+            OptionError: if `data` is a task of mteb.
         """
         if not isinstance(self.data, Pages) or self.queries is None:
             raise OptionError(f"drift: {self.data} is a task of mteb")

@@ -1,1 +1,1 @@
-"""lm-eval's tasks."""
+"""The tasks of lm-eval."""

@@ -1,4 +1,4 @@
-"""Whether a document has a right answer: where it has none, lm-eval scores 0 for every model and only logs it."""
+"""Check that documents have a right answer: without one, lm-eval scores 0 for every model and only logs it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _FIELD = re.compile(r"\s*{{\s*(\w+(\.\w+)*)\s*}}\s*")  # a template that prints 
 
 
 class _NoTextError(Exception):
-    """A template would print a word of Python's as the right answer."""
+    """A template would print a Python keyword such as None as the right answer."""
 
 
 class Task(Protocol):
-    """What is asked of a task of lm-eval's, and of a `PlainTask`."""
+    """The interface that lm-eval's tasks and `PlainTask` share."""
 
     OUTPUT_TYPE: str
-    config: Any  # Any: its `process_results`, `doc_to_target` and `doc_to_choice` are read
+    config: Any  # Any: lm-eval's configuration with `process_results`, `doc_to_target` and `doc_to_choice`
 
     @property
     def multiple_input(self) -> int: ...
@@ -43,7 +43,7 @@ class Task(Protocol):
 
 
 def has_right_answer(task: Task, doc: Row) -> bool:
-    """Return whether lm-eval can score a document; true as well where the task scores by a function of its own."""
+    """Return whether lm-eval can score a document; also true if the task scores with its own function."""
     own = task.config.doc_to_choice is None or callable(task.config.process_results)
     if task.OUTPUT_TYPE != "multiple_choice" or own:
         return True
@@ -53,9 +53,9 @@ def has_right_answer(task: Task, doc: Row) -> bool:
 
 
 def mistake(task: Task, doc: Row) -> str:
-    """Say why a row's right answer cannot be meant as it is; ``""`` if it can.
+    """Describe the fault of a row's right answer; ``""`` for a valid answer.
 
-    Stricter than `has_right_answer`: ``true`` and ``1.0`` are the choice of number 1 to some tasks, and to others a
+    The check is stricter than `has_right_answer`: some tasks read ``true`` and ``1.0`` as choice number 1, others as a
     text that is none of the choices.
     """
     try:
@@ -79,7 +79,7 @@ def _mistake(task: Task, doc: Row) -> str:
     if task.config.doc_to_choice is None:
         if several and written is not None:
             return f"the right answer is the text {_json(written)}, which lm-eval reads as a list of answers"
-        # lm-eval makes a text of a number that is the only answer of a task that generates, and of nothing else.
+        # lm-eval converts a number to text only if it is the single answer of a generating task.
         generates = task.OUTPUT_TYPE == "generate_until"
         kinds = (str, int, float) if generates and not several else (str,)
         unscored = not answers if generates else several or gold == ""
@@ -99,12 +99,12 @@ def _mistake(task: Task, doc: Row) -> str:
     return f"{found}, which is none of the choices {_json(choices)}"
 
 
-def _gold(task: Task, doc: Row) -> Any:  # Any: a text or a number, or a list of them, it is hoped
+def _gold(task: Task, doc: Row) -> Any:  # Any: usually a text or a number, or a list of them
     return task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
 
 
 def _written(task: Task, doc: Row) -> str | None:
-    """Return the text of the field that a template prints as it is; lm-eval may make a list or a number of it."""
+    """Return the text of a field that a template prints unchanged; lm-eval may parse it as a list or a number."""
     value: Any = doc  # Any: JSON
     match = _FIELD.fullmatch(str(task.config.doc_to_target))
     for key in match[1].split(".") if match else ():
@@ -123,12 +123,13 @@ def _json(value: object) -> str:
 class PlainTask:
     """A task whose questions, answers and choices are fields, templates and lists, read by lm-eval's rules.
 
-    Nothing of lm-eval is imported, and a template reaches nothing but its row.
+    lm-eval is not imported, and a template can access only its row.
 
     Args:
-        configuration: the task's YAML, its includes merged in.
-        fields: that rows have.
-        first: row; it decides for all whether choices are in the question, and whether there are several answers.
+        configuration: the task's YAML with its includes merged.
+        fields: fields of the rows.
+        first: the first row, which decides for all rows whether choices are in the question, and whether there are
+            several answers.
 
     Raises:
         jinja2.TemplateError: if a template cannot be read.
@@ -152,7 +153,7 @@ class PlainTask:
 
     @classmethod
     def of(cls, configuration: Mapping[str, Any], fields: Collection[str], first: Row) -> PlainTask | None:  # Any: YAML
-        """Make one; ``None`` where functions or other filters have a say, which only the worker has."""
+        """Make a task; ``None`` if it needs functions or other filters, which only the worker has."""
         if any(configuration.get(key) is not None for key in ("process_docs", "process_results", "use_prompt")):
             return None
         if any(isinstance(configuration.get(key), Function) for key in _READ):
@@ -164,7 +165,7 @@ class PlainTask:
 
     @property
     def multiple_input(self) -> int:
-        """Whether the choices are in the question, whose text is then the number of the right one."""
+        """Whether the choices are in the question, whose text is then the number of the right choice."""
         return int(self._has_choices and isinstance(self.doc_to_text(self._first), int))
 
     @property
@@ -186,7 +187,7 @@ class PlainTask:
                 return said
         return said
 
-    def doc_to_choice(self, doc: Row) -> Any:  # Any: a list of texts, it is hoped
+    def doc_to_choice(self, doc: Row) -> Any:  # Any: usually a list of texts
         """Return the choices."""
         said = self._said("doc_to_choice", doc)
         if "doc_to_choice" in self._templates:

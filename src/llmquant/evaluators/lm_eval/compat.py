@@ -1,8 +1,8 @@
-"""What lm-eval's tasks import and today's transformers no longer has.
+"""Functions that lm-eval's tasks import and current transformers no longer has.
 
 transformers 5.20 dropped ``transformers.data.metrics``, whose ``squad_metrics`` the tasks ``coqa``, ``record``,
 ``scrolls``, ``xquad``, ``norquad`` and those of catalan_bench, galician_bench and spanish_bench import. The functions
-that they use are here, after the official evaluation script of SQuAD 2.0 (Rajpurkar, Jia and Liang, 2018).
+that these tasks use follow the official evaluation script of SQuAD 2.0 (Rajpurkar, Jia and Liang, 2018).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def provide_squad_metrics() -> None:
-    """Put ``transformers.data.metrics.squad_metrics`` into ``sys.modules`` where transformers has none of its own."""
+    """Put ``transformers.data.metrics.squad_metrics`` into ``sys.modules`` if transformers does not have it."""
     import transformers.data  # noqa: F401 - find_spec looks into it
 
     if _PACKAGE in sys.modules or importlib.util.find_spec(_PACKAGE) is not None:
@@ -27,8 +27,8 @@ def provide_squad_metrics() -> None:
     metrics, squad = ModuleType(_PACKAGE), ModuleType(f"{_PACKAGE}.squad_metrics")
     for function in (normalize_answer, get_tokens, compute_exact, compute_f1):
         setattr(squad, function.__name__, function)
-    metrics.__path__ = []  # what makes a module a package: submodules of anything else are not looked for
-    setattr(metrics, "squad_metrics", squad)  # noqa: B010 - mypy knows no such attribute
+    metrics.__path__ = []  # makes the module a package, so that its submodules can be imported
+    setattr(metrics, "squad_metrics", squad)  # noqa: B010 - mypy does not know this attribute
     sys.modules.update({metrics.__name__: metrics, squad.__name__: squad})
 
 

@@ -1,7 +1,7 @@
-"""Local rows as the data set of a task: every value of the type in which it was written.
+"""Local rows as the data set of a task: every value keeps its type from the file.
 
-A `datasets.Dataset` has one type per column: beside 5.5 a 5 becomes 5.0, its JSON loader makes times of texts that look
-like dates, and a field that one row lacks is null in it.
+A `datasets.Dataset` has one type per column: next to 5.5 a 5 becomes 5.0, its JSON loader converts texts that look like
+dates to times, and a missing field becomes null.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datasets.fingerprint import Hasher
 from llmquant.errors import RunError
 from llmquant.storage.text_files import Row, read_rows
 
-_Function: TypeAlias = Callable[..., Any]  # Any: a task's own
+_Function: TypeAlias = Callable[..., Any]  # Any: a task's own function
 
 
 def read_documents(*, local_rows: str, local_rows_name: str, **_: object) -> dict[str, LocalRows]:
@@ -25,7 +25,7 @@ def read_documents(*, local_rows: str, local_rows_name: str, **_: object) -> dic
 
     Args:
         local_rows: the file's path.
-        local_rows_name: what to call it in messages.
+        local_rows_name: the file's name in messages.
 
     Raises:
         OptionError: if a line is not a JSON object.
@@ -35,13 +35,13 @@ def read_documents(*, local_rows: str, local_rows_name: str, **_: object) -> dic
 
 
 class LocalRows(Sequence[Row]):
-    """Rows with those methods of a `datasets.Dataset` that tasks call.
+    """Rows with the methods of a `datasets.Dataset` that tasks call.
 
-    Each access gives a copy, as a data set does: some tasks sort or shuffle what they are given.
+    Each access returns a copy, as in a data set, because some tasks sort or shuffle their rows.
 
     Args:
-        rows: at least one.
-        places: what to call each in messages.
+        rows: at least one row.
+        places: each row's name in messages.
     """
 
     def __init__(self, rows: Sequence[Row], places: Sequence[str]) -> None:
@@ -50,12 +50,12 @@ class LocalRows(Sequence[Row]):
 
     @property
     def features(self) -> dict[str, None]:
-        """All fields; a row need not have each."""
+        """All fields; a row may lack some of them."""
         return dict.fromkeys(key for row in self._rows for key in row)
 
     @property
     def column_names(self) -> list[str]:
-        """The same as a list."""
+        """All fields as a list."""
         return list(self.features)
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class LocalRows(Sequence[Row]):
         batched: bool = False,
         remove_columns: Sequence[str] = (),
     ) -> LocalRows:
-        """Return rows with what `function` makes of each on top; batched, it is given columns and may make new rows."""
+        """Return rows updated by `function`; a batched function gets columns and may return new rows."""
 
         def make() -> LocalRows:
             if batched:
@@ -89,7 +89,7 @@ class LocalRows(Sequence[Row]):
         return self._once(make, function, (with_indices, batched, remove_columns))
 
     def filter(self, function: _Function) -> LocalRows:
-        """Return the rows of which `function` is true."""
+        """Return the rows for which `function` is true."""
         numbers = range(len(self))
         return self._once(lambda: self.select(n for n in numbers if self._call(function, n)), function, "filter")
 
@@ -105,10 +105,10 @@ class LocalRows(Sequence[Row]):
             raise RunError(f"{self.places[number]}: {type(error).__name__}: {error}") from error
 
     def _once(self, make: Callable[[], LocalRows], function: _Function, how: object) -> LocalRows:
-        """Return what an equal function made before.
+        """Return the earlier result of an equal function.
 
-        lm-eval asks a task for its documents several times, and some tasks shuffle: what is scored must be what was
-        asked. Functions are made anew each time, so they are known by their code and what they hold.
+        lm-eval asks a task for its documents several times, and some tasks shuffle: the scored documents must be the
+        prompted ones. Functions are created anew each time, so they are identified by their code and captured values.
         """
         inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
         inside += getattr(function, "__defaults__", None) or ()

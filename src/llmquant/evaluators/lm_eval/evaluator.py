@@ -1,4 +1,4 @@
-"""The lm_eval evaluator: lm-eval's tasks, scored by lm-eval, on a model that is loaded already."""
+"""The lm_eval evaluator: lm-eval's tasks, scored by lm-eval, on a loaded model."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from llmquant.study.call import Json
 from llmquant.study.experiment import InputFile
 from llmquant.study.run import Result
 
-# Where `auto` begins. On a CPU a batch only adds padding and waits for its longest row.
+# The first batch size of `auto`. On a CPU a batch only adds padding and waits for its longest row.
 _FIRST_BATCH = {"cuda": 16, "mps": 4, "cpu": 1}
-# For metrics that have no formula for their error (a perplexity, BLEU): 2% of the error itself, and lm-eval's 100,000
-# take minutes. Errors of means are exact.
+# Bootstrap samples for metrics without a formula for their error (perplexity, BLEU): the error is accurate to 2%, and
+# lm-eval's default of 100,000 takes minutes. Errors of means are exact.
 _BOOTSTRAPS = 1000
 _FEWSHOT_SEED = inspect.signature(lm_eval.evaluator.simple_evaluate).parameters["fewshot_random_seed"].default
-# The variable of a chat template, and no key of a message.
+# The variable of a chat template, not the key of a message.
 _THINKING = re.compile(r"""\{%[^%]*(?<![\w.'"])(enable_)?thinking\b(?!['"])""")
-# lm-eval would take a task's own max_gen_toks before any of these.
+# lm-eval would prefer a task's own max_gen_toks to any of these.
 _NAMES = dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens"), "max_gen_toks")
 _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 
@@ -52,14 +52,14 @@ class LmEval(Evaluator[LmEvalOptions]):
     """Run lm-eval's tasks.
 
     Args:
-        options: which tasks, on which rows, prompted how.
+        options: the tasks, their rows and the form of the prompts.
     """
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
-        """Yield a result for each task, and for each group that has scores of its own.
+        """Yield one result per task, and one per group with its own scores.
 
         Raises:
-            RunError: if a task's rows cannot be had, or the model has no chat template and one is asked for.
+            RunError: if a task's rows are unavailable, or a chat template is requested and the model has none.
         """
         provide_squad_metrics()
         if self.options.apply_chat_template:
@@ -71,7 +71,7 @@ class LmEval(Evaluator[LmEvalOptions]):
 
 
 def _check_chat(subject: LoadedModel) -> None:
-    hint = "Leave out apply_chat_template, or take a chat model."
+    hint = "Omit apply_chat_template, or use a chat model."
     if not subject.tokenizer.chat_template:
         raise RunError(f"{subject.info.source} has no chat template", hint=hint)
     try:
@@ -129,25 +129,25 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
 
 
 def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> list[str]:
-    """Say about reasoning what a reader of the table must know."""
+    """Return notes on reasoning and system messages for readers of the table."""
     notes: list[str] = []
     undecided = options.apply_chat_template and options.enable_thinking is None
     if undecided and _THINKING.search(str(subject.tokenizer.chat_template)):
         notes.append(
-            "the chat template can turn reasoning on and off, and nobody chose: "
-            "give enable_thinking=false, or true with think_end_token"
+            "the chat template can turn reasoning on and off, but enable_thinking is not set: "
+            "use enable_thinking=false, or true with think_end_token"
         )
     if model.unsaid:
-        notes.append("the chat template has no place for a system message: the instruction in front is left out")
+        notes.append("the chat template does not support a system message: the system instruction is omitted")
     if model.reasoned:
-        notes.append(f"{model.reasoned} answers hold reasoning, which is scored with them: give think_end_token")
+        notes.append(f"{model.reasoned} answers contain reasoning, which is scored with them: use think_end_token")
     if model.endless:
-        notes.append(f"{model.endless} answers have no {options.think_end_token}: they are scored as they are")
+        notes.append(f"{model.endless} answers have no {options.think_end_token}: these answers are scored unchanged")
     return notes
 
 
 def _check_documents(task: Any, options: LmEvalOptions) -> None:  # Any: lm-eval's Task
-    """Refuse, before anything is computed, rows without a right answer, and documents without the field to group by."""
+    """Refuse rows without a right answer and documents without the field to group by, before anything is computed."""
     if options.group is None and options.data is None:
         return
     docs = task.eval_docs
@@ -162,9 +162,9 @@ def _check_documents(task: Any, options: LmEvalOptions) -> None:  # Any: lm-eval
 
 
 def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[str, Any]:  # Any: lm-eval's TaskDict
-    """Build the one task or group that `options` names, from the YAMLs it needs and no others.
+    """Build the task or group in `options` from only the YAMLs that it needs.
 
-    Each YAML is reached through one of ours that includes it: in place, so that its functions are found beside it.
+    A generated YAML includes each of these YAMLs in place, so that functions in the YAML's folder are found.
     """
     (task,) = options.tasks
     index = installed_tasks(ctx.cache)
@@ -194,17 +194,17 @@ def _not_loaded(name: str, options: LmEvalOptions, error: Exception) -> RunError
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
         return RunError(
             f"the rows of task {name!r} could not be fetched: {reason}",
-            hint=f"Give HF_TOKEN if the data set is gated, or the rows as a file: lm_eval({name}, data=FILE.jsonl).",
+            hint=f"Set HF_TOKEN if the data set is gated, or use a file of rows: lm_eval({name}, data=FILE.jsonl).",
         )
     return RunError(f"task {name!r} could not be built: {type(error).__name__}: {reason}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval to its work: no progress bars in the worker's log, and no processes of its own.
+    """Turn off lm-eval's progress bars, which would fill the worker's log, and its extra processes.
 
-    Its bootstraps would fork a process that holds a model; its report on the environment runs pip and nvidia-smi for a
-    second, for what provenance holds already.
+    lm-eval's bootstraps would fork a process that holds a model; its report on the environment runs pip and nvidia-smi
+    for a second, although provenance has that information already.
     """
     bars, report = lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info
     forks, silent = os.environ.get("DISABLE_MULTIPROC"), datasets.utils.are_progress_bars_disabled()

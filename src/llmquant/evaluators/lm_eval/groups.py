@@ -1,4 +1,4 @@
-"""Which documents of a task share a source: the questions of one story are not so many independent documents."""
+"""Find documents of a task that share a source: questions about one story are not independent documents."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from llmquant.errors import RunError
 from llmquant.storage.text_files import Row
 
-# What several questions are about, by the names that data sets give it, and how long it is at least.
+# Names of fields that hold the source of several questions, and the minimum length of the source.
 _SOURCE = re.compile(
     r"(\w+_)?(story|passage|contexts?|article|paragraph|premise|document|dialog(ue)?|conversation|transcript"
     r"|background|support|abstract)(_text)?",
     re.IGNORECASE,
 )
 _SOURCE_LENGTH = 20
-# Any other long text counts too, unless its name says that documents share it for another reason.
+# Any other long text counts too, unless its name shows that documents share it for another reason.
 _NO_SOURCE = re.compile(
     r"instruct|prompt|template|system|answer|target|label|choice|option|output|response|explanation", re.IGNORECASE
 )
@@ -25,16 +25,16 @@ _LENGTH = 100
 
 
 def groups_of(docs: Sequence[Row], field: str | None) -> tuple[str, list[str]]:
-    """Tell which documents share a source.
+    """Return the field that documents share as their source, and each document's group.
 
     Args:
-        docs: of one task.
-        field: that holds the source, such as ``story`` or ``paragraph.context``; ``None``: a text that documents share
-            and that is called like a source, or else any long one, where not all share the same; of several the one
-            with the fewest values.
+        docs: documents of one task.
+        field: field of the source, such as ``story`` or ``paragraph.context``; ``None`` finds a field that documents
+            share and that is named like a source, or else any long text that not all documents share; among several
+            fields the one with the fewest values.
 
     Returns:
-        The field, ``""`` where nothing is shared, and each document's group, ``""`` where it is by itself.
+        The field, ``""`` if documents share none, and each document's group, ``""`` for a document without a group.
 
     Raises:
         RunError: if a document does not have the field.
@@ -56,7 +56,7 @@ def groups_of(docs: Sequence[Row], field: str | None) -> tuple[str, list[str]]:
 
 
 def _texts(doc: Row, above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what may be a source, by its path."""
+    """Yield texts that may be a source, by their path."""
     for key, value in doc.items():
         path = f"{above}{key}"
         if isinstance(value, dict):

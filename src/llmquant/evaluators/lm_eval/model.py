@@ -1,4 +1,4 @@
-"""The loaded model as lm-eval sees it: in batches that fit into memory, with a record of what it read."""
+"""The loaded model behind lm-eval's interface, with batches that fit into memory and a record of its prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llmquant.errors import RunError
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.plugins.evaluator import LoadedModel
 
-# Templates that write today's date would make another prompt of it every day; Llama 3.1's own fallback.
+# Llama 3.1's own fallback date: templates that write today's date would produce another prompt every day.
 CHAT_DATE = datetime.date(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model read for one request.
+    """The prompt that the model read for one request.
 
     Attributes:
-        digest: of the token ids.
-        cut_to: the number of tokens that were left where there were too many: lm-eval drops the first ones.
+        digest: digest of the token ids.
+        cut_to: number of remaining tokens if the prompt was too long, in which case lm-eval drops the first tokens.
     """
 
     digest: str
@@ -44,22 +44,22 @@ class Prompt:
 
 
 class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
-    """lm-eval's Hugging Face model over a module that is loaded already.
+    """lm-eval's Hugging Face model around a loaded module.
 
-    Batches hold the same requests in the same order as lm-eval's own: a size that fits gives its results bit for bit.
+    Batches hold the same requests in the same order as lm-eval's own: with a size that fits, results are identical.
 
     Args:
-        batch_size: requests at a time; with `shrink` halved for good whenever memory runs out.
-        max_length: tokens of prompt and answer; ``None``: as many as the model has positions.
-        enable_thinking: given to the chat template; ``None`` leaves the choice to it.
-        think_end_token: what ends the reasoning: only what follows is the answer.
+        batch_size: requests per batch; with `shrink` permanently halved whenever memory runs out.
+        max_length: maximum tokens of prompt and answer; ``None`` means the model's number of positions.
+        enable_thinking: passed to the chat template; ``None`` leaves the choice to the template.
+        think_end_token: text that ends the reasoning; only the text after it is the answer.
         progress: called with (done, total) requests.
 
     Attributes:
-        prompts: what was read, by the texts of a request.
-        endless: answers in which `think_end_token` does not occur.
-        reasoned: answers with reasoning that nobody asked to leave out.
-        unsaid: whether the chat template left a system message out.
+        prompts: the prompts, by the texts of a request.
+        endless: number of answers in which `think_end_token` does not occur.
+        reasoned: number of answers with reasoning that no option excludes.
+        unsaid: whether the chat template omitted a system message.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         enable_thinking: bool | None = None,
         think_end_token: str | None = None,
     ) -> None:
-        # A copy: lm-eval gives the tokenizer a padding token, which other evaluators must not find there.
+        # A copy, because lm-eval gives the tokenizer a padding token that other evaluators must not see.
         tokenizer = copy.deepcopy(subject.tokenizer)
         if isinstance(tokenizer.chat_template, str):
             tokenizer.chat_template = _TODAY.sub(
                 lambda found: repr(CHAT_DATE.strftime(found[2])), tokenizer.chat_template
             )
-        # Special tokens are not in the decoded text, where lm-eval looks for a string; for their ids it looks before.
+        # lm-eval searches decoded text, without special tokens, for strings, and the ids before decoding for ids.
         special = think_end_token in tokenizer.all_special_tokens
         super().__init__(
             subject.module,
@@ -89,7 +89,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             max_length=max_length,
             softmax_dtype="float32",
             enable_thinking=enable_thinking,
-            # Granite and DeepSeek call it so.
+            # The name of this variable in Granite's and DeepSeek's templates.
             chat_template_args={} if enable_thinking is None else {"thinking": enable_thinking},
             think_end_token=tokenizer.convert_tokens_to_ids(think_end_token) if special else think_end_token,
         )
@@ -102,17 +102,17 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self._done = self._total = 0
 
     def get_model_info(self) -> dict[str, Any]:  # Any: lm-eval's own type
-        """Return nothing: lm-eval would ask the Hub, and provenance is kept elsewhere."""
+        """Return an empty record: lm-eval would query the Hub, and provenance has the information already."""
         return {}
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Write a conversation as the chat template does; without its system message where the template refuses it."""
+        """Render a conversation with the chat template, without its system message if the template refuses it."""
         said: str = super().apply_chat_template(chat_history, add_generation_prompt)
         self.unsaid |= any(turn["role"] == "system" and turn["content"].strip() not in said for turn in chat_history)
         return said
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # Any: Instance
-        """Answer prompts, as lm-eval does.
+        """Answer prompts with lm-eval's method.
 
         Raises:
             RunError: if a task asks for more tokens than the model has positions.
@@ -122,14 +122,14 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             wanted = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
             if wanted >= self.max_length:
                 raise RunError(
-                    f"the task asks for answers of {wanted} tokens, and prompt and answer have {self.max_length}",
-                    hint='Ask for fewer: gen_kwargs={"max_gen_toks": 64}.',
+                    f"the task asks for answers of {wanted} tokens, but prompt and answer have {self.max_length}",
+                    hint='Request fewer tokens: gen_kwargs={"max_gen_toks": 64}.',
                 )
             ids = self.tok_encode(context)
             if not ids:
                 raise RunError(
-                    "a prompt is empty, and the tokenizer puts no token in front of a text",
-                    hint="Give every document a question.",
+                    "a prompt is empty, and the tokenizer adds no token before a text",
+                    hint="Add a question to every document.",
                 )
             self._note((context,), ids, len(ids), self.max_length - wanted)
         answers: list[str] = super().generate_until(requests, disable_tqdm=True)
@@ -140,16 +140,16 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:  # Any: Instance
-        """Score continuations, as lm-eval does."""
+        """Score continuations with lm-eval's method."""
         self._expect(len(requests))
         scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return scores
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # Any: Instance
-        """Score whole texts, as lm-eval does; progress counts windows."""
+        """Score whole texts with lm-eval's method; progress counts windows."""
         encoded = [self.tok_encode(request.args[0]) for request in requests]
         for request, ids in zip(requests, encoded, strict=True):
-            self._note(request.args, ids, len(ids), len(ids))  # in windows, so nothing is cut
+            self._note(request.args, ids, len(ids), len(ids))  # read in windows, so nothing is cut
         self._expect(sum(-(-len(ids) // self.max_length) for ids in encoded))
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
         return scores
@@ -159,7 +159,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         context: torch.Tensor,
         max_length: int,
         stop: list[str],
-        **generation_kwargs: Any,  # Any: lm-eval passes on what a task says
+        **generation_kwargs: Any,  # Any: lm-eval passes on a task's settings
     ) -> torch.Tensor:
         mask = generation_kwargs.pop("attention_mask")
         generate = super()._model_generate
@@ -178,7 +178,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
         parts = list(self._fitting(len(context), rows, lambda start, end: end - start))
         width = max(part.shape[1] for part in parts)
-        # Rows that ended early are filled up as `generate` itself fills them inside a batch.
+        # Rows that ended early are padded in the same way as by `generate` inside a batch.
         fill = self.tokenizer.pad_token_id
         padded = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
         return torch.cat(padded)
@@ -189,17 +189,17 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        # lm-eval computes continuations that differ in the last token only once: they must stay in one batch.
+        # lm-eval computes continuations that differ only in the last token once, so they must stay in one batch.
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, (texts, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 raise RunError(
-                    f"an answer to score has {len(continuation)} tokens, and the model reads {self.max_length}",
-                    hint="Leave out max_length, or this task.",
+                    f"an answer to score has {len(continuation)} tokens, but the model reads {self.max_length}",
+                    hint="Omit max_length, or this task.",
                 )
             if texts is not None:
                 ids = [*context, *continuation]
-                self._note(texts, ids, len(ids) - 1, self.max_length)  # the last token is predicted and not read
+                self._note(texts, ids, len(ids) - 1, self.max_length)  # the last token is predicted, not read
             groups[*context, *continuation[:-1]].append(index)
 
         def lm_eval_order(group: list[int]) -> tuple[int, tuple[int, ...]]:
@@ -221,24 +221,24 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         return [answers[index] for index in range(len(requests))]
 
     def _fitting(self, total: int, work: Callable[[int, int], _T], requests: Callable[[int, int], int]) -> Iterator[_T]:
-        """Yield ``work(start, end)`` over ``range(total)``, no more at a time than fits."""
+        """Yield ``work(start, end)`` over ``range(total)``, in batches that fit into memory."""
         start = 0
         while start < total:
             end = min(total, start + self.batch_size)
             try:
                 part = work(start, end)
-            except Exception as error:  # torch, and whatever computes quantized layers
+            except Exception as error:  # torch and the backends of quantized layers may raise anything
                 if not self._shrink or end - start == 1 or not is_out_of_memory(error):
                     raise
                 self.batch_size_per_gpu = max(1, (end - start) // 2)
-                _log.warning("a batch of %d does not fit; going on with %d", end - start, self.batch_size)
+                _log.warning("a batch of %d does not fit; continuing with %d", end - start, self.batch_size)
             else:
                 yield part
                 self._done += requests(start, end)
                 self._progress(self._done, self._total)
                 start = end
                 continue
-            gc.collect()  # outside the except clause, whose traceback holds on to the tensors
+            gc.collect()  # outside the except clause, whose traceback keeps the tensors alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -251,7 +251,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
 
 class _AfterThinking(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
-    """Ends an answer at a stop sequence; inside the reasoning that goes before, these mean nothing."""
+    """Ends an answer at a stop sequence; stop sequences inside the preceding reasoning are ignored."""
 
     def __init__(self, tokenizer: Any, think_end: str, stop: Sequence[str], start: int) -> None:  # Any: as above
         self._tokenizer, self._think_end, self._stop, self._start = tokenizer, think_end, stop, start

@@ -1,4 +1,4 @@
-"""Options of the lm_eval evaluator: which tasks, on which rows, prompted how."""
+"""Options of the lm_eval evaluator: the tasks, their rows and the form of the prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
 _YAML = (".yaml", ".yml")
-# For an estimate only. Documents where there is no limit; and by output type: tokens read, and generated, a document.
+# Only for estimates: documents per task without a limit, and by output type the tokens read and generated per document.
 _DOCUMENTS = 1000
 _TOKENS = {
     "generate_until": (600, 64),
@@ -28,14 +28,14 @@ _TOKENS = {
 
 
 class TaskFile(InputFile):
-    """A task's YAML: a file by its name, so that a bare word is always one of lm-eval's own tasks."""
+    """A task's YAML: a file recognized by its ending, so that a bare word is always one of lm-eval's own tasks."""
 
     @classmethod
     def read(cls, path: Path) -> InputFile:
         """Digest the YAML at `path`.
 
         Raises:
-            OptionError: if its name does not end in .yaml or .yml, or it cannot be read.
+            OptionError: if the name does not end in .yaml or .yml, or the file cannot be read.
         """
         if path.suffix.lower() not in _YAML:
             raise OptionError(f"{path} is not a .yaml file")
@@ -47,23 +47,24 @@ class LmEvalOptions:
     """Options of the lm_eval evaluator.
 
     Attributes:
-        tasks: names of lm-eval's tasks, groups or tags, and paths of YAMLs that define a task.
-        data: JSONL rows that one task reads instead of its own data.
-        group: field of the documents that holds what several of them share, such as ``story``: they then count as one
-            source in intervals. ``None``: as the documents tell.
-        num_fewshot: examples in front of each question; ``None``: as many as the task says.
-        apply_chat_template: wrap prompts as the model's chat template says.
-        fewshot_as_multiturn: make each example a turn of the chat.
-        enable_thinking: whether a chat template that can turn reasoning on and off does; ``None`` leaves it to the
-            template. Reasoning is for tasks that generate, and needs `think_end_token`.
-        think_end_token: text that ends the reasoning, such as ``</think>``: what follows its last occurrence is the
+        tasks: names of lm-eval's tasks, groups or tags, and paths of YAMLs that define a task, for example ``coqa``.
+        data: JSONL file of rows that one task reads instead of its own data, for example ``rows.jsonl``.
+        group: field that several documents share, such as ``story``: documents with the same value count as one source
+            in intervals. ``None`` detects the field from the documents.
+        num_fewshot: number of examples before each question, for example 5; ``None`` uses the task's number.
+        apply_chat_template: whether to format prompts with the model's chat template.
+        fewshot_as_multiturn: whether each example is a separate turn of the chat.
+        enable_thinking: whether the chat template turns reasoning on, if it has that switch; ``None`` leaves the choice
+            to the template. Reasoning is for tasks that generate, and needs `think_end_token`.
+        think_end_token: text that ends the reasoning, such as ``</think>``: the text after its last occurrence is the
             answer, and stop sequences count from there.
-        system_instruction: text in front of everything else.
-        gen_kwargs: over the task's own, for tasks that generate: ``{"max_gen_toks": 32}``.
-        batch_size: ``auto`` starts with 16 on a GPU and 1 on a CPU and is halved when memory runs out; a number is
-            used as it is.
-        max_length: tokens of prompt and answer; ``None``: as many as the model has positions.
-        engine: what computes the answers.
+        system_instruction: text before everything else, for example ``Answer briefly.``
+        gen_kwargs: generation settings that override the task's own, for example ``{"max_gen_toks": 32}``.
+        batch_size: requests per batch, for example 8; ``auto`` starts with 16 on a GPU and 1 on a CPU and is halved
+            when memory runs out, while a number is not changed.
+        max_length: maximum tokens of prompt and answer, for example 4096; ``None`` means the model's number of
+            positions.
+        engine: engine that computes the answers.
     """
 
     tasks: tuple[TaskFile | str, ...]
@@ -87,14 +88,14 @@ class LmEvalOptions:
             raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse unknown tasks and rows that a task cannot read; nothing heavy is imported.
+        """Refuse unknown tasks and rows that a task cannot read, without heavy imports.
 
         Raises:
             UnknownNameError: for a task that lm-eval does not have.
-            OptionError: for files, and for examples that a task would ignore.
-            UnsupportedError: for tasks that run the model's code, or show it pictures or sound.
+            OptionError: for faults in files, and for examples that a task would ignore.
+            UnsupportedError: for tasks that run code written by the model, or that use pictures or sound.
             MissingDependencyError: if lm-eval is not installed.
-            RequestErrors: for several of these.
+            RequestErrors: for several of these errors.
         """
         errors: list[RequestError] = []
         for task in self.tasks:
@@ -106,18 +107,18 @@ class LmEvalOptions:
             raise errors[0] if len(errors) == 1 else RequestErrors(errors)
 
     def parts(self) -> Sequence[LmEvalOptions]:
-        """Return one evaluator a task."""
+        """Return one evaluator per task."""
         return [replace(self, tasks=(task,)) for task in self.tasks]
 
     def texts(self) -> Iterator[str]:
-        """Yield the evaluation text that is at hand: that of local rows."""
+        """Yield the local evaluation text: the texts of local rows."""
         from llmquant.evaluators.lm_eval.rows import row_texts
 
         if self.data is not None and self.data.path is not None:
             yield from row_texts(self.data.path, self.data.name)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Guess how much work this is; within a factor of three for common tasks."""
+        """Estimate the work, within a factor of three for common tasks."""
         read = generated = 0
         rows = _DOCUMENTS if self.data is None or self.data.path is None else _count_lines(self.data.path)
         count = min(documents.limit or rows, rows)
@@ -138,19 +139,19 @@ class LmEvalOptions:
             if self.enable_thinking and kind != "generate_until":
                 raise UnsupportedError(
                     f"lm_eval: task {configuration.get('task')!r} scores given answers and generates nothing",
-                    hint="Leave out enable_thinking, or give enable_thinking=false.",
+                    hint="Omit enable_thinking, or use enable_thinking=false.",
                 )
             if self.num_fewshot and configuration.get("num_fewshot") == 0:
                 raise OptionError(
                     f"lm_eval: task {configuration.get('task')!r} is defined for 0 examples, found "
                     f"num_fewshot={self.num_fewshot}",
-                    hint="lm-eval would ignore the number; leave it out.",
+                    hint="Omit num_fewshot, because lm-eval would ignore it.",
                 )
         if self.data is not None:
             if len(configurations) != 1:
                 raise OptionError(
-                    f"lm_eval: data is given, and {name!r} stands for {len(configurations)} tasks",
-                    hint="Name one of them.",
+                    f"lm_eval: data needs a single task, but {name!r} stands for {len(configurations)} tasks",
+                    hint="Name one of these tasks.",
                 )
             self._check_rows(name, configurations[0])
 
@@ -159,7 +160,7 @@ class LmEvalOptions:
 
         if "class" in configuration:
             raise OptionError(f"lm_eval: task {name!r} is Python code that loads its own data; it cannot read rows")
-        if self.data is None or self.data.path is None:  # a worker has no need to check again
+        if self.data is None or self.data.path is None:  # a worker need not check again
             return
         count = check_rows(self.data.path, self.data.name, name, configuration, self.group)
         shots = self.num_fewshot if self.num_fewshot is not None else configuration.get("num_fewshot") or 0
@@ -170,7 +171,7 @@ class LmEvalOptions:
             )
 
     def _configurations(self, task: InputFile | str) -> list[Mapping[str, Any]]:  # Any: YAML values
-        """Read what the YAMLs say of every task that `task` stands for."""
+        """Read the configurations of every task that `task` stands for."""
         from llmquant.catalogs.lm_eval import installed_tasks
         from llmquant.catalogs.lm_eval_task_file import read_task_file
         from llmquant.catalogs.lm_eval_yaml import read_task
@@ -178,11 +179,13 @@ class LmEvalOptions:
 
         index = installed_tasks(Cache.default())
         if isinstance(task, InputFile):
-            if task.path is None:  # a worker has no need to check again
+            if task.path is None:  # a worker need not check again
                 return []
             return [read_task_file(task.path, task.name, index, rows=self.data is not None)]
         if task.lower().endswith(_YAML):
-            raise OptionError(f"lm_eval: there is no file {task!r}", hint="Paths are relative to where you are.")
+            raise OptionError(
+                f"lm_eval: there is no file {task!r}", hint="Paths are relative to the working directory."
+            )
         return [read_task(index.root / index.find(leaf).file) for leaf in index.leaves(task)]
 
 
@@ -198,23 +201,23 @@ def _wrong_values(options: LmEvalOptions) -> Iterator[OptionError]:
         yield OptionError(f"lm_eval: max_gen_toks must be at least 1, found {answer}")
     if options.fewshot_as_multiturn and not options.apply_chat_template:
         yield OptionError(
-            "lm_eval: fewshot_as_multiturn makes turns of a chat, and apply_chat_template is false",
+            "lm_eval: fewshot_as_multiturn makes turns of a chat, but apply_chat_template is false",
             hint="Add apply_chat_template=true.",
         )
     if options.enable_thinking is not None and not options.apply_chat_template:
         yield OptionError(
-            "lm_eval: enable_thinking is for the chat template, and apply_chat_template is false",
+            "lm_eval: enable_thinking is for the chat template, but apply_chat_template is false",
             hint="Add apply_chat_template=true.",
         )
     if options.enable_thinking and not options.think_end_token:
         yield OptionError(
-            "lm_eval: enable_thinking=true needs think_end_token, or the reasoning is scored as the answer",
+            "lm_eval: enable_thinking=true needs think_end_token, else the reasoning is scored as the answer",
             hint='For most models: think_end_token="</think>".',
         )
     if options.data is not None and len(options.tasks) > 1:
         yield OptionError(
-            f"lm_eval: data is given for {len(options.tasks)} tasks, and each reads rows of its own kind",
-            hint="Write one evaluator a task: lm_eval(coqa, data=a.jsonl), lm_eval(boolq, data=b.jsonl).",
+            f"lm_eval: data needs a single task, but {len(options.tasks)} tasks are named",
+            hint="Write one evaluator per task: lm_eval(coqa, data=a.jsonl), lm_eval(boolq, data=b.jsonl).",
         )
 
 
@@ -230,4 +233,4 @@ def _refuse_unsupported(configuration: Mapping[str, Any]) -> None:  # Any: YAML 
             f"lm_eval: task {name!r} runs code that the model wrote", hint="Run it with lm-eval itself, in a sandbox."
         )
     if configuration.get("doc_to_image") or configuration.get("doc_to_audio"):
-        raise UnsupportedError(f"lm_eval: task {name!r} shows pictures or sound, and this evaluator is for text")
+        raise UnsupportedError(f"lm_eval: task {name!r} uses pictures or sound, but this evaluator is for text")

@@ -1,4 +1,4 @@
-"""From what lm-eval returns to measurements and samples."""
+"""Turn lm-eval's output into measurements and samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmquant.study.run import Measurement, Result, Sample
 
 _Entry: TypeAlias = Mapping[str, Any]  # Any: lm-eval's record of a document
 
-# What of a task's configuration is kept; functions are in it as their source.
+# Keys of a task's configuration that are kept; functions are kept as their source.
 _KEPT = ("output_type", "num_fewshot", "generation_kwargs", "repeats", "filter_list", "dataset_path", "dataset_name")
 _PROMPT = (
     "doc_to_text",
@@ -28,12 +28,12 @@ _PROMPT = (
     "fewshot_delimiter",
     "gen_prefix",
 )
-# What lm-eval computes over all documents at once, from values that are no scores, and what of each document is kept
-# instead: log-likelihoods in nats as "nll", with what they are divided by ...
+# Metrics that lm-eval computes over all documents at once, from values that are not scores, and the values per document
+# that are kept instead: log-likelihoods in nats as "nll", with their divisor ...
 _LIKELIHOODS = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_per_byte": "bytes"}
-# ... or the same computation over this document alone: its own Brier score or BLEU.
+# ... or the same computation for this document alone: its own Brier score or BLEU.
 _ALONE = frozenset({"brier_score", "bleu", "chrf", "chrfpp", "ter"})
-# What of lm-eval's aggregations is a mean, or a ratio of sums.
+# lm-eval's aggregations that are a mean, or a ratio of sums.
 _MEANS = frozenset({"mean", "perplexity", "weighted_perplexity", "bits_per_byte", "brier_score"})
 
 
@@ -45,14 +45,14 @@ def results(
     notes: Sequence[str],
     group: str | None,
 ) -> Iterator[Result]:
-    """Yield a result for each task and for each group that has scores of its own.
+    """Yield one result per task and one per group with its own scores.
 
     Args:
-        output: what ``simple_evaluate`` returned, samples included.
-        prompts: what the model read, by the texts of a request.
-        details: to keep with every result.
-        notes: what a reader of the table must know of every result.
-        group: the field that holds what documents share; ``None``: as the documents tell.
+        output: the return value of ``simple_evaluate``, samples included.
+        prompts: the model's prompts, by the texts of a request.
+        details: details to keep with every result.
+        notes: notes on every result for readers of the table.
+        group: the field that documents share; ``None`` detects the field from the documents.
 
     Raises:
         RunError: if a document does not have that field.
@@ -86,11 +86,13 @@ def results(
         cut = [min(lengths) for each in read if (lengths := [p.cut_to for p in each if p.cut_to])]
         own["prompts_cut"] = len(cut)
         if cut:
-            told.append(f"{len(cut)} of {len(read)} prompts were cut to {min(cut)} tokens: their beginning is missing")
+            told.append(f"{len(cut)} of {len(read)} prompts were cut to {min(cut)} tokens: the beginning is missing")
         docs = [entries[0]["doc"] for entries in documents]
         if wrong := sum(not has_right_answer(tasks[name], doc) for doc in docs):
             own["no_right_answer"] = wrong
-            told.append(f"{wrong} of {len(docs)} documents have no right answer among their choices: all score 0 there")
+            told.append(
+                f"{wrong} of {len(docs)} documents have no right answer among their choices: every model scores 0 there"
+            )
         field, groups = groups_of(docs, group)
         if field:
             own["grouped_by"] = field
@@ -98,7 +100,7 @@ def results(
 
 
 def _read(entry: _Entry, prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:
-    """Return what the model read for each request of a document."""
+    """Return the prompt of each request of a document."""
     return [prompts[tuple(part for part in texts if isinstance(part, str))] for texts in entry["arguments"]]
 
 
@@ -122,7 +124,7 @@ def _measurements(
 
 
 def _by_document(logged: Sequence[_Entry]) -> list[list[_Entry]]:
-    """Put together what was logged of a document: once for each filter that read it."""
+    """Combine the log entries of a document: one per filter that read it."""
     documents: dict[int, list[_Entry]] = {}
     for entry in logged:
         documents.setdefault(entry["doc_id"], []).append(entry)
@@ -135,7 +137,7 @@ def _samples(
     groups: Sequence[str],
     task: Any,  # Any: lm-eval's Task
 ) -> Iterator[Sample]:
-    """Yield a sample per document."""
+    """Yield one sample per document."""
     seen: Counter[str] = Counter()
     for entries, prompts, group in zip(documents, read, groups, strict=True):
         first = entries[0]
@@ -151,7 +153,7 @@ def _samples(
 
 
 def _scores(metric: str, filter_name: str, value: Any, aggregation: Any) -> dict[str, float]:  # Any: by metric
-    """Reduce one document's value to numbers; none for what means something only together, as labels for an MCC do."""
+    """Reduce one document's value to numbers; none for values meaningful only together, such as labels for an MCC."""
     name = getattr(aggregation, "__name__", "")
     if metric in _LIKELIHOODS and isinstance(value, tuple):
         log_likelihood, size = value
@@ -164,16 +166,16 @@ def _scores(metric: str, filter_name: str, value: Any, aggregation: Any) -> dict
 
 
 def _answer_and_target(entry: Mapping[str, Any], task: Any) -> tuple[str | None, str | None]:  # Any: as above
-    """Say what the model answered, as the metrics saw it, and what was right."""
+    """Return the model's answer, in the form that the metrics use, and the right answer."""
     target = entry["target"]
     if task.OUTPUT_TYPE == "generate_until":
         return _text(entry["filtered_resps"][0]), _text(target)
     if task.OUTPUT_TYPE == "multiple_choice":
-        # For mutual information lm-eval asks for every choice a second time, without its context.
+        # For mutual information lm-eval requests every choice a second time, without its context.
         count = len(entry["arguments"]) // (2 if "acc_mutual_info" in entry["metrics"] else 1)
         likelihoods = [response[0] for response in entry["filtered_resps"][:count]]
         choices = [arguments[1].strip() for arguments in entry["arguments"][:count]]
-        if getattr(task, "multiple_input", 0):  # the choices are in the contexts: give their numbers
+        if getattr(task, "multiple_input", 0):  # the choices are in the contexts: return their numbers
             choices, target = list(map(str, range(count))), task.doc_to_text(entry["doc"])
         right = choices[target] if isinstance(target, int) and 0 <= target < count else _text(target)
         return choices[likelihoods.index(max(likelihoods))], right
@@ -190,7 +192,7 @@ def _named(metric: str, filter_name: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real)  # numpy's numbers and bool are, too
+    return isinstance(value, numbers.Real)  # also numpy's numbers and bool
 
 
 def _json(value: Any) -> Json:  # Any: what a YAML or Python configuration holds

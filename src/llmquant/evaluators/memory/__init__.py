@@ -1,1 +1,1 @@
-"""What a loaded variant holds in memory, and its peaks."""
+"""The memory of a loaded variant, and its peaks."""

@@ -1,4 +1,4 @@
-"""Memory of an embedder: what its weights hold, and the most that loading and encoding take."""
+"""Memory of an embedder: bytes of its weights, and peaks of loading and encoding."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from llmquant.retrieval.loaded import LoadedEmbedder
 
 _TASK = "memory"
-# A4 at 150 dots an inch.
+# A4 at 150 dots per inch.
 _PAGE = (1240, 1754)
 _QUERY = "how much did revenue grow in the third quarter"
 
 
 def embedder_memory(subject: LoadedEmbedder, *, seed: int) -> Result:
-    """Measure in bytes, above what the process held before, one query and one page at a time."""
+    """Measure one query and one page at a time, in bytes above the memory that the process held before."""
     query = [subject.opened.prepare(_QUERY, None, "query")]
-    subject.opened.embed(query, "query")  # settles memory-mapped and bitsandbytes' weights
+    subject.opened.embed(query, "query")  # makes memory-mapped weights resident and prepares bitsandbytes' weights
     weights = weight_bytes(subject.module)
     peaks: dict[str, PeakMemory] = {}
     with peak_memory(subject.device) as peaks["encode_query_peak_bytes"]:
         subject.opened.embed(query, "query")
     if "image" in subject.embeds.modalities:
-        from PIL import Image  # needed for embedders of images alone
+        from PIL import Image  # only needed for embedders of images
 
         noise = np.random.default_rng(seed).integers(0, 256, (*reversed(_PAGE), 3), np.uint8)
         page = [subject.opened.prepare(None, Image.fromarray(noise), "document")]

@@ -1,4 +1,4 @@
-"""Memory: what the weights hold, and the most that loading, reading a prompt and generating take."""
+"""Memory: bytes of the weights, and peaks of loading, reading a prompt and generating."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _TASK = "memory"
 
 
 class Memory(Evaluator[MemoryOptions]):
-    """Counts the weights' bytes and measures peaks, all on the model's device and above what the process held before.
+    """Counts the weights' bytes and measures peaks on the model's device, above the memory held before.
 
-    ``prefill_peak_bytes`` and ``decode_peak_bytes`` are above the weights and have the key-value cache in them, so
-    the weights and the larger of the two are what has to fit. ``load_peak_bytes`` was measured by the loader. A peak
-    that the system does not tell is left out, with the reason in the details.
+    ``prefill_peak_bytes`` and ``decode_peak_bytes`` are above the weights and include the key-value cache, so the
+    weights and the larger of the two must fit. The loader measured ``load_peak_bytes``. A peak that the system does not
+    report is omitted, with the reason in the details.
     """
 
     def evaluate(self, subject: LoadedModel | LoadedEmbedder, ctx: Context) -> Iterable[Result]:
@@ -41,7 +41,7 @@ class Memory(Evaluator[MemoryOptions]):
             return
         prompts = random_prompts(subject, batch=options.batch, tokens=options.prompt_tokens, seed=ctx.seed)
         with torch.inference_mode():
-            # Memory-mapped weights become resident, and bitsandbytes settles its layers, in a first pass.
+            # In a first pass memory-mapped weights become resident, and bitsandbytes prepares its layers.
             _prefill(subject, prompts).step(prompts[:, :1])
             ctx.progress(1, 3)
             weights = weight_bytes(subject.module)
@@ -76,7 +76,7 @@ class Memory(Evaluator[MemoryOptions]):
                 "bytes_after_decode": cache.after_decode,
                 "predicted_bytes_per_token": subject.info.kv_bytes_per_token(cache.item_bytes),
             },
-            # Differs from the checkpoint's where that was made here: quantized with calibration, or converted.
+            # Differs from the checkpoint's size if llmquant made another one: quantized with calibration, or converted.
             "source_disk_bytes": subject.info.disk_bytes,
             "not_measured": {metric: reason for metric, value, _, reason in rows if value is None},
         }
@@ -92,7 +92,7 @@ class _CacheBytes:
 
 
 def _checkpoint_bytes(subject: LoadedModel) -> int:
-    """Add up the files that the weights came from; quantizing while loading leaves those of the unquantized model."""
+    """Add up the weights' files; for quantization while loading these are the files of the unquantized model."""
     if subject.path.is_file():
         return subject.path.stat().st_size
     allowed = "allow_pickle" in subject.info.flags
@@ -111,7 +111,7 @@ def _peaks(subject: LoadedModel, prompts: torch.Tensor, steps: int) -> tuple[Pea
             token = generation.step(token)
     after_decode = tensor_bytes(_cache_tensors(generation.cache))
     if decode.bytes is not None:
-        # The cache was held when the measurement began, and it is no part of the weights.
+        # The cache was held when the measurement began, and it does not belong to the weights.
         decode = PeakMemory(decode.bytes + after_prefill, "")
     return prefill, decode, _CacheBytes(str(first.dtype), first.element_size(), after_prefill, after_decode)
 
@@ -123,7 +123,7 @@ def _prefill(subject: LoadedModel, prompts: torch.Tensor) -> Generation:
 
 
 def _cache_tensors(cache: Any) -> Iterator[torch.Tensor]:  # Any: caches differ by architecture
-    """Yield the tensors that a cache's layers hold, private constants aside."""
+    """Yield the tensors of a cache's layers, except private constants."""
     for layer in cache.layers:
         for name, value in vars(layer).items():
             if isinstance(value, torch.Tensor) and not name.startswith("_"):

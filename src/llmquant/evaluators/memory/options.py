@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What the weights hold, and the most that reading a prompt and generating take above that.
+    """Memory of the weights, and the peaks of reading a prompt and generating above the weights.
 
-    Of an embedder: the most that encoding a query and a page take; the options mean nothing there.
+    For an embedder the peaks of encoding a query and a page are measured, and the options have no effect.
 
     Attributes:
-        prompt_tokens: length of the prompts.
-        decode_tokens: forward passes of one token each after the prompt.
-        batch: prompts at a time.
+        prompt_tokens: tokens per prompt, for example 512.
+        decode_tokens: number of forward passes of one token each after the prompt, for example 16.
+        batch: number of prompts at a time, for example 1.
     """
 
     prompt_tokens: int = 512
@@ -35,7 +35,7 @@ class MemoryOptions:
         require_positive(prompt_tokens=self.prompt_tokens, decode_tokens=self.decode_tokens, batch=self.batch)
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse sequences that the model cannot hold."""
+        """Refuse sequences that are too long for the model."""
         if model.embedder is None:
             require_positions(
                 model, prompt_tokens=self.prompt_tokens, generated_tokens=self.decode_tokens, name="decode_tokens"
