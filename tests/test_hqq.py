@@ -6,7 +6,7 @@ import pytest
 
 from llmquant.errors import NotHonouredError, UnsupportedError
 from llmquant.quantizers.hqq.options import HqqOptions
-from quantizing import EMPTY, GPT2, QUANTIZED, load_as, logits, made_up, stored_as_said, write_untied
+from quantizing import load_as, logits, made_up, write_untied
 
 pytest.importorskip("hqq")
 
@@ -35,21 +35,6 @@ def load(folders, context):
         return load_as(Hqq, options, folders[name], context())
 
     return run
-
-
-@pytest.mark.parametrize(("preset", "name"), [*((preset, "tied") for preset in ALL), ("hqq_3bit", "untied")])
-def test_what_is_held_is_what_was_predicted_and_read(load, preset, name):
-    """Exactly, before and after the first forward pass, with and without a head and biases of its own."""
-    from llmquant.loading.memory import weight_bytes
-
-    options = ALL[preset]
-    model = load(options, name)
-    assert weight_bytes(model.module).total == options.weight_bytes(model.info, "cpu")
-    assert logits(model.module).isfinite().all()
-    assert weight_bytes(model.module).total == options.weight_bytes(model.info, "cpu")
-    assert model.applied.layers_quantized == len(model.info.linear_layers()) == 14
-    assert model.applied.layers_left == ("lm_head",)
-    assert stored_as_said(model)
 
 
 def test_logits_are_those_of_hqqs_own_layers(load, folders):
@@ -100,19 +85,6 @@ def test_a_layer_that_is_not_quantized_is_found():
 
     with pytest.raises(NotHonouredError, match="0 of 1"):
         Hqq(HqqOptions()).applied(torch.nn.Sequential(HqqLinear(torch.nn.Linear(16, 16))))
-
-
-@pytest.mark.parametrize("model", [QUANTIZED, GPT2, EMPTY])
-def test_models_with_nothing_to_quantize_are_refused(model):
-    """Quantized checkpoints, layers that are not nn.Linear, and no layers."""
-    with pytest.raises(UnsupportedError, match=r"awq 4-bit|Conv1D|no linear layers"):
-        HqqOptions().check(model, "cpu")
-
-
-def test_a_device_that_hqq_is_not_run_on_is_refused():
-    """With the nearest preset that works there."""
-    with pytest.raises(UnsupportedError, match="bf16_baseline"):
-        HqqOptions().check(made_up(64, 64), "mps")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from llmquant.errors import NotHonouredError, OptionError, UnsupportedError
 from llmquant.quantizers.torchao.options import SCHEMES, TorchaoInt4Options, TorchaoOptions, check_capability
-from quantizing import EMPTY, GPT2, QUANTIZED, load_as, logits, made_up, stored_as_said, write_untied
+from quantizing import load_as, logits, made_up, write_untied
 
 pytest.importorskip("torchao")
 
@@ -46,22 +46,6 @@ def _heavy(options):
     from llmquant.quantizers.torchao.quantizer import Torchao, TorchaoInt4
 
     return TorchaoInt4 if isinstance(options, TorchaoInt4Options) else Torchao
-
-
-@pytest.mark.parametrize("preset", ON_CPU)
-@pytest.mark.parametrize("name", ["tied", "untied"])
-def test_what_is_held_is_what_was_predicted_and_read(load, preset, name):
-    """Exactly, before and after the first forward pass, with and without a head and biases of its own."""
-    from llmquant.loading.memory import weight_bytes
-
-    options = ON_CPU[preset]
-    model = load(options, name)
-    assert weight_bytes(model.module).total == options.weight_bytes(model.info, "cpu")
-    assert logits(model.module).isfinite().all()
-    assert weight_bytes(model.module).total == options.weight_bytes(model.info, "cpu")
-    assert model.applied.layers_quantized == len(model.info.linear_layers()) == 14
-    assert model.applied.layers_left == ("lm_head",)
-    assert stored_as_said(model)
 
 
 @pytest.mark.parametrize("preset", ON_CPU)
@@ -193,21 +177,6 @@ def test_a_cpu_that_multiplies_int8_wrongly_is_refused():
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("UnsupportedError")
     assert "VNNI" in done.stdout
-
-
-@pytest.mark.parametrize("model", [QUANTIZED, GPT2, EMPTY])
-@pytest.mark.parametrize("options", [TorchaoOptions(), TorchaoInt4Options(32)])
-def test_models_with_nothing_to_quantize_are_refused(options, model):
-    """Quantized checkpoints, layers that are not nn.Linear, and no layers."""
-    with pytest.raises(UnsupportedError, match=r"awq 4-bit|Conv1D|no linear layers"):
-        options.check(model, "cpu")
-
-
-@pytest.mark.parametrize("options", [TorchaoOptions(), TorchaoInt4Options(32)])
-def test_a_device_that_torchao_is_not_run_on_is_refused(options):
-    """With the nearest preset that works there."""
-    with pytest.raises(UnsupportedError, match="bf16_baseline"):
-        options.check(made_up(64, 64), "mps")
 
 
 @pytest.mark.parametrize(
