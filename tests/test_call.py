@@ -61,10 +61,10 @@ def test_strings_mean_what_they_look_like(text, call):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "names no plugin"),
-        ("(coqa)", "names no plugin"),
-        ("lm_eval)", "names no plugin"),
-        ("a=b", "names no plugin"),
+        ("", "has no plugin name"),
+        ("(coqa)", "has no plugin name"),
+        ("lm_eval)", "has no plugin name"),
+        ("a=b", "has no plugin name"),
         ("lm_eval(coqa", "does not end with"),
         ("lm_eval(coqa) x", "does not end with"),
         ("lm_eval(coqa))", "do not balance"),
@@ -72,7 +72,7 @@ def test_strings_mean_what_they_look_like(text, call):
         ('x("open)', "do not balance"),
         ("x(1,,2)", "empty value"),
         ("x(1,)", "empty value"),
-        ("x(a=1, 2)", "follows a named one"),
+        ("x(a=1, 2)", "follows a named value"),
         ("x(a=1, a=2)", "given twice"),
         ("x(a=)", "has no value"),
     ],

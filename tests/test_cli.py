@@ -183,7 +183,7 @@ def test_a_damaged_model_is_refused_before_loading(
 def test_an_empty_store_and_a_newer_one_are_refused(cli: Callable, tmp_path: Path):
     """Reading commands tell what is wrong with a store."""
     code, _, err = cli("report", tmp_path)
-    assert (code, "holds no study" in err) == (2, True)
+    assert (code, "contains no study" in err) == (2, True)
     study = tmp_path / "studies" / "abc"
     study.mkdir(parents=True)
     (study / "study.json").write_text('{"schema_version": 99}')

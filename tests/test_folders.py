@@ -105,12 +105,12 @@ def _two_spellings(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_cycle, "leads back"),
+        (_cycle, "a link to a folder that contains the link"),
         (lambda folder: (folder / "loop").symlink_to("loop"), "cannot read .*loop"),
-        (lambda folder: (folder / "gone").symlink_to("nowhere"), "leads nowhere"),
+        (lambda folder: (folder / "gone").symlink_to("nowhere"), "broken link"),
         (lambda folder: os.mkfifo(folder / "pipe"), "neither a file nor a folder"),
         (lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).touch(), "not UTF-8"),
-        (_two_spellings, "one name"),
+        (_two_spellings, "the same name"),
     ],
 )
 def test_what_cannot_be_read_the_same_everywhere_is_refused(tmp_path: Path, spoil, message: str):

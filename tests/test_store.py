@@ -99,7 +99,7 @@ def test_a_newer_stores_run_is_refused(tmp_path: Path):
 
 def test_an_empty_store_says_so(tmp_path: Path):
     """A folder without studies and a folder that is not there are distinguished."""
-    with pytest.raises(StoreError, match="holds no study"):
+    with pytest.raises(StoreError, match="contains no study"):
         Store.existing(tmp_path)
     with pytest.raises(StoreError, match="there is no store"):
         Store.existing(tmp_path / "nowhere")
@@ -130,7 +130,7 @@ def test_jobs_of_two_processes_get_different_numbers(tmp_path: Path):
 @pytest.mark.parametrize("root", ["", "  "])
 def test_a_store_without_a_name_is_refused(root: str):
     """An empty variable would mean the working folder."""
-    with pytest.raises(OptionError, match="the store has no name"):
+    with pytest.raises(OptionError, match="the store's path is empty"):
         Store(root)
 
 

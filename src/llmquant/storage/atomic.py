@@ -1,4 +1,4 @@
-"""Writing that others do not see until it is whole: for this user alone, flushed to the disk, then renamed."""
+"""Atomic writing: files are private to this user, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from urllib.parse import quote
 SHARED_VARIABLE = "LLMQUANT_SHARED"
 _PARTIAL = ".partial-"
 _ABANDONED_S = 7 * 86400.0
-# File systems take 255 bytes, endings included.
+# File systems allow names of 255 bytes, suffixes included.
 _NAME_BYTES = 180
 
 
 def is_shared() -> bool:
-    """Say whether stores and caches get the modes that the umask gives, instead of being this user's alone."""
+    """Return whether stores and caches follow the umask instead of being private to this user."""
     return os.environ.get(SHARED_VARIABLE, "") not in ("", "0")
 
 
@@ -82,7 +82,7 @@ def replacing(final: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Write a file beside its place, flush it and rename it.
+    r"""Write a file next to its final path, flush it and rename it.
 
     A lone surrogate, which UTF-8 cannot hold, becomes ``\udc80``; in JSON that reads back as what it was.
     """
@@ -141,7 +141,7 @@ def sweep(folder: Path) -> None:
     for left in folder.glob(f"{_PARTIAL}*"):
         try:
             held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # gone by now, or nothing that a writer made
+        except OSError:  # deleted meanwhile, or not made by a writer
             continue
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Blank secrets in what is kept and shown: logs, messages, answers, details, names. Never in what is scored."""
+"""Blanks secrets in stored and shown text: logs, messages, answers, details, names; never before scoring."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHAPES = re.compile(
     r"|(Bearer |[Aa]uthorization['\"]?: ['\"]?[Bb](?:earer|asic) )[A-Za-z0-9._~+/=-]{16,}"
     r"|(://)[^\s/@:]*:[^\s/]*(?=@)"
 )
-# A file with a NUL among its first bytes is no text: tensors, pictures, tables of Parquet.
+# A file with a NUL among its first bytes is not text: tensors, pictures, Parquet tables.
 _PEEK = 8192
 
 

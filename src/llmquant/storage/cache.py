@@ -1,4 +1,4 @@
-"""What can be made again: checkpoints, indexes, digests. Made once, atomically, under a lock; verified at each use."""
+"""A cache of checkpoints, indexes and digests; entries are made once, atomically, under a lock, and verified."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from llmquant.study.folders import file_sha256, list_files
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-# In each entry: the digest of its every other file, beside what its maker has to say.
+# In each entry: the digests of its other files, and data of its maker.
 MANIFEST = "llmquant.json"
 _NAME = "[0-9a-f]{32}"
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One made thing.
+    """One entry of the cache.
 
     Attributes:
-        kind: such as ``gguf`` or ``tasks``.
-        bytes: its size on disk.
-        used_at: when it was last asked for, seconds since the epoch.
+        kind: kind such as ``gguf`` or ``tasks``.
+        bytes: size on disk in bytes.
+        used_at: time of the last use, in seconds since the epoch.
     """
 
     kind: str
@@ -47,10 +47,10 @@ class CacheEntry:
 
 
 class Cache:
-    """A plain folder of made things, ``<kind>/<digest of the key>``.
+    """A folder of entries, ``<kind>/<digest of the key>``.
 
     Args:
-        root: the folder; it is made when something is put in it.
+        root: the folder; created with the first entry.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,16 +60,16 @@ class Cache:
     def default(cls) -> Cache:
         """Return the user's cache: ``$LLMQUANT_CACHE``, else the platform's cache folder.
 
-        A user without a home that can be written, as in many containers, has one among the temporary files.
+        For a user without a writable home folder, as in many containers, the cache is in the temporary folder.
 
         Raises:
-            StoreError: if that one is not this user's.
+            StoreError: if that folder belongs to another user.
         """
         import platformdirs
 
         if named := os.environ.get("LLMQUANT_CACHE"):
             return cls(path_of(named))
-        with contextlib.suppress(RuntimeError):  # platformdirs knows no home; older versions return "~/.cache"
+        with contextlib.suppress(RuntimeError):  # platformdirs finds no home folder; older versions return "~/.cache"
             root = Path(platformdirs.user_cache_dir("llmquant"))
             if root.is_absolute() and os.access(_nearest(root), os.W_OK):
                 return cls(root)
@@ -77,23 +77,24 @@ class Cache:
 
     @property
     def digests(self) -> Path:
-        """Return where the digests of large files are remembered."""
+        """Return the path of the remembered digests of large files."""
         return self.root / "digests"
 
     def forget_digests(self) -> None:
-        """Have every file's content read again, whatever its size and times say."""
+        """Read every file's content again, even if its size and times are unchanged."""
         for record in self.digests.glob("*.json"):
             record.unlink(missing_ok=True)
 
     def host_lock(self) -> Path:
-        """Return the file that studies with this cache lock to have this machine to themselves, or to share it.
+        """Return the lock file with which studies reserve or share this machine.
 
-        It is in a folder that nobody else can write, and named by the machine: several may share the cache's disk.
+        The file is in a folder that only this user can write, and is named by the machine, because several machines may
+        share the cache's disk.
 
         Raises:
-            StoreError: if no such folder can be had.
+            StoreError: if no such folder can be made.
         """
-        boot = Path("/proc/sys/kernel/random/boot_id")  # containers on one machine have the same
+        boot = Path("/proc/sys/kernel/random/boot_id")  # containers on one machine have the same id
         host = boot.read_text(encoding="ascii") if boot.exists() else platform.node()
         name = digest_of([host, str(self.root.resolve())]).removeprefix("sha256:")[:12]
         try:
@@ -105,13 +106,13 @@ class Cache:
         return folder / f"host-{name}.lock"
 
     def get(self, kind: str, key: Json, make: Callable[[Path], None]) -> Path:
-        """Return the folder for `key`, made by ``make(empty folder)`` if it is not there.
+        """Return the folder for `key`, made by ``make(empty folder)`` if it is missing.
 
-        Whoever comes second waits; a maker that raises or is killed leaves nothing that counts. What is there is read
-        and compared with what was made; an entry without a manifest is of an older version, and made again.
+        A second process waits; a maker that raises or is killed leaves no entry. An existing entry is read and compared
+        with its manifest; an entry without a manifest is from an older version, and is made again.
 
         Raises:
-            StoreError: if it is not what was made.
+            StoreError: if an entry has changed since it was made.
         """
         final = self.root / kind / digest_of(key).removeprefix("sha256:")[:32]
         if (final / MANIFEST).is_file():
@@ -132,7 +133,7 @@ class Cache:
         return final
 
     def entries(self) -> list[CacheEntry]:
-        """List what is there, the longest unused first."""
+        """List the entries, the longest unused first."""
         found = []
         for path in self.root.glob("*/*"):
             if path.is_dir() and re.fullmatch(_NAME, path.name):
@@ -140,7 +141,7 @@ class Cache:
         return sorted(found, key=lambda entry: entry.used_at)
 
     def prune(self, *, unused_days: float) -> list[CacheEntry]:
-        """Delete what was not asked for in the last `unused_days`, and what killed makers left.
+        """Delete entries not used in the last `unused_days`, and partial entries of killed makers.
 
         Returns:
             The entries that were deleted.
@@ -150,7 +151,7 @@ class Cache:
         old = [entry for entry in self.entries() if time.time() - entry.used_at > unused_days * 86400]
         for entry in old:
             with _lock(entry.path):
-                # Renamed first: nobody finds half of it.
+                # Renamed first, so that no process finds a partial entry.
                 entry.path.replace(beside(entry.path))
                 _sweep(entry.path)
         for left in self.root.glob("*/.*.*"):
@@ -163,7 +164,7 @@ class Cache:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Digest the files of an entry, several at a time; of a link only where it leads."""
+    """Digest the files of an entry, several at a time; for a link, only its target path."""
 
     def digest(file: Path) -> str:
         return f"link:{file.readlink()}" if file.is_symlink() else f"sha256:{file_sha256(file)}"
@@ -195,25 +196,25 @@ def _verify(folder: Path) -> None:
 
 
 def _nearest(path: Path) -> Path:
-    """Return a folder, or the nearest one above it that is there."""
+    """Return a folder, or its nearest existing parent."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _temporary() -> Path:
-    """Return this user's own folder among the temporary files, at one place whatever ``TMPDIR`` says."""
+    """Return this user's own folder among the temporary files, independent of ``TMPDIR``."""
     try:
         return own_folder(Path("/tmp", f"llmquant-{os.getuid()}"))
     except OSError as error:
         raise StoreError(
             f"neither the cache nor {error.filename} can be used: {error.strerror}",
-            hint="Set LLMQUANT_CACHE to a folder that this user alone can write.",
+            hint="Set LLMQUANT_CACHE to a folder that only this user can write.",
         ) from error
 
 
 def _size(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # embeddings are merged while somebody looks
+        with contextlib.suppress(FileNotFoundError):  # embeddings may be merged meanwhile
             total += file.stat().st_size if file.is_file() else 0
     return total
 
@@ -227,6 +228,6 @@ def _lock(final: Path, *, timeout_s: float = -1) -> BaseFileLock:
 
 
 def _sweep(final: Path) -> None:
-    """Delete what makers of `final` left; under its lock all of them are dead."""
+    """Delete partial folders of `final`; because its lock is held, their makers are dead."""
     for left in final.parent.glob(f".{final.name}.*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A job's record and journal: how the scheduler and a worker process talk, through files alone."""
+"""A job's record and journal: files through which scheduler and worker communicate."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Entry:
     """One line of a journal.
 
     Attributes:
-        at: seconds since the epoch.
-        run_id: of the experiment; empty for events of the whole job: its progress is that of a quantization.
-        done: with `total`, how far it is; 0 where that means nothing.
+        at: time in seconds since the epoch.
+        run_id: run id of the experiment; empty for events of the whole job, whose progress is the quantization's.
+        done: progress, out of `total`; 0 for other events.
     """
 
     event: JournalEvent
@@ -49,12 +49,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as its study's folder keeps it.
+    """A job's record in its study's folder.
 
     Attributes:
-        job_id: the executor's; ``None`` until it is submitted.
-        ended: somebody has seen its end and brought home what it did.
-        dollars: about what it cost; ``None`` where nothing is paid for.
+        job_id: the executor's id of the job; ``None`` until the job is submitted.
+        ended: whether the job has ended and its results were copied.
+        dollars: estimated cost in dollars; ``None`` if running is free.
     """
 
     job: Job
@@ -67,7 +67,7 @@ class JobRecord:
         """Read a job's record.
 
         Raises:
-            DamagedError: if it is not one.
+            DamagedError: if the file is not a job's record.
             StoreError: if a newer version wrote it.
         """
         return load(path, cls.from_json, hint=f"Delete {path.name}; what its job did is kept.")
@@ -77,7 +77,7 @@ class JobRecord:
         """Read what `to_json` wrote.
 
         Raises:
-            DamagedError: if it is something else.
+            DamagedError: if the data is something else.
             StoreError: if a newer version wrote it.
         """
         check_schema(data, "a job")
@@ -85,7 +85,7 @@ class JobRecord:
             return read_as(cls, nested(Job, "job", data), beside={"schema_version": Positive})
 
     def asked(self) -> list[tuple[RunId, int]]:
-        """List the runs that the job makes, with their attempts.
+        """List the job's runs with their attempts.
 
         Raises:
             DamagedError: if an experiment cannot be read.
@@ -99,24 +99,24 @@ class JobRecord:
 
 
 def journal_path(record: Path) -> Path:
-    """Return where the journal of the job at `record` is."""
+    """Return the path of the journal of the job at `record`."""
     return record.with_suffix(".journal")
 
 
 def log_path(record: Path) -> Path:
-    """Return where the log of the job at `record` is."""
+    """Return the path of the log of the job at `record`."""
     return record.with_suffix(".log")
 
 
 class Journal:
-    """Written by the worker, a line an event; a line cut by a crash is ignored by readers."""
+    """The journal, written by the worker with one line per event; readers ignore a line cut by a crash."""
 
     def __init__(self, record: Path) -> None:
         self._path = journal_path(record)
         self._progress_at = -math.inf
 
     def write(self, event: JournalEvent, run_id: str = "", *, done: int = 0, total: int = 0) -> None:
-        """Append an event; progress at most five times a second."""
+        """Append an event; progress at most five times per second."""
         if event == "progress":
             now = time.monotonic()
             if now - self._progress_at < 0.2 and done < total:
@@ -127,10 +127,10 @@ class Journal:
 
 
 def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
-    """Read the whole lines behind `offset`; one that is damaged is left out with a warning.
+    """Read the complete lines from `offset`; a damaged line is left out with a warning.
 
     Returns:
-        The entries, and the offset to go on from.
+        The entries, and the offset to continue from.
     """
     try:
         with journal_path(record).open("rb") as stream:
@@ -143,13 +143,13 @@ def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
 
 
 def read_log(record: Path, start: int = 0) -> str:
-    """Read what a job logged from an offset on: whole lines, of more than `LOG_BYTES` the first and the last."""
+    """Read a job's log from an offset: complete lines; the first and the last ones if there are over `LOG_BYTES`."""
     with contextlib.suppress(FileNotFoundError), log_path(record).open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(start)
         if size - start <= LOG_BYTES:
             return stream.read().decode(errors="replace")
-        # Half a line might end in half a token, which nobody could tell from a word.
+        # Half a line might end in half a token, which could not be recognized.
         head = stream.read(LOG_BYTES // 2).rpartition(b"\n")[0]
         stream.seek(size - LOG_BYTES // 2)
         tail = stream.read().partition(b"\n")[2]
@@ -165,9 +165,9 @@ def log_tail(text: str, lines: int = 30) -> str:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone: its end of our standard input closes.
+    """End this process when its parent ends, which closes this process's standard input.
 
-    On Linux the system sees to it, also where foreign code holds Python's lock.
+    On Linux the kernel does this, even while third-party code holds Python's lock.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,12 +1,12 @@
-"""Runs on disk: a plain folder, written atomically, by as many processes as like to, for this user alone.
+"""Runs on disk: a plain folder, written atomically by any number of processes, readable by this user only.
 
 ::
 
     STORE/runs/<run_id>/{run.json, samples/<task>.parquet, files/, log.txt}      <run_id>-2 is its second attempt
     STORE/studies/<study_id>/{study.json, jobs/<n>.json, jobs/<n>.journal, jobs/<n>.log}
 
-A run is written beside its place and renamed. A second writer's rename loses and its run is dropped.
-A task's samples say themselves which task's they are: a long name is cut in the file's.
+A run is written next to its final path and renamed. A second writer's rename fails and its run is dropped.
+A file of samples contains its task's name, because a long name is shortened in the file name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SCORE = "score:"
 _TASK = b"task"
 _KEPT = "kept"
 _REMADE = "Delete its run's folder; the run is made again."
-# Of samples that are read together: each of them may be long.
+# Limit for samples that are read together: each sample may be long.
 _ROWS = 1024
 
 _log = logging.getLogger(__name__)
@@ -48,15 +48,15 @@ class Store:
     """A folder of runs and studies.
 
     Args:
-        root: the folder; it is made when something is put in it.
+        root: the folder; created with the first run or study.
 
     Raises:
-        OptionError: if it is an empty text.
+        OptionError: if the path is empty.
     """
 
     def __init__(self, root: Path | str) -> None:
         if not str(root).strip():
-            raise OptionError("the store has no name", hint="Name a folder. Is a variable empty?")
+            raise OptionError("the store's path is empty", hint="Give a folder. Is a variable empty?")
         self.root = path_of(root).absolute()
         self._held: dict[Path, int] = {}
 
@@ -65,19 +65,19 @@ class Store:
         """Open a store to read from.
 
         Raises:
-            StoreError: if there is no store, or it holds no study.
+            StoreError: if there is no store, or it contains no study.
         """
         store = cls(root)
         if not store.root.is_dir():
             raise StoreError(f"there is no store at {store.root}", hint="Give the folder that `--store` named.")
         if not store.studies():
-            raise StoreError(f"{store.root} holds no study", hint="Run: llmquant compare MODEL --store " + str(root))
+            raise StoreError(f"{store.root} contains no study", hint="Run: llmquant compare MODEL --store " + str(root))
         return store
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def attempts(self, run_id: RunId) -> list[int]:
-        """List the attempts that are stored, in order."""
+        """List the stored attempts in order."""
         found = [1] if (self._runs / run_id).is_dir() else []
         for path in self._runs.glob(f"{run_id}-*"):
             number = path.name.removeprefix(f"{run_id}-")
@@ -89,8 +89,8 @@ class Store:
         """Read the newest completed attempt of a run, else the newest failed one, else ``None``.
 
         Raises:
-            DamagedError: if none can be read.
-            StoreError: if one was written by a newer version.
+            DamagedError: if no attempt can be read.
+            StoreError: if an attempt was written by a newer version.
         """
         newest: Run | None = None
         damaged: DamagedError | None = None
@@ -108,7 +108,7 @@ class Store:
         return newest
 
     def readable(self, run_id: RunId) -> Run | None:
-        """Do what `run` does; a run that is damaged counts as none, with a warning, and is made again beside it.
+        """Read a run like `run`; a damaged run counts as missing, with a warning, and is repeated.
 
         Raises:
             StoreError: if it was written by a newer version.
@@ -116,7 +116,7 @@ class Store:
         try:
             return self.run(run_id)
         except DamagedError as error:
-            _log.warning("%s; it is made again beside it", error.message)
+            _log.warning("%s; the run is repeated", error.message)
             return None
 
     def attempt(self, run_id: RunId, attempt: int) -> Run:
@@ -142,21 +142,21 @@ class Store:
         return {run_id: run for run_id, run in found.items() if run is not None}
 
     def folder(self, run_id: RunId, attempt: int = 1) -> Path:
-        """Return where an attempt is or would be."""
+        """Return the path of an attempt, whether or not it exists."""
         return self._runs / (run_id if attempt == 1 else f"{run_id}-{attempt}")
 
     def begin(self, run_id: RunId) -> Path:
-        """Make a folder to write a run into; `commit` puts it in its place."""
+        """Make a folder to write a run into; `commit` moves it to its final path."""
         partial, self._held[partial] = begin_folder(self._runs)
         (partial / "files").mkdir()
         return partial
 
     def keep(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> None:
-        """Write what there is of a run that goes on, for the case that its writer is killed: see `kept`.
+        """Save an unfinished run in case its writer is killed, see `kept`.
 
         Args:
-            run: with all that was measured so far.
-            samples: of tasks that were not kept yet.
+            run: the run with all measurements so far.
+            samples: samples of tasks that were not saved yet.
         """
         for task, scored in samples.items():
             if scored:
@@ -165,7 +165,7 @@ class Store:
         write_json(partial / _KEPT / "run.json", run.to_json())
 
     def kept(self, run_id: RunId, attempt: int) -> tuple[Run, dict[str, list[Sample]], Path] | None:
-        """Read what a killed writer kept of a run: its samples by task, and the folder of its files."""
+        """Read a run saved by a killed writer: its samples by task, and the folder of its files."""
         for file in self._runs.glob(f".*/{_KEPT}/run.json"):
             try:
                 run = load(file, Run.from_json, hint="")
@@ -177,13 +177,13 @@ class Store:
         return None
 
     def commit(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> bool:
-        """Write a run into its partial folder, secrets blanked, and put that in its place.
+        """Write a run into its partial folder, secrets blanked, and move the folder to its final path.
 
         Args:
-            samples: by task.
+            samples: samples by task.
 
         Returns:
-            Whether it was put there; ``False`` if another process was first, whose run stays.
+            Whether the run was stored; ``False`` if another process was first, whose run stays.
 
         Raises:
             StoreError: if the disk is full or cannot be written.
@@ -220,29 +220,29 @@ class Store:
         return dict(_read_samples(path) for path in sorted(folder.glob("*.parquet")))
 
     def files(self, run: Run) -> Path:
-        """Return the folder of what an evaluator kept with a run; it need not be there.
+        """Return the folder of an evaluator's files for a run; the folder may be missing.
 
-        The store's own path has no links in it, so that a link below it can be told.
+        The store's own path is resolved, so that links below it can be detected.
         """
         return self.root.resolve() / self.folder(run.run_id, run.attempt).relative_to(self.root) / "files"
 
     def log(self, run: Run) -> Path:
-        """Return where a run's log is."""
+        """Return the path of a run's log."""
         return self.folder(run.run_id, run.attempt) / "log.txt"
 
     def sweep(self) -> None:
-        """Delete what writers left when they died; of a disk without locks, a week later."""
+        """Delete partial folders of dead writers; after a week on a disk without locks."""
         sweep(self._runs)
 
     # -- studies ------------------------------------------------------------------------------------------------------
 
     def studies(self) -> list[str]:
-        """List the ids of the studies, the one that was started last at the end."""
+        """List the ids of the studies, the most recently started one last."""
         files = (self.root / "studies").glob("*/study.json")
         return [file.parent.name for file in sorted(files, key=lambda file: (_started_at(file), file))]
 
     def write_study(self, study_id: str, data: Mapping[str, Any]) -> None:  # Any: a JSON object
-        """Write a study's record, after what dead writers left was deleted, which may fill the disk.
+        """Delete partial folders of dead writers, which may fill the disk, and write a study's record.
 
         Raises:
             StoreError: if the disk is full or cannot be written.
@@ -260,7 +260,7 @@ class Store:
         """Read a study's record.
 
         Args:
-            read: makes the record of its content.
+            read: function that makes the record from its content.
 
         Raises:
             DamagedError: if it cannot be read, or is another's.
@@ -280,7 +280,7 @@ class Store:
         """Reserve the next job of a study.
 
         Returns:
-            Its number, and where its record belongs.
+            The job's number, and the path of its record.
         """
         folder = self.root / "studies" / study_id / "jobs"
         make_folder(folder)
@@ -301,7 +301,7 @@ class Store:
         return sorted(written, key=lambda file: int(file.stem))
 
     def dollars(self, study_id: str) -> dict[RunId, float]:
-        """Share out what the study's jobs cost among their runs, by how long these took."""
+        """Divide the cost of the study's jobs among their runs, in proportion to the runs' times."""
         found: dict[RunId, float] = {}
         for path in self.jobs(study_id):
             try:
@@ -309,7 +309,7 @@ class Store:
                 asked = record.asked()
                 runs = [self.attempt(*one) for one in asked if self.folder(*one).is_dir()]
             except DamagedError as error:
-                _log.warning("what a job cost is left out: %s", error)
+                _log.warning("the cost of a job is left out: %s", error)
                 continue
             if record.dollars is None:
                 continue
@@ -335,11 +335,11 @@ def _json_text(data: Mapping[str, Any]) -> str:  # Any: a JSON object
 
 def _what_to_do(error: OSError) -> str:
     cure = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
-    return f"{cure} and run the same command again; what is stored is reused."
+    return f"{cure} and run the same command again; stored runs are reused."
 
 
 def _started_at(study: Path) -> datetime:
-    """Return when a study was started, as its record says; one that does not say is older than all others."""
+    """Return a study's start time from its record; a study without one counts as the oldest."""
     try:
         found = load(study, lambda data: datetime.fromisoformat(data["started_at"]), hint="")
     except (StoreError, KeyError, TypeError):
@@ -373,7 +373,7 @@ def _read_samples(path: Path) -> tuple[str, list[Sample]]:
 
     found: list[Sample] = []
     with stored(str(path), _REMADE):
-        if not path.is_file():  # of a pipe no end would come
+        if not path.is_file():  # a pipe would never end
             raise OSError("it is not a file")
         size = 0
         try:
@@ -381,7 +381,7 @@ def _read_samples(path: Path) -> tuple[str, list[Sample]]:
             task = (file.schema_arrow.metadata or {}).get(_TASK, unquote(path.stem).encode()).decode()
             for batch in file.iter_batches(_ROWS):
                 size += batch.nbytes
-                if size > MOST_BYTES:  # a few bytes on disk can say a great deal
+                if size > MOST_BYTES:  # a small compressed file can be very large
                     raise OSError(f"it holds more than {MOST_BYTES:,} bytes")
                 found += map(_sample, batch.to_pylist())
         except pa.ArrowException as error:

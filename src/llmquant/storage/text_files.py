@@ -1,4 +1,4 @@
-"""Text and rows in files, read exactly as they were written: no type is guessed, no line end is translated."""
+"""Text and rows in files, read exactly as written: no types are guessed and no line ends are translated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmquant.study.reading import loads
 Row: TypeAlias = dict[str, Any]  # Any: JSON values
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# How files begin that hold text in another form.
+# First bytes of files that contain text in another form.
 _OTHERS = {
     b"\x1f\x8b": "It is compressed by gzip; decompress it.",
     b"\x28\xb5\x2f\xfd": "It is compressed by zstd; decompress it.",
@@ -27,7 +27,7 @@ def read_text(path: Path, name: str) -> str:
     """Read a UTF-8 text file: every character of it but a byte-order mark.
 
     Args:
-        name: what to call the file in messages.
+        name: the file's name in messages.
 
     Raises:
         OptionError: if it cannot be read or is not text, with the line and the byte.
@@ -41,7 +41,7 @@ def read_rows(path: Path, name: str) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a JSONL file with the numbers of their lines, from 1; empty lines are left out.
 
     Args:
-        name: what to call the file in messages.
+        name: the file's name in messages.
 
     Raises:
         OptionError: if it cannot be read, or a line is not one JSON object.
@@ -51,7 +51,7 @@ def read_rows(path: Path, name: str) -> Iterator[tuple[int, Row]]:
 
 
 def parse_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Row]]:
-    """Do what `read_rows` does with an open file, such as one that is compressed.
+    """Read rows like `read_rows` from an open file, such as a compressed one.
 
     A line ends at a line feed and nowhere else: JSON text may hold U+2028 and its like.
 
@@ -100,7 +100,7 @@ def _row(text: str, where: str) -> Row:
     except json.JSONDecodeError as error:
         raise OptionError(f"{where} is not JSON: {error.msg}, column {error.colno}", hint=hint) from error
     except UnicodeEncodeError as error:
-        raise OptionError(f"{where} holds half of a surrogate pair, which is not a character") from error
+        raise OptionError(f"{where} contains half of a surrogate pair, which is not a character") from error
     except ValueError as error:
         raise OptionError(f"{where} is not JSON: {error}", hint=hint) from error
     if not isinstance(row, dict):

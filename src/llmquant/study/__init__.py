@@ -1,1 +1,1 @@
-"""What is asked and what came out, as plain data."""
+"""Studies, experiments and runs as plain data."""

@@ -28,7 +28,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Call:
-    """A plugin or preset as somebody wrote it; nothing is looked up yet.
+    """A plugin or preset as written, before it is looked up.
 
     Attributes:
         name: short (``bnb_4bit_nf4``) or full (``llmquant/bnb_4bit``).
@@ -45,7 +45,7 @@ class Call:
         """Parse ``name`` or ``name(positional, key=value)``.
 
         Raises:
-            OptionError: if brackets do not balance, the name is missing or no name, a value is missing, or a key is
+            OptionError: if brackets do not balance, the name is missing or invalid, a value is missing, or a key is
                 given twice.
         """
         text = text.strip()
@@ -55,7 +55,7 @@ class Call:
         name, bracket, rest = text.partition("(")
         name = name.strip()
         if not name or set(name) & set(')[]{},="'):
-            raise OptionError(f"{text!r} names no plugin", hint="Write name or name(key=value).")
+            raise OptionError(f"{text!r} has no plugin name", hint="Write name or name(key=value).")
         if not bracket:
             return cls(name)
         if not rest.endswith(")"):
@@ -66,7 +66,7 @@ class Call:
             key, equals, value = _key_value(part)
             if not equals:
                 if options:
-                    raise OptionError(f"positional value {part!r} follows a named one in {text!r}")
+                    raise OptionError(f"positional value {part!r} follows a named value in {text!r}")
                 args.append(_value(part))
             elif not value:
                 raise OptionError(f"option {key!r} has no value in {text!r}", hint=f'An empty text is {key}="".')
@@ -89,12 +89,14 @@ class Call:
             return cls.parse(value)
         name = value.get("name") if isinstance(value, Mapping) else None
         if not isinstance(name, str):
-            raise OptionError(f"{brief(value)} names no plugin", hint='Write "name" or { name = "...", option = ... }.')
+            raise OptionError(
+                f"{brief(value)} has no plugin name", hint='Write "name" or { name = "...", option = ... }.'
+            )
         call = cls.parse(name)
         check_json(value, name)
         options = {key: option for key, option in value.items() if key != "name"}
         for key in options.keys() & call.options.keys():
-            raise OptionError(f"option {key!r} is given twice, in {name!r} and beside it")
+            raise OptionError(f"option {key!r} is given twice, in {name!r} and in the table")
         return cls(call.name, call.args, {**call.options, **options})
 
     def __str__(self) -> str:
@@ -161,7 +163,7 @@ def _table(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _text(value: Json) -> str:
-    """Write a value so that `_value` reads it back; bare where it can be."""
+    """Write a value so that `_value` reads it back, without quotes if possible."""
     if isinstance(value, str) and value and value == value.strip() and not set(value) & set(",=\"'"):
         with contextlib.suppress(OptionError):  # unbalanced brackets: quoted below
             if _value(value) == value and _split(value, whole=value) == [value]:

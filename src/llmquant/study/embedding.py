@@ -1,4 +1,4 @@
-"""What an embedder gives, known before it is loaded."""
+"""Properties of an embedder's vectors, known before loading."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Fusion = Literal["joint", "sum", "mean"]
 
 @dataclass(frozen=True)
 class EmbedderInfo:
-    """What an embedder gives, known before it is loaded.
+    """Properties of an embedder's vectors, known before loading.
 
     Attributes:
-        width: of its vectors.
-        dims: widths they can be cut to, the largest first; ``(width,)`` where it was trained for none.
-        modalities: what it encodes.
-        similarity: how its vectors are compared; ``maxsim`` is late interaction: several vectors an item.
-        fusion: how a text and an image of one item become one vector: ``joint`` in one pass of the model, else encoded
-            apart and added or averaged, at unit length again where the similarity is cosine.
-        dim: the width that vectors are cut to where a study names none; ``None`` is `width`.
+        width: width of the vectors.
+        dims: widths that the vectors can be cut to, the largest first; ``(width,)`` without Matryoshka training.
+        modalities: kinds of input, for example ``text`` and ``image``.
+        similarity: similarity of vectors; ``maxsim`` is late interaction, with several vectors per item.
+        fusion: how a text and an image of one item become one vector: ``joint`` in one pass of the model, otherwise
+            encoded separately and added or averaged, and normalized again if the similarity is cosine.
+        dim: default width that vectors are cut to; ``None`` is `width`.
     """
 
     width: int

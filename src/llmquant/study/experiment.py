@@ -42,21 +42,21 @@ def visible(text: str) -> str:
 
 
 def path_of(text: str | Path) -> Path:
-    """Return the path that was written, with ``~`` as the home folder; of a user who is not here, as it is."""
+    """Return a path with ``~`` replaced by the home folder; unchanged if the user is unknown."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # so that it is told as a file that is not there
+    except RuntimeError:  # reported later as a missing file
         return Path(text)
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A local file that an option names: known by content, not by path.
+    """A local file named in an option, identified by its content, not by its path.
 
     Attributes:
         digest: ``sha256:`` and 64 hexadecimal digits of the content.
-        name: the file's name, for people; no part of any identity.
-        path: where it is on this machine; ``None`` on a worker, which asks ``Context.inputs[digest]``.
+        name: the file's name, for people; not part of any identity.
+        path: path on this machine; ``None`` on a worker, which uses ``Context.inputs[digest]``.
     """
 
     digest: Digest
@@ -73,7 +73,7 @@ class InputFile:
         try:
             digest = file_sha256(path)
             size = path.stat().st_size
-        except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
+        except (OSError, ValueError) as error:  # a ValueError means an invalid file name
             raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
         if size == 0:
             raise OptionError(f"{path} is empty")
@@ -82,17 +82,17 @@ class InputFile:
 
 @dataclass(frozen=True)
 class InputFolder(InputFile):
-    """A local folder that an option names: known by the names and contents of its files, not by its path."""
+    """A local folder named in an option, identified by its files' names and contents, not by its path."""
 
     @classmethod
     def read(cls, path: Path) -> InputFolder:
         """Digest the files in the folder at `path`, as `list_files` lists them.
 
         Raises:
-            OptionError: if it is no folder, has no files, or something in it cannot be read.
+            OptionError: if the path is not a folder, the folder has no files, or something in it cannot be read.
         """
         if not path.is_dir():
-            raise OptionError(f"{path} is no folder" if path.exists() else f"{path} is not there")
+            raise OptionError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
         try:
             digests: dict[str, Json] = {name: file_sha256(file) for name, file in list_files(path).items()}
         except OSError as error:
@@ -107,11 +107,11 @@ class ModelUse:
     """A model inside an experiment.
 
     Attributes:
-        source: as it was asked for, for people; no part of the identity.
-        digest: ``commit:<sha>`` of a Hub model, ``sha256:<hex>`` of local files; of an embedder, of its checkpoint and
-            its options together.
-        flags: settings that change what is loaded, such as ``trust_remote_code``.
-        embedder: the plugin that opens it, ``None`` for a causal language model.
+        source: the requested source, for people; not part of the identity.
+        digest: ``commit:<sha>`` of a Hub model, ``sha256:<hex>`` of local files; for an embedder, the digest of its
+            checkpoint and options together.
+        flags: settings that change loading, such as ``trust_remote_code``.
+        embedder: the plugin that opens the model; ``None`` for a causal language model.
     """
 
     source: str
@@ -121,17 +121,17 @@ class ModelUse:
 
     @property
     def name(self) -> str:
-        """Name it for people: of a local path the last part."""
+        """The model's name for people; the last part of a local path."""
         if self.embedder is not None:
             return self.embedder.label
         return Path(self.source).name if self.digest.startswith("sha256:") else self.source
 
     def identity(self) -> Json:
-        """Return what of it enters a run's identity."""
+        """Return the part that enters a run's identity."""
         return {"digest": self.digest, "flags": sorted(self.flags)}
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        """Return it as a JSON object."""
+        """Return the fields as a JSON object."""
         embedder = None if self.embedder is None else self.embedder.to_json()
         return {"source": self.source, "digest": self.digest, "flags": list(self.flags), "embedder": embedder}
 
@@ -140,7 +140,7 @@ class ModelUse:
         """Read what `to_json` wrote.
 
         Raises:
-            DamagedError: if it is something else.
+            DamagedError: if the data is something else.
         """
         with stored("a model"):
             return read_as(cls, data)
@@ -154,7 +154,7 @@ class PluginUse:
         plugin: full name, ``distribution/name``.
         version: the spec's version, raised by the author when results change.
         options: every option, defaults included, as JSON; files as ``{"digest": ..., "name": ...}``.
-        label: how the variant or evaluator is called in tables: the preset, or the call as it was written.
+        label: name of the variant or evaluator in tables: the preset, or the call as written.
     """
 
     plugin: str
@@ -163,23 +163,23 @@ class PluginUse:
     label: str
 
     def identity(self) -> Json:
-        """Return what of it enters a run's identity: not the label, and of files only the content."""
+        """Return the part that enters a run's identity: without the label, and files by content."""
         return {"plugin": self.plugin, "version": self.version, "options": _by_content(self.options)}
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        """Return it as a JSON object; the constructor takes its fields."""
+        """Return the fields as a JSON object, which the constructor takes."""
         return vars(self) | {"options": dict(self.options)}
 
 
 @dataclass(frozen=True)
 class VectorForm:
-    """How an embedder's vectors are kept and searched: what a vector store would hold.
+    """The form in which an embedder's vectors are stored and searched.
 
     Attributes:
-        dim: leading dimensions that are kept, at unit length again (Matryoshka); ``None`` keeps all.
-        codec: of the documents; queries stay float32.
-        pool: of late interaction, how many of a document's vectors become one, on average; 1 keeps them all.
-        rescore: this many times the results asked for are scored again with the float32 documents; 0 is never.
+        dim: number of leading dimensions that are kept and normalized again (Matryoshka); ``None`` keeps all.
+        codec: storage format of document vectors; query vectors stay float32.
+        pool: token-pooling factor for late-interaction models: vectors averaged into one; 1 keeps all vectors.
+        rescore: N, if the top k x N candidates are rescored with float32 document vectors; 0 for no rescoring.
     """
 
     dim: Positive | None = None
@@ -202,10 +202,10 @@ class VectorGrid:
     """The forms of vectors that a study compares: every combination.
 
     Attributes:
-        dims: widths; empty leaves each embedder its own.
-        codecs: empty is float32 alone.
-        pools: empty is 1 alone.
-        rescores: empty is 0 alone.
+        dims: vector widths, for example 768 and 256; empty for each embedder's own width.
+        codecs: storage formats; empty for float32 only.
+        pools: token-pooling factors; empty for 1 only.
+        rescores: rescoring factors; empty for 0 only.
     """
 
     dims: tuple[Positive, ...] = ()
@@ -221,19 +221,19 @@ class VectorGrid:
         """Read a table of lists.
 
         Raises:
-            OptionError: if it is none, or has another key or a wrong value.
+            OptionError: if the data is not such a table, or has an unknown key or a wrong value.
         """
         return read_as(cls, data, "vectors")
 
     def forms(self, dim: int | None) -> tuple[VectorForm, ...]:
-        """Return every combination, the first one as written first; `dim` stands in where no widths are named."""
+        """Return every combination, in the order as written; `dim` is the width if the grid has no widths."""
         axes = (self.dims or (dim,), self.codecs or ("float32",), self.pools or (1,), self.rescores or (0,))
         return tuple(dict.fromkeys(VectorForm(*choice) for choice in itertools.product(*axes)))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What one could ship: a model, how its weights are represented, and of an embedder how its vectors are kept."""
+    """A model, its weight quantization and, for an embedder, the form of its vectors."""
 
     model: ModelUse
     quantizer: PluginUse
@@ -245,7 +245,7 @@ class Documents:
     """Which documents of a task are used.
 
     Attributes:
-        limit: the first so many of each task, as lm-eval counts them; ``None`` is all of them.
+        limit: maximum documents per task, the first ones as lm-eval counts; ``None`` for all documents.
     """
 
     limit: Positive | None = None
@@ -258,8 +258,8 @@ class Experiment:
     Attributes:
         documents: ``None`` for evaluators that use no documents.
         hardware: the executor's hardware, for evaluators whose numbers depend on it; else ``None``.
-        reference: of evaluators that compare with a file of the baseline's: the run that leaves it; ``None`` is that
-            run itself, and every other evaluator's.
+        reference: run id of the baseline whose file the evaluator compares with; ``None`` for that run itself, and for
+            evaluators without a reference.
     """
 
     variant: Variant
@@ -271,7 +271,7 @@ class Experiment:
 
     @property
     def run_id(self) -> RunId:
-        """Name the run by what was asked: 20 hexadecimal digits."""
+        """The run's id: a digest of the request, 20 hexadecimal digits."""
         vectors = self.variant.vectors
         identity: dict[str, Json] = {
             "model": self.variant.model.identity(),
@@ -312,12 +312,12 @@ class Experiment:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """A model as somebody asked for it.
+    """A model as requested.
 
     Attributes:
         source: a Hub id with an optional ``@revision``, a folder (``./`` or absolute), or a ``.gguf`` file.
-        trust_remote_code: run Python code that the checkpoint carries.
-        allow_pickle: read ``.bin`` checkpoints, which can run code when they are opened.
+        trust_remote_code: run Python code from the checkpoint.
+        allow_pickle: read ``.bin`` checkpoints; opening such a checkpoint can run code.
     """
 
     source: str
@@ -340,7 +340,7 @@ def _name(path: Path) -> str:
 
 
 def _by_content(value: Json) -> Json:
-    """Leave out what files are called."""
+    """Remove file names from options."""
     if isinstance(value, Mapping):
         if set(value) == {"digest", "name"}:
             return {"digest": value["digest"]}

@@ -1,4 +1,4 @@
-"""A folder as input: which of its files count and what they are called, and the digest of what a file holds."""
+"""A folder as input: its files and their names, and the digest of a file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pathlib import Path
 
 from llmquant.errors import OptionError
 
-_HIDE = "Repair or delete it, or give it a name that begins with a dot: hidden files and folders do not count."
+_HIDE = "Repair or delete it, or rename it with a leading dot: hidden files and folders are ignored."
 
 
 def list_files(folder: Path, subfolders: Sequence[str] = ("*",)) -> dict[str, Path]:
-    """List the files of a folder: the one rule for its digest, for its use and for copies of it.
+    """List the files of a folder; the digest, the use and copies of a folder follow this list.
 
-    Hidden files and folders do not count. A link is what it leads to. Names have ``/`` between folders and are in
+    Hidden files and folders are ignored. Links are followed. Names have ``/`` between folders and are in
     Unicode's composed form, which file systems of macOS do not keep. They are sorted folder by folder, by code point.
 
     Args:
-        subfolders: patterns of the folders to look into, such as ``1_*``.
+        subfolders: patterns of the subfolders to include, for example ``1_*``.
 
     Returns:
-        Where each file is, by its name in the folder.
+        The path of each file, by its name in the folder.
 
     Raises:
         OptionError: for what cannot be read, is neither a file nor a folder, has no name in UTF-8 or the name of
-            another one, and for a link that leads back to a folder which it is in.
+            another one, and for a link to a folder that contains the link.
     """
     found: dict[str, Path] = {}
     waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(folder, "", frozenset())]
@@ -39,7 +39,7 @@ def list_files(folder: Path, subfolders: Sequence[str] = ("*",)) -> dict[str, Pa
         try:
             state = place.stat()
             if (state.st_dev, state.st_ino) in above:
-                raise OptionError(f"{place} is a link that leads back to a folder which it is in", hint=_HIDE)
+                raise OptionError(f"{place} is a link to a folder that contains the link", hint=_HIDE)
             with os.scandir(place) as entries:
                 visible = [entry for entry in entries if not entry.name.startswith(".")]
             for entry in visible:
@@ -49,10 +49,12 @@ def list_files(folder: Path, subfolders: Sequence[str] = ("*",)) -> dict[str, Pa
                     if any(fnmatchcase(name, pattern) for pattern in subfolders):
                         waiting.append((path, f"{name}/", above | {(state.st_dev, state.st_ino)}))
                 elif not entry.is_file():
-                    what = "a link that leads nowhere" if entry.is_symlink() else "neither a file nor a folder"
+                    what = "a broken link" if entry.is_symlink() else "neither a file nor a folder"
                     raise OptionError(f"{path} is {what}", hint=_HIDE)
                 elif name in found:
-                    raise OptionError(f"{path} and {found[name]} have one name, written in two ways", hint=_HIDE)
+                    raise OptionError(
+                        f"{path} and {found[name]} have the same name in two Unicode spellings", hint=_HIDE
+                    )
                 else:
                     found[name] = path
         except OSError as error:
@@ -61,15 +63,15 @@ def list_files(folder: Path, subfolders: Sequence[str] = ("*",)) -> dict[str, Pa
 
 
 def composed(name: str) -> str:
-    """Return a name as `list_files` writes it, whichever way it was typed."""
+    """Return a name in the spelling of `list_files`."""
     return unicodedata.normalize("NFC", name)
 
 
 def file_sha256(path: Path) -> str:
-    """Digest what a file holds: 64 hexadecimal digits.
+    """Digest a file's content: 64 hexadecimal digits.
 
     Raises:
-        OSError: if it cannot be read, or is a pipe or a device, which would give something else the next time.
+        OSError: if the file cannot be read, or is a pipe or a device, whose content may change.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))

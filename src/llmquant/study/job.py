@@ -20,11 +20,11 @@ class Job:
         number: counts from 1 inside the study.
         model: `ModelUse` as JSON.
         experiments: ``(experiment as JSON, attempt)``, hardware experiments first.
-        inputs: local files that options name: path by digest.
-        device: where to put the model.
-        threads: CPU threads; ``None`` leaves torch's default.
+        inputs: paths of the local files named in options, by content digest.
+        device: device of the model.
+        threads: number of CPU threads; ``None`` leaves torch's default.
         plugins: plugins added with `register`, as import strings of their specs.
-        executor: the name of the one it is for.
+        executor: name of the job's executor.
     """
 
     study: str

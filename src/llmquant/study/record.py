@@ -1,4 +1,4 @@
-"""A study as it was planned, and as its folder in a store keeps it."""
+"""A planned study, and its record in a store."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from llmquant.study.run import SCHEMA_VERSION, check_schema
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study as it was planned: what a comparison needs besides the runs.
+    """A planned study: everything that a comparison needs besides the runs.
 
     Attributes:
-        title: for people.
-        experiments: all that the study wants, in order.
+        title: title for people.
+        experiments: all experiments of the study, in order.
         baselines: label of the baseline's quantizer, by the model's digest.
-        notes: what a reader of its tables must know, such as a baseline that was added.
-        benchmarks: labels of the evaluators that one was split into, by the label of what was asked.
-        limit: documents a task; ``None`` is all.
-        started_at: ISO 8601, UTC: runs that are older were reused; ``""`` where it is not known.
+        notes: notes for readers of the tables, for example about an added baseline.
+        benchmarks: labels of the evaluators that a benchmark was split into, by the benchmark's label.
+        limit: maximum documents per task; ``None`` for all.
+        started_at: start of the study in ISO 8601, UTC; older runs were reused; ``""`` if unknown.
     """
 
     study_id: str

@@ -1,4 +1,4 @@
-"""What an experiment gave: measurements, samples, provenance, or its failure."""
+"""The outcome of an experiment: measurements, samples, provenance, or its failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmquant.study.experiment import Experiment, RunId, visible
 from llmquant.study.reading import Count, Number, NumberFromZero, Positive, brief, read_as, stored, value_of
 
 SCHEMA_VERSION = 1
-# What an evaluator with ``reference=True`` leaves in `Context.files` when it runs on the baseline.
+# The file that an evaluator with ``reference=True`` writes into `Context.files` on the baseline.
 REFERENCE_FILE = "reference.safetensors"
 
 FailureKind = Literal["error", "out_of_memory", "timeout", "cancelled", "lost", "reference_failed"]
@@ -29,10 +29,10 @@ class Measurement:
         metric: the field's name for it: ``f1``, ``acc_norm``, ``perplexity``, ``prefill_ms``.
         unit: ``""`` for a ratio, else such as ``ms``, ``bytes``, ``tokens/s``.
         higher_is_better: ``None`` when neither direction is better.
-        stderr: standard error of the value over `n`; ``None`` where it has none.
+        stderr: standard error of the value over `n`; ``None`` if there is none.
         n: samples or repeats behind the value; ``None`` for a single reading.
-        at: the conditions, like compared with like: ``{"prompt_tokens": 512, "batch": 4}``.
-        headline: whether tables show it; rows, CSV and JSON have the others too.
+        at: conditions; only equal conditions are compared: ``{"prompt_tokens": 512, "batch": 4}``.
+        headline: whether tables show the measurement; rows, CSV and JSON include every measurement.
     """
 
     task: str
@@ -68,11 +68,11 @@ class Sample:
     Attributes:
         document: hash of the document; with `occurrence` it is unique in the task.
         occurrence: 0 for the first document of this hash, 1 for its duplicate, and so on.
-        prompt: hash of what the model read, of token ids where there are any; two samples pair only when their
-            prompts are equal.
+        prompt: hash of the model's input, of token ids if there are any; two samples pair only if their prompts are
+            equal.
         scores: value by metric.
-        answer: what the model said, where it said something.
-        target: what was expected, where that is a text.
+        answer: the model's answer, if there is one.
+        target: the expected answer, if it is a text.
         group: subtask or cluster, such as a story with several questions; ``""`` for none.
     """
 
@@ -87,13 +87,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluator yields for one task.
+    """The result of an evaluator for one task.
 
     Attributes:
-        details: what else is worth keeping: task versions, token counts, the batch size that fitted. The sentences in
-            a list called ``notes`` are shown below the table.
+        details: further facts: task versions, token counts, the batch size. Sentences in a list called ``notes`` are
+            shown below the table.
         not_means: metrics whose value is not the mean of the samples' scores of the same name, such as the BLEU of
-            a corpus; of all others the mean is checked.
+            a corpus; the mean of all other metrics is checked.
     """
 
     task: str
@@ -144,8 +144,8 @@ class Failure:
     """Why a run failed.
 
     Attributes:
-        message: one line or a few, for people.
-        log_tail: the last lines the worker wrote.
+        message: one or more lines for people.
+        log_tail: the last lines of the worker's log.
     """
 
     kind: FailureKind
@@ -155,14 +155,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Run:
-    """What one experiment gave.
+    """The outcome of one experiment.
 
     Attributes:
-        applied: what the quantizer really put into the weights; ``None`` if they were never loaded.
-        details: by task, what `Result.details` held; numbers that are not finite are stored as strings.
+        applied: actual properties of the quantized weights; ``None`` if the weights were never loaded.
+        details: `Result.details` by task; numbers that are not finite are stored as strings.
         provenance: versions, device, dtype, threads, executor; never a token.
         started_at: ISO 8601, UTC.
-        attempt: 1 for the first; a repeat stands beside it.
+        attempt: 1 for the first attempt; a repeat is stored in addition.
     """
 
     experiment: Experiment
@@ -178,12 +178,12 @@ class Run:
 
     @property
     def run_id(self) -> RunId:
-        """Name the run by what was asked."""
+        """The id of the run, a digest of the request."""
         return self.experiment.run_id
 
     @property
     def seconds(self) -> float:
-        """How long it took, without loading the model."""
+        """Time of the experiment in seconds, without loading the model."""
         return (datetime.fromisoformat(self.finished_at) - datetime.fromisoformat(self.started_at)).total_seconds()
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
@@ -229,11 +229,11 @@ class Run:
 
 
 def check_schema(data: Any, what: str) -> None:  # Any: a JSON value
-    """Refuse what a newer version wrote.
+    """Refuse data written by a newer version.
 
     Raises:
         StoreError: if the schema version is newer than this program's.
-        DamagedError: if it is missing.
+        DamagedError: if the schema version is missing.
     """
     version = data.get("schema_version") if isinstance(data, Mapping) else None
     if not isinstance(version, int):
@@ -252,7 +252,7 @@ def _number_out(value: float) -> float | str:
 
 
 def finite_json(value: Json) -> Json:
-    """Write as text what JSON and UTF-8 cannot hold: numbers that are not finite, lone surrogates."""
+    """Write values that JSON and UTF-8 cannot hold as text: numbers that are not finite, lone surrogates."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What ``compare`` runs, as data and as a file: TOML, YAML (the safe loader) and JSON of one schema."""
+"""A study as data and as a file: TOML, YAML (the safe loader) and JSON with one schema."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Plugin: TypeAlias = str | Call | Mapping[str, Json]
 
 @dataclass(frozen=True)
 class Study:
-    """What ``compare`` runs: models, quantizers, evaluators, and the baseline they are held against.
+    """A comparison to run: models, quantizers, evaluators, and the baseline to compare with.
 
-    Where it runs is no part of it.
+    The executor is not part of a study.
 
     Attributes:
         quantizers: empty for the defaults.
         evaluators: empty for the defaults.
-        baseline: label of one of the quantizers; ``None``: the first ``*_baseline``, added when there is none.
-        limit: documents a task, at least 1; ``None`` is all.
+        baseline: label of one of the quantizers; ``None`` for the first ``*_baseline``, which is added if missing.
+        limit: maximum documents per task (for retrieval: queries per task), at least 1; ``None`` for all.
         vectors: the forms of vectors to compare, for embedders.
     """
 
@@ -60,7 +60,7 @@ class Study:
         limit: int | None = 100,
         seed: int = 0,
     ) -> Study:
-        """Build a study from what people write.
+        """Build a study from the arguments of `compare`.
 
         Raises:
             RequestError: as `from_file`.
@@ -79,7 +79,7 @@ class Study:
 
     @classmethod
     def from_file(cls, path: Path | str) -> Study:
-        """Read a study file; relative paths in it are relative to where the program runs.
+        """Read a study file; relative paths are relative to the working folder.
 
         Raises:
             OptionError: if it cannot be read, or a value is wrong.
@@ -88,7 +88,7 @@ class Study:
         """
         data = read_study_file(Path(path))
         if not isinstance(data, Mapping):
-            raise OptionError(f"{path} holds no table of keys, but {brief(data)}")
+            raise OptionError(f"{path} must contain a table of keys, found {brief(data)}")
         return cls.from_json(data)
 
     @classmethod
@@ -105,8 +105,8 @@ class Study:
         ]
         schema = data.get("schema", STUDY_SCHEMA)
         if type(schema) is not int or schema != STUDY_SCHEMA:
-            hint = f"This llmquant reads {STUDY_SCHEMA}."
-            errors.append(OptionError(f"study schema {brief(schema)} is not known", hint=hint))
+            hint = f"This llmquant reads schema {STUDY_SCHEMA}."
+            errors.append(OptionError(f"unknown study schema {brief(schema)}", hint=hint))
         given: dict[str, Any] = {  # Any: the fields of a study
             "models": _each(data, "models", _model, errors),
             "quantizers": _each(data, "quantizers", _call, errors),
@@ -126,7 +126,7 @@ class Study:
         return cls(**given)
 
     def to_json(self) -> dict[str, Json]:
-        """Return it as the table of a study file."""
+        """Return the study as the table of a study file."""
         models: list[Json] = [
             {"source": model.source, **dict.fromkeys(model.flags, True)} if model.flags else model.source
             for model in self.models
@@ -156,7 +156,7 @@ def _model(value: Any, where: str) -> ModelRequest:  # Any: whatever the file ho
     if isinstance(value, Mapping):
         return read_as(ModelRequest, value, where)
     hint = 'Write "name" or { source = "name", trust_remote_code = true }.'
-    raise OptionError(f"{where} is {brief(value)}, which names no model", hint=hint)
+    raise OptionError(f"{where} is {brief(value)}, which is not a model", hint=hint)
 
 
 def _call(value: Any, where: str) -> Call:  # Any: whatever the file holds
