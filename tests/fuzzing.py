@@ -72,7 +72,7 @@ def whole_store(root: Path) -> Store:
         run = completed(retriever(BASELINE, form), mean, size)
         study.add(replace(run, details={"DocVQA": {"failures": "failures/DocVQA.json"}}), {"DocVQA": samples})
     for run in study.runs.values():
-        partial = store.begin(run.run_id)
+        partial = store.begin()
         if "DocVQA" in run.details:
             (partial / "files" / "failures").mkdir()
             found = [{"id": "p1", "score": 0.5, "grade": 0, "thumbnail": "a.webp"}]

@@ -43,7 +43,7 @@ class Worker:
         experiment, attempt = self._of(tag)
         store = Store(self.store)
         run = Run(experiment, "completed", (), None, {}, NOW, NOW, attempt=attempt)
-        store.commit(run, store.begin(run.run_id), {})
+        store.commit(run, store.begin(), {})
         self.journal.write("finished", experiment.run_id)
 
     def do(self, *tags: str) -> None:

@@ -43,7 +43,7 @@ def write(root: str) -> None:
     store, run = Store(root), make_run()
     store.write_study("s", {"schema_version": 1, "study_id": "s"})
     store.new_job("s")
-    partial = store.begin(run.run_id)
+    partial = store.begin()
     (partial / "files" / "kept").write_text("kept")
     store.commit(run, partial, {"t": SAMPLES})
 

@@ -172,7 +172,7 @@ def test_a_stored_run_has_no_secret_anywhere(tmp_path, secret):
         details={f"task {secret}": {"failures": name}},
     )
     store = Store(tmp_path)
-    partial = store.begin(run.run_id)
+    partial = store.begin()
     (partial / "files" / name).write_text(json.dumps({"query": secret, "score": 1}))
     (partial / "files" / "b.txt").write_text(f"x {secret} y")
     sample = Sample("d", "p", {"f1": 0.5}, answer=f"it is {secret}", target=secret, group=secret)
@@ -188,7 +188,7 @@ def test_blanking_changes_no_number_and_no_pair(tmp_path, monkeypatch):
     run = completed(experiment(BASELINE, f"lm_eval({SECRET})"), Measurement("t", "f1", 0.12345678))
     run = replace(run, details={"t": {"n": 12345678}})
     store = Store(tmp_path)
-    partial = store.begin(run.run_id)
+    partial = store.begin()
     (partial / "files" / "a.json").write_text('{"score": 0.12345678, "text": "12345678"}')
     sample = Sample("12345678", SECRET, {"f1": 0.5}, answer="12345678 sacks")
     store.commit(run, partial, {"t": [sample]})
@@ -204,7 +204,7 @@ def test_files_of_any_ending_are_blanked_and_all_are_kept(tmp_path):
     """A text is known by its content, and two names that differ in their secrets alone stay two."""
     run = completed(experiment(BASELINE, "e"), Measurement("t", "f1", 0.5))
     store = Store(tmp_path)
-    files = store.begin(run.run_id) / "files"
+    files = store.begin() / "files"
     tokens = ["hf_" + letter * 20 for letter in "ab"]
     for token in tokens:
         (files / token).mkdir()
@@ -227,7 +227,7 @@ def test_a_failure_is_blanked(tmp_path):
     """The message and the log's tail of a failed run are blanked when it is stored."""
     run = replace(failed(experiment(BASELINE, "e"), "error", ""), failure=Failure("error", SECRET, f"x {SECRET}"))
     store = Store(tmp_path)
-    store.commit(run, store.begin(run.run_id), {})
+    store.commit(run, store.begin(), {})
     assert store.run(run.run_id).failure == Failure("error", "***", "x ***")
     assert log_tail(f"a\n{SECRET}\n") == "a\n***"
 

@@ -107,9 +107,7 @@ def test_long_answers_nul_bytes_and_large_counts_are_stored(tmp_path: Path):
 
 # -- dead writers and full disks --------------------------------------------------------------------------------------
 
-_WRITER = (
-    "import sys; from llmquant.storage.store import Store; print(Store(sys.argv[1]).begin('r'), flush=True); input()"
-)
+_WRITER = "import sys; from llmquant.storage.store import Store; print(Store(sys.argv[1]).begin(), flush=True); input()"
 
 
 def _partials(root: Path) -> list[Path]:
@@ -187,7 +185,7 @@ def test_what_a_dead_writer_filled_the_disk_with_goes_before_anything_is_written
     """The same command continues by itself; nobody has to delete anything."""
     code = (
         "import sys; from llmquant.storage.store import Store\n"
-        "with (Store(sys.argv[1]).begin('r') / 'files' / 'large').open('wb', buffering=0) as stream:\n"
+        "with (Store(sys.argv[1]).begin() / 'files' / 'large').open('wb', buffering=0) as stream:\n"
         "    while True: stream.write(bytes(4096))"
     )
     assert "No space left" in run_python(code, small_disk).stderr
@@ -229,7 +227,7 @@ def test_a_run_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch
         done.append(("rename", Path(target).name))
 
     store, run = Store(tmp_path), make_run()
-    partial = store.begin(run.run_id)
+    partial = store.begin()
     (partial / "files" / "deep").mkdir()
     (partial / "files" / "deep" / "kept").write_text("kept")
     (partial / "log.txt").write_text("log")
@@ -282,7 +280,7 @@ def _fill(folder: Path) -> None:
     store.write_study("s", {"schema_version": 1})
     number, record = store.new_job("s")
     write_json(record, {"schema_version": 1})
-    partial = store.begin(run.run_id)
+    partial = store.begin()
     (partial / "files" / "left").write_text("by an evaluator")
     store.commit(run, partial, {"t": SAMPLES})
     work = record_path(folder / "work", "s", number)
@@ -353,7 +351,7 @@ def test_a_disk_without_locks_or_modes_loses_nothing(tmp_path: Path, monkeypatch
     for place, name in ((fcntl, "flock"), (fcntl, "lockf"), (Path, "chmod")):
         monkeypatch.setattr(place, name, refuse)
     store, run = Store(tmp_path / "store"), make_run()
-    other = store.begin("other")
+    other = store.begin()
     Store(store.root).sweep()
     assert write(store, run, {"t": SAMPLES})
     assert other.exists()

@@ -33,7 +33,7 @@ def a_store(root: Path) -> tuple[Store, MadeUpStudy]:
         mean, samples = scored(TASK, "f1", scores)
         run = completed(experiment(label, "lm_eval(coqa)"), mean)
         study.add(run, {TASK: samples})
-        store.commit(run, store.begin(run.run_id), {TASK: samples})
+        store.commit(run, store.begin(), {TASK: samples})
     record = study.record
     store.write_study(record.study_id, record.to_json())
     number, path = store.new_job(record.study_id)

@@ -32,7 +32,7 @@ SAMPLES = [
 
 
 def write(store: Store, run: Run, samples=None) -> bool:
-    return store.commit(run, store.begin(run.run_id), samples or {})
+    return store.commit(run, store.begin(), samples or {})
 
 
 def test_a_run_reads_back_equal(tmp_path: Path):
@@ -71,15 +71,15 @@ def test_partial_folders_are_no_runs(tmp_path: Path):
     """A store in which a writer was killed opens, and shows what was whole."""
     store, run = Store(tmp_path), make_run()
     write(store, run)
-    store.begin(make_run("b").run_id)
+    store.begin()
     assert list(store.runs()) == [run.run_id]
 
 
 def test_sweep_deletes_what_dead_writers_left_and_spares_the_living(tmp_path: Path):
     """Only folders of processes that are gone are deleted."""
     store = Store(tmp_path)
-    alive = store.begin(make_run("a").run_id)
-    code = f"from llmquant.storage.store import Store; Store({str(tmp_path)!r}).begin('dead')"
+    alive = store.begin()
+    code = f"from llmquant.storage.store import Store; Store({str(tmp_path)!r}).begin()"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len(list((tmp_path / "runs").glob(".partial*"))) == 2
     store.sweep()
@@ -137,7 +137,7 @@ def test_a_store_without_a_name_is_refused(root: str):
 def test_a_run_is_kept_where_its_folder_of_files_was_deleted(tmp_path: Path):
     """An evaluator may tidy up more than it made."""
     store, run = Store(tmp_path), make_run()
-    partial = store.begin(run.run_id)
+    partial = store.begin()
     (partial / "files").rmdir()
     assert store.commit(run, partial, {"t": SAMPLES})
     assert store.samples(run) == {"t": SAMPLES}

@@ -296,7 +296,7 @@ class Scheduler:
         """Store a run whose worker has ended, with its finished tasks."""
         samples: dict[str, list[Sample]] = {}
         try:
-            partial = self.store.begin(run.run_id)
+            partial = self.store.begin()
             if found := self.store.kept(run.run_id, run.attempt):
                 kept, samples, files = found
                 run = replace(kept, experiment=run.experiment, failure=run.failure, finished_at=run.finished_at)

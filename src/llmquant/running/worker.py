@@ -142,7 +142,7 @@ def _evaluate(
         journal.write("finished", experiment.run_id)
         return True
     log_from = _log_size(record)
-    partial = store.begin(experiment.run_id)
+    partial = store.begin()
     started = _now()
     journal.write("started", experiment.run_id)
     _log.info("%s started", experiment.evaluator.label)
@@ -289,7 +289,7 @@ def _commit(
     log_from: int,
     partial: Path | None = None,
 ) -> None:
-    partial = partial or store.begin(run.run_id)
+    partial = partial or store.begin()
     (partial / "log.txt").write_text(blank_secrets(_log_since(record, log_from)), encoding="utf-8")
     store.commit(run, partial, samples)
     journal.write("finished", run.run_id)

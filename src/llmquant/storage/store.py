@@ -145,7 +145,7 @@ class Store:
         """Return the path of an attempt, whether or not it exists."""
         return self._runs / (run_id if attempt == 1 else f"{run_id}-{attempt}")
 
-    def begin(self, run_id: RunId) -> Path:
+    def begin(self) -> Path:
         """Make a folder to write a run into; `commit` moves it to its final path."""
         partial, self._held[partial] = begin_folder(self._runs)
         (partial / "files").mkdir()
