@@ -104,6 +104,13 @@ def test_a_function_that_returns_no_module_is_named(tiny_model):
         lq.load(tiny_model, "swap(nothing)", device="cpu")
 
 
+def test_a_quantized_checkpoint_is_refused(tiny_model, tmp_path):
+    """Its layers hold codes, and quantizing them again would compare nothing real."""
+    lq.quantize(tiny_model, "bnb_4bit_nf4", tmp_path / "nf4", device="cpu")
+    with pytest.raises(UnsupportedError, match="is quantized already"):
+        lq.load(tmp_path / "nf4", "swap", device="cpu")
+
+
 def test_a_layer_in_two_places_is_replaced_in_both():
     """And counted once."""
     shared = torch.nn.Linear(4, 4, bias=False)
@@ -149,6 +156,20 @@ def test_an_evaluator_runs_in_this_process_as_in_a_worker(tiny_model, tmp_path):
     (result,) = lq.evaluate(lq.load(tiny_model, "fp32_baseline", device="cpu"), call)
     (value,) = [found.value for found in result.measurements if found.metric == "perplexity"]
     assert value == pytest.approx(row.value, rel=1e-6)
+
+
+def test_a_limit_is_the_number_of_documents(tiny_model, tmp_path):
+    """It reaches evaluators that use the study's documents."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "Number {n}?", "answer": "{n}"}}\n' for n in range(6)))
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        "task: numbers\ndataset_path: json\ntest_split: test\n"
+        "output_type: loglikelihood\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
+        "metric_list:\n  - metric: perplexity\n"
+    )
+    (result,) = lq.evaluate(lq.load(tiny_model, device="cpu"), f"lm_eval({task}, data={rows})", limit=4)
+    assert len(result.samples) == 4
 
 
 def test_what_cannot_be_evaluated_is_refused(tiny_model):

@@ -32,7 +32,16 @@ class ReplacesLinear(Quantizer[Options]):
         raise NotImplementedError
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
-        """Return the type in which the model is loaded."""
+        """Return the type in which the model is loaded.
+
+        Raises:
+            UnsupportedError: if the checkpoint is quantized already.
+        """
+        if model.quantized_as:
+            raise UnsupportedError(
+                f"{model.source} is quantized already ({model.quantized_as})",
+                hint="Give the checkpoint that it was made from.",
+            )
         return {"dtype": torch.bfloat16}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
