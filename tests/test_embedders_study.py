@@ -113,7 +113,7 @@ def test_the_report_has_the_grid_and_the_worst_queries(study):
     """The table has every variant with its size, and the page shows what the worst queries found."""
     found, folder = study
     text = found.to_text()
-    assert "bytes a" in text
+    assert "bytes per" in text
     assert "bnb_4bit_nf4 · binary" in text
     found.save_html(folder / "report.html")
     assert "Worst queries" in (folder / "report.html").read_text()

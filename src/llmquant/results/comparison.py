@@ -1,4 +1,4 @@
-"""What a study gave: rows, samples, and the forms in which it shows itself."""
+"""A study's results: rows, samples, and their presentation as text, HTML, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Comparison:
-    """Variants beside their baseline. It shows itself in a notebook and prints as a table.
+    """Variants compared with their baseline; shown as HTML in a notebook and printed as a table.
 
     Attributes:
-        record: the study: its experiments, baselines and notes.
-        runs: by id; failed ones too.
-        dollars: about what each run cost, by id; empty where nothing was paid for.
+        record: the study with its experiments, baselines and notes.
+        runs: runs by id, including failed ones.
+        dollars: estimated cost of each run in dollars, by id; empty if running was free.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Comparison:
         """Read a study from a store.
 
         Args:
-            study: its id or the start of it; ``None`` is the newest.
+            study: a study's id or its beginning; ``None`` for the newest study.
 
         Raises:
             StoreError: if there is no such store or study.
@@ -63,11 +63,11 @@ class Comparison:
 
     @classmethod
     def of(cls, record: StudyRecord, store: Store, runs: Mapping[RunId, Run] | None = None) -> Comparison:
-        """Gather what a store holds of a study.
+        """Collect a study's stored runs.
 
         Args:
-            runs: those to show; ``None`` for all, of several attempts the one that `Store.run` chooses; those that
-                cannot be read are missing, which a note says.
+            runs: the runs to show; ``None`` for all, with the attempt that `Store.run` chooses; a run that cannot be
+                read is missing, with a note.
         """
         if runs is None:
             runs, notes = _read_runs(record, store)
@@ -84,7 +84,7 @@ class Comparison:
         """Read what `save_json` wrote.
 
         Raises:
-            DamagedError: if it is no such file.
+            DamagedError: if the file is something else.
             StoreError: if a newer version wrote it.
         """
         from llmquant.results.report.export import from_portable_json
@@ -95,7 +95,7 @@ class Comparison:
 
     @property
     def failed(self) -> list[Run]:
-        """Runs that failed."""
+        """The failed runs."""
         return [run for run in self.runs.values() if run.status == "failed"]
 
     def rows(self) -> list[Row]:
@@ -164,7 +164,7 @@ class Comparison:
         }
 
     def to_html(self) -> str:
-        """Return the study as one self-contained page: its tables, and the queries that embedders answer worst."""
+        """Return the study as one self-contained page: its tables, and the worst queries of embedders."""
         from llmquant.results.report.html import to_html_page
 
         return to_html_page(self.rows(), self.record, self.runs, self._files)
@@ -188,7 +188,7 @@ class Comparison:
 
 
 def _read_runs(record: StudyRecord, store: Store) -> tuple[dict[RunId, Run], list[str]]:
-    """Read a study's runs, and say of which there is no telling."""
+    """Read a study's runs, and note the runs that cannot be read."""
     found: dict[RunId, Run] = {}
     notes: list[str] = []
     for experiment in record.experiments:

@@ -1,4 +1,4 @@
-"""One number of a study beside its baseline's."""
+"""One measurement of a study, compared with its baseline's."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of one variant beside its baseline's; or, for an experiment that gave none, why.
+    """One measurement of a variant, compared with its baseline's; or the reason why an experiment has none.
 
     Attributes:
-        model: its name, of a local path the last part.
-        model_digest: what it is: rows of one digest share a baseline.
+        model: name of the model; the last part of a local path.
+        model_digest: digest of the model; rows with the same digest share a baseline.
         variant: label of the quantizer, and of the form of its vectors if there are several.
         is_baseline: whether the other variants are compared with this one.
-        evaluator: its label.
-        evaluator_key: equal for like measurements: evaluator, options, documents, seed and hardware.
-        run_id: of the run; ``""`` for a mean over tasks.
+        evaluator: label of the evaluator.
+        evaluator_key: equal for comparable measurements: evaluator, options, documents, seed and hardware.
+        run_id: id of the run; ``""`` for a mean over tasks.
         status: ``missing``: not run yet; tasks that a failed run finished are ``completed``.
-        attempt: which attempt of the run this is; ``None`` for a missing one.
-        hardware: where it was measured, for evaluators whose numbers depend on it.
-        task: with `metric` and `at` what was measured; ``""`` where the run gave nothing.
+        attempt: number of the run's attempt; ``None`` for a missing run.
+        hardware: hardware of the measurement, for evaluators whose results depend on it.
+        task: task of the measurement, with `metric` and `at`; ``""`` if the run has no results.
         mean_of: the tasks that a mean is over, each counting the same; empty for the number of one task.
-        at: the conditions.
-        headline: whether tables show it.
+        at: conditions of the measurement.
+        headline: whether tables show the measurement.
         stderr: standard error of the value.
         n: samples or repeats behind the value.
         baseline: label of the baseline; ``None`` on its own rows.
-        baseline_value: the same number of the baseline.
-        difference: value minus baseline; over the paired documents where they pair.
-        difference_stderr: its standard error, from pairs.
-        difference_low: lower end of its 95% interval.
-        difference_high: upper end.
-        pairs: documents scored in both on the same prompt; ``None`` where none pair.
-        pairs_higher: of these, documents in which the variant scores higher.
-        pairs_lower: documents in which it scores lower.
-        interval_method: how the interval was made, see `llmquant.stats.paired`.
+        baseline_value: the baseline's value.
+        difference: value minus baseline; over the paired documents if there are pairs.
+        difference_stderr: standard error of the difference, from pairs.
+        difference_low: lower end of the difference's 95% interval.
+        difference_high: upper end of this interval.
+        pairs: number of documents scored in both on the same prompt; ``None`` if there are no pairs.
+        pairs_higher: number of pairs in which the variant scores higher.
+        pairs_lower: number of pairs in which the variant scores lower.
+        interval_method: method of the interval, see `llmquant.stats.paired`.
         ratio: value over baseline, for sizes, times, rates and perplexity.
-        ratio_low: lower end of its 95% interval, for perplexity.
-        ratio_high: upper end.
-        ratio_stderr: its standard error, for perplexity.
-        verdict: what the pairs show; ``None`` where nothing pairs.
-        no_interval: why nothing pairs; ``""`` where it does, and on the baseline's rows.
+        ratio_low: lower end of the ratio's 95% interval, for perplexity.
+        ratio_high: upper end of this interval.
+        ratio_stderr: standard error of the ratio, for perplexity.
+        verdict: conclusion from the pairs; ``None`` if there are no pairs.
+        no_interval: why there are no pairs; ``""`` if there are, and on the baseline's rows.
         failure: message of a failed run.
-        failure_kind: such as ``out_of_memory``.
-        reused: whether the run is older than the study; ``None`` where that is not known.
+        failure_kind: kind of the failure, such as ``out_of_memory``.
+        reused: whether the run is older than the study; ``None`` if unknown.
         provenance_differences: versions and devices in which the run differs from its baseline's.
-        compute_dtype: in which the quantized layers multiply, read back from the loaded model.
-        applied_note: what else the quantizer said about what it put into the weights.
-        evaluator_note: what the evaluator said that a reader of the table must know, such as prompts that were cut.
-        dollars: about what the whole run cost; ``None`` where nothing was paid for.
+        compute_dtype: dtype of the quantized layers' multiplications, read back from the loaded model.
+        applied_note: the quantizer's note about the quantized weights.
+        evaluator_note: the evaluator's note for readers of the table, for example about truncated prompts.
+        dollars: estimated cost of the whole run in dollars; ``None`` if running was free.
     """
 
     model: str

@@ -1,8 +1,8 @@
-"""Stored runs beside their baseline's, as plain rows: values, paired differences, verdicts, and what is missing.
+"""Stored runs compared with their baseline's, as plain rows: values, paired differences, verdicts, missing runs.
 
-A difference is only taken of like and like: the same evaluator with the same options, documents, seed and hardware, the
-same task, metric and conditions. An interval is only given where the same documents were scored on the same prompts.
-What is not there is ``None``, never zero.
+A difference is only computed for comparable measurements: the same evaluator with the same options, documents, seed and
+hardware, the same task, metric and conditions. An interval is only given if the same documents were scored on the same
+prompts. A missing value is ``None``, never zero.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from llmquant.stats.paired import PairedDifference
 
 Samples: TypeAlias = Callable[[RunId], Mapping[str, Sequence[Sample]]]
-"""Gives a run's samples by task."""
+"""Returns a run's samples by task."""
 
 # Of a run's provenance, what can make equal questions give unequal answers; packages are compared one by one.
 _COMPARED = ("python", "platform", "device", "cuda", "threads")
 
 
 def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> list[Row]:
-    """Put every measurement of a study beside its baseline's.
+    """Compare every measurement of a study with its baseline's.
 
     Args:
-        record: what the study wants.
-        runs: what is stored of the study's experiments; others do no harm.
-        samples: asked for runs with measurements only, once each.
+        record: the study's record.
+        runs: stored runs of the study's experiments; other runs are ignored.
+        samples: called once per run with measurements.
 
     Returns:
-        One row per measurement, in the order of the study; one row for each experiment that failed or is missing. One
-        that failed half way has both: rows of the tasks that it finished, and one of its failure. Last come means over
+        One row per measurement, in the order of the study; one row for each experiment that failed or is missing. A
+        partly failed experiment has both: rows of its finished tasks, and one of its failure. Last come means over
         tasks, see `llmquant.results.means`.
     """
     baselines = {
@@ -64,7 +64,7 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
             continue
         beside = baselines.get(_likeness(experiment))
         other = None if beside is None else runs.get(beside.run_id)
-        # A run that failed half way has rows of the tasks that it finished, and one of its failure.
+        # A partly failed run has rows of its finished tasks, and one of its failure.
         finished = {**head, "status": "completed", "failure": None, "failure_kind": None}
         if other is not None:
             finished["provenance_differences"] = _provenance_differences(run, other)
@@ -84,9 +84,9 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
 
 
 def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[str, Sequence[Sample]]]) -> list[Row]:
-    """Withhold *equal* where every variant has one and the same score on every document, such as 0 or 1.
+    """Replace *equal* by *no signal* if every variant has the same score on every document, such as 0 or 1.
 
-    Such documents cannot tell a good variant from a broken one.
+    Such documents cannot distinguish a good variant from a broken one.
     """
     measured: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -107,7 +107,7 @@ def _constant(samples: Sequence[Sample], metric: str) -> bool:
 
 
 def label(record: StudyRecord, variant: Variant) -> str:
-    """Name a variant in tables, beside the model's name: the form of its vectors only where a study has several."""
+    """Return a variant's label in tables, with the form of its vectors if the study has several."""
     forms = _forms(record, variant)
     name = variant.quantizer.label
     return name if len(forms) < 2 else f"{name} · {variant.vectors or forms[0]}"
@@ -132,7 +132,7 @@ def _is_baseline(record: StudyRecord, experiment: Experiment) -> bool:
 
 
 def _forms(record: StudyRecord, variant: Variant) -> tuple[VectorForm, ...]:
-    """Return the forms of vectors that a study has of a variant's model, its first one first."""
+    """Return a study's forms of vectors for a variant's model, in order."""
     return record.forms.get(variant.model.digest, ())
 
 
@@ -152,13 +152,13 @@ def _likeness(experiment: Experiment) -> tuple[str, str]:
 
 
 def _head(record: StudyRecord, experiment: Experiment, run: Run | None) -> dict[str, Any]:  # Any: fields of Row
-    """Return what all rows of an experiment share."""
+    """Return the fields shared by all rows of an experiment."""
     variant = experiment.variant
     is_baseline = _is_baseline(record, experiment)
     applied = (run.applied if run is not None else None) or {}
     failure = run.failure if run is not None else None
     return {
-        # The record's names, not the run's: a reused run may have been asked for by others.
+        # The record's names, not the run's: a reused run may come from another study.
         "model": variant.model.name,
         "model_digest": variant.model.digest,
         "variant": label(record, variant),

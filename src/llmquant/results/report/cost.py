@@ -1,4 +1,4 @@
-"""The tables of cost: memory, speed, whatever else depends on the machine, and what was paid."""
+"""The tables of cost: memory, speed, other measurements of the machine, and dollars paid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cost_tables(block: Block) -> list[Table]:
 _WEIGHTS, _STATE, _LOADING = "weights_bytes", "weights_quantization_state_bytes", "load_peak_bytes"
 # Both are above the weights, and have the key-value cache in them.
 _RUNNING = ("prefill_peak_bytes", "decode_peak_bytes")
-# Told by the rows, the CSV and the JSON; a table to decide from is better without them.
+# Only in the rows, the CSV and the JSON; a table for decisions is better without them.
 _UNSHOWN_MEMORY = (
     "weights_parameters_bytes",
     "weights_buffers_bytes",
@@ -87,7 +87,7 @@ def _running(block: Block, measures: Sequence[Measure]) -> tuple[list[_Filled], 
         passes = " or ".join(measure.metric.partition("_")[0] for measure in adds)
         at = conditions(adds[-1].at)
         footnotes.append(
-            f"running: the weights and the most that {passes} adds to them, key-value cache included"
+            f"running: the weights and the peak that {passes} adds to them, key-value cache included"
             + (f" ({at})." if at else ".")
         )
     return columns, footnotes
@@ -141,7 +141,7 @@ _SHOWN = {
     ),
     "generated_tokens_per_s": _Shown("tokens/s", "", ("batch",), ends=True),
 }
-# Told by the rows, the CSV and the JSON; a table to decide from is better without them.
+# Only in the rows, the CSV and the JSON; a table for decisions is better without them.
 _UNSHOWN_SPEED = (
     "prefill_ms_p95",
     "ttft_ms_p95",
@@ -174,7 +174,7 @@ def _speed_table(block: Block, measures: Sequence[Measure]) -> Table | None:
 
 
 def money_table(rows: Sequence[Row]) -> Table | None:
-    """Make the table, a line a run; ``None`` where nothing was paid for."""
+    """Make the table with one line per run; ``None`` if running was free."""
     paid: dict[RunId, list[Row]] = {}
     for row in rows:
         if row.dollars is not None:
@@ -189,10 +189,10 @@ def money_table(rows: Sequence[Row]) -> Table | None:
         lines.append((" · ".join([first.variant, first.evaluator]), _dollars(dollars), thousand))
     total = sum(found[0].dollars or 0.0 for found in paid.values())
     footnote = (
-        f"About ${total:.2f} in all: an estimate from how long the machines ran and their rates. What starting and "
-        "loading took is shared out by how long the runs took."
+        f"About ${total:.2f} in total, estimated from the machines' running times and rates. The cost of starting and "
+        "loading is divided in proportion to the runs' times."
     )
-    return Table("Paid", ("run", "dollars", "dollars a thousand samples"), tuple(lines), (footnote,))
+    return Table("Paid", ("run", "dollars", "dollars per 1,000 samples"), tuple(lines), (footnote,))
 
 
 def _dollars(value: float) -> str:
@@ -229,7 +229,7 @@ def _measured(block: Block, measure: Measure, name: tuple[str, ...], *, beside: 
 
 
 def _unknown(block: Block, measures: Sequence[Measure]) -> list[_Filled]:
-    """Fill columns with metrics that nobody here knows, each at its smallest and largest conditions."""
+    """Fill columns with metrics unknown to llmquant, each at its smallest and largest conditions."""
     found = []
     for metric in dict.fromkeys((m.evaluator_key, m.task, m.metric, m.unit) for m in measures):
         mine = ordered(m for m in measures if (m.evaluator_key, m.task, m.metric, m.unit) == metric)
@@ -241,7 +241,7 @@ def _unknown(block: Block, measures: Sequence[Measure]) -> list[_Filled]:
 
 
 def _table(block: Block, title: str, columns: Sequence[_Filled], footnotes: Sequence[str] = ()) -> Table | None:
-    """Put columns beside the variants' names; ``None`` where there are none."""
+    """Make a table of the variants' names and the columns; ``None`` if there are no columns."""
     if not columns:
         return None
     names = [Cell(variant) for variant in block.variants]

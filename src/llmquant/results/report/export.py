@@ -76,7 +76,7 @@ def from_portable_json(
 
 @dataclass(frozen=True)
 class _File:
-    """What is in the file."""
+    """The content of the file."""
 
     schema_version: int
     kind: str
@@ -93,7 +93,7 @@ def _sample_out(sample: Sample) -> dict[str, Any]:  # Any: a JSON object
 
 
 def _flat(rows: Sequence[Row]) -> list[dict[str, _Value]]:
-    """Return a record a row: the fields of `Row`, and each condition as a column of its own, ``at_prompt_tokens``."""
+    """Return one record per row: the fields of `Row`, and one column per condition, such as ``at_prompt_tokens``."""
     conditions = sorted({f"at_{key}" for row in rows for key in row.at})
     found = []
     for row in rows:
@@ -114,7 +114,7 @@ def _columns(conditions: Sequence[str] = ()) -> list[str]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Write rows as comma-separated values; what is not there is an empty field, and no text is a formula."""
+    """Write rows as comma-separated values; a missing value is an empty field, and no text is a formula."""
     records = _flat(rows)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -124,7 +124,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return a tidy frame: a line a row, a column a field, conditions as ``at_...``; what is not there is missing.
+    """Return a tidy frame: one line per row, one column per field, conditions as ``at_...``; gaps are missing values.
 
     Raises:
         MissingDependencyError: if pandas is not installed.
@@ -133,7 +133,7 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
         import pandas as pd
     except ImportError as error:
         raise MissingDependencyError(
-            "a data frame needs pandas, which is not installed", hint='Run: pip install "llmquant[frame]"'
+            "a data frame requires pandas, which is not installed", hint='Run: pip install "llmquant[frame]"'
         ) from error
     records = _flat(rows)
     # A column of None alone has no type to guess; pandas' own missing value lets numbers be numbers.

@@ -117,7 +117,7 @@ def to_html_page(
         title=html_text(record.title),
         style=STYLE,
         study=html_text(record.study_id),
-        limit="all documents" if record.limit is None else html_text(f"at most {record.limit} documents a task"),
+        limit="all documents" if record.limit is None else html_text(f"maximum {record.limit} documents per task"),
         seed=html_text(str(record.seed)),
         started=f" · {html_text(record.started_at[:16].replace('T', ' '))} UTC" if record.started_at else "",
         tables=to_html_table(summary(rows, record)),

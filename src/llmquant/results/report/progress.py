@@ -1,4 +1,4 @@
-"""Show how a study goes on: a live line a running experiment on a terminal, a line a change elsewhere."""
+"""Shows a study's progress: one live line per running experiment on a terminal, else one line per change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LINE_EVERY_S = 30.0
 
 @contextmanager
 def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
-    """Show progress on standard error while the block runs; call what it gives with each new state."""
+    """Show progress on standard error while the block runs; call the yielded function with each new state."""
     console = console or Console(stderr=True)
     if not (console.is_terminal or console.is_jupyter):
         yield _line_printer(console)
@@ -36,7 +36,7 @@ def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress
 
 @contextmanager
 def show_layers(console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Show on standard error how many layers are quantized while the block runs."""
+    """Show the number of quantized layers on standard error while the block runs."""
     console = console or Console(stderr=True)
     columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -45,7 +45,7 @@ def show_layers(console: Console | None = None) -> Iterator[Callable[[int, int],
 
 
 def headline(state: Progress) -> str:
-    """Say in a line how a study stands."""
+    """Describe a study's progress in one line."""
     parts = [f"{state.reused + state.completed + state.failed} of {state.total} experiments done"]
     parts += [f"{state.reused} reused"] if state.reused else []
     parts += [f"{state.failed} failed"] if state.failed else []

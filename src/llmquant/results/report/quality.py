@@ -19,7 +19,7 @@ _PERCENT = re.compile(
 )
 _AT_K = re.compile(r"_at_(\d+)$")
 _NAMES = {"f1": "F1", "em": "EM"}
-# Each says what perplexity says.
+# Each has the same information as perplexity.
 _SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
 _RATIO_DECIMALS = 3
 _TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good"}
@@ -74,7 +74,7 @@ def _columns(
     written = [[block.cell(variant, measure, value) for variant in block.variants]]
     writers: list[tuple[Column, Callable[[Row], Cell]]] = []
     if compared:
-        # A ratio of a number without a unit is one of perplexities.
+        # A ratio of a number without a unit is a ratio of perplexities.
         ratio = any(row.ratio is not None for row in column) and not measure.unit
         interval = "[95% interval]" if any(row.pairs is not None for row in column) else ""
         head = Column((f"× {block.baseline}" if ratio else "difference", interval), group)
@@ -146,23 +146,23 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
     if any(row.verdict == "undecided" for row in rows):
         reach = f" ({'; '.join(reaches)})" if reaches else ""
         notes.append(
-            "undecided: these documents cannot tell the variant from the baseline"
+            "undecided: these documents do not distinguish the variant from the baseline"
             f"{reach}. Four times the documents halve the intervals."
         )
     equal = [row for row in rows if row.verdict == "equal"]
     if equal:
         bounded = any(row.difference_low is not None for row in equal)
-        tail = "; the interval says how often others may still differ." if bounded else "."
+        tail = "; the interval bounds how often other documents may differ." if bounded else "."
         notes.append(f"equal: the same score on every document{tail}")
     if any(row.verdict == "no signal" for row in rows):
         notes.append(
-            "no signal: every variant has the same score on every document, so these documents cannot tell "
-            "a good variant from a broken one. Check the task's rows, or take an easier or a harder task."
+            "no signal: every variant has the same score on every document, so these documents cannot "
+            "distinguish a good variant from a broken one. Check the task's rows, or use an easier or harder task."
         )
     if any(row.verdict in ("better", "worse", "differs") for row in rows):
         notes.append(
-            "better, worse: the interval excludes no difference. Each comparison stands alone: "
-            "where nothing differs, one in twenty is still marked, by chance."
+            "better, worse: the 95% interval excludes zero difference. Each comparison is separate: "
+            "without a real difference, one in twenty is still marked by chance."
         )
     partial = [row for row in paired if row.n is not None and row.pairs is not None and row.pairs < row.n]
     notes += [
@@ -184,7 +184,7 @@ def _unpaired(block: Block, measures: Sequence[Measure]) -> list[str]:
 
 
 def _reach(block: Block, measure: Measure, measures: Sequence[Measure]) -> str:
-    """Say how large a difference stays undecided."""
+    """Describe how large a difference stays undecided."""
     column = block.column(measure)
     scale, _ = _scale(column)
     halves = [

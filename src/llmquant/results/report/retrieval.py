@@ -1,4 +1,4 @@
-"""The table of retrieval: what each variant finds, what a document takes, how long a query does; all models in one."""
+"""The table of retrieval: scores, bytes per document and query times of all models."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
         heads.append((Column(("verdict",), align="left"), _verdict))
     whole = all(line.size is None or line.size.is_integer() for line in lines)
     sizes = 0 if whole else decimals_of((line.size for line in lines), digits=3)
-    heads.append((Column(("bytes a", "document")), lambda line: _plain(line.size, sizes)))
+    heads.append((Column(("bytes per", "document")), lambda line: _plain(line.size, sizes)))
     for place, metric in enumerate(LATENCIES):
         known = [line.latencies[place] for line in lines]
         if any(value is not None for value in known):
@@ -80,7 +80,7 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
 
 
 def _not_encoded(searched: Sequence[tuple[Block, Sequence[Measure]]]) -> list[str]:
-    """Say of each task what could not be encoded; it is the same in most variants."""
+    """Report per task how many items could not be encoded, which is the same for most variants."""
     alike: dict[str, dict[str, None]] = {}
     for block, _ in searched:
         for row in block.rows:
@@ -89,7 +89,7 @@ def _not_encoded(searched: Sequence[tuple[Block, Sequence[Measure]]]) -> list[st
                 alike.setdefault(what, {})[f"{block.model} {row.variant}"] = None
     every = sum(len(block.variants) for block, _ in searched)
     return [
-        f"{what} ({'every variant' if len(who) == every else ', '.join(who)}); the runs' details say why."
+        f"{what} ({'every variant' if len(who) == every else ', '.join(who)}); see the runs' details for the reasons."
         for what, who in alike.items()
     ]
 
@@ -152,11 +152,11 @@ def _notes(lines: Sequence[_Line], tasks: int, *, unequal: bool) -> list[str]:
     notes = ["± is one standard error over queries; differences are paired by query, to each model's baseline."]
     compared = [line.row for line in lines if line.row is not None]
     if tasks > 1 and any(row.difference_low is not None for row in compared):
-        notes.append("The interval of a mean takes its tasks as given: it is about other queries, not other tasks.")
+        notes.append("The interval of a mean covers other queries of the same tasks, not other tasks.")
     if any(row.verdict == "undecided" for row in compared):
-        notes.append("undecided: these queries cannot tell the variant from the baseline.")
+        notes.append("undecided: these queries do not distinguish the variant from the baseline.")
     if any(row.verdict == "no signal" for row in compared):
         notes.append("no signal: every variant has the same score on every query, so nothing can be compared.")
     if unequal:
-        notes.append("The models were not searched with the same tasks: their means do not compare.")
+        notes.append("The models were evaluated on different tasks, so their means are not comparable.")
     return notes
