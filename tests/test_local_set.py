@@ -162,7 +162,7 @@ def test_all_mistakes_are_told_at_once(tmp_path, folder, rows):
         (4, "no page is relevant"),
         (5, "there is no page 'legder.png'"),
         (6, "id 'a' is that of row 1 already"),
-        (7, "1 pages are relevant, and there are 2 grades"),
+        (7, "1 pages are relevant, but there are 2 grades"),
         (8, "there is no column 'relevnt'"),
     ):
         assert f"queries.jsonl, row {row}: {part}" in found
@@ -179,7 +179,7 @@ def test_a_name_that_is_nearly_right_is_suggested(tmp_path, folder, rows):
     [
         ({"readme.md": b"x"}, "pages has no pages"),
         ({"a.pdf": b"no PDF"}, "a.pdf cannot be opened as a PDF"),
-        ({"a.txt": b"text", "b.png": b"x"}, "holds texts (a.txt, ...) beside page images"),
+        ({"a.txt": b"text", "b.png": b"x"}, "holds texts (a.txt, ...) and page images"),
         ({"a.txt": b"\xff\xfe\x00"}, "a.txt is not UTF-8 text: in line 1, byte 0 is 0xff"),
     ],
 )
@@ -216,7 +216,7 @@ def test_texts_are_a_set_too(tmp_path, context, rows):
 
 def test_images_are_refused_for_an_embedder_of_texts(tmp_path, folder, rows):
     """The reason names the folder and what the embedder encodes."""
-    with pytest.raises(UnsupportedError, match=r"pages holds images, and .* encodes text alone"):
+    with pytest.raises(UnsupportedError, match=r"pages holds images, but .* encodes only text"):
         check(tmp_path, folder, rows([{"query": "x", "relevant": "ledger.png"}]), modalities=("text",))
 
 

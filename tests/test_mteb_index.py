@@ -160,7 +160,7 @@ def test_late_interaction_is_for_retrieval(index, tmp_path):
     """A task that compares single vectors is refused for an embedder that gives several."""
     late = info(tmp_path, late=True)
     MtebOptions(("ViDoRe(v1)", "NFCorpus")).check(late, "cpu")
-    with pytest.raises(UnsupportedError, match="needs one vector an item"):
+    with pytest.raises(UnsupportedError, match="needs one vector per item"):
         MtebOptions(("STSBenchmark",)).check(late, "cpu")
 
 

@@ -163,7 +163,7 @@ def test_csv_that_would_be_changed_is_refused(file, data, words):
     [
         (b"query;relevant\na;p\n", "has the column 'query;relevant'"),
         (b",query,relevant\n0,a,p\n", "has the column ''"),
-        (b"query,relevant\na, b,p\n", "row 1 has more cells than there are columns"),
+        (b"query,relevant\na, b,p\n", "row 1 has more cells than columns"),
         (b"query,relevant,relevance\na,p;p,2;0\n", "page 'p' has the grades 2 and 0"),
         (b"query,relevant,relevance\na,p;P,1;2\n", "page 'P' has the grades 1 and 2"),
     ],

@@ -1,1 +1,1 @@
-"""mteb's tasks and benchmarks."""
+"""The tasks and benchmarks of mteb."""

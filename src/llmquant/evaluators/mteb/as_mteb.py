@@ -1,4 +1,4 @@
-"""An embedder as a model for ``mteb.evaluate``: each item encoded once, the corpus searched as its vectors are kept."""
+"""An embedder as a model for ``mteb.evaluate``: each item is encoded once, and the stored vectors are searched."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _SIMILARITIES = {
     "dot": ScoringFunction.DOT_PRODUCT,
     "maxsim": ScoringFunction.MAX_SIM,
 }
-# Scores that are held at a time when all documents are ranked to pick a few of them.
+# Number of scores held at a time when all documents are ranked to select a few of them.
 _RANKED = 1 << 24
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """What became of the documents and queries of one subset.
+    """The record of one subset's documents and queries.
 
     Attributes:
-        bytes_per_document: of what the index keeps.
+        bytes_per_document: mean bytes per document in the index.
         skipped: why a document could not be encoded, by its id.
-        skipped_queries: why a query could not be encoded, by its id; it finds nothing.
+        skipped_queries: why a query could not be encoded, by its id; such a query finds nothing.
     """
 
     split: str
@@ -55,17 +55,17 @@ class Indexed:
 
 
 class MtebModel:
-    """An embedder, as mteb takes models: it searches where a task is about finding, and encodes for all others.
+    """An embedder with mteb's model interface: it searches for retrieval tasks, and encodes for all other tasks.
 
     Args:
-        embedder: ready to encode.
-        meta: what mteb's result files say of it.
+        embedder: a loaded embedder.
+        meta: its description in mteb's result files.
         progress: called with (done, total) while items are encoded.
-        engine: that searches.
+        engine: the search engine.
 
     Attributes:
         indexed: a record of each subset that was searched.
-        skipped: why an item outside a search could not be encoded; it has a vector of zeros.
+        skipped: why an item outside a search could not be encoded; such an item has a vector of zeros.
     """
 
     def __init__(self, embedder: LoadedEmbedder, meta: ModelMeta, progress: Progress, engine: Engine = "exact") -> None:
@@ -88,10 +88,10 @@ class MtebModel:
         encode_kwargs: Mapping[str, Any],  # Any: mteb's own
         num_proc: int | None = None,
     ) -> None:
-        """Encode the corpus and keep it as the embedder's vectors are kept; mteb calls it.
+        """Encode the corpus and index it in the embedder's vector form; mteb calls this method.
 
         Raises:
-            RunError: if not one document can be encoded.
+            RunError: if no document can be encoded.
         """
         rows = Rows(corpus, task_metadata, PromptType.document)
         found = self._encode(rows, "document")
@@ -117,14 +117,14 @@ class MtebModel:
         top_ranked: Mapping[str, list[str]] | None = None,
         num_proc: int | None = None,
     ) -> dict[str, dict[str, float]]:
-        """Find the `top_k` best documents of each query, or rank those of `top_ranked`; mteb calls it.
+        """Find the `top_k` best documents of each query, or rank those of `top_ranked`; mteb calls this method.
 
         Returns:
-            Scores by document, by query. A query that cannot be encoded has none and so scores 0.
+            Scores by query and document. A query that cannot be encoded finds no document and so scores 0.
         """
         index, self._index = self._index, None
         if index is None:
-            raise RunError("mteb searches before it has indexed a corpus")
+            raise RunError("mteb searched before it indexed a corpus")
         if top_ranked is not None and self._engine != "exact":
             raise UnsupportedError(f"{self._engine} cannot rank a given list of documents", hint="Use engine=exact.")
         rows = Rows(queries, task_metadata, PromptType.query)
@@ -138,7 +138,7 @@ class MtebModel:
             hits = index.search(encoded.embeddings.select(some), count)
             for row, ids, scores in zip(encoded.kept[some], hits.ids, hits.scores, strict=True):
                 query = rows.ids[row]
-                reached = ids >= 0  # a graph may find fewer than it was asked for
+                reached = ids >= 0  # a graph may find fewer documents than requested
                 ranked = list(zip(self._ids[ids[reached]], scores[reached].tolist(), strict=True))
                 if top_ranked is not None:
                     wanted = set(top_ranked.get(query, ()))
@@ -154,22 +154,24 @@ class MtebModel:
         hf_split: str,
         hf_subset: str,
         prompt_type: PromptType | None = None,
-        **encode_kwargs: Any,  # Any: mteb's own; a batch size, which is not ours to be told
+        **encode_kwargs: Any,  # Any: mteb's own; its batch size is ignored
     ) -> NDArray[np.float32]:
-        """Encode texts and images for a task that is not about finding; mteb calls it.
+        """Encode texts and images for a task without search; mteb calls this method.
 
-        Where mteb names no side, texts are encoded as queries and images as documents: both sides of a symmetric task
-        alike.
+        If mteb names no side, texts are encoded as queries and images as documents, so both sides of a symmetric task
+        are encoded in the same way.
 
         Returns:
-            Vectors as they are kept: cut, coded and decoded again.
+            Vectors in the study's vector form: cut, coded and decoded again.
 
         Raises:
             UnsupportedError: for late interaction.
         """
         form, similarity = self._embedder.vectors, self._embedder.embeds.similarity
         if similarity == "maxsim":
-            raise UnsupportedError(f"task {task_metadata.name!r} needs one vector an item; this embedder gives several")
+            raise UnsupportedError(
+                f"task {task_metadata.name!r} needs one vector per item; this embedder returns several"
+            )
         items = batched_items(inputs)
         vectors: NDArray[np.float32] = np.zeros((len(items), self._embedder.embeds.width), np.float32)
         for role in ("query", "document"):
@@ -185,11 +187,11 @@ class MtebModel:
         return Coded.encode(vectors, form.codec).decode(slice(None))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:  # Any: mteb's arrays
-        """Compare all of one side with all of the other; mteb calls it."""
+        """Compare all vectors of one side with all vectors of the other; mteb calls this method."""
         return (dot_score if self._embedder.embeds.similarity == "dot" else cos_sim)(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:  # Any: mteb's arrays
-        """Compare pair by pair; mteb calls it."""
+        """Compare pair by pair; mteb calls this method."""
         pairwise = pairwise_dot_score if self._embedder.embeds.similarity == "dot" else pairwise_cos_sim
         return pairwise(embeddings1, embeddings2)
 
@@ -208,10 +210,10 @@ def as_mteb(
     """Return an embedder as a model for ``mteb.evaluate(model, tasks)``.
 
     Args:
-        name: in mteb's result files: ``organization/model``; ``None``: the Hub id, or ``local/`` and what it is called
-            here.
-        queries: a limit on the queries of a task, which the result files must not hide.
-        engine: that searches: ``exact``, or the graphs of ``faiss`` and ``usearch``.
+        name: the model's name in mteb's result files, as ``organization/model``; ``None`` means the Hub id, or
+            ``local/`` and the local name.
+        queries: the limit on queries per task, which the result files record.
+        engine: the search engine: ``exact``, or the graphs of ``faiss`` and ``usearch``.
         progress: called with (done, total) while items are encoded.
     """
     info, embeds, form = embedder.info, embedder.embeds, embedder.vectors

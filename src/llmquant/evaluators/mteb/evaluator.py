@@ -1,4 +1,4 @@
-"""The mteb evaluator: mteb's tasks, scored by mteb, on an embedder that is loaded already."""
+"""The mteb evaluator: mteb's tasks, scored by mteb, on a loaded embedder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Mteb(Evaluator[MtebOptions]):
     """Run mteb's tasks.
 
     Args:
-        options: which tasks, and which parts of them.
+        options: the tasks and their parts.
     """
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterator[Result]:
-        """Yield a result for each task, and for each subset of a task that has several.
+        """Yield one result per task, and one per subset of a task with several subsets.
 
         Raises:
-            RunError: if a task's data cannot be had, or none of it can be encoded.
+            RunError: if a task's data is unavailable, or none of it can be encoded.
         """
         sized = replace(subject, batch_tokens=self.options.batch_tokens)
         for name, subsets, splits in selected(self.options, known_mteb(ctx.cache)):

@@ -1,6 +1,6 @@
-"""The worst queries of a task, kept with the run: what was found, what should have been, and small pictures of both.
+"""Keep the worst queries of a task with the run: the documents found, those missed, and thumbnails of both.
 
-Written where the pages are at hand: whoever reads the run later has neither the data set nor its licence.
+The worker writes them because it has the pages; later readers of the run have neither the data set nor its licence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmquant.storage.atomic import file_name
 from llmquant.study.call import Json
 
 FOLDER = "failures"
-# A few hundred kilobytes a run.
+# A few hundred kilobytes per run.
 _QUERIES, _FOUND, _EXPECTED, _WIDTH, _CHARACTERS = 8, 3, 2, 240, 300
 
 
@@ -27,14 +27,14 @@ def write_failures(
 ) -> str | None:
     """Write ``failures/<task>.json`` and the thumbnails that it names.
 
-    It has ``task``, ``metric`` and ``queries``, the worst first: each with ``query``, ``id``, ``split``, ``subset``,
-    ``score``, ``found`` (the best documents: ``id``, ``score``, ``grade``) and ``missed`` (the most relevant of those
-    that are not among them: ``id``, ``grade``, and ``rank`` from 1, or none). A document has a ``thumbnail``, relative
-    to the file, or a ``text``.
+    The file has ``task``, ``metric`` and ``queries``, the worst first: each with ``query``, ``id``, ``split``,
+    ``subset``, ``score``, ``found`` (the best documents: ``id``, ``score``, ``grade``) and ``missed`` (the most
+    relevant documents that were not found: ``id``, ``grade``, and ``rank`` from 1, or none). A document has a
+    ``thumbnail``, relative to the file, or a ``text``.
 
     Args:
-        main: the metric that says which queries are worst.
-        corpus: gives the documents of a subset.
+        main: the metric that ranks the queries.
+        corpus: returns the documents of a subset.
         files: the run's folder.
 
     Returns:
@@ -47,7 +47,7 @@ def write_failures(
             for query, score in (subset.metric(main) or {}).items()
             if score < 1
         ),
-        key=lambda entry: entry[0],  # of equal ones the first asked
+        key=lambda entry: entry[0],  # among equal scores the earlier query comes first
     )[:_QUERIES]
     if not worst:
         return None
@@ -84,7 +84,7 @@ def write_failures(
 
 
 def _shown(item: Item, folder: Path) -> dict[str, Json]:
-    """Return a document's thumbnail or text; nothing of what cannot be decoded."""
+    """Return a document's thumbnail or text; nothing for an image that cannot be decoded."""
     if item.image is None:
         return {"text": (item.text or "")[:_CHARACTERS]}
     name = f"{item.key.hex()}.webp"

@@ -1,4 +1,4 @@
-"""From mteb's data sets to items: texts as mteb would give them to a model, images as the bytes they are stored as."""
+"""Turn mteb's data sets into items: texts in the form that mteb passes to a model, images as their stored bytes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ENCODED = ("text", "image")
 
 
 class Rows(Sequence[Item]):
-    """A corpus, or queries; each item is read when it is asked for, so that no memory holds all pages.
+    """A corpus, or queries; each item is read on access, so that all pages are never in memory together.
 
     Args:
-        data: with the columns ``id`` and one for each modality.
-        metadata: of the task, which says what of a row is to be encoded.
+        data: rows with the column ``id`` and one column per modality.
+        metadata: metadata of the task, which determines the columns to encode.
 
     Raises:
         UnsupportedError: for sound and video.
@@ -37,7 +37,7 @@ class Rows(Sequence[Item]):
         self._texts: list[str] | None = None
         self._images: datasets.Dataset | None = None
         if "text" in modalities:
-            # Titles, instructions and conversations become one text; the images would be copied with them.
+            # Titles, instructions and conversations are merged into one text; keeping images here would copy them.
             pictures = [name for name in data.column_names if name == "image"]
             self._texts = _retrieval_texts(data.remove_columns(pictures), side)
         if "image" in modalities:
@@ -60,7 +60,7 @@ class Rows(Sequence[Item]):
 
 
 def batched_items(batches: Any) -> list[Item]:  # Any: mteb's DataLoader
-    """Read what mteb hands to an encoder: batches of texts, images, or both."""
+    """Read mteb's input of an encoder: batches of texts, images, or both."""
     data = getattr(batches, "dataset", None)
     if isinstance(data, datasets.Dataset) and "image" in data.column_names:
         data = _undecoded(data)
@@ -80,14 +80,14 @@ def _pairs(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[str | None, byte
 
 
 def _undecoded(data: datasets.Dataset) -> datasets.Dataset:
-    """Leave images as they are stored: hashing bytes takes a hundredth of decoding them."""
+    """Keep images in their stored form: hashing bytes takes a hundredth of the time of decoding them."""
     if not isinstance(data.features["image"], datasets.Image):
         return data
     return data.cast_column("image", datasets.Image(decode=False))
 
 
 def _stored(image: Any) -> bytes:  # Any: as mteb's data sets hold it
-    """Return an image's bytes; of none, no bytes, which cannot be encoded and is recorded as that."""
+    """Return an image's bytes; for a missing image no bytes, so that the item is recorded as not encoded."""
     if image is None:
         return b""
     if not isinstance(image, dict):

@@ -1,4 +1,4 @@
-"""Options of the mteb evaluator: which tasks and benchmarks, and which parts of them."""
+"""Options of the mteb evaluator: the tasks and benchmarks, and their parts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class MtebOptions:
     """Options of the mteb evaluator.
 
     Attributes:
-        tasks: names of mteb's tasks and benchmarks: ``NFCorpus``, ``ViDoRe(v1)``.
-        languages: ISO 639-3 codes, ``eng`` or ``eng-Latn``: only subsets that hold one of them.
-        subsets: only these, by mteb's names.
-        splits: only these; by default those that mteb reports.
-        engine: that searches: all documents exactly, or a graph of FAISS or usearch, which is approximate.
-        batch_tokens: that a batch may hold, padding included; ``None`` is 1,024 on a CPU and 16,384 on CUDA. One that
-            does not fit in memory is halved in any case.
+        tasks: names of mteb's tasks and benchmarks, for example ``NFCorpus`` or ``ViDoRe(v1)``.
+        languages: languages as ISO 639-3 codes, for example ``eng`` or ``eng-Latn``; only subsets with one of them are
+            used.
+        subsets: subsets to use, by mteb's names, for example ``english``; by default all.
+        splits: splits to use, for example ``test``; by default those that mteb reports.
+        engine: search engine: ``exact`` scores all documents, the graphs of ``faiss`` and ``usearch`` are approximate.
+        batch_tokens: maximum tokens per batch, padding included, for example 4096; ``None`` is 1,024 on a CPU and
+            16,384 on CUDA. A batch that does not fit in memory is always halved.
     """
 
     tasks: tuple[str, ...]
@@ -47,14 +48,14 @@ class MtebOptions:
             raise OptionError("mteb names no task", hint="Write mteb(ViDoRe(v1)); see: llmquant tasks")
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse unknown tasks, and those that the embedder cannot do; mteb is not imported.
+        """Refuse unknown tasks, and tasks that the embedder does not support, without importing mteb.
 
         Raises:
             UnknownNameError: for a task or benchmark that mteb does not have.
             OptionError: for a language, subset or split that a task does not have.
-            UnsupportedError: for tasks with images on an embedder of texts alone, and the like.
-            MissingDependencyError: if mteb is installed and cannot be imported.
-            RequestErrors: for several of these.
+            UnsupportedError: for tasks that the embedder does not support, such as images with a text embedder.
+            MissingDependencyError: if mteb is installed but cannot be imported.
+            RequestErrors: for several of these errors.
         """
         index = self._index()
         errors: list[RequestError] = []
@@ -66,7 +67,7 @@ class MtebOptions:
         _raise(errors)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work of encoding, roughly: 1,000 tokens a page, 200 a text, 30 a query."""
+        """Estimate the work of encoding: about 1,000 tokens per page, 200 per text, 30 per query."""
         index = self._index()
         tokens = 0
         for name, _, _ in selected(self, index):
@@ -77,10 +78,10 @@ class MtebOptions:
         return Cost(prefill_tokens=tokens)
 
     def parts(self) -> Sequence[MtebOptions]:
-        """Return one evaluator a task; a benchmark stands for its tasks.
+        """Return one evaluator per task; a benchmark stands for its tasks.
 
         Raises:
-            RequestError: as `check`, for names alone.
+            RequestError: as in `check`, but only for names.
         """
         return [
             replace(self, tasks=(task,), languages=(), subsets=subsets, splits=splits)
@@ -95,10 +96,10 @@ class MtebOptions:
 
 
 def selected(options: MtebOptions, index: MtebIndex) -> list[Part]:
-    """Return the tasks that are meant, each with the subsets and splits that are; empty for all.
+    """Return the selected tasks, each with its selected subsets and splits; empty for all.
 
     Raises:
-        RequestError: as `check`, for names alone.
+        RequestError: as in `check`, but only for names.
     """
     errors: list[RequestError] = []
     expanded = [part for name in options.tasks for part in _try(errors, index.expand, name) or ()]
@@ -111,17 +112,17 @@ def selected(options: MtebOptions, index: MtebIndex) -> list[Part]:
 
 
 def _check(task: MtebTask, model: ModelInfo) -> None:
-    if model.embeds is None:  # of the wrong kind altogether, which the planner says
+    if model.embeds is None:  # not an embedder, which the planner reports
         return
     lacking = [modality for modality in task.modalities if modality not in model.embeds.modalities]
     if lacking:
         raise UnsupportedError(
-            f"mteb: task {task.name!r} holds {' and '.join(task.modalities)}, and {model.source} does not encode "
+            f"mteb: task {task.name!r} holds {' and '.join(task.modalities)}, but {model.source} does not encode "
             f"{' or '.join(lacking)}"
         )
     if model.embeds.similarity == "maxsim" and not task.retrieval:
         raise UnsupportedError(
-            f"mteb: task {task.name!r} ({task.type}) needs one vector an item, and {model.source} gives several",
+            f"mteb: task {task.name!r} ({task.type}) needs one vector per item, but {model.source} returns several",
             hint="Late interaction is for retrieval and reranking.",
         )
 

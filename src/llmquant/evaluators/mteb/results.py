@@ -1,4 +1,4 @@
-"""From what mteb scored to measurements and samples: its own values, and of each query what it found."""
+"""Turn mteb's scores into measurements and samples: mteb's own values, and the results of each query."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Place: TypeAlias = tuple[str, str]
 """A split and a subset."""
 
 _AT_K = re.compile(r"(ndcg|map|recall|precision|mrr|hit_rate)_at_(\d+)")
-# What pytrec_eval calls them for a single query.
+# pytrec_eval's names of these metrics for a single query.
 _SINGLE = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
-# Kept of each query, beside the task's main metric.
+# Metrics kept per query, in addition to the task's main metric.
 _KEPT = ("ndcg_at_1", "ndcg_at_5", "ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100")
 _ANSWERS = 5
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What mteb made of one subset's queries, before it took means.
+    """mteb's scores of one subset's queries, before means are taken.
 
     Attributes:
-        queries: as they were encoded.
-        scores: pytrec_eval's, by query and metric.
+        queries: the encoded queries.
+        scores: pytrec_eval's scores, by query and metric.
         relevant: grades by query and document.
-        found: scores by query and document.
+        found: scores of found documents, by query and document.
     """
 
     queries: Rows
@@ -49,7 +49,7 @@ class Scored:
     found: Mapping[str, Mapping[str, float]]
 
     def metric(self, name: str) -> dict[str, float] | None:
-        """Return a metric by query; ``None`` if it has no value for a single one."""
+        """Return a metric by query; ``None`` for a metric without values for single queries."""
         name = "recall_at_1" if name == "accuracy" else name
         match = _AT_K.fullmatch(name)
         if match is None:
@@ -64,7 +64,7 @@ class Scored:
         return {query: scores[key] for query, scores in self.scores.items()}
 
     def ranked(self, query: str) -> list[tuple[str, float]]:
-        """Return what was found, the best first; equal scores by id, as pytrec_eval breaks ties."""
+        """Return the found documents, best first; equal scores are ordered by id, as in pytrec_eval."""
         return sorted(self.found[query].items(), key=lambda item: (item[1], item[0]), reverse=True)
 
 
@@ -75,16 +75,16 @@ def results(
     extra: Sequence[Measurement],
     details: Mapping[str, Json],
 ) -> Iterator[Result]:
-    """Yield the task's result, its main metric first, and where it has several subsets one for each.
+    """Yield the task's result, its main metric first, and for several subsets one result per subset.
 
-    A task's values are the means over its subsets, as mteb takes them. In several subsets, queries with the same
-    relevant documents are one group: translations of one question.
+    A task's values are means over its subsets, as in mteb. In several subsets, queries with the same relevant documents
+    form one group: translations of one question.
 
     Args:
         main: the task's main metric.
-        scored: of a task that searches; empty for all others.
+        scored: scores of a retrieval task; empty for all other tasks.
         extra: measurements to add to the task's own.
-        details: to keep with the task's result.
+        details: details to keep with the task's result.
     """
     task, entries = result.task_name, _entries(result)
     metrics = [main, *(name for name in _metrics(entries, bool(scored)) if name != main)]
@@ -106,7 +106,7 @@ def results(
         own = [replace(sample, answer=None, target=None) for sample in samples.get(place, ())]
         stderr, n = _stderr([own], main)
         name = f"{task} [{' '.join(at.values())}]"
-        # Under a name of its own: intervals are made of a task's samples, and these are of one subset.
+        # A subset has its own name, because a task's samples determine its intervals, and these are one subset's.
         value = float(entry["main_score"])
         one = Measurement(name, main, value, higher_is_better=True, stderr=stderr, n=n, at=at, headline=False)
         yield Result(name, (one,), own)
@@ -121,7 +121,7 @@ def _varies(entries: Mapping[Place, Entry], value: str) -> bool:
 
 
 def _metrics(entries: Mapping[Place, Entry], searched: bool) -> list[str]:
-    """Name what every subset has a number for; of searches what is taken at k, of other tasks all."""
+    """Name the metrics that every subset has; for retrieval only metrics at k, for other tasks all metrics."""
     first, *others = entries.values()
     return [
         name
@@ -161,9 +161,9 @@ def _samples(place: Place, scored: Scored, main: str, *, several: bool) -> list[
 def _stderr(subsets: Sequence[Sequence[Sample]], metric: str) -> tuple[float | None, int | None]:
     """Return the standard error of the mean over subsets of their means over queries, and the number of queries.
 
-    With ``S`` subsets and ``n_s`` queries in each, a query weighs ``w = 1 / (S n_s)``, and with residuals ``e`` from
-    the subset's mean and ``C`` groups, it is ``sqrt(C / (C - 1) * sum over groups of (sum of w e)^2)``: for one subset
-    without groups ``sd / sqrt(n)``.
+    With ``S`` subsets of ``n_s`` queries, a query has the weight ``w = 1 / (S n_s)``. With residuals ``e`` from the
+    subset's mean and ``C`` groups, the error is ``sqrt(C / (C - 1) * sum over groups of (sum of w e)^2)``: for one
+    subset without groups ``sd / sqrt(n)``.
     """
     groups: dict[str, float] = defaultdict(float)
     n = 0
@@ -181,7 +181,7 @@ def _stderr(subsets: Sequence[Sequence[Sample]], metric: str) -> tuple[float | N
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real)  # numpy's numbers are, too
+    return isinstance(value, numbers.Real)  # also numpy's numbers
 
 
 def _digest(value: Json) -> str:

@@ -1,4 +1,4 @@
-"""One mteb task on one embedder: cut to the queries that are wanted, run by mteb, with what each query found."""
+"""Run one mteb task on one embedder, cut to the limit of queries, and keep the results of each query."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _FOLDER = "mteb"
 
 
 def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context, *, engine: Engine = "exact") -> list[Result]:
-    """Run a task; mteb's own result file is kept with the run.
+    """Run a task, and keep mteb's own result file with the run.
 
-    The limit on documents cuts the queries of a task that searches, in each subset, and never what they search in.
+    The limit on documents applies to the queries of each subset of a retrieval task, never to the searched documents.
 
     Raises:
-        RunError: if the task's data cannot be had, or none of it can be encoded.
+        RunError: if the task's data is unavailable, or none of it can be encoded.
     """
     with quiet():
         return _evaluate(task, subject, ctx, engine)
@@ -73,7 +73,7 @@ def searched(task: AbsTaskRetrieval, limit: int | None) -> Iterator[tuple[Place,
     """Load a task, cut to its first queries, and yield each subset's place, documents and queries.
 
     Raises:
-        RunError: if the task's data cannot be had.
+        RunError: if the task's data is unavailable.
     """
     with quiet():
         _load(task)
@@ -92,13 +92,13 @@ def _load(task: AbsTask) -> None:
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
             raise RunError(
                 f"the data of task {task.metadata.name!r} could not be fetched: {reason}",
-                hint="Give HF_TOKEN if the data set is gated.",
+                hint="Set HF_TOKEN if the data set is gated.",
             ) from error
         raise RunError(f"task {task.metadata.name!r} could not be loaded: {type(error).__name__}: {reason}") from error
 
 
 def _cut(task: AbsTaskRetrieval, limit: int | None) -> int | None:
-    """Keep the first queries of each subset that have an answer; return the limit if that left any out."""
+    """Keep the first queries with an answer of each subset; return the limit if it removed any query."""
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     shortened = False
     for place in _places(task):
@@ -113,7 +113,7 @@ def _cut(task: AbsTaskRetrieval, limit: int | None) -> int | None:
 
 
 def _keep_scores(task: AbsTaskRetrieval) -> dict[Place, Scored]:
-    """Have this task's scores of single queries kept where mteb hands them to it; filled while it runs."""
+    """Record this task's scores of single queries while mteb runs it."""
     kept: dict[Place, Scored] = {}
     own = task.task_specific_scores
 
@@ -142,7 +142,7 @@ def _sizes(task: AbsTask, model: MtebModel) -> list[Measurement]:
         ("documents", [reason for indexed in model.indexed for reason in indexed.skipped]),
         ("queries", [reason for indexed in model.indexed for reason in indexed.skipped_queries]),
     ):
-        if skipped:  # the table says so; the details say why
+        if skipped:  # the table shows the number; the details have the reasons
             name = f"{what}_not_encoded"
             found.append(
                 Measurement(task.metadata.name, name, float(len(skipped)), higher_is_better=False, headline=False)
@@ -151,12 +151,12 @@ def _sizes(task: AbsTask, model: MtebModel) -> list[Measurement]:
 
 
 def _told(task: AbsTask, model: MtebModel, cut: int | None, limit: int | None) -> dict[str, Json]:
-    """Say what was left out, and why."""
+    """Describe what was omitted, and why."""
     told: dict[str, Json] = {"skipped": {}, "skipped_queries": {}, "limit": cut}
     if not isinstance(task, AbsTaskRetrieval):
         told["skipped"] = sorted(set(model.skipped))
         if limit is not None:
-            told["limit"] = "not applied: mteb scores a task that does not search as a whole"
+            told["limit"] = "not applied: mteb scores a task without search as a whole"
         return told
     told["documents"] = [indexed.documents for indexed in model.indexed]
     told["skipped"] = {name: reason for indexed in model.indexed for name, reason in indexed.skipped.items()}

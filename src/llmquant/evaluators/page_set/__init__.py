@@ -1,1 +1,1 @@
-"""Retrieval on pages and queries of one's own."""
+"""Retrieval on the user's own pages and queries."""

@@ -1,4 +1,4 @@
-"""The retrieval evaluator: somebody's own pages and queries as a task of mteb, scored by mteb."""
+"""The retrieval evaluator: the user's own pages and queries as a task of mteb, scored by mteb."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class LocalSet(Evaluator[LocalSetOptions]):
     """Search a local set of pages.
 
     Args:
-        options: where pages and queries are.
+        options: the pages and queries.
     """
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterator[Result]:
-        """Yield one result, as the mteb evaluator does for a task of its own.
+        """Yield one result, like the mteb evaluator.
 
         Raises:
-            RunError: if the files were not brought here, or not one page can be encoded.
+            RunError: if the worker does not have the files, or no page can be encoded.
             RequestError: if pages or queries are wrong.
         """
         task, pages = local_task(self.options, ctx)
@@ -49,7 +49,7 @@ def local_task(options: LocalSetOptions, ctx: Context) -> tuple[AbsTaskRetrieval
     """Read pages and queries, and make a task of them.
 
     Raises:
-        RunError: if the files were not brought here.
+        RunError: if the worker does not have the files.
         RequestError: if pages or queries are wrong.
     """
     pages, wrong = list_pages(ctx.local(options.pages), options.pages.name, options.dpi)
@@ -67,9 +67,9 @@ def build_task(
     """Make a task that mteb can run.
 
     Args:
-        name: of the folder or the PDF.
-        revision: stands for the content of pages and queries.
-        files: of the pages, by their ids.
+        name: name of the folder or the PDF.
+        revision: digest of the content of pages and queries.
+        files: files of the pages, by their ids.
     """
     images = pages.kind == "image"
     metadata = TaskMetadata(

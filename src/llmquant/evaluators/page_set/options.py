@@ -1,4 +1,4 @@
-"""Options of the retrieval evaluator: somebody's own pages and queries."""
+"""Options of the retrieval evaluator: the user's own pages and queries."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Pages(InputFolder):
         """Digest the files in the folder at `path`, or the PDF there.
 
         Raises:
-            OptionError: if it is neither, or cannot be read.
+            OptionError: if `path` is neither a folder nor a PDF, or cannot be read.
         """
         if path.is_file():
             if path.suffix.lower() != ".pdf":
-                raise OptionError(f"{path} is no PDF", hint="Give a PDF, or a folder of images, texts or PDFs.")
+                raise OptionError(f"{path} is not a PDF", hint="Use a PDF, or a folder of images, texts or PDFs.")
             found = InputFile.read(path)
             return cls(found.digest, found.name, found.path)
         return super().read(path)
@@ -40,12 +40,14 @@ class LocalSetOptions:
     """Options of the retrieval evaluator.
 
     Attributes:
-        pages: what is searched: a folder of page images, of ``.txt`` files or of PDFs, or one PDF.
-        queries: JSONL, CSV or TSV with the columns ``query`` and ``relevant`` (names of page files, ``file.pdf#3``, or
-            page numbers from 1 where all is one PDF), and if wanted ``relevance`` (grades) and ``id``.
-        dpi: dots an inch at which PDFs are rendered.
-        engine: that searches: all pages exactly, or a graph of FAISS or usearch, which is approximate.
-        batch_tokens: that a batch may hold, padding included; ``None`` is 1,024 on a CPU and 16,384 on CUDA.
+        pages: pages to search: a folder of page images, of ``.txt`` files or of PDFs, or one PDF, for example
+            ``./scans``.
+        queries: JSONL, CSV or TSV file with the columns ``query`` and ``relevant`` (names of page files,
+            ``file.pdf#3``, or page numbers from 1 for a single PDF), and optionally ``relevance`` (grades) and ``id``.
+        dpi: resolution at which PDFs are rendered, in dots per inch, for example 150.
+        engine: search engine: ``exact`` scores all pages, the graphs of ``faiss`` and ``usearch`` are approximate.
+        batch_tokens: maximum tokens per batch, padding included, for example 4096; ``None`` is 1,024 on a CPU and
+            16,384 on CUDA.
     """
 
     pages: Pages
@@ -55,24 +57,24 @@ class LocalSetOptions:
     batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a resolution at which nothing can be read, or nothing fits."""
+        """Refuse a resolution that is too low to read, or too high to fit."""
         require_positive(batch_tokens=1 if self.batch_tokens is None else self.batch_tokens)
         if not 20 <= self.dpi <= 1200:
             raise OptionError(f"retrieval: dpi must be between 20 and 1200, found {self.dpi}")
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse a set with mistakes, all of them at once; no image is decoded.
+        """Refuse a set with mistakes and report all of them at once, without decoding images.
 
         Raises:
             OptionError: for a mistake in the pages or the queries.
-            UnsupportedError: for page images on an embedder of texts alone.
-            MissingDependencyError: for a PDF where pypdfium2 is not installed.
-            RequestErrors: for several of these.
+            UnsupportedError: for page images with a text embedder.
+            MissingDependencyError: for a PDF without pypdfium2.
+            RequestErrors: for several of these errors.
         """
         from llmquant.evaluators.page_set.pages import list_pages
         from llmquant.evaluators.page_set.queries import read_questions
 
-        if self.pages.path is None or self.queries.path is None:  # a worker has no need to check again
+        if self.pages.path is None or self.queries.path is None:  # a worker need not check again
             return
         found, errors = list_pages(self.pages.path, self.pages.name, self.dpi)
         if found.pages:
@@ -82,7 +84,7 @@ class LocalSetOptions:
             raise errors[0] if len(errors) == 1 else RequestErrors(errors)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work of encoding, roughly: 1,000 tokens a page."""
+        """Estimate the work of encoding: about 1,000 tokens per page."""
         from llmquant.evaluators.page_set.pages import list_pages
 
         if self.pages.path is None:
@@ -94,7 +96,7 @@ def _unsupported(kind: str, name: str, model: ModelInfo) -> list[RequestError]:
     if model.embeds is None or {kind, "text"} <= set(model.embeds.modalities):
         return []
     modalities = " and ".join(model.embeds.modalities)
-    return [UnsupportedError(f"retrieval: {name} holds {kind}s, and {model.source} encodes {modalities} alone")]
+    return [UnsupportedError(f"retrieval: {name} holds {kind}s, but {model.source} encodes only {modalities}")]
 
 
 __all__ = ["LocalSetOptions", "Pages"]

@@ -1,4 +1,4 @@
-"""The pages of a local retrieval set: images, texts and PDFs in a folder, or one PDF, and what they are called."""
+"""The pages of a local retrieval set and their names: images, texts and PDFs in a folder, or one PDF."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from llmquant.storage.cache import Cache
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".avif", ".ppm")
-# What the embedding loop refuses to decode, said before a page is rendered.
+# The limit of the embedding loop, reported before a page is rendered.
 _MAX_PIXELS = 100_000_000
 _INSTALL = 'pip install "llmquant[pdf]"'
-_FORMAT = 1  # of the rendered pages
+_FORMAT = 1  # version of the rendered pages' format
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Page:
     """A page, or a text file.
 
     Attributes:
-        id: its path in the folder, of a PDF with its number from 1: ``scans/a.png``, ``manual.pdf#3``.
-        file: where it is, or the PDF that it is in.
-        number: in a PDF, from 1.
+        id: path in the folder, for a PDF with the page number from 1: ``scans/a.png``, ``manual.pdf#3``.
+        file: the page's file, or its PDF.
+        number: page number in a PDF, from 1.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Page:
 
     @property
     def kind(self) -> Literal["text", "image"]:
-        """Tell texts from images."""
+        """Return whether the page is a text or an image."""
         return "text" if self.file.suffix.lower() == ".txt" else "image"
 
 
@@ -47,7 +47,7 @@ class PageSet:
     """All pages of a set.
 
     Attributes:
-        others: files in the folder that are no pages.
+        others: files in the folder that are not pages.
     """
 
     pages: tuple[Page, ...]
@@ -55,13 +55,13 @@ class PageSet:
 
     @property
     def kind(self) -> Literal["text", "image"]:
-        """Tell a set of texts from one of images."""
+        """Return whether the set holds texts or images."""
         return self.pages[0].kind
 
     def names(self) -> dict[str, str]:
-        """Return a page's id by everything it may be called.
+        """Return page ids by all accepted names.
 
-        That is its id, its file's name where no other file has it, and its number where all is one PDF.
+        The names of a page are its id, its file's name if unique, and its page number in a set of one PDF.
         """
         found = {page.id: page.id for page in self.pages}
         short: dict[str, list[str]] = {}
@@ -74,11 +74,11 @@ class PageSet:
 
 
 def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestError]]:
-    """List the pages of a folder or a PDF, and what is wrong with them; no image is decoded.
+    """List the pages of a folder or a PDF, and their faults, without decoding images.
 
     Args:
-        name: of the PDF, where `path` is one.
-        dpi: at which PDFs will be rendered.
+        name: name of the PDF, if `path` is a PDF.
+        dpi: resolution at which PDFs will be rendered.
     """
     errors: list[RequestError] = []
     files = list_files(path) if path.is_dir() else {name: path}
@@ -100,17 +100,17 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
     if len({page.kind for page in pages}) > 1:
         texts = [page.id for page in pages if page.kind == "text"]
         errors.append(
-            OptionError(f"{name} holds texts ({texts[0]}, ...) beside page images", hint="Make two sets of them.")
+            OptionError(f"{name} holds texts ({texts[0]}, ...) and page images", hint="Put them into two sets.")
         )
     return PageSet(tuple(pages), tuple(others)), errors
 
 
 def page_files(pages: Sequence[Page], dpi: int, cache: Cache) -> dict[str, Path]:
-    """Return the file of each page by its id; pages of PDFs are rendered once, and kept in the cache.
+    """Return the file of each page by its id; pages of PDFs are rendered once and kept in the cache.
 
     Raises:
         OptionError: if a PDF cannot be read.
-        MissingDependencyError: if there is one, and pypdfium2 is not installed.
+        MissingDependencyError: if a PDF is present but pypdfium2 is not installed.
     """
     rendered = {
         file: _render(file, dpi, cache) for file in dict.fromkeys(p.file for p in pages if p.number is not None)
@@ -133,8 +133,8 @@ def _pdf_pages(label: str, file: Path, dpi: int) -> Iterator[Page]:
             width, height = (side * dpi / 72 for side in pdf.get_page_size(number - 1))
             if width * height > _MAX_PIXELS:
                 raise OptionError(
-                    f"{label}#{number} has {width * height / 1e6:.0f} megapixels at {dpi} dots an inch",
-                    hint="Give a smaller dpi.",
+                    f"{label}#{number} has {width * height / 1e6:.0f} megapixels at {dpi} dots per inch",
+                    hint="Use a smaller dpi.",
                 )
             yield Page(f"{label}#{number}", file, number)
 
@@ -146,7 +146,7 @@ def _render(file: Path, dpi: int, cache: Cache) -> Path:
         with _opened(file, file.name) as pdf:
             for number in range(1, len(pdf) + 1):
                 image = pdf[number - 1].render(scale=dpi / 72).to_pil()
-                # Level 1 takes a third of the default's time; pages are read far more often than they are stored.
+                # Level 1 takes a third of the default level's time.
                 image.save(folder / _image_name(number), compress_level=1)
 
     return cache.get("pages", {"pdf": digest, "dpi": dpi, "format": _FORMAT}, make)
@@ -162,7 +162,7 @@ def _opened(file: Path, label: str) -> Iterator[Any]:  # Any: pypdfium2's docume
         import pypdfium2
     except ImportError as error:
         raise MissingDependencyError(
-            f"{label} is a PDF, and pypdfium2 is not installed", hint=f"Run: {_INSTALL}"
+            f"{label} is a PDF, but pypdfium2 is not installed", hint=f"Run: {_INSTALL}"
         ) from error
     try:
         pdf = pypdfium2.PdfDocument(file)
@@ -175,7 +175,7 @@ def _opened(file: Path, label: str) -> Iterator[Any]:  # Any: pypdfium2's docume
 
 
 def resolve(name: str, names: Mapping[str, str]) -> str | None:
-    """Return the id of the page that a query calls `name`; ``None`` if there is none."""
+    """Return the id of the page that a query names `name`; ``None`` if no page has this name."""
     name = composed(name)
     return names.get(name) or names.get(name.removeprefix("./"))
 

@@ -1,4 +1,4 @@
-"""The queries of a local retrieval set, from JSONL, CSV or TSV, with every mistake in them."""
+"""Read the queries of a local retrieval set from JSONL, CSV or TSV, and report every mistake in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Question:
     """A query.
 
     Attributes:
-        relevant: grades by page id, at least one above 0.
+        relevant: grades by page id, at least one of them above 0.
     """
 
     id: str
@@ -37,11 +37,11 @@ class Question:
 
 
 def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[list[Question], list[RequestError]]:
-    """Read a file of queries, and everything that is wrong with it.
+    """Read a file of queries, and list all of its mistakes.
 
     Args:
-        name: the file's, which says how it is written.
-        names: a page's id by everything it may be called.
+        name: the file's name, whose ending determines the format.
+        names: page ids by all accepted names.
     """
     questions: list[Question] = []
     errors: list[RequestError] = []
@@ -68,8 +68,8 @@ def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[lis
 
 
 def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Iterator[OptionError]:  # Any: a row
-    if None in row:  # as `csv` calls the cells that are too many
-        yield OptionError(f"{where} has more cells than there are columns", hint='Put a cell that has a comma in "".')
+    if None in row:  # the key that `csv` uses for surplus cells
+        yield OptionError(f"{where} has more cells than columns", hint='Put a cell with a comma in "".')
         return
     unknown = [column for column in row if column not in _COLUMNS]
     if unknown:
@@ -83,7 +83,8 @@ def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> I
         return
     if not any(grade > 0 for grade in grades.values()):
         yield OptionError(
-            f"{where}: no page is relevant", hint="A query without an answer cannot be scored; leave it out."
+            f"{where}: no page is relevant",
+            hint="Remove the query, because a query without an answer cannot be scored.",
         )
     found: dict[str, int] = {}
     for page, grade in grades.items():
@@ -94,10 +95,10 @@ def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> I
 
 
 def _grades(row: Mapping[str, Any]) -> dict[str, int]:  # Any: a row's values
-    """Return the grade of each page a row names, 1 where it gives none.
+    """Return the grade of each page in a row, 1 for a row without grades.
 
     Raises:
-        ValueError: for what is no grade, and for more or fewer of them than pages.
+        ValueError: for an invalid grade, and if the numbers of grades and pages differ.
     """
     relevant, relevance = row.get("relevant"), row.get("relevance")
     if isinstance(relevant, Mapping):
@@ -106,7 +107,7 @@ def _grades(row: Mapping[str, Any]) -> dict[str, int]:  # Any: a row's values
         pages = _listed(relevant)
         grades = [1] * len(pages) if relevance in (None, "") else _listed(relevance)
     if len(pages) != len(grades):
-        raise ValueError(f"{len(pages)} pages are relevant, and there are {len(grades)} grades")
+        raise ValueError(f"{len(pages)} pages are relevant, but there are {len(grades)} grades")
     found: dict[str, int] = {}
     for page, grade in zip(pages, grades, strict=True):
         text = str(grade).strip()
@@ -129,7 +130,7 @@ def _listed(value: Any) -> list[Any]:  # Any: a row's value
 def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON values
     ending = Path(name).suffix.lower()
     if ending not in ENDINGS:
-        raise OptionError(f"{name} has the ending {ending!r}", hint=f"Queries are {', '.join(ENDINGS)} files.")
+        raise OptionError(f"{name} has the ending {ending!r}", hint=f"Use a {', '.join(ENDINGS)} file.")
     if ending == ".jsonl":
         yield from (row for _, row in read_rows(path, name))
         return
@@ -140,7 +141,7 @@ def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON va
         if twice := [column for column, count in Counter(reader.fieldnames).items() if count > 1]:
             raise OptionError(f"{name} has the column {twice[0]!r} twice", hint=_HINT)
         unknown = [column for column in reader.fieldnames or () if column not in _COLUMNS]
-        if unknown:  # said once, not for every row
+        if unknown:  # reported once, not for every row
             raise OptionError(
                 f"{name} has the column {unknown[0]!r}; columns are {', '.join(_COLUMNS)}",
                 hint="Separate columns by commas." if ending == ".csv" else "Separate columns by tabs.",
