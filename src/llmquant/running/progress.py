@@ -1,4 +1,4 @@
-"""How a study stands: what is done, what runs, and about how long the rest takes."""
+"""The progress of a study: finished and running experiments, and the estimated remaining time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llmquant.study.run import Run
 
 @dataclass(frozen=True)
 class Running:
-    """An experiment, or the loading of a model, that is under way.
+    """A running experiment, or the loading of a model.
 
     Attributes:
-        label: ``bnb_4bit_nf4 · lm_eval(coqa)``.
-        done: with `total`, how far it is; `total` is 0 while that is not known.
-        since: when it began, by `time.monotonic`; of a job that was taken up, when that happened.
+        label: label such as ``bnb_4bit_nf4 · lm_eval(coqa)``.
+        done: progress, out of `total`; `total` is 0 while unknown.
+        since: start by `time.monotonic`; for a job of another program, the time of taking it up.
     """
 
     label: str
@@ -32,10 +32,10 @@ class Running:
 
 @dataclass(frozen=True)
 class Progress:
-    """How a study stands.
+    """The progress of a study.
 
     Attributes:
-        remaining_s: about how long it will go on; ``None`` until an experiment of each kind has been seen.
+        remaining_s: estimated remaining time in seconds; ``None`` until an experiment of each kind has been seen.
     """
 
     total: int
@@ -48,7 +48,7 @@ class Progress:
 
 @dataclass
 class ActiveJob:
-    """A job that was submitted and has not ended. The one thing here that changes as the journal is read."""
+    """A submitted job that has not ended; the only mutable class here, updated while the journal is read."""
 
     job: Job
     job_id: str
@@ -57,7 +57,7 @@ class ActiveJob:
     attempts: dict[RunId, int]
     offset: int = 0
     current: RunId | None = None
-    since: float = field(default_factory=time.monotonic)  # clocks of people are set while a study runs
+    since: float = field(default_factory=time.monotonic)  # the system clock may be changed while a study runs
     loaded: bool = False
     done: int = 0
     total: int = 0

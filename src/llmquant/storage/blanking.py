@@ -41,7 +41,7 @@ def blank_secrets(text: str) -> str:
     """Blank the values of this process's secret variables, passwords in addresses, and what looks like a token.
 
     Returns:
-        The text, no longer than it was.
+        The text, not longer than before.
     """
     return _blanker()(text)
 
@@ -49,7 +49,7 @@ def blank_secrets(text: str) -> str:
 def blank_run(run: Run, samples: Mapping[str, Sequence[Sample]], folder: Path) -> tuple[Run, dict[str, list[Sample]]]:
     """Blank a run that has been scored, its samples, and the text files that an evaluator left in `folder`.
 
-    What names the run and what pairs its samples stays: options, the hashes of documents and prompts.
+    The run's identity and the pairing of its samples stay: options, and the hashes of documents and prompts.
     """
     blank = _blanker()
     for path in sorted(folder.rglob("*"), reverse=True):  # a folder after what it holds
@@ -132,7 +132,7 @@ def _blank_file(path: Path, blank: Callable[[str], str]) -> None:
         text = (beginning + stream.read()).decode("utf-8", "surrogateescape")
     if blank(text) == text:
         return
-    try:  # by value: digits of a password may be those of a number
+    try:  # by value: a password's digits may also be a number's
         blanked = json.dumps(_blank_json(loads(text), blank))
     except ValueError:  # no JSON
         blanked = blank(text)
@@ -140,7 +140,7 @@ def _blank_file(path: Path, blank: Callable[[str], str]) -> None:
 
 
 def _free(path: Path) -> Path:
-    """Return a path that is not taken: secrets of two names may be all that tells them apart."""
+    """Return an unused path: two names may differ only in their secrets."""
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
     return next(name for name in itertools.chain((path,), others) if not name.exists())
 

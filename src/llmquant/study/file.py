@@ -1,4 +1,4 @@
-"""The text of a study file as plain values: TOML, YAML and JSON that say one thing only, and end soon."""
+"""Reads a study file as plain values: unambiguous TOML, YAML and JSON of limited size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llmquant.study.reading import finite, loads, read_bytes, unique
 # A thousand variants; Python's reader of YAML takes seconds for more.
 _MOST_BYTES = 64 * 2**10
 _DEEPEST = 50
-# tomllib keeps every beginning of a dotted key: gigabytes for one of ten thousand parts.
+# tomllib keeps every prefix of a dotted key: gigabytes for a key of ten thousand parts.
 _DOTTED = re.compile(r"""(?<![\w-])((?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""", re.ASCII)
-# Plain scalars of YAML that are no text. YAML 1.1 has many more, such as no, 12:30, 0x10, 010, 1_000 and dates; here
+# Plain scalars of YAML that are not text. YAML 1.1 has many more, such as no, 12:30, 0x10, 010, 1_000 and dates; here
 # they are text, as they were written, and refused where text is not wanted.
 _YAML: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (  # Any: scalars
     (re.compile(r"null|Null|NULL|~|"), lambda text: None),
@@ -27,7 +27,7 @@ _YAML: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (  # Any: scal
 
 
 def read_study_file(path: Path) -> Any:  # Any: whatever the file holds
-    """Read a study file; its ending says in which format.
+    """Read a study file; its suffix gives the format.
 
     Raises:
         OptionError: if it cannot be read, has another ending, gives a key twice, or is large, deep or ambiguous.

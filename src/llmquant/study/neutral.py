@@ -1,7 +1,7 @@
-"""Text from elsewhere, made harmless for where it is shown: a terminal, HTML, Markdown, CSV, JSON.
+"""Escapes text from elsewhere for its output format: a terminal, HTML, Markdown, CSV, JSON.
 
-Labels, task names, answers, messages and file names come from models, data sets, plugins and other people's stores.
-Each format has one function here, which its renderer applies to every text at the place where it writes.
+Labels, task names, answers, messages and file names come from models, data sets, plugins and third parties' stores.
+Each format has one function here, which its renderer applies to every text that it writes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import json
 import re
 from typing import Any
 
-# Most text is of these alone; each other character is asked whether it is printable.
+# Most text has only these characters; each other character is checked for being printable.
 _OTHER = re.compile(r"[^ -~]")
-# What Markdown would take for markup. An underscore inside a word is none, and labels are full of them.
+# Characters that are markup in Markdown. An underscore inside a word is not, and labels often contain some.
 _MARKUP = re.compile(r"[\\`*<>|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|&(?=#?\w+;)|^[#+-](?=\s)")
-# A spreadsheet computes a cell that starts so, in the full-width forms as well.
+# A spreadsheet computes a cell with such a first character, including the full-width forms.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Write out each character that a terminal obeys or hides: ESC becomes ``\x1b``, other white space a space.
+    r"""Escape each control or invisible character: ESC becomes ``\x1b``, other white space a space.
 
     Args:
         keep: characters that stay, such as a line break.
@@ -46,7 +46,7 @@ def markdown_text(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would compute."""
+    """Put an apostrophe before a text that a spreadsheet would compute."""
     shown = printable(text, keep="\n")
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
 

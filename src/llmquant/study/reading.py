@@ -1,4 +1,4 @@
-"""JSON that somebody else may have written, read as the types that a class declares; nothing is guessed."""
+"""Reads JSON from any source as the types that a class declares, without guessing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _brief.maxstring = _brief.maxother = 120
 
 
 def brief(value: Any) -> str:  # Any: what somebody wrote
-    """Write what was found for a message, however long or deep it is."""
+    """Write a value for a message, shortened if long or deep."""
     try:
         return _brief.repr(value)
     except ValueError:  # see `_MOST_BITS`
@@ -66,7 +66,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """Read a regular file of at most `most` bytes.
 
     Raises:
-        OSError: if it is not there, is something else, such as a pipe, or is larger.
+        OSError: if the file is missing, is not a regular file, or is larger.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(0, "it is not a file", str(path))
@@ -81,11 +81,11 @@ def load(path: Path, read: Callable[[Any], T], *, hint: str) -> T:  # Any: a JSO
     """Read a JSON file that llmquant wrote.
 
     Args:
-        read: makes an object of its content; it raises `RequestError`.
-        hint: what to do about a file that is damaged.
+        read: makes an object from the content, or raises `RequestError`.
+        hint: how to fix a damaged file.
 
     Raises:
-        DamagedError: if it cannot be read, or is not what was written.
+        DamagedError: if the file cannot be read, or has been changed.
         StoreError: if a newer version wrote it.
     """
     with stored(str(path), hint):
@@ -118,7 +118,7 @@ def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:  # Any: JSON val
 
 
 def no_constant(name: str) -> float:
-    """Refuse NaN and Infinity, which Python's reader takes, though they are not JSON and have no digest."""
+    """Refuse NaN and Infinity, which Python's reader accepts, although they are not JSON and have no digest."""
     raise ValueError(f"{name} is not a number of JSON")
 
 
@@ -132,10 +132,10 @@ def finite(text: str) -> float:
 
 @contextmanager
 def stored(what: str, hint: str = "") -> Iterator[None]:
-    """Turn what goes wrong in here into the error of a stored thing.
+    """Turn an error inside this block into the error of a stored file.
 
     Args:
-        hint: what to do about it; without one, the errors of things inside it stay as they are.
+        hint: how to fix the problem; without a hint, errors of nested data stay unchanged.
 
     Raises:
         DamagedError: with the first mistake, for what is not as llmquant writes it.
@@ -162,8 +162,8 @@ def read_as(
     """Construct a dataclass from a table with its fields.
 
     Args:
-        where: what is read, to begin an error's message with.
-        beside: types of keys that stand beside the fields; they are checked and left out.
+        where: name of the data, for the beginning of error messages.
+        beside: types of additional keys, which are checked and left out.
 
     Raises:
         OptionError: if a value is missing or of a wrong type.
@@ -174,7 +174,7 @@ def read_as(
 
 
 def nested(cls: Any, name: str, data: Any) -> Any:  # Any: dataclasses and what somebody wrote
-    """Move the fields of a class into a table of their own, which stands beside the other keys as `name`."""
+    """Move the fields of a class into a separate table, next to the other keys, as `name`."""
     if not isinstance(data, Mapping):
         return data
     own = {key: data[key] for key in _fields(cls)[0] if key in data}

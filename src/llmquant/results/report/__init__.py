@@ -1,1 +1,1 @@
-"""What people see of a comparison: pure functions of its rows."""
+"""The presentation of a comparison for people, as pure functions of its rows."""

@@ -1,4 +1,4 @@
-"""One model's rows, to be looked up by variant and by what was measured."""
+"""One model's rows, looked up by variant and measure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BRIEF = {"prompt_tokens": "{} tokens"}
 
 @dataclass(frozen=True)
 class Measure:
-    """What was measured under which conditions: like is compared with like.
+    """A metric with its evaluator and conditions; only equal measures are compared.
 
     Attributes:
         evaluator_key: equal for equal evaluators, options, documents, seeds and hardware.
@@ -37,7 +37,7 @@ class Measure:
 
     @classmethod
     def of(cls, row: Row) -> Measure:
-        """Return what a row with a value measured."""
+        """Return the measure of a row with a value."""
         at = tuple(sorted(row.at.items()))
         return cls(row.evaluator_key, row.evaluator, row.task, row.metric, row.unit, at)
 
@@ -47,9 +47,9 @@ class Block:
     """The rows of one model.
 
     Attributes:
-        model: as it was asked for.
+        model: the model as requested.
         variants: labels, the baseline first.
-        baseline: its label; ``None`` where the study has none.
+        baseline: label of the baseline; ``None`` if the study has no baseline.
         rows: in the order of the study.
     """
 
@@ -60,7 +60,7 @@ class Block:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """List what was measured and is a headline, in the order of the study; means over it are not."""
+        """List the headline measures in the order of the study, without means over tasks."""
         return list(
             dict.fromkeys(Measure.of(row) for row in self.rows if row.metric and row.headline and not row.mean_of)
         )
@@ -92,12 +92,12 @@ class Block:
         return [row for row in found if row is not None]
 
     def cell(self, variant: str, measure: Measure, write: Callable[[Row], Cell]) -> Cell:
-        """Write a variant's cell, or why there is none: its experiment failed, or gave no such number."""
+        """Write a variant's cell, or the reason for a gap: the experiment failed or has no such value."""
         row = self.row(variant, measure)
         return self.no_cell(variant, measure.evaluator_key) if row is None or row.value is None else write(row)
 
     def no_cell(self, variant: str, evaluator_key: str) -> Cell:
-        """Write the cell of a number that is not there."""
+        """Write the cell of a missing number."""
         failed = self._status.get((variant, evaluator_key)) == "failed"
         return Cell("failed", "failed") if failed else Cell("–", "quiet")
 

@@ -18,7 +18,7 @@ _Filled: TypeAlias = tuple[Column, list[Cell]]
 
 
 def cost_tables(block: Block) -> list[Table]:
-    """Make the tables for which there are measurements."""
+    """Make the tables that have measurements."""
     costs = [measure for measure in block.measures if not is_quality(block, measure)]
     memory = [measure for measure in costs if measure.unit == "bytes"]
     speed = [measure for measure in costs if measure.metric in _SPEED_METRICS]
@@ -33,7 +33,7 @@ def cost_tables(block: Block) -> list[Table]:
 
 
 _WEIGHTS, _STATE, _LOADING = "weights_bytes", "weights_quantization_state_bytes", "load_peak_bytes"
-# Both are above the weights, and have the key-value cache in them.
+# Both are in addition to the weights, and include the key-value cache.
 _RUNNING = ("prefill_peak_bytes", "decode_peak_bytes")
 # Only in the rows, the CSV and the JSON; a table for decisions is better without them.
 _UNSHOWN_MEMORY = (
@@ -65,7 +65,7 @@ def _memory_table(block: Block, measures: Sequence[Measure]) -> Table | None:
 
 
 def _running(block: Block, measures: Sequence[Measure]) -> tuple[list[_Filled], list[str]]:
-    """Add to the weights the most that a pass adds; a column for each evaluator's prompts."""
+    """Add the largest peak of a pass to the weights; one column per evaluator's prompts."""
     columns: list[_Filled] = []
     footnotes: list[str] = []
     apart = varying([measure for measure in measures if measure.metric == _RUNNING[-1]])
@@ -75,7 +75,7 @@ def _running(block: Block, measures: Sequence[Measure]) -> tuple[list[_Filled], 
         if _WEIGHTS not in mine or not adds:
             continue
         held, added = _values(block, mine[_WEIGHTS]), [_values(block, measure) for measure in adds]
-        # Unless all of it was measured there is no most.
+        # Without a measurement of every part there is no maximum.
         totals = [
             weights + max(peak for peak in peaks if peak is not None)
             if weights is not None and None not in peaks
@@ -120,10 +120,10 @@ class _Shown:
     """How a metric is shown.
 
     Attributes:
-        unit: after the name.
-        at: the conditions in its heading, whether they vary or not.
-        ends: at its smallest and largest conditions; else only the largest.
-        beside: a metric that follows it in brackets.
+        unit: unit, shown after the name.
+        at: conditions that are always in the heading.
+        ends: whether the smallest and the largest conditions are shown; otherwise only the largest.
+        beside: a metric shown in brackets after the value.
     """
 
     name: str
@@ -200,7 +200,7 @@ def _dollars(value: float) -> str:
 
 
 def _samples(rows: Sequence[Row]) -> int:
-    """Count what a run scored; 0 for one that measured hardware."""
+    """Count a run's scored samples; 0 for a hardware evaluator."""
     by_task: dict[str, int] = {}
     for row in rows:
         if row.hardware is None and row.n is not None:

@@ -1,4 +1,4 @@
-"""The table of quality: each score with its uncertainty, its difference to the baseline, and what that shows."""
+"""The table of quality: each score with its uncertainty, its difference to the baseline, and a verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_fo
 from llmquant.results.row import Row
 from llmquant.study.call import Call
 
-# Shares between 0 and 1 that the field writes as per cent.
+# Shares between 0 and 1 that are usually written in percent.
 _PERCENT = re.compile(
     r"f1|em|exact_match|acc(uracy)?(_norm)?|pass@\d+|(ndcg|recall|precision|map|mrr|hit_rate)(_at_|@)\d+"
 )
@@ -26,19 +26,19 @@ _TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good"}
 
 
 def is_quality(block: Block, measure: Measure) -> bool:
-    """Tell quality from cost: numbers that depend on the machine, and sizes, are costs."""
+    """Return whether a measure is quality; sizes and numbers that depend on the machine are costs."""
     return measure.unit != "bytes" and all(row.hardware is None for row in block.column(measure))
 
 
 def quality_table(block: Block) -> Table | None:
-    """Make the table; ``None`` where nothing was measured."""
+    """Make the table; ``None`` if there are no measurements."""
     measures = [measure for measure in block.measures if is_quality(block, measure)]
     with_perplexity = {(m.evaluator_key, m.task) for m in measures if m.metric == "perplexity"}
     measures = [
         m for m in measures if m.metric not in _SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity
     ]
     searched = headlines(block)
-    if len(searched) == 1:  # the table of retrieval has it
+    if len(searched) == 1:  # the table of retrieval shows the measure
         measures = [measure for measure in measures if measure != searched[0]]
     if not measures:
         return None
@@ -88,7 +88,7 @@ def _columns(
 
 
 def _beside_value(block: Block, variant: str, measure: Measure, write: Callable[[Row], Cell]) -> Cell:
-    """Leave empty what the value's own cell has explained."""
+    """Leave a cell empty if the value's cell explains the gap."""
     row = block.row(variant, measure)
     return Cell("") if row is None or row.value is None else write(row)
 
@@ -112,7 +112,7 @@ class _Difference:
             return Cell("baseline" if row.is_baseline else "–", "quiet")
         if low is None or high is None:
             return Cell(self._text(value))
-        # An end reads as no difference only where it is none: never beside better or worse.
+        # An interval's end is shown as no difference only if it is exactly that, never with better or worse.
         none = 1.0 if self._ratio else 0.0
         ends = (number_apart(end, none, self._decimals, sign=not self._ratio) for end in (low, high))
         return Cell(f"{self._text(value)} [{', '.join(ends)}]")
@@ -200,7 +200,7 @@ def _reach(block: Block, measure: Measure, measures: Sequence[Measure]) -> str:
 
 
 def _scale(column: Sequence[Row]) -> tuple[float, str]:
-    """Return what to multiply values by, and the unit to write."""
+    """Return the factor for values, and the unit to show."""
     values = [row.value for row in column if row.value is not None]
     share = not column[0].unit and all(0 <= value <= 1 or math.isnan(value) for value in values)
     if share and _PERCENT.fullmatch(column[0].metric):
@@ -209,7 +209,7 @@ def _scale(column: Sequence[Row]) -> tuple[float, str]:
 
 
 def _name(measure: Measure, measures: Sequence[Measure]) -> tuple[str, ...]:
-    """Name a measure: its task and metric, and on further lines what tells it from the others."""
+    """Name a measure: its task and metric, and on further lines how it differs from the others."""
     metric = _NAMES.get(measure.metric) or _AT_K.sub(r"@\1", measure.metric).replace("ndcg", "NDCG").replace("_", " ")
     name = metric if measure.metric == measure.task else f"{measure.task} {metric}"
     like = [other for other in measures if (other.task, other.metric) == (measure.task, measure.metric)]
@@ -219,7 +219,7 @@ def _name(measure: Measure, measures: Sequence[Measure]) -> tuple[str, ...]:
 
 
 def _told_apart(measure: Measure, evaluators: Sequence[str]) -> str:
-    """Say what of an evaluator's label is not the others': its options, if all are one plugin's."""
+    """Return the part of an evaluator's label that differs: its options, if all labels are of one plugin."""
     try:
         calls = [Call.parse(label) for label in (measure.evaluator, *evaluators)]
     except OptionError:  # a label need not be a call

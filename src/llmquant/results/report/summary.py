@@ -1,4 +1,4 @@
-"""From a study's rows to the tables that someone decides from."""
+"""From a study's rows to the tables for a decision."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MESSAGE = 400
 
 
 def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
-    """Make the tables of a study: quality and cost of each model, what was paid, what failed or is missing, and notes.
+    """Make the tables of a study: quality and cost per model, dollars paid, failed and missing runs, and notes.
 
     Returns:
-        Tables in reading order. Of many conditions the smallest and largest are shown; `rows` have them all.
+        Tables in reading order. Only the smallest and largest conditions are shown; the rows have all.
     """
     grouped = blocks(rows)
     retrieval = retrieval_table(grouped)
@@ -29,7 +29,7 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
         first = quality_table(block)
         tables = ([] if first is None else [first]) + cost_tables(block)
         notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
-        if notes and not tables:  # one task of retrieval is in the table of all models alone
+        if notes and not tables:  # a single task of retrieval is only in the table of all models
             tables = [Table("Notes")]
         if tables:
             tables[0] = replace(tables[0], footnotes=(*tables[0].footnotes, *notes))
@@ -45,7 +45,7 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
 
 
 def _applied(block: Block) -> list[str]:
-    """Say what the loaded models really compute in, where that differs, and what quantizers and evaluators noted."""
+    """Report the models' compute dtypes if they differ, and the notes of quantizers and evaluators."""
     dtypes: dict[str, dict[str, None]] = {}
     notes: dict[str, dict[str, None]] = {}
     for row in block.rows:
@@ -66,7 +66,7 @@ def _is_about(note: str, block: Block) -> bool:
 
 
 def _failed(rows: Sequence[Row]) -> list[str]:
-    """Say once why, for all experiments that failed alike: a model that does not load fails all of its own."""
+    """Give one reason for all experiments that failed alike, such as all of a model that does not load."""
     failed = failures(rows)
     many = len({row.model_digest for row in rows}) > 1
     alike: dict[tuple[str, str, str, str], list[Row]] = {}

@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"[+-]?[\d,.]+%?|–|")
 
 @dataclass(frozen=True)
 class Cell:
-    """A text and how it is meant; a renderer may colour it, the text alone says all."""
+    """A text and its tone; a renderer may colour the cell, but the text alone is complete."""
 
     text: str
     tone: Tone = "plain"
@@ -26,9 +26,9 @@ class Column:
     """A column's heading.
 
     Attributes:
-        name: lines of the heading, the unit in them.
-        group: columns of one group stay side by side when a table is split; ``""`` is no group.
-        align: of the heading and the cells.
+        name: lines of the heading, including the unit.
+        group: columns of one group stay side by side when a table is split; ``""`` for no group.
+        align: alignment of the heading and the cells.
     """
 
     name: tuple[str, ...]
@@ -49,7 +49,7 @@ class Table:
         columns: the first one names the rows; a string is a heading of one line.
         rows: a cell for each column; a string is a plain cell.
         footnotes: whole sentences.
-        heading: what several tables belong to, such as a model; told once for those that follow each other.
+        heading: what several tables belong to, such as a model; shown once for consecutive tables.
     """
 
     title: str
@@ -71,7 +71,7 @@ class Table:
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
     def mapped(self, write: Callable[[str], str]) -> Table:
-        """Return the table with each text as `write` writes it: how a renderer makes texts harmless, all at once."""
+        """Return the table with `write` applied to each text, so that a renderer escapes all texts at once."""
         columns = [self.column(index) for index in range(len(self.columns))]
         return Table(
             write(self.title),
@@ -82,7 +82,7 @@ class Table:
         )
 
     def without_empty_rows(self) -> Table:
-        """Leave out rows that hold nothing but dashes, unless all do: other tables have what they are about."""
+        """Leave out rows with only dashes, unless all rows are like this: other tables have their values."""
         kept = tuple(
             row for row, cells in zip(self.rows, self.cells(), strict=True) if any(c.text != "–" for c in cells[1:])
         )
@@ -126,7 +126,7 @@ def decimals_of(values: Iterable[float | None], *, digits: int = 3) -> int:
 
 
 def number(value: float, decimals: int, *, sign: bool = False) -> str:
-    """Write a number; what is not finite in words."""
+    """Write a number, or words for a number that is not finite."""
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
@@ -138,7 +138,7 @@ def number(value: float, decimals: int, *, sign: bool = False) -> str:
 
 
 def number_apart(value: float, other: float, decimals: int, *, sign: bool = False) -> str:
-    """Write a number with at least `decimals`, and as many as it takes to tell it from `other`."""
+    """Write a number with at least `decimals`, and as many as needed to differ from `other`."""
     while value != other and decimals < _DOUBLE and number(value, decimals) == number(other, decimals):
         decimals += 1
     return number(value, decimals, sign=sign)

@@ -1,4 +1,4 @@
-"""The queries a variant answers worst, with what it found and what it missed, as HTML with thumbnails."""
+"""A variant's worst queries with their found and missed documents, as HTML with thumbnails."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ STYLE = """
 .worst figcaption { font-size: 11px; overflow-wrap: anywhere; line-height: 1.3; margin-top: .2em; }
 """
 
-# What a thumbnail may be, by its file's name.
+# The allowed types of thumbnails, by file name.
 _PICTURES = {".webp": "webp", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
-# Thumbnails have some tens of kilobytes.
+# Thumbnails have tens of kilobytes.
 _MOST_BYTES = 4 * 2**20
 
 
@@ -60,7 +60,7 @@ class _Query:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is in a kept file."""
+    """The content of a kept file."""
 
     metric: str
     queries: tuple[_Query, ...]
@@ -68,18 +68,18 @@ class _Kept:
 
 
 def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Callable[[Run], Path | None]) -> str:
-    """Write a section for each run that kept its worst queries; ``""`` where none did.
+    """Write one section per run with worst queries; ``""`` if there is no such run.
 
     Args:
-        files: gives the folder of what a run kept, or ``None``. A task's details name the file in it as ``failures``:
+        files: returns the folder of a run's files, or ``None``. A task's details name the file in it as ``failures``:
             JSON with ``metric`` and ``queries``, each with ``query``, ``score``, and documents as ``found`` and
             ``missed``.
 
     Raises:
-        DamagedError: if a file is not of this form, or lies outside its run's folder.
+        DamagedError: if a file does not have this form, or is outside its run's folder.
     """
     parts: list[str] = []
-    pictures: dict[str, str] = {}  # each once, however many variants found the page
+    pictures: dict[str, str] = {}  # each once, even if several variants found the page
     for experiment in record.experiments:
         run = runs.get(experiment.run_id)
         folder = None if run is None else files(run)
@@ -107,10 +107,11 @@ def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Ca
 
 
 def _kept(folder: Path, name: str) -> Path | None:
-    """Return a file that a run kept; ``None`` where it is not there.
+    """Return a kept file of a run; ``None`` if the file is missing.
 
     Raises:
-        ValueError: if it lies elsewhere, by its name or by a link: a store of somebody else must not show our files.
+        ValueError: if the file is outside the run's folder, by name or by a link: a third party's store must not show
+            local files.
     """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder):
