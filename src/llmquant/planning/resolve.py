@@ -120,7 +120,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     coupled = [chosen.use.label for chosen in quantizers if not chosen.row_independent]
     coupled += [info.use().name for info in known if info.embedder is None and not info.row_independent]
     if coupled:
-        single = [_one_at_a_time(registry, part) for part in parts]
+        single = [one_at_a_time(registry, part) for part in parts]
         if single != parts:
             notes.append(f"batch_size=auto is 1, as documents in a batch affect each other with {', '.join(coupled)}")
         parts = single
@@ -309,7 +309,7 @@ def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their o
     return str(Call(written.name, args, {key: v for key, v in written.options.items() if key != first}))
 
 
-def _one_at_a_time(registry: Registry, chosen: Chosen) -> Chosen:
+def one_at_a_time(registry: Registry, chosen: Chosen) -> Chosen:
     """Fix an evaluator's automatic batch size, so that all variants have the same one."""
     if getattr(chosen.options, "batch_size", None) != "auto":
         return chosen

@@ -43,6 +43,7 @@ class LoadedModel:
         module: in evaluation mode.
         path: folder of the loaded weights.
         load: time and memory of loading.
+        row_independent: documents in a batch do not change each other's results.
     """
 
     module: PreTrainedModel
@@ -52,6 +53,7 @@ class LoadedModel:
     path: Path
     device: Device
     load: LoadStats
+    row_independent: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmquant.errors import OptionError, RequestError
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_subject
-from llmquant.planning.resolve import check_choice, parts_of
+from llmquant.planning.resolve import check_choice, one_at_a_time, parts_of
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.opening import open_executor
@@ -38,7 +38,8 @@ def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "au
     """
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
         _refuse_embedder(info)
-        return _load(info, chosen, context)
+        independent = chosen.row_independent and info.row_independent
+        return replace(_load(info, chosen, context), row_independent=independent)
 
 
 def load_embedder(
@@ -104,12 +105,13 @@ def evaluate(
     with open_executor(f"local(device={loaded.device})") as executor, tempfile.TemporaryDirectory() as folder:
         for part in parts_of(registry(), chosen):
             check_choice(registry(), part, loaded.info, executor)
+            alone = part if loaded.row_independent else one_at_a_time(registry(), part)
             inputs, files = input_files(part.options), Path(tempfile.mkdtemp(dir=folder))
             context = Context(loaded.device, seed, documents, cache, inputs, None, files, progress)
             if baseline is not None and spec.reference:
-                list(measure(part, baseline, context))
+                list(measure(alone, baseline, context))
                 context = replace(context, reference=files / REFERENCE_FILE, files=Path(tempfile.mkdtemp(dir=folder)))
-            results += measure(part, loaded, context)
+            results += measure(alone, loaded, context)
     return results
 
 
