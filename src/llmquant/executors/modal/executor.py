@@ -161,7 +161,7 @@ class ModalExecutor:
             RequestError: if the token or the secret is missing, a plugin cannot be shipped, Python differs, large
                 local files would be sent, or the maximum cost is above the budget.
         """
-        self._plan(jobs)
+        modal_image.plan_for(jobs, self.options)
         self._checked += jobs
         for job in jobs:
             self._check_size(modal_volume.local_bytes(job))
@@ -185,7 +185,7 @@ class ModalExecutor:
         record = JobRecord.read(job).job
         timeout = self._affordable_s()
         # One app for all jobs, so that `max_parallel` limits all of them.
-        function = self._function(self._plan([*self._checked, record]))
+        function = self._function(modal_image.plan_for([*self._checked, record], self.options))
         key = modal_volume.new_key(record.study, record.number, time.time(), timeout)
         order = Order(
             volume=self.options.volume, key=key, study=record.study, number=record.number, timeout=int(timeout)
@@ -283,7 +283,7 @@ class ModalExecutor:
             RequestError: as `check`, except for the budget.
         """
         self._check_account()
-        return [modal_app.deploy(self._plan(jobs), self.options)]
+        return [modal_app.deploy(modal_image.plan_for(jobs, self.options), self.options)]
 
     def close(self) -> None:
         """Cancel the running jobs that this executor submitted and did not leave."""
@@ -319,12 +319,6 @@ class ModalExecutor:
                 hint="Run the same command again with a higher budget; stored runs are reused.",
             )
         return seconds
-
-    def _plan(self, jobs: Sequence[Job]) -> ImagePlan:
-        needs = [modal_image.needs(job) for job in jobs]
-        packages, modules, requires = (sorted({x for each in kind for x in each}) for kind in zip(*needs, strict=True))
-        extra, version = self.options.packages, self.options.python_version
-        return modal_image.plan_image(packages, modules, requires, extra=extra, python_version=version)
 
     def _check_size(self, size: int) -> None:
         if size > _LARGE_BYTES and not self.options.ship_model:

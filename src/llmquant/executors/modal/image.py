@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from llmquant.errors import OptionError, UnsupportedError
+from llmquant.executors.modal.options import ModalOptions
 from llmquant.study.job import Job
 
 # Modal puts sources into this folder, which is on the container's import path.
@@ -74,6 +75,17 @@ class ImagePlan:
     pins: tuple[str, ...]
     sources: tuple[Source, ...]
     system: tuple[str, ...]
+
+
+def plan_for(jobs: Sequence[Job], options: ModalOptions) -> ImagePlan:
+    """Plan one image for the containers of several jobs.
+
+    Raises:
+        UnsupportedError: as `plan_image`.
+    """
+    kinds = zip(*(needs(job) for job in jobs), strict=True)
+    packages, modules, requires = (sorted({x for each in kind for x in each}) for kind in kinds)
+    return plan_image(packages, modules, requires, extra=options.packages, python_version=options.python_version)
 
 
 def plan_image(
