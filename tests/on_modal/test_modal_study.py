@@ -273,7 +273,7 @@ def test_modal_is_asked_for_what_the_options_say(server: ModalServer, job: Job, 
     """Image, sources, secret, Volume, GPUs and limits, as they reach Modal; no container is started."""
     options = {"gpu": ("L40S", "H100:2"), "timeout": 900, "max_parallel": 3, "cpus": 2, "memory_gib": 10}
     executor = opened(ModalExecutor(**options, packages=["tqdm==4.67.1"], volume="asked", budget=100))
-    calls, plan = len(server.calls), executor._plan([job])
+    calls, plan = len(server.calls), modal_image.plan_for([job], executor.options)
     executor._function(plan)
     executor.close()
     assert len(server.calls) == calls
