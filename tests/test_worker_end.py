@@ -11,12 +11,12 @@ import pytest
 _WORKER = """
 import atexit, os, sys, threading, time
 from pathlib import Path
-from llmquant.running import worker as pipeline
+from llmquant.running import output, worker as pipeline
 
 def work(record, store):
-    output = [os.dup(number) for number in (1, 2)]
+    copies = output.keep_output()
     {what}
-    pipeline._give_back(output)
+    output.give_back(copies)
     with open(sys.argv[2], "w") as stream:
         assert stream.fileno() > 2
         print("after it")

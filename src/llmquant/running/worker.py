@@ -29,10 +29,11 @@ from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import spec_from_json
 from llmquant.running.checked_results import checked_results
+from llmquant.running.output import flush_output, give_back, keep_output, log_since, log_size
 from llmquant.running.provenance import provenance
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.cache import Cache
-from llmquant.storage.journal import JobRecord, Journal, end_with_parent, log_path, log_tail, read_journal, read_log
+from llmquant.storage.journal import JobRecord, Journal, end_with_parent, log_tail, read_journal
 from llmquant.storage.store import Store
 from llmquant.study.call import Json
 from llmquant.study.experiment import Digest, Documents, Experiment, ModelUse
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STARTED, _STARTED_AT = datetime.now(UTC), time.monotonic()
-_OUTPUT = {1: "stdout", 2: "stderr"}
 _LONGEST = 4000  # characters of a message
 
 
@@ -141,14 +141,14 @@ def _evaluate(
     if attempt in store.attempts(experiment.run_id):  # another process stored this attempt first
         journal.write("finished", experiment.run_id)
         return True
-    log_from = _log_size(record)
+    log_from = log_size(record)
     partial = store.begin()
     started = _now()
     journal.write("started", experiment.run_id)
     _log.info("%s started", experiment.evaluator.label)
     finished: list[Result] = []
     failure = snapshot = None
-    output = [os.dup(number) for number in _OUTPUT]
+    output = keep_output()
     try:
         snapshot = None if _is_built_in(experiment) else Snapshot.take(subject)
         chosen = registry().restore("evaluator", experiment.evaluator)
@@ -173,7 +173,7 @@ def _evaluate(
         _log.exception("%s failed", experiment.evaluator.label)
         failure = _failure(error, record, log_from)
     changes = [] if snapshot is None else snapshot.undo()
-    _give_back(output)
+    give_back(output)
     for change in changes:
         _log.warning("%s changed %s (%s)", experiment.evaluator.plugin, change.what, change.now)
     damaged = [change.what for change in changes if change.now == "damaged"]
@@ -273,7 +273,7 @@ def _failure(error: BaseException, record: Path, log_from: int) -> Failure:
     message = blank_secrets(describe(error))
     if len(message) > _LONGEST:  # for example a complete HTTP response
         message = f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 2 :]}"
-    return Failure(kind, message, log_tail(_log_since(record, log_from)))
+    return Failure(kind, message, log_tail(log_since(record, log_from)))
 
 
 def _provenance(subject: Subject | None, record: Path) -> dict[str, Json]:
@@ -290,7 +290,7 @@ def _commit(
     partial: Path | None = None,
 ) -> None:
     partial = partial or store.begin()
-    (partial / "log.txt").write_text(blank_secrets(_log_since(record, log_from)), encoding="utf-8")
+    (partial / "log.txt").write_text(blank_secrets(log_since(record, log_from)), encoding="utf-8")
     store.commit(run, partial, samples)
     journal.write("finished", run.run_id)
 
@@ -334,33 +334,6 @@ def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
         yield
 
 
-def _give_back(output: Sequence[int]) -> None:
-    """Reopen standard output and error: the next open file would get a closed one's number, and with it the log."""
-    for (number, name), copy in zip(_OUTPUT.items(), output, strict=True):
-        with contextlib.suppress(OSError):  # the copy was closed too
-            os.dup2(copy, number)
-            os.close(copy)
-        if getattr(sys, name) is None or getattr(sys, name).closed:
-            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
-
-
-def _flush_output() -> None:
-    for name in _OUTPUT.values():
-        with contextlib.suppress(Exception):  # an evaluator may have closed or replaced the stream
-            getattr(sys, name).flush()
-
-
-def _log_size(record: Path) -> int:
-    _flush_output()
-    path = log_path(record)
-    return path.stat().st_size if path.exists() else 0
-
-
-def _log_since(record: Path, offset: int) -> str:
-    _flush_output()
-    return read_log(record, offset)
-
-
 def _now() -> str:
     """Return the time, independent of changes to the system clock after this process started."""
     return (_STARTED + timedelta(seconds=time.monotonic() - _STARTED_AT)).isoformat(timespec="milliseconds")
@@ -385,13 +358,13 @@ def main() -> None:
     except BaseException:  # for example a full disk
         _log.exception("the worker failed")
         code = 1
-    _flush_output()
+    flush_output()
     os._exit(code)  # threads and exit handlers that an evaluator left may never end
 
 
 def _start_again() -> None:
     """Replace this process by a new one that runs the rest of the job, with the same pid and log."""
-    _flush_output()
+    flush_output()
     for entry in list(Path("/dev/fd").iterdir()):
         with contextlib.suppress(OSError):  # the listing's own descriptor; a GPU left open would keep its memory
             os.set_inheritable(int(entry.name), int(entry.name) < 3)
