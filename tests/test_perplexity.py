@@ -299,8 +299,8 @@ def test_a_text_that_cannot_be_fetched_is_asked_for_as_a_file(subject, context, 
         ("perplexity(window=64, stride=65)", "stride must be 1 to window"),
         ("perplexity(max_tokens=1)", "max_tokens must be at least 2"),
         ("perplexity(batch_size=0)", "batch_size must be at least 1"),
-        ("perplexity(missing.txt)", "there is no file 'missing.txt'"),
-        ("perplexity(a:b:c)", "names no data set"),
+        ("perplexity(missing.txt)", "'missing.txt' is neither a file"),
+        ("perplexity(a:b:c)", "nor the name of a data set"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text, words):

@@ -1,1 +1,1 @@
-"""What is known of a model before it is loaded; no torch."""
+"""Inspection of models before they are loaded, without torch."""

@@ -1,4 +1,4 @@
-"""What a checkpoint must say of itself to be scored as a causal language model; read before anything is loaded."""
+"""Check from a checkpoint's files that it can be scored as a causal language model, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmquant.models.headers import stored_bytes
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
-# Families that transformers runs as causal models too, and rightly so only with `is_decoder`.
+# Families that transformers also runs as causal models, which is right only with `is_decoder`.
 _DECODERS_IF_TOLD = re.compile(
     r"(big_bird|bigbird_pegasus|camembert|data2vec-text|electra|ernie|marian|mvp|pegasus|prophetnet|reformer|roc_bert"
     r"|roformer|xmod|(m|pl)?bart|(mega|megatron-|rem)?bert(-generation)?|blenderbot(-small)?"
@@ -25,19 +25,19 @@ _OTHER_TASKS = re.compile(
     r"For(MaskedLM|PreTraining|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice"
     r"|NextSentencePrediction)$|EncoderModel$"
 )
-_INSTEAD = 'Give a decoder such as Llama or GPT-2. As an embedder: --model "sentence_transformers(FOLDER)".'
+_INSTEAD = 'Use a decoder such as Llama or GPT-2. As an embedder: --model "sentence_transformers(FOLDER)".'
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"(.*?)\.(\d+)\.")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def check_causal(info: ModelInfo) -> None:
-    """Refuse what would be scored as a causal language model and is none, or whose files contradict each other.
+    """Refuse checkpoints that are not causal language models, or whose files contradict each other.
 
     Raises:
-        UnsupportedError: for masked and encoder-decoder models, and those whose tokens see later ones.
-        ModelError: if layers are missing or left over, token ids have no row in the embedding, or the head is tied and
-            stored apart.
+        UnsupportedError: for masked and encoder-decoder models, and models whose tokens see later tokens.
+        ModelError: if layers are missing or left over, token ids have no row in the embedding, or a tied head is stored
+            separately.
     """
     _refuse_other_tasks(info)
     if info.quantized_as or info.kind == "gguf":
@@ -66,12 +66,12 @@ def _refuse_other_tasks(info: ModelInfo) -> None:
 
 
 def _check_layers(info: ModelInfo) -> None:
-    """Compare the layers of the file with those of the configuration, where there is one stack of them."""
+    """Compare the layers of the file with those of the configuration, if there is a single stack of layers."""
     stacks: dict[str, set[int]] = {}
     for tensor in info.tensors:
         if (match := _LAYER.match(tensor.name)) and "mtp" not in match[1]:
             stacks.setdefault(match[1], set()).add(int(match[2]))
-    # Families differ in what they call the number; some have several.
+    # The number of layers has different names in different families; some families have several numbers.
     said = {value for key, value in info.config.items() if "layer" in key and type(value) is int and value > 0}
     said |= {len(value) for key, value in info.config.items() if key == "layer_types" and isinstance(value, list)}
     further = info.config.get("num_nextn_predict_layers")
@@ -82,7 +82,7 @@ def _check_layers(info: ModelInfo) -> None:
     if len(found) not in said:
         raise ModelError(
             f"{info.source} holds {len(found)} layers ({name}), and its configuration says {min(said)}",
-            hint="Its config.json belongs to another model, or its weights are not all there.",
+            hint="Its config.json belongs to another model, or some of its weights are missing.",
         )
 
 
@@ -105,7 +105,7 @@ def _check_tokens(info: ModelInfo) -> None:
 
 
 def _words(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the words of a tokenizer that text can become, special tokens aside, with their ids."""
+    """Yield the words of a tokenizer, except special tokens, with their ids."""
     data = read_json(path)
     vocabulary = (data.get("model") or {}).get("vocab") or {}
     special = {token["id"] for token in data.get("added_tokens") or () if token.get("special")}
@@ -115,13 +115,13 @@ def _words(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def refuse_outside(outside: Mapping[str, int], rows: int, source: str) -> None:
-    """Refuse a tokenizer some of whose ids have no row in the embedding.
+    """Refuse a tokenizer with ids without a row in the embedding.
 
     Args:
-        outside: these ids, by token.
+        outside: the ids without a row, by token.
 
     Raises:
-        ModelError: if there are any.
+        ModelError: if `outside` holds any id.
     """
     if outside:
         names = ", ".join(f"{token!r} ({i})" for token, i in sorted(outside.items(), key=lambda item: item[1])[:3])
@@ -133,7 +133,7 @@ def refuse_outside(outside: Mapping[str, int], rows: int, source: str) -> None:
 
 
 def _check_head(info: ModelInfo) -> None:
-    """Compare what the configuration and the files say of the head: tied to the embedding, or a tensor of its own."""
+    """Compare the configuration with the files: is the head tied to the embedding, or a separate tensor?"""
     embedding = next((t for t in info.tensors if _EMBEDDING.search(t.name)), None)
     head = next((t for t in info.tensors if t.name.endswith("lm_head.weight")), None)
     said = info.text_config.get("tie_word_embeddings", info.config.get("tie_word_embeddings"))
@@ -155,7 +155,7 @@ def _check_head(info: ModelInfo) -> None:
 
 
 def untied_head(source: str, name: str) -> ModelError:
-    """Say that a tensor should be the embedding, and is another one."""
+    """Report that a tensor should be the embedding, but is another tensor."""
     return ModelError(
         f"{source} ties {name!r} to its embedding (tie_word_embeddings), and its file has another tensor of that name: "
         "engines differ in which of the two they use",

@@ -1,4 +1,4 @@
-"""A checkpoint folder: which of its files are loaded, what they hold, and a digest of their content."""
+"""A checkpoint folder: the files that are loaded, their content, and its digest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SETTLED_NS = 2 * 10**9
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder, here or on the Hub, holds.
+    """The content of a local folder or a Hub repository.
 
     Attributes:
         config: ``config.json``.
@@ -53,7 +53,7 @@ def read_checkpoint(folder: Path, source: str, *, allow_pickle: bool) -> Checkpo
     """Read the configuration and the headers of a local folder.
 
     Args:
-        source: how the user calls the model, for messages.
+        source: the user's name for the model, for messages.
 
     Raises:
         ModelError: if a file is missing, damaged or unsafe to open.
@@ -158,7 +158,7 @@ def joined(
     read_index: Callable[[str], Mapping[str, Any]],  # Any: a JSON object
     source: str,
 ) -> tuple[TensorInfo, ...]:
-    """Put the tensors of all files together, and compare them with the index where there is one.
+    """Combine the tensors of all files, and compare them with the index if there is one.
 
     Args:
         headers: what each file that `choose_weights` chose holds.

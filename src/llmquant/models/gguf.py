@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself: metadata, tensors, and the configuration these amount to.
+"""Read a GGUF file's metadata and tensors, and the configuration that follows from them.
 
-The ``gguf`` package reads the same, but builds an array for each of 98,000 vocabulary entries: 4.1 s for SmolLM2,
-where skipping them takes 0.1 s.
+The ``gguf`` package reads the same data, but builds an array per vocabulary entry: 4.1 s for SmolLM2's 98,000 entries,
+while skipping the entries takes 0.1 s.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _BLOCKS: Mapping[int, tuple[str, int, int]] = {
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """All that comes before the tensors' data.
+    """The part of the file before the tensors' data.
 
     Attributes:
-        metadata: values by key; of an array with more than 64 entries only its length.
-        tensors: names as GGUF has them (``blk.0.attn_q.weight``), shapes outermost first.
+        metadata: values by key; for an array with more than 64 entries only its length.
+        tensors: tensors with GGUF's names (``blk.0.attn_q.weight``) and shapes, outermost dimension first.
     """
 
     metadata: Mapping[str, Any]  # Any: GGUF values
@@ -72,14 +72,14 @@ class GgufHeader:
 
     @property
     def block_type(self) -> str:
-        """Name the type that most weights are stored in."""
+        """Name the type of most weights."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors:
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.elements
         return max(sizes, key=lambda name: sizes[name], default="float32")
 
     def config(self) -> dict[str, Json]:
-        """Translate the metadata to the names of a ``config.json``; what GGUF does not say is left out."""
+        """Translate the metadata to the names of a ``config.json``; settings that GGUF lacks are omitted."""
         kind = self.metadata.get("general.architecture", "")
         config: dict[str, Json] = {"model_type": kind, "architectures": [kind]}
         for key, name in _CONFIG_NAMES.items():
@@ -114,7 +114,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """Read a ``.gguf`` file's header, and check that the file is long enough for its tensors.
 
     Raises:
-        ModelError: if it is no GGUF file, is damaged, is one part of several, or uses an unknown block type.
+        ModelError: if the file is not a GGUF file, is damaged, is one part of several, or uses an unknown block type.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -160,7 +160,7 @@ def _parse(data: mmap.mmap, path: Path) -> GgufHeader:
 
 
 class _Reader:
-    """A place in the file that moves on with each value read."""
+    """A position in the file that advances with each value read."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -194,7 +194,7 @@ class _Reader:
     def _skip_string(self) -> None:
         self.at += 8 + struct.unpack_from("<Q", self._data, self.at)[0]
         if self.at > len(self._data):
-            raise ValueError("a text goes on beyond the end of the file")
+            raise ValueError("a text continues beyond the end of the file")
 
 
 def _unknown(kind: int) -> str:

@@ -1,4 +1,4 @@
-"""What a weight file says of its tensors: names, types and shapes, read without loading or running anything."""
+"""Read names, types and shapes of tensors from weight files, without loading or running anything."""
 
 from __future__ import annotations
 

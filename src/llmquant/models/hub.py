@@ -25,7 +25,7 @@ class HubCheckpoint:
 
     Attributes:
         commit: 40 hexadecimal digits.
-        note: set when the Hub was not reached and the local copy stands in.
+        note: set if the Hub was not reached and the local copy was used.
     """
 
     commit: str
@@ -40,7 +40,7 @@ def read_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> HubCheck
         revision: a branch, tag or commit; ``None`` is ``main``.
 
     Raises:
-        ModelError: if it does not exist, is gated, cannot be reached and was never downloaded, or cannot be used.
+        ModelError: if the model does not exist, is gated, is neither reachable nor downloaded, or is unusable.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's, by version
@@ -85,7 +85,7 @@ def read_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> HubCheck
 def _read_online(api: HfApi, repo: str, revision: str | None, name: str, *, allow_pickle: bool) -> HubCheckpoint:
     # This request comes first because it fails at once without a network; a download tries six times in 24 s.
     found = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
-    # Asked by name, the client remembers which commit the name stood for: that is what a later run offline finds.
+    # For a name, the client remembers the commit, which a later offline run finds.
     path = Path(api.hf_hub_download(repo, "config.json", revision=revision))
     commit, config = path.parent.name, read_json(path)
     if commit != found.sha:  # somebody pushed in between
@@ -119,7 +119,7 @@ def _read_header(api: HfApi, repo: str, file: str, commit: str) -> tuple[TensorI
 
 
 def _read_cached(repo: str, revision: str | None, name: str, reason: Exception, *, allow_pickle: bool) -> HubCheckpoint:
-    """Read what an earlier download left, when the Hub cannot be asked."""
+    """Read an earlier download when the Hub cannot be reached."""
     from huggingface_hub import snapshot_download
 
     hint = f"Go online once, or copy the model here and give its folder. The Hub was not reached: {_first_line(reason)}"
@@ -154,14 +154,14 @@ def read_hub_adapter(repo: str, revision: str | None) -> tuple[str, dict[str, An
 
 
 def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: bool, modules: bool = False) -> Path:
-    """Download what loading needs, once, into the Hugging Face cache.
+    """Download the files that loading needs, once, into the Hugging Face cache.
 
     Args:
-        code: also the checkpoint's Python files.
-        modules: also the folders of sentence-transformers' modules, such as ``1_Pooling``.
+        code: whether to download the checkpoint's Python files too.
+        modules: whether to download the folders of sentence-transformers' modules too, such as ``1_Pooling``.
 
     Raises:
-        ModelError: if it cannot be downloaded.
+        ModelError: if a file cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # as above
@@ -176,7 +176,7 @@ def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: boo
     except (HTTPError, OSError, ValueError) as error:
         raise ModelError(
             f"{repo} cannot be downloaded: {_first_line(error)}",
-            hint="What arrived is kept; give the command again to go on.",
+            hint="Downloaded files are kept. Run the same command again to continue.",
         ) from error
     missing = [name for name in weight_files if not (Path(folder) / name).exists()]
     if missing:
@@ -185,7 +185,7 @@ def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: boo
 
 
 def find_file(repo: str, commit: str, name: str) -> Path | None:
-    """Fetch one small file of a checkpoint; ``None`` if it has none, or offline if it was not fetched before."""
+    """Fetch one small file of a checkpoint; ``None`` if it is missing, or offline and not fetched before."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""Models as asked for, and what is known of them before anything is loaded; no torch."""
+"""Requested models, and their description before anything is loaded, without torch."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ CONV1D_MODELS = frozenset({"gpt2", "openai-gpt"})
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT adapter that goes on a checkpoint.
+    """A PEFT adapter for a checkpoint.
 
     Attributes:
         digest: ``commit:<sha>`` on the Hub, ``sha256:<hex>`` of a local folder.
         location: the local folder; ``None`` on the Hub.
-        repo: id on the Hub, else ``None``.
-        commit: on the Hub, else ``None``.
+        repo: Hub id, or ``None`` for a local folder.
+        commit: commit on the Hub, or ``None`` for a local folder.
     """
 
     digest: str
@@ -69,22 +69,22 @@ class ModelInfo:
     """A model before it is loaded.
 
     Attributes:
-        source: as it was asked for.
+        source: the model's name in the request.
         digest: ``commit:<sha>`` of a Hub model, ``sha256:<hex>`` of local files by content.
         flags: settings that change what is loaded.
         location: the local folder or ``.gguf`` file; ``None`` for a Hub model.
-        repo: id on the Hub, else ``None``.
-        commit: of a Hub model, else ``None``.
-        config: ``config.json``; of a GGUF file the same names from its metadata.
-        tensors: as stored, before any fusing that loading does.
-        weight_files: names of the files that hold them.
-        disk_bytes: their size.
-        note: what a reader of the results must know; may be empty.
-        embedder: the plugin that opens it; ``None`` for a causal language model.
-        embeds: what it gives as an embedder.
-        encoder_digest: of an embedder, what its vectors are known by besides the quantizer: its checkpoint and those of
-            its options that change them.
-        adapter: of an embedder, the PEFT adapter that goes on the checkpoint.
+        repo: Hub id, or ``None`` for local files.
+        commit: commit of a Hub model, or ``None`` for local files.
+        config: ``config.json``, or for a GGUF file the same names from its metadata.
+        tensors: stored tensors, before any fusing by loading.
+        weight_files: names of the files with the tensors.
+        disk_bytes: size of these files.
+        note: note for readers of the results; may be empty.
+        embedder: the plugin that opens the model; ``None`` for a causal language model.
+        embeds: description of an embedder's vectors.
+        encoder_digest: digest that identifies an embedder's vectors besides the quantizer: its checkpoint and the
+            options that change its vectors.
+        adapter: the PEFT adapter for an embedder's checkpoint.
     """
 
     source: str
@@ -105,18 +105,18 @@ class ModelInfo:
     adapter: Adapter | None = None
 
     def use(self) -> ModelUse:
-        """Return what of it enters an experiment."""
+        """Return the model's part of an experiment."""
         return ModelUse(self.source, self.digest, self.flags, self.embedder)
 
     @property
     def text_config(self) -> Mapping[str, Any]:  # Any: a JSON object
-        """Return the language model's part of the configuration; that is all of it unless there is a vision part."""
+        """Return the language model's part of the configuration; the whole configuration without a vision part."""
         text = self.config.get("text_config")
         return text if isinstance(text, Mapping) else self.config
 
     @property
     def row_independent(self) -> bool:
-        """Return whether what else is in a batch changes no result: some rotary embeddings follow its longest row."""
+        """Return whether a batch's rows are independent: some rotary embeddings depend on its longest row."""
         rope = self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
         kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # or by the kind of layer
         return not any((kind.get("rope_type") or kind.get("type")) in _ROPE_BY_LENGTH for kind in kinds)
@@ -211,17 +211,17 @@ class ModelInfo:
 
 
 def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
-    """Find a model and read what it says of itself; no weights are read and nothing of it is run.
+    """Find a model and read its description, without reading weights or running its code.
 
     ``./folder``, an absolute path and ``~`` are local; ``*.gguf`` is a file; all else is a Hub id with an optional
     ``@revision``. Digests of large local files are kept in `cache`.
 
     Raises:
-        ModelError: if it is missing, gated, damaged, an adapter, or needs a permission that was not given.
+        ModelError: if the model is missing, gated, damaged, an adapter, or needs a permission that is missing.
     """
     source = request.source.strip()
     if not source:
-        raise ModelError("no model was named", hint="Give a Hub id, ./folder or a .gguf file.")
+        raise ModelError("no model was named", hint="Use a Hub id, ./folder or a .gguf file.")
     if not is_path(source):
         return _inspect_hub(source, request)
     path = path_of(source).absolute()
@@ -234,7 +234,7 @@ def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
             return _inspect_gguf(path, request, cache)
     except OSError as error:
         raise ModelError(f"{source} cannot be read: {error.strerror or error}") from error
-    raise ModelError(f"{source} is a file", hint="Give the checkpoint's folder, or a .gguf file.")
+    raise ModelError(f"{source} is a file", hint="Use the checkpoint's folder, or a .gguf file.")
 
 
 def _inspect_folder(folder: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
@@ -312,8 +312,8 @@ def _noted(info: ModelInfo) -> ModelInfo:
         first = info.codes[0]
         raise ModelError(
             f"{info.source} stores {len(info.codes)} tensors as {first.dtype}, first {first.name!r}, and its "
-            "config.json has no quantization_config that says what they stand for",
-            hint="Restore the config.json that was saved with these weights, or give the unquantized checkpoint.",
+            "config.json has no quantization_config that explains them",
+            hint="Restore the config.json that was saved with these weights, or use the unquantized checkpoint.",
         )
     said = f"already quantized: {info.quantized_as}" if info.quantized_as else ""
     return replace(info, note="; ".join(part for part in (info.note, said) if part))
@@ -326,7 +326,7 @@ def _has_auto_gptq(info: ModelInfo) -> bool:
 
 
 def is_path(source: str) -> bool:
-    """Tell paths from Hub ids, which are ``name`` or ``org/name``."""
+    """Return whether a source is a path, and not a Hub id such as ``name`` or ``org/name``."""
     return (
         source in (".", "..")
         or source.startswith(("./", "../", "/", "~"))

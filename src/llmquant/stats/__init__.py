@@ -1,1 +1,1 @@
-"""Intervals and verdicts: pure numpy and scipy."""
+"""Intervals and verdicts, computed with numpy and scipy only."""

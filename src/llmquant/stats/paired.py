@@ -1,10 +1,10 @@
-"""How much a variant differs from its baseline on the same documents, and whether that is more than noise.
+"""Estimate how much a variant differs from its baseline on the same documents, and whether the difference is noise.
 
-The interval is chosen by the kind of score, because no single one holds its 95% on all of them:
+The kind of score determines the interval, because no single method keeps its 95% coverage for all kinds:
 
 =================================  ======================================================================
 fewer than six documents changed   exact bounds on how often one is better or worse (scores in [0, 1]);
-                                   they always include zero, as every exact test of so few would
+                                   they always include zero, like every exact test of so few documents
 0/1 scores                         Tango's score interval
 other scores in [0, 1]             Student's t, its standard error widened by one unseen document that
                                    goes all the way from 0 to 1
@@ -12,10 +12,10 @@ anything else                      Student's t
 a mean over tasks                  Student's t with Satterthwaite's degrees of freedom
 =================================  ======================================================================
 
-The unseen document is for quantization's typical damage: answers reworded a little in many documents and broken in a
-few. Simulated at n = 50, with 27% of documents gaining 0.1 and 3% losing 0.9, whose mean is zero, plain t finds an
-improvement in 21% of studies and the widened interval in 0.3%; where a third of the answers change at random it holds
-97% instead of 95%.
+The unseen document accounts for quantization's typical damage: slightly reworded answers in many documents and broken
+answers in a few. In a simulation at n = 50, with 27% of documents gaining 0.1 and 3% losing 0.9 (mean zero), plain t
+finds an improvement in 21% of studies and the widened interval in 0.3%; if a third of the answers change at random, the
+widened interval covers 97% instead of 95%.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Method = Literal["score", "t", "exact bounds", ""]
 Verdict = Literal["better", "worse", "differs", "equal", "no signal", "undecided"]
 
-# Of five changes, all in one direction, the two-sided sign test says p = 0.06: no exact test can decide on so few.
+# For five changes, all in one direction, the two-sided sign test gives p = 0.06: no exact test can decide on so few.
 MIN_CHANGED = 6
 _UPPER = 0.975
 
@@ -45,14 +45,14 @@ class PairedDifference:
     Attributes:
         value: the mean difference.
         stderr: its standard error; ``None`` for a single document or group.
-        low: lower end of the 95% interval; ``None`` where no interval is worth its name.
-        high: upper end.
-        n: pairs.
-        higher: pairs in which the variant's score is the higher one.
-        lower: pairs in which it is the lower one; the others are tied.
-        changed: pairs, or groups where there are groups, that are not tied: what an interval rests on.
-        method: where the interval comes from; ``""`` where there is none.
-        units: pairs, or groups where there are groups.
+        low: lower end of the 95% interval; ``None`` without a meaningful interval.
+        high: upper end of the 95% interval; ``None`` without a meaningful interval.
+        n: number of pairs.
+        higher: number of pairs in which the variant's score is higher.
+        lower: number of pairs in which the variant's score is lower; all other pairs are tied.
+        changed: number of pairs (or groups) that are not tied, on which the interval is based.
+        method: method of the interval; ``""`` without an interval.
+        units: number of pairs, or of groups if documents have groups.
     """
 
     value: float
@@ -79,9 +79,9 @@ def paired_difference(
     Args:
         variant: ``n`` finite scores.
         baseline: ``n`` finite scores of the same documents in the same order.
-        weights: for scores that are totals: over how much, such as the tokens of a window.
-        groups: documents that share one are drawn together, such as the questions of a story, and count as one unit;
-            ``""`` is a document by itself.
+        weights: sizes for scores that are totals, such as the tokens of a window.
+        groups: group per document, such as the story of a question; documents with the same group count as one unit,
+            and ``""`` marks a document without a group.
 
     Raises:
         ValueError: if the lengths differ, nothing is paired, or a score is not finite.
@@ -108,22 +108,22 @@ def mean_stderr(stderrs: Sequence[float | None]) -> float | None:
     """Compute the standard error of the mean of ``k`` independent values: ``sqrt(sum(se_i^2)) / k``.
 
     Returns:
-        ``None`` if one of the standard errors is.
+        ``None`` if one of the standard errors is ``None``.
     """
     known = [stderr for stderr in stderrs if stderr is not None]
     return math.hypot(*known) / len(known) if known and len(known) == len(stderrs) else None
 
 
 def mean_difference(differences: Sequence[PairedDifference]) -> PairedDifference:
-    """Estimate the mean of the differences of ``k`` tasks, each counting the same, and its 95% interval.
+    """Estimate the mean of the differences of ``k`` tasks with equal weights, and its 95% interval.
 
     The interval is Student's t on ``sqrt(sum(se_i^2)) / k`` with Satterthwaite's degrees of freedom,
-    ``sum(se_i^2)^2 / sum(se_i^4 / (n_i - 1))`` for the ``n_i`` units of a task. It takes the tasks as given: it is
-    about other documents of theirs. With fewer than six changed documents in all there is none, since no exact test
-    could decide.
+    ``sum(se_i^2)^2 / sum(se_i^4 / (n_i - 1))`` for the ``n_i`` units of a task. The interval is about other documents
+    of the same tasks. With fewer than six changed documents in total there is no interval, because no exact test could
+    decide.
 
     Args:
-        differences: at least one.
+        differences: at least one difference.
     """
     value = math.fsum(d.value for d in differences) / len(differences)
     stderr = mean_stderr([d.stderr for d in differences])
@@ -139,11 +139,11 @@ def mean_difference(differences: Sequence[PairedDifference]) -> PairedDifference
 
 
 def verdict(difference: PairedDifference, *, higher_is_better: bool | None) -> Verdict:
-    """Say what a difference shows, and no more than that.
+    """Return the verdict that a difference supports.
 
     Returns:
-        ``equal`` if no document changed; ``better``, ``worse`` (or ``differs``, where neither direction is better)
-        if the 95% interval excludes zero; else ``undecided``.
+        ``equal`` if no document changed; ``better``, ``worse`` (or ``differs`` if neither direction is better) if the
+        95% interval excludes zero; else ``undecided``.
     """
     if not difference.higher and not difference.lower:
         return "equal"
@@ -158,14 +158,14 @@ def verdict(difference: PairedDifference, *, higher_is_better: bool | None) -> V
 def score_interval(higher: int, lower: int, n: int) -> tuple[float, float]:
     """Compute Tango's 95% score interval for a difference of paired proportions, ``(higher - lower) / n``.
 
-    It holds the differences ``x`` with ``(h - l - n x)^2 <= z^2 n (2 q + x (1 - x))``, where ``q`` is the most likely
-    share of ``lower`` pairs given ``x``: the larger root of ``2 n q^2 + B q - l x (1 - x) = 0``,
+    The interval holds the differences ``x`` with ``(h - l - n x)^2 <= z^2 n (2 q + x (1 - x))``, where ``q`` is the
+    most likely share of ``lower`` pairs given ``x``: the larger root of ``2 n q^2 + B q - l x (1 - x) = 0``,
     ``B = (2 n - h + l) x - h - l``. T. Tango, Statistics in Medicine 17:891-908 (1998).
 
     Args:
         higher: pairs in which only the variant scores 1.
         lower: pairs in which only the baseline scores 1.
-        n: all pairs, at least 1.
+        n: number of all pairs, at least 1.
     """
     z2 = float(special.ndtri(_UPPER)) ** 2
     value = (higher - lower) / n
@@ -180,7 +180,7 @@ def score_interval(higher: int, lower: int, n: int) -> tuple[float, float]:
 
 
 def _boundary(excess: Callable[[float], float], inside: float, outside: float) -> float:
-    """Bisect for where the excess turns from negative to positive."""
+    """Find by bisection where the excess turns from negative to positive."""
     for _ in range(60):
         middle = (inside + outside) / 2
         if excess(middle) < 0:
@@ -216,7 +216,7 @@ def _interval(
     if higher + lower < MIN_CHANGED:
         if grouped or kind == "unbounded":
             return None, None, ""
-        # A mean difference of scores in [0, 1] is at most the share of documents that got better.
+        # A mean difference of scores in [0, 1] is at most the share of improved documents.
         return -_upper_bound(lower, n), _upper_bound(higher, n), "exact bounds"
     if kind == "binary" and not grouped:
         return *score_interval(higher, lower, n), "score"

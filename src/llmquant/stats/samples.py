@@ -1,4 +1,4 @@
-"""Pair the samples of two runs, and take the difference that their measurement calls for."""
+"""Pair the samples of two runs, and compute the difference that their measurement needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llmquant.study.run import Measurement, Sample
 
 @dataclass(frozen=True)
 class SamplePairs:
-    """What two runs' samples say about one measurement.
+    """The comparison of two runs' samples for one measurement.
 
     Attributes:
-        difference: variant minus baseline; ``None`` where nothing pairs.
-        scale: ``log``: the difference is the logarithm of a ratio.
-        reason: why nothing pairs.
+        difference: variant minus baseline; ``None`` if no samples pair.
+        scale: ``log`` means that the difference is the logarithm of a ratio.
+        reason: why no samples pair.
     """
 
     difference: PairedDifference | None
@@ -28,10 +28,10 @@ class SamplePairs:
 
 @dataclass(frozen=True)
 class _Sum:
-    """How a metric comes from its documents' scores: ``worth * sum(score) / sum(weight)``, or the exponential of it.
+    """The formula of a metric over documents' scores: ``worth * sum(score) / sum(weight)``, or its exponential.
 
     Attributes:
-        weight: the score that says how much a document counts; ``""``: each counts one.
+        weight: name of the score that is a document's weight; ``""`` means weight 1.
     """
 
     score: str
@@ -70,18 +70,18 @@ _SUMS: Mapping[str, _Sum] = {
 def _sum_of(metric: str, samples: Sequence[Sample]) -> _Sum:
     found = _SUMS.get(metric, _Sum(metric))
     if metric == "perplexity" and not any(found.weight in sample.scores for sample in samples):
-        return _Sum("nll", scale="log")  # lm-eval's: each document counts one, whatever its length
+        return _Sum("nll", scale="log")  # lm-eval's metric: each document has weight 1, whatever its length
     return found
 
 
 def scored_for(measurement: Measurement, samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples that have the scores that a measurement's value is made of."""
+    """Return the samples with the scores that determine a measurement's value."""
     metric = _sum_of(measurement.metric, samples)
     return [sample for sample in samples if metric.has(sample)]
 
 
 def contradicts(measurement: Measurement, scored: Sequence[Sample]) -> bool:
-    """Return whether the scores of a measurement's samples add up to another value."""
+    """Return whether the scores of a measurement's samples contradict its value."""
     metric = _sum_of(measurement.metric, scored)
     if math.isfinite(measurement.value):
         return not metric.gives(measurement.value, scored)
@@ -98,8 +98,8 @@ def pair_samples(
 ) -> SamplePairs:
     """Pair by document, occurrence and prompt, and estimate the difference of two measurements of one metric.
 
-    Nothing pairs where the scores of the documents do not add up to the measured values: an interval for a mean says
-    nothing about a metric that is not one. Samples come by task, as runs keep them.
+    No samples pair if the scores of the documents do not add up to the measured values, because an interval for a mean
+    does not apply to a metric that is not a mean. Samples are grouped by task, as in runs.
     """
     mine, theirs = (samples.get(variant.task, ()) for samples in (variant_samples, baseline_samples))
     metric = _sum_of(variant.metric, mine)

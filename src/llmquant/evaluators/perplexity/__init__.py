@@ -1,1 +1,1 @@
-"""Perplexity of a text."""
+"""The perplexity of a text."""

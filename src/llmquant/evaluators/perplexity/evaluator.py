@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
 _ROWS = 256  # logits in float32 at a time: 128 MiB for a vocabulary of 128,000
-_CHARACTERS = 64  # a token, at most, on average: a file of gigabytes is not encoded whole for its first tokens
+_CHARACTERS = 64  # maximum mean characters per token, so that a huge file is not encoded whole for its first tokens
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -46,14 +46,14 @@ class Perplexity(Evaluator[PerplexityOptions]):
     """Score a text token by token.
 
     Args:
-        options: which text, how much of it, and the windows.
+        options: the text, its length, and the windows.
     """
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
-        """Yield perplexity, bits per byte and nats per token, with one sample a window.
+        """Yield perplexity, bits per byte and nats per token, with one sample per window.
 
         Raises:
-            RunError: if the text cannot be had, is too short, or the model gives NaN.
+            RunError: if the text is unavailable or too short, or the model returns NaN.
         """
         options = self.options
         text = read_text(options.text, ctx)
@@ -64,10 +64,10 @@ class Perplexity(Evaluator[PerplexityOptions]):
         window, stride = windows_of(options, _positions(subject.info))
         windows = sliding_windows(tokens, window=window, stride=stride, lead=0 if encoded.bos is None else 1)
         if not windows:
-            raise RunError(f"the text has {tokens} tokens for this model, and perplexity needs two")
+            raise RunError(f"the text has {tokens} tokens for this model, but perplexity needs two")
         nll = _score(subject, encoded, windows, options.batch_size, ctx)
         if np.isnan(nll).any():
-            raise RunError(f"the model gives NaN in {int(np.isnan(nll).sum())} of {len(windows)} windows")
+            raise RunError(f"the model returns NaN in {int(np.isnan(nll).sum())} of {len(windows)} windows")
         name = options.text.name if isinstance(options.text, InputFile) else options.text
         details: dict[str, Json] = {
             "window": window,
@@ -87,7 +87,7 @@ def _score(
     lead = [] if encoded.bos is None else [encoded.bos]
     sums: list[float] = []
     for _, group in groupby(windows, key=lambda w: (w.end - w.begin, w.scored)):
-        alike = list(group)  # of one length: batches need no padding
+        alike = list(group)  # windows of one length, so batches need no padding
         for start in range(0, len(alike), batch_size):
             batch = alike[start : start + batch_size]
             ids = torch.tensor([[*lead, *encoded.ids[w.begin : w.end]] for w in batch], device=subject.module.device)
@@ -97,7 +97,7 @@ def _score(
 
 
 def _nll(module: Any, ids: torch.Tensor, scored: int) -> list[float]:  # Any: transformers has no types
-    """Sum, for each row of `ids`, the negative log-likelihood of its last `scored` tokens."""
+    """Sum per row of `ids` the negative log-likelihood of its last `scored` tokens."""
     keep = {"logits_to_keep": scored} if "logits_to_keep" in inspect.signature(module.forward).parameters else {}
     with torch.no_grad():
         logits = module(input_ids=ids[:, :-1], use_cache=False, **keep).logits[:, -scored:]
@@ -131,7 +131,7 @@ def _ratio(totals: _Floats, sizes: _Floats) -> tuple[float, float | None]:
     r"""Return :math:`r = \sum t_w / \sum s_w` and its standard error; ``None`` for a single window.
 
     The error is that of a ratio over clusters, :math:`\sqrt{W / (W - 1) \sum (t_w - r s_w)^2} / \sum s_w`: tokens of a
-    window depend on each other and windows are taken as independent, which neighbours in a text are only about.
+    window depend on each other, and windows count as independent, which is only approximately true for neighbours.
     """
     ratio = float(totals.sum() / sizes.sum())
     count = len(totals)
@@ -142,7 +142,7 @@ def _ratio(totals: _Floats, sizes: _Floats) -> tuple[float, float | None]:
 
 
 def _samples(windows: Sequence[Window], nll: _Floats, encoded: EncodedText) -> tuple[Sample, ...]:
-    """Make a sample of each window: its nats, tokens and bytes, which add up to every measurement."""
+    """Make one sample per window: its nats, tokens and bytes, which add up to every measurement."""
     samples = []
     seen: Counter[str] = Counter()
     for window, total in zip(windows, nll, strict=True):
@@ -162,7 +162,7 @@ def _bytes(window: Window, encoded: EncodedText) -> int:
 
 
 def _positions(model: ModelInfo) -> int | None:
-    """Return the longest sequence that a model says it takes; ``None`` where it says nothing."""
+    """Return the longest sequence that a model declares; ``None`` if it declares none."""
     return next((model.text_config[key] for key in _POSITIONS if isinstance(model.text_config.get(key), int)), None)
 
 

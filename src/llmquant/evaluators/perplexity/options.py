@@ -1,4 +1,4 @@
-"""Options of the perplexity evaluator: which text, how much of it, and how it is cut into windows."""
+"""Options of the perplexity evaluator: the text, its length, and its windows."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from llmquant.study.job import Device
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
-# For an estimate only: tokens of WikiText-2's test set, and bytes of English a token.
+# Only for estimates: tokens of WikiText-2's test set, and bytes of English per token.
 _TOKENS = 290_000
 _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class PerplexityOptions:
-    """How well a model predicts a text, in windows that slide over it.
+    """How well a model predicts a text, in windows that slide over the text.
 
     Attributes:
         text: a UTF-8 text file; ``wikitext2``, the test set of WikiText-2 raw; or another data set of the Hub as
             ``repository:configuration:split:column``, its rows joined by empty lines.
-        window: tokens that the model reads at a time; no more than it has positions.
-        stride: tokens between two windows' ends: each is scored once, after more than ``window - stride`` others.
-            ``None`` is half a window. A whole one cuts the text into chunks: faster, and a higher perplexity.
-        max_tokens: only the first so many of the text; ``None``: all. Published numbers are over all of a text.
-        batch_size: windows at a time.
+        window: tokens that the model reads at a time, for example 2048; at most the model's number of positions.
+        stride: tokens between two windows' ends, for example 512: each token is scored once, after more than
+            ``window - stride`` other tokens. ``None`` is half a window. A whole window cuts the text into chunks, which
+            is faster and gives a higher perplexity.
+        max_tokens: number of leading tokens of the text to use, for example 100000; ``None`` means all. Published
+            numbers use the whole text.
+        batch_size: windows per batch, for example 1.
     """
 
     text: Literal["wikitext2"] | InputFile | str = "wikitext2"
@@ -47,34 +49,34 @@ class PerplexityOptions:
             raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse a text that is not there, is no text, or does not fill a window.
+        """Refuse a text that is missing, is not a text, or does not fill a window.
 
         Raises:
-            OptionError: if so.
+            OptionError: naming the fault.
         """
         if not isinstance(self.text, InputFile):
             if self.text != "wikitext2" and not _is_data_set(self.text):
                 raise OptionError(
-                    f"perplexity: there is no file {self.text!r}, and it names no data set",
-                    hint="Give a text file, wikitext2, or repository:configuration:split:column.",
+                    f"perplexity: {self.text!r} is neither a file nor the name of a data set",
+                    hint="Use a text file, wikitext2, or repository:configuration:split:column.",
                 )
             return
-        if self.text.path is None:  # a worker has no need to check again
+        if self.text.path is None:  # a worker need not check again
             return
         size = len("".join(self.texts()).encode())
         if size < self.window:
             raise OptionError(
                 f"perplexity: {self.text.name} holds {size} bytes, which cannot fill a window of {self.window} tokens",
-                hint="Give a longer text or a smaller window.",
+                hint="Use a longer text or a smaller window.",
             )
 
     def texts(self) -> Iterator[str]:
-        """Yield the evaluation text that is at hand."""
+        """Yield the local evaluation text."""
         if isinstance(self.text, InputFile) and self.text.path is not None:
             yield read_text(self.text.path, f"perplexity: {self.text.name}")
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work: every window is read whole."""
+        """Return the work: every window is read completely."""
         tokens = _TOKENS
         if isinstance(self.text, InputFile) and self.text.path is not None:
             tokens = self.text.path.stat().st_size // _BYTES_PER_TOKEN
@@ -84,7 +86,7 @@ class PerplexityOptions:
 
 
 def windows_of(options: PerplexityOptions, positions: int | None) -> tuple[int, int]:
-    """Return window and stride for a model that takes at most so many `positions`; ``None``: any number."""
+    """Return window and stride for a model with at most `positions` positions; ``None`` means no limit."""
     window = min(options.window, positions or options.window)
     return window, min(options.stride or max(1, window // 2), window)
 

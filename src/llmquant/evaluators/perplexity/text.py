@@ -1,4 +1,4 @@
-"""The text that perplexity is measured on: a file, or a column of a data set on the Hub."""
+"""Read the text for perplexity: a file, or a column of a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_text(source: InputFile | str, ctx: Context) -> str:
         source: a file, ``wikitext2``, or ``repository:configuration:split:column``.
 
     Raises:
-        RunError: if it cannot be had.
+        RunError: if the text is unavailable.
     """
     if isinstance(source, InputFile):
         return text_files.read_text(ctx.local(source), source.name)
@@ -32,11 +32,11 @@ def _column(repository: str, configuration: str, split: str, column: str) -> lis
     try:
         rows = datasets.load_dataset(repository, configuration or None, split=split)
         texts = list(rows[column])
-    except Exception as error:  # datasets, the Hub's client and its transport each have errors of their own
+    except Exception as error:  # datasets, the Hub's client and its transport each raise their own errors
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise RunError(
             f"the text {repository}:{configuration}:{split}:{column} could not be fetched: {reason}",
-            hint="Check the name and the connection, or give a text file: perplexity(FILE.txt).",
+            hint="Check the name and the connection, or use a text file: perplexity(FILE.txt).",
         ) from error
     finally:
         if bars:

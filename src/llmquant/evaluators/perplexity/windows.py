@@ -1,4 +1,4 @@
-"""Windows that slide over a text: which tokens the model sees, and which of them are scored."""
+"""Windows that slide over a text: the tokens that the model sees, and those that are scored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Window:
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
+        """The number of scored tokens."""
         return self.end - self.first
 
 
@@ -26,10 +26,10 @@ class EncodedText:
     """A text as tokens.
 
     Attributes:
-        ids: without any that the tokenizer would add.
-        bytes_before: by position in `ids` up to its length, bytes of UTF-8 text before that token; ``None`` where the
-            tokenizer does not tell.
-        bos: what this model's tokenizer puts in front of a text; ``None`` if nothing.
+        ids: token ids, without tokens that the tokenizer adds.
+        bytes_before: by position in `ids` up to its length, bytes of UTF-8 text before that token; ``None`` if the
+            tokenizer does not report them.
+        bos: token that this model's tokenizer puts before a text; ``None`` for none.
     """
 
     ids: Sequence[int]
@@ -40,15 +40,15 @@ class EncodedText:
 def sliding_windows(tokens: int, *, window: int, stride: int, lead: int) -> list[Window]:
     """Cut a text so that each token is scored once, after more than ``window - stride`` others except at the start.
 
-    The last token of a window is only predicted, so a window reads at most `window` tokens: `lead`, and those from
-    ``begin`` to ``end - 1``. With ``stride == window`` what is read does not overlap.
+    The last token of a window is only predicted, so a window reads at most `window` tokens: `lead` tokens, and those
+    from ``begin`` to ``end - 1``. With ``stride == window`` the windows do not overlap.
 
     Args:
-        tokens: in the text.
-        window: the most that the model reads at a time.
-        stride: tokens between two ends, 1 to `window`.
-        lead: tokens in front of each window that are not of the text: 1 for a BOS, with which even the first token can
-            be scored; 0: it is not, since nothing stands before it.
+        tokens: number of tokens in the text.
+        window: maximum tokens that the model reads at a time.
+        stride: tokens between two windows' ends, 1 to `window`.
+        lead: tokens before each window that do not belong to the text: 1 for a BOS, which allows scoring the first
+            token; 0 for none, and then the first token is not scored.
     """
     room = window - lead
     windows, first, end = [], 1 - lead, min(room + 1, tokens)
@@ -59,7 +59,7 @@ def sliding_windows(tokens: int, *, window: int, stride: int, lead: int) -> list
 
 
 def encode(tokenizer: Any, text: str) -> EncodedText:  # Any: transformers' tokenizers
-    """Turn a text into tokens, with the bytes each stands for."""
+    """Turn a text into tokens, with the bytes of each token."""
     probe = tokenizer("a").input_ids
     bos = tokenizer.bos_token_id if probe and probe[0] == tokenizer.bos_token_id else None
     fast = bool(tokenizer.is_fast)

@@ -1,4 +1,4 @@
-"""Checks that the options of the hardware evaluators share: positive sizes, and lengths that the model can hold."""
+"""Checks shared by the options of the hardware evaluators: positive sizes, and lengths that the model supports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmquant.errors import OptionError, UnsupportedError
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
-# The names that configurations give the longest sequence; the second is GPT-2's, the third MPT's.
+# Names of the longest sequence in configurations; the second is GPT-2's, the third MPT's.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -26,10 +26,10 @@ def require_positive(**values: float) -> None:
 
 
 def require_sizes(name: str, sizes: Iterable[int]) -> None:
-    """Refuse a list of sizes that is empty, or holds one twice or one below 1.
+    """Refuse a list of sizes that is empty, holds a size twice, or holds a size below 1.
 
     Raises:
-        OptionError: if so.
+        OptionError: naming the list.
     """
     given = list(sizes)
     if not given or min(given) < 1 or len(set(given)) < len(given):
@@ -37,9 +37,9 @@ def require_sizes(name: str, sizes: Iterable[int]) -> None:
 
 
 def require_positions(model: ModelInfo, *, prompt_tokens: int, generated_tokens: int, name: str) -> None:
-    """Refuse sequences longer than the model's positions; a model that states no limit has none.
+    """Refuse sequences longer than the model's positions; a model without a stated limit accepts any length.
 
-    The message calls `generated_tokens` by the `name` of its option.
+    The message uses the option's `name` for `generated_tokens`.
 
     Raises:
         UnsupportedError: with the longest prompt that fits.

@@ -1,4 +1,4 @@
-"""Greedy generation one step at a time, and the clock that the hardware evaluators put around it."""
+"""Greedy generation one step at a time, and the timing that the hardware evaluators share."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # Decode steps of a warm-up pass: enough to load and choose the kernels for one token.
 _WARMUP_STEPS = 8
-# A quarter of the budget: most of it is for what counts.
+# The warm-up takes at most a quarter of the budget, because most of the budget is for measured passes.
 _WARMUP_SHARE = 0.25
-# A median of fewer readings is one of them.
+# A median of fewer readings would be a single reading.
 LEAST_REPEATS = 3
 
 Size = TypeVar("Size")
@@ -31,7 +31,7 @@ Measured = TypeVar("Measured")
 
 
 def random_prompts(subject: LoadedModel, *, batch: int, tokens: int, seed: int) -> torch.Tensor:
-    """Draw prompts of random words of the vocabulary, none of them special.
+    """Draw prompts of random words of the vocabulary, without special tokens.
 
     Returns:
         ``(batch, tokens)`` int64 ids on the subject's device, equal for an equal seed.
@@ -45,9 +45,9 @@ def random_prompts(subject: LoadedModel, *, batch: int, tokens: int, seed: int) 
 
 
 class Generation:
-    """A sequence (or a batch of them) that is being generated, with its key-value cache.
+    """A sequence (or a batch of sequences) during generation, with its key-value cache.
 
-    As in ``generate``, the head is asked for the last position alone, where the model can do that.
+    As in ``generate``, the head computes only the last position if the model supports that.
 
     Attributes:
         cache: the model's own cache; ``None`` before `prefill`.
@@ -64,13 +64,13 @@ class Generation:
         """Read the prompts, ``(batch, tokens)``.
 
         Raises:
-            RunError: if the model gives no cache back.
+            RunError: if the model returns no cache.
         """
         self._forward(prompts)
         if self.cache is None:
             raise RunError(
                 f"{type(self._module).__name__} returned no key-value cache",
-                hint="Recurrent models such as Mamba have none; prefill and decode are told apart by it.",
+                hint="Recurrent models such as Mamba have no such cache, which separates prefill from decode.",
             )
 
     def pick(self) -> torch.Tensor:
@@ -79,7 +79,7 @@ class Generation:
         return picked
 
     def step(self, token: torch.Tensor) -> torch.Tensor:
-        """Feed one token a sequence, ``(batch, 1)``, and choose the next."""
+        """Feed one token per sequence, ``(batch, 1)``, and choose the next token."""
         self._forward(token)
         return self.pick()
 
@@ -95,9 +95,9 @@ class Pass:
     """The times of one generation, in milliseconds.
 
     Attributes:
-        prefill_ms: reading the prompts.
-        first_token_ms: choosing the first token after that, and having it on the host.
-        decode_ms: each further token, chosen and on the host.
+        prefill_ms: time of reading the prompts.
+        first_token_ms: time of choosing the first token after that and copying it to the host.
+        decode_ms: time of each further token, chosen and copied to the host.
     """
 
     prefill_ms: float
@@ -120,8 +120,8 @@ class Passes:
     """Repeats of one measurement.
 
     Attributes:
-        warmup: passes that went before.
-        wanted: repeats that were asked for; fewer are there when the budget was spent.
+        warmup: number of passes before the measurement.
+        wanted: number of requested repeats; there are fewer if the budget was spent.
     """
 
     passes: tuple[Pass, ...]
@@ -140,10 +140,10 @@ def repeat_passes(
     budget_s: float,
     done: Callable[[int], None],
 ) -> Passes:
-    """Warm up, then time generation from `prompts`, ``(batch, tokens)``, again and again.
+    """Warm up, then time generation from `prompts`, ``(batch, tokens)``, repeatedly.
 
-    After `LEAST_REPEATS` none is started later than `budget_s` after the call. `done` is called with the number of
-    finished repeats.
+    After `LEAST_REPEATS` repeats, no repeat starts later than `budget_s` after the call. `done` is called with the
+    number of finished repeats.
     """
     start = time.perf_counter()
     with undisturbed(), torch.inference_mode():
@@ -159,7 +159,7 @@ def repeat_passes(
 
 
 def time_pass(subject: LoadedModel, prompts: torch.Tensor, *, decode_steps: int) -> Pass:
-    """Time one generation. Every token is waited for, as by a server that looks for the end of the text."""
+    """Time one generation, waiting for every token like a server that checks for the end of the text."""
     gc.collect()
     generation, clock = Generation(subject.module), _Clock(subject.device)
     clock.mark()
@@ -182,23 +182,25 @@ def until_out_of_memory(
     """Measure the sizes in their order until one does not fit.
 
     Returns:
-        What was measured, by size, and what the first failure said; empty when all fitted.
+        The measurements by size, and the message of the first failure, which is empty if all sizes fit.
 
     Raises:
-        Exception: the out-of-memory error itself when not even the first size fits; any other error.
+        Exception: the out-of-memory error if not even the first size fits; any other error.
     """
     measured: list[tuple[Size, Measured]] = []
     for size in sizes:
         try:
             measured.append((size, measure(size)))
-        except Exception as error:  # backends raise different classes when memory runs out; the rest is passed on
+        except (
+            Exception
+        ) as error:  # backends raise different classes when memory runs out; other errors are raised again
             if not measured or not is_out_of_memory(error):
                 raise
             problem = (str(error).strip() or type(error).__name__).splitlines()[0]
             break
     else:
         return measured, ""
-    # Only here, outside the except block, do the failed pass's tensors go: its traceback kept them.
+    # The failed pass's tensors are freed only here, outside the except block, whose traceback kept them.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -207,13 +209,13 @@ def until_out_of_memory(
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep Python's garbage collector and log lines out of a measurement; collecting by hand is quick inside.
+    """Keep Python's garbage collector and log lines out of a measurement; explicit collections inside are fast.
 
-    bitsandbytes' int8 layers log a warning a layer and pass for float32 input; writing it is not the model's work.
+    bitsandbytes' int8 layers log one warning per layer and pass for float32 input, which is not the model's work.
     """
     was_enabled, was_disabled = gc.isenabled(), logging.root.manager.disable
     gc.collect()
-    gc.freeze()  # what is there already is not looked through again: 0.2 s each time with transformers loaded
+    gc.freeze()  # existing objects are not scanned again, which takes 0.2 s each time with transformers loaded
     gc.disable()
     logging.disable(logging.WARNING)
     try:
@@ -227,7 +229,7 @@ def undisturbed() -> Iterator[None]:
 
 @dataclass
 class _Clock:
-    """Marks on a device's time, each waiting until the device has done all that was asked of it before."""
+    """Timestamps on a device, each taken after the device has finished all earlier work."""
 
     device: str
     _marks: list[Any] = field(default_factory=list)  # Any: CUDA events, or seconds

@@ -1,4 +1,4 @@
-"""Latency: how long a prompt takes to read and a token to write."""
+"""Latency: the time to read a prompt and the time to generate a token."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _STEPS_FILE = "latency_steps.json"
 class Latency(Evaluator[LatencyOptions]):
     """Times prefill, the first token and each further token, at several prompt lengths.
 
-    Medians have no standard error here: repeats inside one process are not independent readings of what another
-    process, or another day, would give. The quartiles and every repeat are in the details, every single step in
-    ``files/latency_steps.json``; intervals need repeated runs.
+    Medians have no standard error: repeats inside one process are not independent of each other, unlike readings of
+    another process or another day. The details hold the quartiles and every repeat, and ``files/latency_steps.json``
+    holds every step; intervals need repeated runs.
     """
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
-        """Yield one result; prompt lengths that do not fit in memory are named in its details."""
+        """Yield one result; its details name prompt lengths that do not fit in memory."""
         options, lengths = self.options, sorted(self.options.prompt_tokens)
         total = len(lengths) * options.repeats
         steps: dict[str, list[list[float]]] = {}

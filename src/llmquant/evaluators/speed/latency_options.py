@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """How long a prompt takes to read, and a token to write.
+    """The time to read a prompt, and the time to generate a token.
 
     Attributes:
-        prompt_tokens: lengths of the prompts, each measured by itself.
-        decode_tokens: forward passes of one token each after the prompt.
-        batch: prompts at a time.
-        warmup: passes before the measured ones; fewer, but one, when they take a quarter of the budget.
-        repeats: measured passes for each length.
-        budget_s: seconds for each length; when they are spent no repeat is started, after three at least.
+        prompt_tokens: prompt lengths in tokens, each measured separately, for example 128,1024.
+        decode_tokens: number of forward passes of one token each after the prompt, for example 32.
+        batch: number of prompts at a time, for example 1.
+        warmup: number of passes before the measured ones, for example 2; if they take a quarter of the budget, there
+            are fewer, but at least one.
+        repeats: number of measured passes per length, for example 10.
+        budget_s: seconds per length, for example 60; no repeat starts later, except the first three.
     """
 
     prompt_tokens: tuple[int, ...] = (128, 256, 512, 1024)
@@ -46,12 +47,12 @@ class LatencyOptions:
         )
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse prompts that the model cannot hold."""
+        """Refuse prompts that are too long for the model."""
         longest = max(self.prompt_tokens)
         require_positions(model, prompt_tokens=longest, generated_tokens=self.decode_tokens, name="decode_tokens")
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work of all repeats: the most it can be, since a budget ends it earlier."""
+        """Return the work of all repeats, an upper bound because a budget may end them earlier."""
         passes = self.warmup + self.repeats
         return Cost(
             prefill_tokens=sum(self.prompt_tokens) * self.batch * passes,

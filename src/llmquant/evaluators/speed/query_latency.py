@@ -1,4 +1,4 @@
-"""Query latency of an embedder: encoding one query, and searching a collection in the form its vectors are kept."""
+"""Query latency of an embedder: encoding one query, and searching a collection in the study's vector form."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _QUERY = "how much did revenue grow in the third quarter of year {}"
 
 
 class QueryLatency(Evaluator[QueryLatencyOptions]):
-    """Times one query at a time, past the cache of embeddings.
+    """Times one query at a time, without the cache of embeddings.
 
-    The documents are random unit vectors: exact search takes as long for them as for real ones.
+    The documents are random unit vectors: exact search takes the same time for random and for real vectors.
     """
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterable[Result]:
@@ -69,7 +69,7 @@ class QueryLatency(Evaluator[QueryLatencyOptions]):
 
 
 def _random(rng: np.random.Generator, items: int, vectors: int | None, width: int) -> Embeddings:
-    """Draw unit vectors: one an item, or `vectors` of them."""
+    """Draw unit vectors: one per item, or `vectors` per item."""
     drawn = rng.standard_normal((items * (vectors or 1), width), np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     return Embeddings(drawn, None if vectors is None else np.arange(items + 1, dtype=np.int64) * vectors)

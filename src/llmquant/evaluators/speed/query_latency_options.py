@@ -13,21 +13,22 @@ from llmquant.study.job import Device
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
-# With late interaction a document has some 700 vectors, so a hundred times fewer documents are as much work.
+# With late interaction a document has about 700 vectors, so a hundredth of the documents is a similar amount of work.
 _DOCUMENTS = {"cosine": 100_000, "dot": 100_000, "maxsim": 1_000}
 
 
 @dataclass(frozen=True)
 class QueryLatencyOptions:
-    """How long a query takes: to encode, and to search documents of random vectors in the study's form.
+    """The time to encode a query, and the time to search documents of random vectors in the study's vector form.
 
     Attributes:
-        documents: in the collection; ``None`` is 100,000, with late interaction 1,000.
-        vectors: a document's, with late interaction; 729 is a page of ColPali's and ColQwen's size.
-        results: that a search returns.
-        warmup: queries before the measured ones.
-        repeats: measured queries.
-        engine: that searches: all documents exactly, or a graph of FAISS or usearch, which is approximate.
+        documents: number of documents in the collection, for example 100000; ``None`` is 100,000, or 1,000 with late
+            interaction.
+        vectors: number of vectors per document with late interaction; 729 is a typical page of ColPali and ColQwen.
+        results: number of results per search, for example 10.
+        warmup: number of queries before the measured ones, for example 10.
+        repeats: number of measured queries, for example 100.
+        engine: search engine: ``exact`` scores all documents, the graphs of ``faiss`` and ``usearch`` are approximate.
     """
 
     documents: int | None = None
@@ -51,10 +52,10 @@ class QueryLatencyOptions:
         """Accept every embedder of texts."""
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work of encoding; searching is little beside it."""
+        """Return the work of encoding; the work of searching is negligible."""
         return Cost(prefill_tokens=32 * (self.warmup + self.repeats))
 
 
 def collection_size(options: QueryLatencyOptions, similarity: str) -> int:
-    """Return how many documents are searched."""
+    """Return the number of searched documents."""
     return _DOCUMENTS[similarity] if options.documents is None else options.documents

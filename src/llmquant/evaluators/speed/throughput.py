@@ -1,4 +1,4 @@
-"""Throughput: how many tokens a second come out at several batch sizes."""
+"""Throughput: tokens per second at several batch sizes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ _TASK = "throughput"
 
 
 class Throughput(Evaluator[ThroughputOptions]):
-    """Counts tokens a second in static batches: equal prompts, equal lengths, all sequences from start to end together.
+    """Counts tokens per second in static batches: prompts of equal length whose sequences start and end together.
 
     ``generated_tokens_per_s`` divides the generated tokens by the time of the whole generation, the prompts included,
-    as is usual; ``decode_tokens_per_s`` leaves the prompts' time and the first token out, ``prefill_tokens_per_s``
-    counts prompt tokens. Values are medians over repeats and, for the reasons given in `Latency`, have no standard
-    error.
+    as is usual; ``decode_tokens_per_s`` excludes the prompts' time and the first token, and ``prefill_tokens_per_s``
+    counts prompt tokens. Values are medians over repeats and have no standard error, for the reasons in `Latency`.
     """
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
-        """Yield one result; batches that do not fit in memory are named in its details."""
+        """Yield one result; its details name batches that do not fit in memory."""
         options, batches = self.options, sorted(self.options.batches)
         total = len(batches) * options.repeats
 
@@ -80,7 +79,7 @@ class Throughput(Evaluator[ThroughputOptions]):
 
 
 def _rates(one: Pass, batch: int, options: ThroughputOptions) -> dict[str, float]:
-    """Return tokens a second by metric."""
+    """Return tokens per second by metric."""
     return {
         "generated_tokens_per_s": 1000 * batch * options.new_tokens / one.total_ms,
         "decode_tokens_per_s": 1000 * batch * len(one.decode_ms) / sum(one.decode_ms),

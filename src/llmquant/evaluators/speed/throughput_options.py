@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ThroughputOptions:
-    """How many tokens a second come out when several prompts are answered at a time.
+    """Tokens per second when several prompts are answered at a time.
 
     Attributes:
-        batches: how many prompts at a time, each measured by itself.
-        prompt_tokens: length of every prompt.
-        new_tokens: generated for every prompt, the one that follows the prompt included.
-        warmup: passes before the measured ones; fewer, but one, when they take a quarter of the budget.
-        repeats: measured passes for each batch.
-        budget_s: seconds for each batch; when they are spent no repeat is started, after three at least.
+        batches: numbers of prompts at a time, each measured separately, for example 1,8.
+        prompt_tokens: tokens per prompt, for example 512.
+        new_tokens: generated tokens per prompt, for example 128, including the token that follows the prompt.
+        warmup: number of passes before the measured ones, for example 1; if they take a quarter of the budget, there
+            are fewer, but at least one.
+        repeats: number of measured passes per batch, for example 5.
+        budget_s: seconds per batch, for example 60; no repeat starts later, except the first three.
     """
 
     batches: tuple[int, ...] = (1, 4, 8)
@@ -44,15 +45,15 @@ class ThroughputOptions:
         if self.new_tokens < 2:
             raise OptionError(
                 f"new_tokens must be at least 2, found {self.new_tokens}",
-                hint="The first token comes out of reading the prompt; only from the second on is there a decode rate.",
+                hint="Reading the prompt produces the first token, so a decode rate needs a second one.",
             )
 
     def check(self, model: ModelInfo, device: Device) -> None:
-        """Refuse sequences that the model cannot hold."""
+        """Refuse sequences that are too long for the model."""
         require_positions(model, prompt_tokens=self.prompt_tokens, generated_tokens=self.new_tokens, name="new_tokens")
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
-        """Return the work of all repeats: the most it can be, since a budget ends it earlier."""
+        """Return the work of all repeats, an upper bound because a budget may end them earlier."""
         passes = self.warmup + self.repeats
         return Cost(
             prefill_tokens=sum(self.batches) * self.prompt_tokens * passes,
