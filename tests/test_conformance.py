@@ -108,8 +108,8 @@ def test_options_of_another_type_are_found(make):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"value": "random.random()"}, "m was .* and then"),
-        ({"documents": "[str(random.random())]"}, "other results or samples"),
+        ({"value": "random.random()"}, "m was .* first and .* the second time"),
+        ({"documents": "[str(random.random())]"}, "different results or samples"),
         ({"documents": "'aa'"}, "a sample is given twice"),
         ({"times": 2}, "a number is given twice"),
         ({"details": "{'module': subject}"}, "details is .*\nIt must be JSON"),
@@ -154,7 +154,7 @@ def test_an_evaluator_that_yields_nothing_is_found(make, tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "applied", "complaint"),
     [
-        ("(model / 'extra').touch()", "pass", "changed the checkpoint"),
+        ("(model / 'extra').touch()", "pass", "changed the original checkpoint"),
         ("pass", "module.lm_head.weight.data.fill_(float('nan'))", "not finite"),
     ],
 )
