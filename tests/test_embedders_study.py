@@ -148,7 +148,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(study, local_set,
         lq.compare(gemma, ["gptq_4bit_g128"], [evaluator], store=tmp_path)
     with pytest.raises(OptionError, match="cannot be cut to 500 dimensions"):
         lq.compare(gemma, ["bf16_baseline"], [evaluator], vectors={"dims": [500]}, store=tmp_path)
-    with pytest.raises(OptionError, match="none can be pooled"):
+    with pytest.raises(OptionError, match="pooling is not possible"):
         lq.compare(gemma, ["bf16_baseline"], [evaluator], vectors={"pools": [2]}, store=tmp_path)
     with pytest.raises(OptionError, match=r"codecs\[0\] is 'int7'"):
         lq.compare(gemma, ["bf16_baseline"], [evaluator], vectors={"codecs": ["int7"]}, store=tmp_path)
