@@ -153,7 +153,7 @@ def test_choices_that_are_no_texts_are_refused(options, choices):
 def test_an_answer_that_would_be_printed_as_a_word_of_python_is_refused(options, target, answer):
     """`null` and `true` would be expected as the texts None and True."""
     rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": answer}]
-    with pytest.raises(OptionError, match=r"line 2: the right answer is (null|true|false), which is no text"):
+    with pytest.raises(OptionError, match=r"line 2: the right answer is (null|true|false), which is not a text"):
         options(GENERATE.replace('"{{answer}}"', target), rows).check(None, "cpu")
 
 
@@ -170,10 +170,10 @@ metric_list: [{metric: acc}]
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        ({"text": "a"}, "b", 'line 1: the right answer is {"text": "a"}, which is no text'),
+        ({"text": "a"}, "b", 'line 1: the right answer is {"text": "a"}, which is not a text'),
         (["a", "b"], "cat", 'line 2: the right answer is "cat", which is not a list, unlike that of the first row'),
         ("cat", ["a", "b"], 'line 2: the right answer is ["a", "b"], which is a list, unlike'),
-        ([5, 6], ["a"], "line 1: the right answer is [5, 6], which is no text"),
+        ([5, 6], ["a"], "line 1: the right answer is [5, 6], which is not a text"),
     ],
 )
 def test_answers_that_lm_eval_would_change_are_refused(options, target, first, second, words):
@@ -206,7 +206,7 @@ def test_a_choice_that_is_the_number_of_another_is_refused(options):
 @pytest.mark.parametrize("answer", ["", 7, ["a"]])
 def test_an_answer_to_score_is_a_text(options, answer):
     """Its likelihood is taken as it is written, and lm-eval fails on anything else after a model was loaded."""
-    with pytest.raises(OptionError, match=r"line 1: the right answer is .*, which is no text"):
+    with pytest.raises(OptionError, match=r"line 1: the right answer is .*, which is not a text"):
         options(LOGLIKELIHOOD, [{"question": "q", "answer": answer}]).check(None, "cpu")
 
 
@@ -214,7 +214,7 @@ def test_an_answer_to_score_is_a_text(options, answer):
 def test_a_question_of_null_is_refused(options, question):
     """A template would ask for None."""
     rows = [{"question": "q", "answer": "a"}, {"question": None, "answer": "a"}]
-    with pytest.raises(OptionError, match=r"line 2: the question (holds|is) null, which is no text"):
+    with pytest.raises(OptionError, match=r"line 2: the question (holds|is) null, which is not a text"):
         options(GENERATE.replace('"{{question}}"', question), rows).check(None, "cpu")
 
 

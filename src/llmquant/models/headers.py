@@ -31,7 +31,7 @@ _SAFETENSORS_TYPES = {
 }
 _SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _SAFETENSORS_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-# The limit of the safetensors library itself; a larger number is no header.
+# The limit of the safetensors library itself; a larger number is not a header.
 _LARGEST_HEADER = 100 * 2**20
 _PIECE = 16 * 2**20
 
@@ -122,7 +122,7 @@ def read_pickle_header(stream: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
         return tuple(TensorInfo(key, *value) for key, value in state.items() if isinstance(value, _Stub))
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         raise ModelError(
-            f"{name} is no readable PyTorch checkpoint: {error}",
+            f"{name} is not a readable PyTorch checkpoint: {error}",
             hint="It is damaged, older than PyTorch 1.6, or holds more than tensors. Convert it to safetensors.",
         ) from error
 

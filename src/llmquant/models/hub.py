@@ -75,7 +75,7 @@ def read_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> HubCheck
     except LocalEntryNotFoundError as error:  # the connection was lost between two files
         return _read_cached(repo, revision, name, error, allow_pickle=allow_pickle)
     except EntryNotFoundError as error:
-        raise ModelError(f"{name} has no config.json; it is no transformers checkpoint") from error
+        raise ModelError(f"{name} has no config.json; it is not a transformers checkpoint") from error
     except SafetensorsParsingError as error:
         raise ModelError(f"{name} is damaged: {error}") from error
     except (HTTPError, OfflineModeIsEnabled, OSError) as error:
@@ -148,7 +148,7 @@ def read_hub_adapter(repo: str, revision: str | None) -> tuple[str, dict[str, An
         offline = True  # or it does not exist: then it is not in the local cache either
     try:
         path = Path(hf_hub_download(repo, "adapter_config.json", revision=revision, local_files_only=offline))
-    except (HTTPError, OSError, ValueError):  # whoever asks knows already that it is no ordinary checkpoint
+    except (HTTPError, OSError, ValueError):  # the caller already knows that it is not an ordinary checkpoint
         return None
     return path.parent.name, read_json(path)
 

@@ -75,7 +75,7 @@ def _mistake(task: Task, doc: Row) -> str:
     written, several = _written(task, doc), isinstance(gold, list)
     unlike = f"{found}, which is {'' if several else 'not '}a list, unlike that of the first row"
     if isinstance(task, PlainTask) and type(question := task.doc_to_text(doc)) not in (str, int, list):
-        return f"the question is {_json(question)}, which is no text"
+        return f"the question is {_json(question)}, which is not a text"
     if task.config.doc_to_choice is None:
         if several and written is not None:
             return f"the right answer is the text {_json(written)}, which lm-eval reads as a list of answers"
@@ -84,11 +84,11 @@ def _mistake(task: Task, doc: Row) -> str:
         kinds = (str, int, float) if generates and not several else (str,)
         unscored = not answers if generates else several or gold == ""
         if unscored or any(type(answer) not in kinds for answer in answers):
-            return f"{found}, which is no text"
+            return f"{found}, which is not a text"
         return unlike if several != bool(task.multiple_target) else ""
     choices = task.doc_to_choice(doc)
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice for choice in choices):
-        return f"the choices are {_json(choices)}, which is no list of texts"
+        return f"the choices are {_json(choices)}, which is not a list of texts"
     if task.OUTPUT_TYPE == "multiple_choice" and several != bool(task.multiple_target):
         return unlike
     if isinstance(gold, int) and written in choices and choices.index(written) != gold:
@@ -208,13 +208,13 @@ class PlainTask:
 
 def _not_null(value: object) -> object:
     if value is None:
-        raise _NoTextError("the question holds null, which is no text")
+        raise _NoTextError("the question holds null, which is not a text")
     return value
 
 
 def _printable(value: object) -> object:
     if value is None or isinstance(value, bool | Mapping):
-        raise _NoTextError(f"the right answer is {_json(value)}, which is no text")
+        raise _NoTextError(f"the right answer is {_json(value)}, which is not a text")
     return value
 
 

@@ -51,7 +51,7 @@ _SAME = (
     "sliding_window",
 )
 _WORD_BITS = 32
-# What stays as it is stored, whatever type the rest is loaded in, and of this what loading only reads.
+# Tensors that keep their stored type whatever the type of the others, and among them those that loading only reads.
 _STATE = re.compile(r"\.(scales|SCB|weight_format|weight_(scale|zero_point|shape|g_idx))$|\.weight\.")
 _DROPPED = re.compile(r"\.weight_format$|\.quant_state\.")
 _BYTES = {"float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}
