@@ -192,7 +192,7 @@ def test_code_in_a_pickle_does_not_run(folder, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (folder / "model.safetensors").unlink()
     torch.save({"a": _Evil()}, folder / "pytorch_model.bin")
-    assert "no readable PyTorch checkpoint" in _refused(folder, cache, allow_pickle=True)
+    assert "not a readable PyTorch checkpoint" in _refused(folder, cache, allow_pickle=True)
     assert not Path("ran").exists()
 
 
