@@ -171,6 +171,7 @@ def test_who_only_asks_cancels_no_job(server: ModalServer, tiny_model: Path, pla
     assert len(server.of("FunctionCallCancel")) == before
     found = lq.attach(study_id, executor=f"{volume}, budget=5)", store=store)
     assert [run.status for run in found.runs.values()] == ["completed"]
+    ModalExecutor(gpu="none", volume="untouched").cancel(JobRecord.read(second).job_id)  # nobody waits for it
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mteb") is not None, reason="mteb is installed")
