@@ -94,7 +94,7 @@ def test_nothing_starts_until_somebody_agrees_to_what_it_may_cost(tiny_model: Pa
     assert {run.provenance["executor"] for run in found.runs.values()} == {"rented"}
     assert set(found.dollars) == set(found.runs)
     assert sum(found.dollars.values()) == pytest.approx(1.5)
-    assert "About $1.50 in all" in found.to_text()
+    assert "About $1.50 in total" in found.to_text()
     assert {row.dollars for row in found.rows()} == set(found.dollars.values())
     assert lq.Comparison.from_store(store).dollars == found.dollars
     found.save_json(tmp_path / "study.json")
