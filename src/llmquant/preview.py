@@ -27,7 +27,7 @@ class Preview:
     """A study before anything is loaded.
 
     Attributes:
-        sizes: predicted sizes by model, of the study's quantizers, or of every preset if the study names none.
+        sizes: predicted sizes by model, of the study's quantizers, or of every preset if the study has none.
         record: the study's experiments; ``None`` if the study names neither quantizers nor evaluators.
         runs: stored runs by run id; ``None`` for an experiment without a stored run.
         offer: the maximum cost of the remaining experiments; ``None`` if running is free.

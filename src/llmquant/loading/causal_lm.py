@@ -212,7 +212,7 @@ def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: 
 
     Raises:
         NotHonouredError: naming the requested and the found value.
-        PluginError: if a request names no field of `AppliedQuantization`.
+        PluginError: if a request is not a field of `AppliedQuantization`.
     """
     requests = options.requests() if hasattr(options, "requests") else {}
     unknown = [name for name in requests if not hasattr(applied, name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,9 @@ class ReplacesLinear(Quantizer[Options]):
         replaced: the new layers, each with the number of weights that it stands for; filled by `after_load`.
     """
 
+    @abstractmethod
     def replace(self, layer: torch.nn.Linear) -> torch.nn.Module:
         """Return the quantized layer: a new module, or `layer` itself with other weights, which is a simulation."""
-        raise NotImplementedError
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return the type in which the model is loaded.

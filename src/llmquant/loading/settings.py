@@ -57,7 +57,7 @@ def settle(
     """Let a loaded model generate as the evaluator requests, without the checkpoint's own generation settings.
 
     Args:
-        home: the folder of the model itself, which decides the tokens that end a text; if the folder names none, the
+        home: the folder of the model itself, which decides the tokens that end a text; if the folder has none, the
             tokens of `tokenizer` are used.
 
     Raises:

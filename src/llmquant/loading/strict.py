@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from llmquant.errors import ModelError
+from llmquant.errors import ModelError, describe
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.models.causal import untied_head
 from llmquant.models.folder import read_json
+
+_log = logging.getLogger(__name__)
 
 # Constants that older versions stored and that models now compute.
 _CONSTANTS = (
@@ -148,8 +151,8 @@ def warm_imports(cls: Any, path: Path, *, trust_remote_code: bool = False) -> No
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             cls.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception:
-        pass
+    except Exception as error:  # transformers, or the checkpoint's own code; loading the model reports it
+        _log.info("the imports of %s are not counted apart: %s", path, describe(error))
 
 
 def _not_of_the_text(path: Path) -> list[str]:

@@ -40,7 +40,7 @@ def inspect_subject(request: ModelRequest, registry: Registry, cache: Cache) -> 
 
 
 def restore_subject(use: ModelUse, registry: Registry, cache: Cache) -> ModelInfo:
-    """Inspect on a worker a model planned on another machine, at the planned commit.
+    """Inspect a model on the worker, at the commit that was planned on another machine.
 
     Raises:
         ModelError: if the model has changed since.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class OpenEmbedder(Protocol):
         ...
 
 
-class EmbedderOptions:
+class EmbedderOptions(ABC):
     """The light half: options that check themselves; a helper's name begins with ``_``.
 
     It has a field ``checkpoint: str``, a model as `inspect_model` takes it or ``""`` for none, and may have a field
@@ -68,15 +69,15 @@ class EmbedderOptions:
     cached vector is known by.
     """
 
+    @abstractmethod
     def info(self, model: ModelInfo) -> EmbedderInfo:
         """Return the properties of the embedder's vectors, from the configuration alone.
 
         Raises:
             ModelError: if the checkpoint has another architecture.
         """
-        raise NotImplementedError
 
-    def check(self, model: ModelInfo, device: Device) -> None:
+    def check(self, model: ModelInfo, device: Device) -> None:  # noqa: B027 - optional
         """Refuse an unsupported request before anything is loaded.
 
         Raises:

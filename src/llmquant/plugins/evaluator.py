@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,16 +93,16 @@ class EvaluatorOptions:
         return ()
 
 
-class Evaluator(Generic[Options]):
+class Evaluator(ABC, Generic[Options]):
     """Measures a loaded variant. Constructed with its options, on the worker."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
+    @abstractmethod
     def evaluate(self, subject: Any, ctx: Context) -> Iterable[Result]:
         """Yield one result per task.
 
         Args:
             subject: a `LoadedModel` or a `LoadedEmbedder`, whichever the spec ``accepts``.
         """
-        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class QuantizerOptions:
         return False
 
 
-class Quantizer(Generic[Options]):
+class Quantizer(ABC, Generic[Options]):
     """Defines the representation of the weights. Constructed with its options, on the worker."""
 
     def __init__(self, options: Options) -> None:
@@ -100,13 +101,13 @@ class Quantizer(Generic[Options]):
         """
         return model
 
+    @abstractmethod
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
         """Return keywords for ``from_pretrained``: ``dtype``, ``quantization_config``."""
-        raise NotImplementedError
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
         """Prepare the loaded layers for their first use, or for saving only."""
 
+    @abstractmethod
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Read back the actual properties of the weights."""
-        raise NotImplementedError

@@ -191,7 +191,7 @@ class LmEvalOptions:
 
 def _wrong_values(options: LmEvalOptions) -> Iterator[OptionError]:
     if not options.tasks:
-        yield OptionError("lm_eval names no task", hint="Write lm_eval(coqa); see: llmquant tasks")
+        yield OptionError("lm_eval needs a task", hint="Write lm_eval(coqa); see: llmquant tasks")
     for name, least in (("num_fewshot", 0), ("batch_size", 1), ("max_length", 2)):
         value = getattr(options, name)
         if isinstance(value, int) and value < least:

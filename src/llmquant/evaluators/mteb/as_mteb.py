@@ -158,8 +158,8 @@ class MtebModel:
     ) -> NDArray[np.float32]:
         """Encode texts and images for a task without search; mteb calls this method.
 
-        If mteb names no side, texts are encoded as queries and images as documents, so both sides of a symmetric task
-        are encoded in the same way.
+        Without a side from mteb, texts are encoded as queries and images as documents, so both sides of a symmetric
+        task are encoded in the same way.
 
         Returns:
             Vectors in the study's vector form: cut, coded and decoded again.

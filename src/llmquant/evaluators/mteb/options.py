@@ -45,7 +45,7 @@ class MtebOptions:
         """Refuse a call without a task."""
         require_positive(batch_tokens=1 if self.batch_tokens is None else self.batch_tokens)
         if not self.tasks:
-            raise OptionError("mteb names no task", hint="Write mteb(ViDoRe(v1)); see: llmquant tasks")
+            raise OptionError("mteb needs a task", hint="Write mteb(ViDoRe(v1)); see: llmquant tasks")
 
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse unknown tasks, and tasks that the embedder does not support, without importing mteb.

@@ -111,7 +111,7 @@ def to_html_page(
     """Write the page; it loads nothing from elsewhere.
 
     Args:
-        files: gives the folder of what a run kept; ``None`` where only its record is at hand.
+        files: gives the folder of what a run kept; ``None`` if only the record is available.
     """
     return _PAGE.format(
         title=html_text(record.title),
