@@ -40,7 +40,6 @@ from llmquant.cli.options import (
     study_of,
     vectors_of,
 )
-from llmquant.storage.blanking import blank_secrets
 from llmquant.study.neutral import printable
 
 if TYPE_CHECKING:
@@ -259,6 +258,8 @@ def main() -> None:
     except LlmquantError as error:
         if debug:
             raise
+        from llmquant.storage.blanking import blank_secrets
+
         text = blank_secrets(f"error: {error}" if "\n" not in error.message else f"errors:\n{error}")
         say(*text.split("\n"), fg="red", err=True)
         sys.exit(2 if isinstance(error, RequestError) else 1)
@@ -353,6 +354,8 @@ class _Printable(logging.Formatter):
     """Escapes the control characters of a message."""
 
     def format(self, record: logging.LogRecord) -> str:
+        from llmquant.storage.blanking import blank_secrets
+
         return printable(blank_secrets(super().format(record)), keep="\n")
 
 
