@@ -6,8 +6,6 @@ Each format has one function here, which its renderer applies to every text that
 
 from __future__ import annotations
 
-import html
-import json
 import re
 from typing import Any
 
@@ -37,6 +35,8 @@ def printable(text: str, *, keep: str = "") -> str:
 
 def html_text(text: str) -> str:
     """Escape text for the content of an element or a quoted attribute."""
+    import html
+
     return html.escape(printable(text))
 
 
@@ -53,6 +53,7 @@ def csv_cell(text: str) -> str:
 
 def json_text(value: Any) -> str:  # Any: a JSON value
     """Write a value as JSON; characters that are not printable are escaped, so that it is exact on a terminal too."""
+    import json
 
     def escaped(match: re.Match[str]) -> str:
         char = match[0]
