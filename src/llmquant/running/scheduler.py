@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 from llmquant.errors import DamagedError, StoreError
 from llmquant.planning.resolve import Planned, plan
@@ -25,6 +26,8 @@ from llmquant.study.job import Job
 from llmquant.study.run import Failure, FailureKind, Run, Sample
 
 _POLL_S = 0.1
+# A job's record: its file, its content, and its runs with their attempts.
+_Submitted: TypeAlias = tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]
 
 _log = logging.getLogger(__name__)
 
@@ -76,16 +79,14 @@ class Scheduler:
         Raises:
             RequestError: as `Executor.check`.
         """
-        jobs = self.jobs()
-        running = [found.job_id for _, found, _ in self._submitted() if found.job_id]
+        submitted = self._submitted()
+        jobs = self._missing(submitted)
+        running = [found.job_id for _, found, _ in submitted if found.job_id]
         return self._executor.check(jobs, running=running) if jobs else None
 
     def jobs(self) -> list[Job]:
-        """Make jobs for missing experiments without a job; these jobs have no number in the store yet."""
-        submitted = {run_id for _, _, ids in self._submitted() for run_id, _ in ids}
-        missing = [e for e in self.record.experiments if e.run_id not in self._taken | submitted]
-        groups = self._groups(missing, self._executor.slots)
-        return [self._job(group, number) for number, group in enumerate(groups, 1)]
+        """Make jobs for all experiments that are missing and in no job; the jobs have no numbers in the store yet."""
+        return self._missing(self._submitted())
 
     def take_up(self) -> bool:
         """Take up unfinished jobs that another program submitted to this executor.
@@ -153,13 +154,19 @@ class Scheduler:
             self._advance(active)
         watch(progress(self.record, self.reused, self.runs, self._active))
 
-    def _submitted(self) -> list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]]:
+    def _missing(self, submitted: Sequence[_Submitted]) -> list[Job]:
+        elsewhere = {run_id for _, _, ids in submitted for run_id, _ in ids}
+        missing = [e for e in self.record.experiments if e.run_id not in self._taken | elsewhere]
+        groups = self._groups(missing, self._executor.slots)
+        return [self._job(group, number) for number, group in enumerate(groups, 1)]
+
+    def _submitted(self) -> list[_Submitted]:
         """Read the records of unfinished jobs that another program submitted to this executor."""
         if self._fresh or not self._executor.outlives:
             return []
         known = {e.run_id for e in self.record.experiments}
         active = {active.job_id for active in self._active}
-        result: list[tuple[Path, JobRecord, Sequence[tuple[RunId, int]]]] = []
+        result: list[_Submitted] = []
         for record in self.store.jobs(self.record.study_id):
             try:
                 found = JobRecord.read(record)
