@@ -11,28 +11,11 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from llmquant.errors import UnsupportedError
+from llmquant.models.causal import FUNCTION_SETTINGS
 from llmquant.models.folder import read_json
 
-# A checkpoint whose configuration differs in one of these computes another function.
-_FUNCTION = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "rope_parameters",
-    "rope_theta",
-    "rope_scaling",
-    "max_position_embeddings",
-    "sliding_window",
-    "layer_types",
-)
+# These have more than one spelling in a file, and one once the configuration is loaded.
+_FUNCTION = (*FUNCTION_SETTINGS, "rope_parameters", "rope_scaling", "layer_types")
 # Settings of the file, not of the function, and settings without effect on a forward pass in evaluation mode.
 _BOOKKEEPING = {"_name_or_path", "transformers_version", "architectures", "dtype", "quantization_config", "use_cache"}
 _PROBES = (

@@ -25,6 +25,23 @@ _OTHER_TASKS = re.compile(
     r"For(MaskedLM|PreTraining|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice"
     r"|NextSentencePrediction)$|EncoderModel$"
 )
+# A checkpoint whose configuration differs in one of these settings computes another function.
+FUNCTION_SETTINGS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "hidden_act",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "rope_theta",
+    "max_position_embeddings",
+    "sliding_window",
+)
 _INSTEAD = 'Use a decoder such as Llama or GPT-2. As an embedder: --model "sentence_transformers(FOLDER)".'
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"(.*?)\.(\d+)\.")
@@ -164,4 +181,4 @@ def untied_head(source: str, name: str) -> ModelError:
     )
 
 
-__all__ = ["check_causal", "refuse_outside", "untied_head"]
+__all__ = ["FUNCTION_SETTINGS", "check_causal", "refuse_outside", "untied_head"]

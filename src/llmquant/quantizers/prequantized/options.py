@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmquant.errors import MissingDependencyError, ModelError, OptionError, UnsupportedError
+from llmquant.models.causal import FUNCTION_SETTINGS
 from llmquant.models.folder import AUTO_GPTQ_CONFIG, read_json
 from llmquant.models.headers import TensorInfo
 from llmquant.models.hub import find_file
@@ -34,22 +35,6 @@ _CPU_LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 _GROUP_SIZES = {"gptq": (WHOLE_ROW, 16, 32, 64, 128, 256, 512, 1024), "awq": (WHOLE_ROW, 16, 32, 64, 128)}
 # Group sizes of PyTorch's 4-bit product for CPUs, which GPTQModel uses.
 CPU_PRODUCT_GROUPS = (32, 64, 128)
-# A checkpoint that differs from the model in one of these settings belongs to another model.
-_SAME = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_theta",
-    "sliding_window",
-)
 _WORD_BITS = 32
 # Tensors that keep their stored type whatever the type of the others, and among them those that loading only reads.
 _STATE = re.compile(r"\.(scales|SCB|weight_format|weight_(scale|zero_point|shape|g_idx))$|\.weight\.")
@@ -196,7 +181,7 @@ def _check_same(model: ModelInfo, found: ModelInfo, name: str) -> None:
     ours, theirs = model.text_config, found.text_config
     differ = [
         f"{key} is {theirs[key]}, not {ours[key]}"
-        for key in _SAME
+        for key in FUNCTION_SETTINGS
         if ours.get(key) is not None and theirs.get(key) is not None and ours[key] != theirs[key]
     ]
     if differ:
