@@ -60,7 +60,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a model and a process before an experiment; takes 0.1 s for 135M weights in bfloat16."""
+    """The state of a model and a process before an experiment.
+
+    With 135M weights in bfloat16, `take` and `undo` take about half a second each on one core, most of it to list and
+    compare functions; the weights take 0.05 s.
+    """
 
     module: torch.nn.Module | None
     layers: Mapping[str, torch.nn.Module]

@@ -143,9 +143,8 @@ def functions() -> Functions:
                     if callable(value) or type(value) in (classmethod, property):
                         found[id(holder), key] = (holder, value)
                     elif issubclass(type(value), dict):
-                        entries = list(
-                            dict.items(value)
-                        )  # iterating transformers' lazy tables would import every entry
+                        # Iterating over transformers' lazy tables themselves would import every entry.
+                        entries = list(dict.items(value))
                         found |= {(id(value), inner): (value, entry) for inner, entry in entries if callable(entry)}
     return found
 

@@ -178,9 +178,8 @@ def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
         said = loaded.path / "generation_config.json"  # the evaluated model leaves most of it out
         if said.exists():
             shutil.copy(said, folder)
-        load_tokenizer(loaded.path, loaded.info).save_pretrained(
-            folder
-        )  # a padding token may have been added to the loaded tokenizer
+        # Not the loaded tokenizer, to which a padding token may have been added.
+        load_tokenizer(loaded.path, loaded.info).save_pretrained(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     card = model_card(loaded.info, loaded.applied, chosen.use.label, read_recipe(folder), size)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -59,9 +59,8 @@ def work(record: Path, store: Store) -> bool:
         Whether experiments are left for a new process, because an evaluator has changed this process.
     """
     job, journal = JobRecord.read(record).job, Journal(record)
-    before = {
-        entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"
-    }  # by an earlier process of this job
+    # Finished by an earlier process of this job.
+    before = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}
     asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
     experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not _is_built_in(e[0]))
     cache = Cache.default()
