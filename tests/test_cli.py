@@ -279,3 +279,13 @@ def test_doctor_lists_what_plugins_need(cli: Callable):
     lines = registry().packages()
     assert lines["hqq"] == 'pip install "llmquant[hqq]"'
     assert {*lines, "pandas"} <= findings
+
+
+def test_the_command_that_waits_is_one_that_a_shell_reads():
+    """Whatever the store is called."""
+    import shlex
+
+    from llmquant.cli.app import _attach
+
+    command = shlex.split(_attach("0123ab", "modal(gpu=L40S)", "my {results}"))
+    assert command == ["llmquant", "attach", "0123ab", "--on", "modal(gpu=L40S)", "--store", "my {results}"]

@@ -139,7 +139,7 @@ def attach(
     from llmquant.api import attach as wait
 
     _show_log(verbose=False)
-    found = wait(study, executor=on, store=store, ui=_Terminal(store, _attach(on, store), quiet=quiet))
+    found = wait(study, executor=on, store=store, ui=_Terminal(on, store, quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
         say(f"{missing} experiments have not run; run the command that submitted the study again", err=True)
@@ -291,8 +291,7 @@ def _run(
     from llmquant.api import run_study, submit_study
 
     _show_log(verbose=verbose)
-    attach = _attach(executor, store)
-    ui = _Terminal(store, attach, quiet=quiet)
+    ui = _Terminal(executor, store, quiet=quiet)
     if not detach:
         found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
         _finish(found, store, as_json=as_json, quiet=quiet)
@@ -300,18 +299,14 @@ def _run(
     left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
     later = f"; {left.waiting} experiments wait for other experiments: run this command again to start them"
     say(f"{left.jobs} jobs are running{later if left.waiting else ''}. To wait for the study:", err=True)
-    say(attach.format(left.study_id))
+    say(_attach(left.study_id, executor, store))
 
 
 class _Terminal:
-    """Shows a study's progress in a terminal and asks for confirmation there.
+    """Shows a study's progress in a terminal and asks for confirmation there."""
 
-    Args:
-        attach: the command that waits for the study's jobs; ``{}`` stands for the study's id.
-    """
-
-    def __init__(self, store: str, attach: str, *, quiet: bool) -> None:
-        self._store, self._attach, self._quiet = store, attach, quiet
+    def __init__(self, executor: str, store: str, *, quiet: bool) -> None:
+        self._executor, self._store, self._quiet = executor, store, quiet
 
     def planned(self, planned: Planned, executor: Executor) -> None:
         """Print the number of experiments, the model sizes and the expected time."""
@@ -340,14 +335,14 @@ class _Terminal:
                 return True
         except typer.Abort:
             return True
-        say(f"To wait for the jobs: {self._attach.format(study)}", err=True)
+        say(f"To wait for the jobs: {_attach(study, self._executor, self._store)}", err=True)
         return False
 
 
-def _attach(on: str, store: str) -> str:
+def _attach(study: str, on: str, store: str) -> str:
     import shlex
 
-    return f"llmquant attach {{}} {shlex.join(['--on', on, '--store', store])}"
+    return shlex.join(["llmquant", "attach", study, "--on", on, "--store", store])
 
 
 class _Printable(logging.Formatter):

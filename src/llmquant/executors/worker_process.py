@@ -67,10 +67,9 @@ def start(
     quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": os.pathsep.join(search)}
     quiet["TMPDIR"] = str(folder / "tmp")
     (folder / "tmp").mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "llmquant.running.worker", str(record), str(store), "--attached"]
-    if os.name == "posix":
-        # -P: the supervisor must import the installed `ray`, not `llmquant.executors.ray`.
-        command = [sys.executable, "-P", supervisor.__file__, str(folder), *command]
+    worker = [sys.executable, "-m", "llmquant.running.worker", str(record), str(store), "--attached"]
+    # -P: the supervisor must import the installed `ray`, not `llmquant.executors.ray`.
+    command = [sys.executable, "-P", supervisor.__file__, str(folder), *worker]
     with log_path(record).open("ab") as log:
         return subprocess.Popen(
             command,
