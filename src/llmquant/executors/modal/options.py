@@ -22,27 +22,25 @@ class GpuKind:
     Attributes:
         asked: the name requested from Modal. For a plain ``A100`` or ``H100``, Modal may give a larger GPU, with other
             timings and memory.
-        memory_gib: memory per GPU, in GiB.
         dollars_an_hour: list price per GPU, in dollars per hour, as of `PRICES_DATE`, without CPU and memory.
         most: maximum number of GPUs per container.
     """
 
     asked: str
-    memory_gib: int
     dollars_an_hour: float
     most: int = 8
 
 
 GPUS: dict[str, GpuKind] = {
-    "T4": GpuKind("T4", 16, 0.59),
-    "L4": GpuKind("L4", 24, 0.80),
-    "A10": GpuKind("A10", 24, 1.10, most=4),
-    "L40S": GpuKind("L40S", 48, 1.95),
-    "A100": GpuKind("A100-40GB", 40, 2.10),
-    "A100-80GB": GpuKind("A100-80GB", 80, 2.50),
-    "H100": GpuKind("H100!", 80, 3.95),
-    "H200": GpuKind("H200", 141, 4.54),
-    "B200": GpuKind("B200", 192, 6.25),
+    "T4": GpuKind("T4", 0.59),
+    "L4": GpuKind("L4", 0.80),
+    "A10": GpuKind("A10", 1.10, most=4),
+    "L40S": GpuKind("L40S", 1.95),
+    "A100": GpuKind("A100-40GB", 2.10),
+    "A100-80GB": GpuKind("A100-80GB", 2.50),
+    "H100": GpuKind("H100!", 3.95),
+    "H200": GpuKind("H200", 4.54),
+    "B200": GpuKind("B200", 6.25),
 }
 _OTHER_NAMES = {"A10G": "A10", "A100-40GB": "A100", "H100!": "H100"}
 
