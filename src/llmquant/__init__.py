@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo as ModelInfo
     from llmquant.planning.resolve import Planned as Planned
     from llmquant.plugins.context import Context as Context
+    from llmquant.plugins.context import LoadKwargs as LoadKwargs
     from llmquant.plugins.embedder import Embedder as Embedder
     from llmquant.plugins.embedder import EmbedderOptions as EmbedderOptions
     from llmquant.plugins.embedder import OpenEmbedder as OpenEmbedder
@@ -99,7 +100,7 @@ _HOMES = {
     "llmquant.models.headers": ("TensorInfo",),
     "llmquant.models.info": ("ModelInfo",),
     "llmquant.planning.resolve": ("Planned",),
-    "llmquant.plugins.context": ("Context",),
+    "llmquant.plugins.context": ("Context", "LoadKwargs"),
     "llmquant.plugins.embedder": (
         "Embedder",
         "EmbedderOptions",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +14,7 @@ from llmquant.plugins.quantizer import AppliedQuantization, Options, Quantizer
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 
 class ReplacesLinear(Quantizer[Options]):
@@ -32,7 +31,7 @@ class ReplacesLinear(Quantizer[Options]):
     def replace(self, layer: torch.nn.Linear) -> torch.nn.Module:
         """Return the quantized layer: a new module, or `layer` itself with other weights, which is a simulation."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the type in which the model is loaded.
 
         Raises:

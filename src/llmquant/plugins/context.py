@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmquant.errors import RunError
 from llmquant.study.experiment import Digest, Documents, InputFile
@@ -13,6 +13,9 @@ from llmquant.study.job import Device
 
 if TYPE_CHECKING:
     from llmquant.storage.cache import Cache
+
+LoadKwargs: TypeAlias = Mapping[str, Any]
+"""Keywords for ``from_pretrained``, such as ``dtype`` and ``quantization_config``."""
 
 
 @dataclass(frozen=True)

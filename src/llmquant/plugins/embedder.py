@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from llmquant.plugins.context import Context
+from llmquant.plugins.context import Context, LoadKwargs
 from llmquant.study.embedding import EmbedderInfo, Role
 from llmquant.study.job import Device
 
@@ -92,7 +92,7 @@ class EmbedderOptions(ABC):
 class Embedder(Protocol):
     """Opens an embedding model. Constructed with its options, on the worker."""
 
-    def open(self, path: Path, info: ModelInfo, load_kwargs: Mapping[str, Any], ctx: Context) -> OpenEmbedder:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenEmbedder:
         """Load the checkpoint onto the context's device.
 
         Args:

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from llmquant.plugins.context import Context
+from llmquant.plugins.context import Context, LoadKwargs
 from llmquant.study.call import Json
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Quantizer(ABC, Generic[Options]):
         return model
 
     @abstractmethod
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return keywords for ``from_pretrained``: ``dtype``, ``quantization_config``."""
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:

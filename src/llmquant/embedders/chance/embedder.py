@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.study.embedding import Role
 
 
@@ -28,13 +28,7 @@ class Chance:
     def __init__(self, options: ChanceOptions) -> None:
         self._options = options
 
-    def open(
-        self,
-        path: Path,
-        info: ModelInfo,
-        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
-        ctx: Context,
-    ) -> OpenChance:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenChance:
         """Return the random embedder."""
         return OpenChance(self._options)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.study.embedding import Role
 
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -36,13 +36,7 @@ class ColpaliEngine:
     def __init__(self, options: ColpaliEngineOptions) -> None:
         self._options = options
 
-    def open(
-        self,
-        path: Path,
-        info: ModelInfo,
-        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
-        ctx: Context,
-    ) -> OpenColpaliEngine:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenColpaliEngine:
         """Load the checkpoint with the library's classes.
 
         Raises:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.study.embedding import Role
 
 _IN_FILE = re.compile(rf"(?:.*\.)?{PROJECTION}\.(weight|bias)")
@@ -44,13 +44,7 @@ class BiGemma3:
     def __init__(self, options: BiGemma3Options) -> None:
         self._options = options
 
-    def open(
-        self,
-        path: Path,
-        info: ModelInfo,
-        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
-        ctx: Context,
-    ) -> OpenGemma3:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGemma3:
         """Load the checkpoint, in any naming layout of transformers, with or without the language model's head.
 
         Raises:
@@ -75,13 +69,7 @@ class ColGemma3:
     def __init__(self, options: ColGemma3Options) -> None:
         self._options = options
 
-    def open(
-        self,
-        path: Path,
-        info: ModelInfo,
-        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
-        ctx: Context,
-    ) -> OpenGemma3:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGemma3:
         """Load the checkpoint; its projection keeps the quantizer's floating-point type.
 
         Raises:

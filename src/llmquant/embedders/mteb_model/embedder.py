@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.study.embedding import Role
 
 _IMAGE_TOKENS = 1024
@@ -48,13 +48,7 @@ class MtebModelEmbedder:
     def __init__(self, options: MtebModelOptions) -> None:
         self._options = options
 
-    def open(
-        self,
-        path: Path,
-        info: ModelInfo,
-        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
-        ctx: Context,
-    ) -> OpenMtebModel:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenMtebModel:
         """Load the model; the dtype is the only quantizer keyword that is used.
 
         Raises:

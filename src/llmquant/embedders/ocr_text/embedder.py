@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.study.embedding import Role
 
 # The text embedded for a page without text, because every item needs a vector.
@@ -33,13 +33,7 @@ class OcrText:
     def __init__(self, options: OcrTextOptions) -> None:
         self._options = options
 
-    def open(
-        self,
-        path: Path,
-        info: ModelInfo,
-        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
-        ctx: Context,
-    ) -> OpenOcrText:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenOcrText:
         """Load the text model.
 
         Raises:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.study.embedding import Role
 
 # Layers that an encoder was trained with but does not need: they do not affect pooled token states.
@@ -45,13 +45,7 @@ class SentenceTransformers:
     def __init__(self, options: SentenceTransformersOptions) -> None:
         self._options = options
 
-    def open(
-        self,
-        path: Path,
-        info: ModelInfo,
-        load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
-        ctx: Context,
-    ) -> OpenSentenceTransformers:
+    def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenSentenceTransformers:
         """Load all modules; the quantizer's keywords go to the transformer.
 
         Raises:
@@ -66,7 +60,7 @@ class SentenceTransformers:
 def load(
     path: Path,
     info: ModelInfo,
-    load_kwargs: Mapping[str, Any],  # Any: from_pretrained's keywords
+    load_kwargs: LoadKwargs,
     ctx: Context,
 ) -> SentenceTransformer:
     """Load a model from local files only.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from llmquant.quantizers.reading import dtype_name, linear_names, only
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 
 class AutoRound(Quantizer[AutoRoundOptions]):
@@ -59,7 +58,7 @@ class AutoRound(Quantizer[AutoRoundOptions]):
         tokens.record(out)
         return out
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the type of unquantized weights; everything else is in the checkpoint's configuration."""
         _quiet()
         return {"dtype": loaded_dtype(self.options.dtype, ctx.device)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes
@@ -18,13 +17,13 @@ from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_n
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 
 class Bnb4bit(Quantizer[Bnb4bitOptions]):
     """NF4 or FP4 with one scale per 64 weights."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the configuration, with the compute type resolved for the device."""
         options = self.options
         packs = ctx.device == "cpu" and packs_for_cpu()
@@ -75,7 +74,7 @@ class Bnb4bit(Quantizer[Bnb4bitOptions]):
 class Bnb8bit(Quantizer[Bnb8bitOptions]):
     """LLM.int8(): one scale per row, outlier columns of the input in 16 bits."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the configuration, with the type of unquantized weights resolved for the device."""
         name = self.options.dtype
         if name == "auto":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from llmquant.quantizers.reading import dtype_name, only
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 _PRESETS = {"w8a8": "W8A8", "w4a16": "W4A16", "fp8": "FP8_DYNAMIC"}
 # In bfloat16 a code times its scale has an error of up to 1 / 256 of the product; unrounded weights differ by more.
@@ -73,7 +72,7 @@ class CompressedTensors(Quantizer[CompressedTensorsOptions]):
         AutoTokenizer.from_pretrained(model).save_pretrained(out)
         return out
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the type of unquantized weights; everything else is in the checkpoint's configuration."""
         return {"dtype": torch.bfloat16}
 

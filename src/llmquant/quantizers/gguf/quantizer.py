@@ -27,7 +27,7 @@ from llmquant.quantizers.reading import dtype_name, elements_by_dtype, only
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 # Number of weights that a thread quantizes at a time.
 _CHUNK = 2**18
@@ -63,7 +63,7 @@ class Gguf(Quantizer[GgufOptions]):
                 shutil.copyfile(other, out / other.name)
         return out
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the type of the dequantized weights."""
         return {"dtype": getattr(torch, self.options.dtype)}
 

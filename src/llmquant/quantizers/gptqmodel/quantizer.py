@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +23,7 @@ from llmquant.study.experiment import digest_of
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 # Architectures whose finished layers GPTQModel 7.6 can store and resume from.
 _RESUMABLE = frozenset({"llama", "qwen3_moe"})
@@ -36,7 +35,7 @@ _Options = TypeVar("_Options", bound=GptqOptions | AwqOptions | RoundToNearestOp
 class _PackedByGptqModel(Quantizer[_Options]):
     """The shared part of the three quantizers: their checkpoint, how it is loaded, and how it is read back."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the type of everything that is not quantized; the rest is in the checkpoint."""
         prepare_environment(ctx.device)
         return {"dtype": loaded_dtype(self.options.dtype, ctx.device)}

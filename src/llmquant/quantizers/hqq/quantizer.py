@@ -6,7 +6,6 @@ part through transformers' hooks for third-party quantizers, around HQQ's own qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +25,7 @@ from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_n
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 # The name "hqq" belongs to transformers.
 _METHOD = "llmquant_hqq"
@@ -35,7 +34,7 @@ _METHOD = "llmquant_hqq"
 class Hqq(Quantizer[HqqOptions]):
     """Codes of a few bits with a scale and a zero point per group of weights."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the configuration, and register HQQ with transformers."""
         if _METHOD not in AUTO_QUANTIZER_MAPPING:
             register_quantizer(_METHOD)(_HqqLoader)

@@ -22,7 +22,7 @@ from llmquant.study.experiment import ModelRequest
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 # The note of checkpoints that llmquant writes.
 _OURS = "round to nearest, no calibration"
@@ -42,7 +42,7 @@ class Prequantized(Quantizer[PrequantizedOptions]):
         """
         return _fetch(self.options, ctx)[0]
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the type of unquantized weights, and the configuration with the quantization settings."""
         folder, settings = _fetch(self.options, ctx)
         config = AutoConfig.from_pretrained(folder)

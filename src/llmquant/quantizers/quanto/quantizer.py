@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +16,13 @@ from llmquant.quantizers.reading import dtype_name, fused_experts_note, linear_n
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 
 class Quanto(Quantizer[QuantoOptions]):
     """8 bits with one scale per row, or 4 bits with a scale and a shift per 128 weights."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the configuration."""
         options = self.options
         return {"quantization_config": QuantoConfig(weights=options.weights), "dtype": getattr(torch, options.dtype)}

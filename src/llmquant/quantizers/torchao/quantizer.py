@@ -39,7 +39,7 @@ from llmquant.quantizers.torchao.options import SCHEMES, TILE, TorchaoInt4Option
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
 
 # `set_inductor_config` would change settings of the whole process, the precision of float32 products among them.
 _CONFIGS: Mapping[str, Callable[[], Any]] = {  # Any: torchao's configurations
@@ -61,7 +61,7 @@ _CONFIGS: Mapping[str, Callable[[], Any]] = {  # Any: torchao's configurations
 class Torchao(Quantizer[TorchaoOptions]):
     """int8 and float8 with one scale per row, NVFP4 and MXFP4 with one scale per 16 or 32 weights."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the configuration.
 
         Raises:
@@ -87,7 +87,7 @@ class Torchao(Quantizer[TorchaoOptions]):
 class TorchaoInt4(Quantizer[TorchaoInt4Options]):
     """int4 with a scale and a zero point per group of weights."""
 
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> Mapping[str, Any]:  # Any: from_pretrained's keywords
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         """Return the configuration, with the packing of the device's kernel.
 
         Raises:
