@@ -161,6 +161,7 @@ def test_coqa_on_local_rows_is_what_lm_eval_gives(subject, context, rows_file, t
     assert_like_stock(result, values, samples, ("f1", "em"))
     assert [sample.answer for sample in result.samples] == [sample["filtered_resps"][0] for sample in samples]
     assert len({sample.scores["f1"] for sample in result.samples}) > 1
+    assert result.details["documents_total"] == len(COQA_ROWS)  # the limit was 5
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def results(
             own["members"] = list(output["group_subtasks"].get(name, ()))
             yield Result(name, measurements, (), own)
             continue
+        own["documents_total"] = output["n-samples"][name]["original"]
         configuration = output["configs"][name]
         own["config"] = {key: _json(configuration[key]) for key in _KEPT if key in configuration}
         own["prompt_template"] = digest_of({key: _json(configuration.get(key)) for key in _PROMPT})
