@@ -1,1 +1,43 @@
-"""Intervals and verdicts, computed with numpy and scipy only."""
+"""Compare two systems on the same documents: differences with intervals, tests, and sample sizes.
+
+It needs numpy and scipy only, and scores from anywhere, one per document:
+
+    from llmquant import stats
+
+    difference = stats.paired_difference(variant=[1, 0, 1, 1], baseline=[1, 1, 1, 1])
+    print(difference.value, difference.low, difference.high, difference.p)
+
+`paired_difference` chooses the interval by the kind of the scores, see `llmquant.stats.paired`; `mean_difference`
+averages the differences of several tasks. `mcnemar_exact` and `mcnemar_mid_p` test right and wrong answers; `holm` and
+`sidak_level` allow for several comparisons at once. `document_sd`, `documents_needed` and `reachable_margin` plan a
+study.
+"""
+
+from llmquant.stats.paired import (
+    MIN_CHANGED,
+    PairedDifference,
+    mean_difference,
+    mean_stderr,
+    paired_difference,
+    score_interval,
+    verdict,
+)
+from llmquant.stats.planning import document_sd, documents_needed, reachable_margin
+from llmquant.stats.significance import holm, mcnemar_exact, mcnemar_mid_p, sidak_level
+
+__all__ = [
+    "MIN_CHANGED",
+    "PairedDifference",
+    "document_sd",
+    "documents_needed",
+    "holm",
+    "mcnemar_exact",
+    "mcnemar_mid_p",
+    "mean_difference",
+    "mean_stderr",
+    "paired_difference",
+    "reachable_margin",
+    "score_interval",
+    "sidak_level",
+    "verdict",
+]

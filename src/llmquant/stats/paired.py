@@ -9,6 +9,7 @@ fewer than six documents changed   exact bounds on how often one is better or wo
 other scores in [0, 1]             Student's t, its standard error widened by one unseen document that
                                    goes all the way from 0 to 1
 anything else                      Student's t
+windows of one text, in order      Student's t, with the autocorrelation of neighbours
 a mean over tasks                  Student's t with Satterthwaite's degrees of freedom
 =================================  ======================================================================
 
@@ -29,13 +30,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from llmquant.stats.significance import mcnemar_exact, mcnemar_mid_p
+
 Floats: TypeAlias = NDArray[np.float64]
 Method = Literal["score", "t", "exact bounds", ""]
 Verdict = Literal["better", "worse", "differs", "equal", "no signal", "undecided"]
 
 # For five changes, all in one direction, the two-sided sign test gives p = 0.06: no exact test can decide on so few.
 MIN_CHANGED = 6
-_UPPER = 0.975
+# The variance of a series that hardly forgets cannot be estimated from it.
+_MAX_AUTOCORRELATION = 0.95
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,16 @@ class PairedDifference:
     Attributes:
         value: the mean difference.
         stderr: its standard error; ``None`` for a single document or group.
-        low: lower end of the 95% interval; ``None`` without a meaningful interval.
-        high: upper end of the 95% interval; ``None`` without a meaningful interval.
+        low: lower end of the interval; ``None`` without a meaningful interval.
+        high: upper end of the interval; ``None`` without a meaningful interval.
         n: number of pairs.
         higher: number of pairs in which the variant's score is higher.
         lower: number of pairs in which the variant's score is lower; all other pairs are tied.
         changed: number of pairs (or groups) that are not tied, on which the interval is based.
         method: method of the interval; ``""`` without an interval.
         units: number of pairs, or of groups if documents have groups.
+        p: two-sided p-value of no difference, by the method of the interval: McNemar's mid-p for 0/1 scores, the exact
+            sign test for exact bounds, Student's t for t; ``None`` without an interval.
     """
 
     value: float
@@ -65,16 +71,30 @@ class PairedDifference:
     changed: int
     method: Method
     units: int
+    p: float | None
 
 
 def paired_difference(
-    variant: ArrayLike, baseline: ArrayLike, *, weights: ArrayLike | None = None, groups: Sequence[str] | None = None
+    variant: ArrayLike,
+    baseline: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    groups: Sequence[str] | None = None,
+    level: float = 0.95,
+    ordered: bool = False,
 ) -> PairedDifference:
-    """Estimate the mean difference of paired scores and its 95% interval.
+    """Estimate the mean difference of paired scores and its interval.
 
     With totals ``v_i``, ``b_i`` and weights ``w_i`` of the ``n`` units, the difference is
     ``D = sum(v_i - b_i) / sum(w_i)`` and, from the residuals ``e_i = v_i - b_i - D w_i``, its standard error is
     ``sqrt(n / (n - 1) * sum(e_i^2)) / sum(w_i)``: for weights of 1 the familiar ``sd / sqrt(n)``.
+
+    Neighbouring windows of one text are alike. If the scores are ordered, the standard error is that of a first-order
+    autoregression, ``sqrt((1 + r) / (1 - r))`` times the one above, where ``r`` is the autocorrelation of neighbouring
+    residuals, ``r1 = sum(e_i e_(i+1)) / sum(e_i^2)``, corrected for its bias to ``r1 + (1 + 3 r1) / n`` (Marriott and
+    Pope, Biometrika 41:390-402, 1954) and never below 0. Because ``r`` is estimated too, Student's t has
+    ``n (1 - r^2) / (3 + r^2)`` degrees of freedom: by the delta method, the variance of the logarithm of the estimated
+    variance is ``2 (1 + r^2) / (n (1 - r^2))`` for the spread and ``4 / (n (1 - r^2))`` for ``r``.
 
     Args:
         variant: ``n`` finite scores.
@@ -82,9 +102,12 @@ def paired_difference(
         weights: sizes for scores that are totals, such as the tokens of a window.
         groups: group per document, such as the story of a question; documents with the same group count as one unit,
             and ``""`` marks a document without a group.
+        level: confidence of the interval, between 0 and 1.
+        ordered: the scores are of parts of one text, in its order; they get Student's t whatever their kind.
 
     Raises:
-        ValueError: if the lengths differ, nothing is paired, or a score is not finite.
+        ValueError: if the lengths differ, nothing is paired, a score is not finite, or the level is not between 0
+            and 1.
     """
     v, b = np.asarray(variant, np.float64), np.asarray(baseline, np.float64)
     w = np.ones_like(v) if weights is None else np.asarray(weights, np.float64)
@@ -92,16 +115,20 @@ def paired_difference(
         raise ValueError(f"scores do not pair: {v.shape} of the variant, {b.shape} of the baseline, {w.shape} weights")
     if not (np.isfinite(v).all() and np.isfinite(b).all() and np.isfinite(w).all() and w.sum() > 0):
         raise ValueError("a score or weight is not finite")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level} is not between 0 and 1")
     d = v - b
     totals, sizes = (d, w) if groups is None else _by_group(d, w, groups)
-    grouped = totals.size < d.size
     value = float(totals.sum() / sizes.sum())
-    stderr = _stderr(totals, sizes, value)
+    residuals = totals - value * sizes
+    stderr, freedom = _stderr(residuals, sizes), totals.size - 1.0
+    if ordered and stderr:
+        stderr, freedom = _autocorrelated(residuals, stderr)
+    kind = "unbounded" if ordered or weights is not None else _kind(np.concatenate([v, b]))
+    low, high, p, method = _interval(totals, value, stderr, freedom, kind, level, grouped=totals.size < d.size)
     changed = int(np.count_nonzero(totals))
     higher, lower = int((d > 0).sum()), int((d < 0).sum())
-    kind = _kind(np.concatenate([v, b])) if weights is None else "unbounded"
-    low, high, method = _interval(totals, value, stderr, kind, grouped=grouped)
-    return PairedDifference(value, stderr, low, high, d.size, higher, lower, changed, method, totals.size)
+    return PairedDifference(value, stderr, low, high, d.size, higher, lower, changed, method, totals.size, p)
 
 
 def mean_stderr(stderrs: Sequence[float | None]) -> float | None:
@@ -114,8 +141,8 @@ def mean_stderr(stderrs: Sequence[float | None]) -> float | None:
     return math.hypot(*known) / len(known) if known and len(known) == len(stderrs) else None
 
 
-def mean_difference(differences: Sequence[PairedDifference]) -> PairedDifference:
-    """Estimate the mean of the differences of ``k`` tasks with equal weights, and its 95% interval.
+def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0.95) -> PairedDifference:
+    """Estimate the mean of the differences of ``k`` tasks with equal weights, and its interval.
 
     The interval is Student's t on ``sqrt(sum(se_i^2)) / k`` with Satterthwaite's degrees of freedom,
     ``sum(se_i^2)^2 / sum(se_i^4 / (n_i - 1))`` for the ``n_i`` units of a task. The interval is about other documents
@@ -124,18 +151,19 @@ def mean_difference(differences: Sequence[PairedDifference]) -> PairedDifference
 
     Args:
         differences: at least one difference.
+        level: confidence of the interval, between 0 and 1.
     """
     value = math.fsum(d.value for d in differences) / len(differences)
     stderr = mean_stderr([d.stderr for d in differences])
     counts = np.sum([(d.n, d.higher, d.lower, d.changed, d.units) for d in differences], axis=0)
     n, higher, lower, changed, units = map(int, counts)
     if stderr is None or changed < MIN_CHANGED:
-        return PairedDifference(value, stderr, None, None, n, higher, lower, changed, "", units)
+        return PairedDifference(value, stderr, None, None, n, higher, lower, changed, "", units, None)
     variances = [(d.stderr or 0.0) ** 2 for d in differences]
     spread = math.fsum(s * s / (d.units - 1) for s, d in zip(variances, differences, strict=True))
     freedom = math.fsum(variances) ** 2 / spread if spread else math.inf
-    reach = float(special.stdtrit(freedom, _UPPER)) * stderr if stderr else 0.0
-    return PairedDifference(value, stderr, value - reach, value + reach, n, higher, lower, changed, "t", units)
+    low, high, p = _student(value, stderr, freedom, level)
+    return PairedDifference(value, stderr, low, high, n, higher, lower, changed, "t", units, p)
 
 
 def verdict(difference: PairedDifference, *, higher_is_better: bool | None) -> Verdict:
@@ -155,8 +183,8 @@ def verdict(difference: PairedDifference, *, higher_is_better: bool | None) -> V
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
-def score_interval(higher: int, lower: int, n: int) -> tuple[float, float]:
-    """Compute Tango's 95% score interval for a difference of paired proportions, ``(higher - lower) / n``.
+def score_interval(higher: int, lower: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Compute Tango's score interval for a difference of paired proportions, ``(higher - lower) / n``.
 
     The interval holds the differences ``x`` with ``(h - l - n x)^2 <= z^2 n (2 q + x (1 - x))``, where ``q`` is the
     most likely share of ``lower`` pairs given ``x``: the larger root of ``2 n q^2 + B q - l x (1 - x) = 0``,
@@ -166,8 +194,9 @@ def score_interval(higher: int, lower: int, n: int) -> tuple[float, float]:
         higher: pairs in which only the variant scores 1.
         lower: pairs in which only the baseline scores 1.
         n: number of all pairs, at least 1.
+        level: confidence of the interval, between 0 and 1.
     """
-    z2 = float(special.ndtri(_UPPER)) ** 2
+    z2 = float(special.ndtri((1 + level) / 2)) ** 2
     value = (higher - lower) / n
 
     def excess(x: float) -> float:
@@ -190,12 +219,25 @@ def _boundary(excess: Callable[[float], float], inside: float, outside: float) -
     return outside
 
 
-def _stderr(totals: Floats, sizes: Floats, value: float) -> float | None:
-    n = totals.size
-    if n < 2:
-        return None
-    residuals = totals - value * sizes
-    return float(np.sqrt(n / (n - 1) * (residuals @ residuals)) / sizes.sum())
+def _stderr(residuals: Floats, sizes: Floats) -> float | None:
+    n = residuals.size
+    return None if n < 2 else float(np.sqrt(n / (n - 1) * (residuals @ residuals)) / sizes.sum())
+
+
+def _autocorrelated(residuals: Floats, stderr: float) -> tuple[float, float]:
+    """Return the standard error and degrees of freedom of scores that follow each other in one text."""
+    n = residuals.size
+    neighbours = float(residuals[1:] @ residuals[:-1] / (residuals @ residuals))
+    r = min(max(neighbours + (1 + 3 * neighbours) / n, 0.0), _MAX_AUTOCORRELATION)
+    return stderr * math.sqrt((1 + r) / (1 - r)), n * (1 - r * r) / (3 + r * r)
+
+
+def _student(value: float, stderr: float, freedom: float, level: float) -> tuple[float, float, float]:
+    """Return the ends of Student's interval and the p-value."""
+    if not stderr:
+        return value, value, 0.0 if value else 1.0
+    reach = float(special.stdtrit(freedom, (1 + level) / 2)) * stderr
+    return value - reach, value + reach, 2 * float(special.stdtr(freedom, -abs(value) / stderr))
 
 
 def _kind(scores: Floats) -> Literal["binary", "unit", "unbounded"]:
@@ -208,28 +250,34 @@ def _interval(
     totals: Floats,
     value: float,
     stderr: float | None,
+    freedom: float,
     kind: Literal["binary", "unit", "unbounded"],
+    level: float,
     *,
     grouped: bool,
-) -> tuple[float | None, float | None, Method]:
+) -> tuple[float | None, float | None, float | None, Method]:
     n, higher, lower = totals.size, int((totals > 0).sum()), int((totals < 0).sum())
     if higher + lower < MIN_CHANGED:
         if grouped or kind == "unbounded":
-            return None, None, ""
+            return None, None, None, ""
         # A mean difference of scores in [0, 1] is at most the share of improved documents.
-        return -_upper_bound(lower, n), _upper_bound(higher, n), "exact bounds"
+        low, high = -_upper_bound(lower, n, level), _upper_bound(higher, n, level)
+        return low, high, mcnemar_exact(higher, lower), "exact bounds"
     if kind == "binary" and not grouped:
-        return *score_interval(higher, lower, n), "score"
+        low, high = score_interval(higher, lower, n, level=level)
+        p = mcnemar_mid_p(higher, lower)
+        if p >= 1 - level:  # the score test finds a little more than the better test
+            low, high = min(low, 0.0), max(high, 0.0)
+        return low, high, p, "score"
     if stderr is None:
-        return None, None, ""
+        return None, None, None, ""
     # One document of difference 1 among n has the variance 1 / n of a single draw, 1 / n^2 of the mean.
-    reach = float(special.stdtrit(n - 1, _UPPER)) * (stderr if kind == "unbounded" else math.hypot(stderr, 1 / n))
-    return value - reach, value + reach, "t"
+    return *_student(value, stderr if kind == "unbounded" else math.hypot(stderr, 1 / n), freedom, level), "t"
 
 
-def _upper_bound(count: int, n: int) -> float:
-    """Bound a proportion from above with 97.5% confidence (Clopper and Pearson)."""
-    return 1.0 if count == n else float(special.betaincinv(count + 1, n - count, _UPPER))
+def _upper_bound(count: int, n: int, level: float) -> float:
+    """Bound a proportion from above, at ``level`` together with the bound from below (Clopper and Pearson)."""
+    return 1.0 if count == n else float(special.betaincinv(count + 1, n - count, (1 + level) / 2))
 
 
 def _by_group(totals: Floats, sizes: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:

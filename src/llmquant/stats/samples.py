@@ -123,5 +123,6 @@ def pair_samples(
         [metric.worth * other.scores[metric.score] for _, other in same],
         weights=[metric.weight_of(one) for one, _ in same] if metric.weight else None,
         groups=[one.group for one, _ in same],
+        ordered=bool(metric.weight),  # windows of a text are stored in its order
     )
     return SamplePairs(difference, metric.scale)
