@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from llmquant.catalogs.lm_eval_groups import groups_of
 from llmquant.errors import OptionError, RunError
 from llmquant.evaluators.lm_eval.answers import has_right_answer
-from llmquant.evaluators.lm_eval.groups import groups_of
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
 from llmquant.stats.samples import pair_samples

@@ -19,12 +19,12 @@ import lm_eval.evaluator
 from lm_eval.tasks import TaskManager
 
 from llmquant.catalogs.lm_eval import installed_tasks
+from llmquant.catalogs.lm_eval_groups import groups_of
 from llmquant.catalogs.lm_eval_yaml import read_task, write_yaml
 from llmquant.errors import RunError
 from llmquant.evaluators.lm_eval.answers import HINT, mistake
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval.documents import LocalRows
-from llmquant.evaluators.lm_eval.groups import groups_of
 from llmquant.evaluators.lm_eval.model import CHAT_DATE, FittingLM
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.evaluators.lm_eval.results import results

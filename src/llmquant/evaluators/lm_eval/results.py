@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import numbers
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
+from llmquant.catalogs.lm_eval_groups import groups_of
+from llmquant.catalogs.lm_eval_scores import MEANS, Entry, by_document, measurements, named, scores
 from llmquant.evaluators.lm_eval.answers import has_right_answer
-from llmquant.evaluators.lm_eval.groups import groups_of
 from llmquant.evaluators.lm_eval.model import Prompt
 from llmquant.study.call import Json
 from llmquant.study.experiment import digest_of
-from llmquant.study.run import Measurement, Result, Sample
-
-_Entry: TypeAlias = Mapping[str, Any]  # Any: lm-eval's record of a document
+from llmquant.study.run import Result, Sample
 
 # Keys of a task's configuration that are kept; functions are kept as their source.
 _KEPT = ("output_type", "num_fewshot", "generation_kwargs", "repeats", "filter_list", "dataset_path", "dataset_name")
@@ -28,13 +26,9 @@ _PROMPT = (
     "fewshot_delimiter",
     "gen_prefix",
 )
-# Metrics that lm-eval computes over all documents at once, from values that are not scores, and the values per document
-# that are kept instead: log-likelihoods in nats as "nll", with their divisor ...
-_LIKELIHOODS = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_per_byte": "bytes"}
-# ... or the same computation for this document alone: its own Brier score or BLEU.
+# Metrics over all documents at once whose values per document are not scores: the same computation for this document
+# alone, such as its own BLEU, is kept.
 _ALONE = frozenset({"brier_score", "bleu", "chrf", "chrfpp", "ter"})
-# lm-eval's aggregations that are a mean, or a ratio of sums.
-_MEANS = frozenset({"mean", "perplexity", "weighted_perplexity", "bits_per_byte", "brier_score"})
 
 
 def results(
@@ -57,9 +51,9 @@ def results(
     Raises:
         RunError: if a document does not have that field.
     """
-    for name, values in output["results"].items():
-        measurements = tuple(_measurements(name, values, output["higher_is_better"].get(name) or {}))
-        if not measurements:
+    for name, found in output["results"].items():
+        values = tuple(measurements(name, found, output["higher_is_better"].get(name) or {}))
+        if not values:
             continue  # a group without an aggregate
         told = list(notes)
         own = {
@@ -70,7 +64,7 @@ def results(
         }
         if name not in tasks:
             own["members"] = list(output["group_subtasks"].get(name, ()))
-            yield Result(name, measurements, (), own)
+            yield Result(name, values, (), own)
             continue
         own["documents_total"] = output["n-samples"][name]["original"]
         configuration = output["configs"][name]
@@ -79,10 +73,10 @@ def results(
         aggregation = tasks[name].aggregation()
         not_means = [
             measurement.metric
-            for measurement in measurements
-            if getattr(aggregation.get(measurement.metric.partition(",")[0]), "__name__", "") not in _MEANS
+            for measurement in values
+            if getattr(aggregation.get(measurement.metric.partition(",")[0]), "__name__", "") not in MEANS
         ]
-        documents = _by_document(output["samples"][name])
+        documents = by_document(output["samples"][name])
         read = [_read(entries[0], prompts) for entries in documents]
         cut = [min(lengths) for each in read if (lengths := [p.cut_to for p in each if p.cut_to])]
         own["prompts_cut"] = len(cut)
@@ -97,43 +91,16 @@ def results(
         field, groups = groups_of(docs, group)
         if field:
             own["grouped_by"] = field
-        yield Result(name, measurements, tuple(_samples(documents, read, groups, tasks[name])), own, not_means)
+        yield Result(name, values, tuple(_samples(documents, read, groups, tasks[name])), own, not_means)
 
 
-def _read(entry: _Entry, prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:
+def _read(entry: Entry, prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:
     """Return the prompt of each request of a document."""
     return [prompts[tuple(part for part in texts if isinstance(part, str))] for texts in entry["arguments"]]
 
 
-def _measurements(
-    task: str, values: Mapping[str, Any], higher: Mapping[str, bool]
-) -> Iterator[Measurement]:  # Any: numbers
-    counts = values.get("sample_count") or {}
-    for key, value in values.items():
-        metric, comma, filter_name = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not _is_number(value):
-            continue
-        stderr: Any = values.get(f"{metric}_stderr,{filter_name}")  # Any: a number, or "N/A"
-        yield Measurement(
-            task,
-            _named(metric, filter_name),
-            float(value),
-            higher_is_better=higher.get(metric),
-            stderr=float(stderr) if _is_number(stderr) else None,
-            n=counts.get(key, values.get("sample_len")),
-        )
-
-
-def _by_document(logged: Sequence[_Entry]) -> list[list[_Entry]]:
-    """Combine the log entries of a document: one per filter that read it."""
-    documents: dict[int, list[_Entry]] = {}
-    for entry in logged:
-        documents.setdefault(entry["doc_id"], []).append(entry)
-    return list(documents.values())
-
-
 def _samples(
-    documents: Sequence[Sequence[_Entry]],
+    documents: Sequence[Sequence[Entry]],
     read: Sequence[Sequence[Prompt]],
     groups: Sequence[str],
     task: Any,  # Any: lm-eval's Task
@@ -142,28 +109,22 @@ def _samples(
     seen: Counter[str] = Counter()
     for entries, prompts, group in zip(documents, read, groups, strict=True):
         first = entries[0]
-        scores: dict[str, float] = {}
+        found: dict[str, float] = {}
         for entry in entries:
             for metric in entry["metrics"]:
-                scores |= _scores(metric, entry["filter"], entry[metric], task.aggregation().get(metric))
+                found |= _scores(metric, entry["filter"], entry[metric], task.aggregation().get(metric))
         answer, target = _answer_and_target(first, task)
         document = first["doc_hash"]
         prompt = digest_of([each.digest for each in prompts]).removeprefix("sha256:")
-        yield Sample(document, prompt, scores, answer, target, group, seen[document])
+        yield Sample(document, prompt, found, answer, target, group, seen[document])
         seen[document] += 1
 
 
 def _scores(metric: str, filter_name: str, value: Any, aggregation: Any) -> dict[str, float]:  # Any: by metric
-    """Reduce one document's value to numbers; none for values meaningful only together, such as labels for an MCC."""
     name = getattr(aggregation, "__name__", "")
-    if metric in _LIKELIHOODS and isinstance(value, tuple):
-        log_likelihood, size = value
-        return {"nll": -float(log_likelihood), _LIKELIHOODS[metric]: float(size)}
-    if name == "perplexity":
-        return {"nll": -float(value)}
     if name in _ALONE:
-        return {_named(metric, filter_name): float(aggregation([value]))}
-    return {_named(metric, filter_name): float(value)} if _is_number(value) else {}
+        return {named(metric, filter_name): float(aggregation([value]))}
+    return scores(metric, filter_name, value, name)
 
 
 def _answer_and_target(entry: Mapping[str, Any], task: Any) -> tuple[str | None, str | None]:  # Any: as above
@@ -186,14 +147,6 @@ def _answer_and_target(entry: Mapping[str, Any], task: Any) -> tuple[str | None,
 
 def _text(value: Any) -> str:  # Any: a task's answers: a text, a number, or several of these
     return " | ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _named(metric: str, filter_name: str) -> str:
-    return metric if filter_name == "none" else f"{metric},{filter_name}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real)  # also numpy's numbers and bool
 
 
 def _json(value: Any) -> Json:  # Any: what a YAML or Python configuration holds
