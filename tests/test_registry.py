@@ -272,14 +272,6 @@ def test_a_missing_dependency_comes_with_the_line_that_installs_it(packages, fie
     assert caught.value.hint == f"Run: {line}"
 
 
-def test_a_missing_dependency_is_raised_from_the_original(packages):
-    """The import system's own error is kept."""
-    packages.add_good("one", requires=("surely-not-there",))
-    found = packages.discover()
-    missing = found.missing(found.plugins[0])
-    assert isinstance(missing.__cause__, importlib.metadata.PackageNotFoundError)
-
-
 def test_a_dependency_of_another_system_is_not_missing(packages):
     """Requirements whose marker does not hold here are passed over."""
     packages.add_good("one", requires=("surely-not-there; python_version < '3'",))

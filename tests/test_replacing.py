@@ -121,6 +121,15 @@ def test_a_layer_in_two_places_is_replaced_in_both():
     assert quantizer.applied(module).layers_quantized == 2
 
 
+def test_the_layers_themselves_know_that_they_were_replaced():
+    """A quantizer keeps nothing: another object of the class reads the same back."""
+    module = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)})
+    quantizer = Replacing(Options())
+    quantizer.after_load(module, to_save=False)
+    assert vars(quantizer) == {"options": Options()}
+    assert Replacing(Options()).applied(module) == quantizer.applied(module)
+
+
 def test_a_simulation_can_be_saved_and_new_layers_cannot(tiny_model, tmp_path):
     """Plain transformers has to load what is written."""
     from transformers import AutoModelForCausalLM

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ import psutil
 
 from llmquant.errors import UnsupportedError
 from llmquant.machine.hardware import cpu_name, default_device, nvidia_gpus, torch_build
+from llmquant.machine.packages import installed_version
 from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 
@@ -75,10 +75,8 @@ def _gpu() -> list[Finding]:
 
 
 def _package(name: str, line: str) -> Finding:
-    try:
-        return Finding("ok", name, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding("--", name, "is not installed", line)
+    version = installed_version(name)
+    return Finding("--", name, "is not installed", line) if version is None else Finding("ok", name, version)
 
 
 def _disk(cache: Cache) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from llmquant.errors import SanityError, UnsupportedError
 from llmquant.loading.causal_lm import make_ready, materialize, read_back
 from llmquant.loading.memory import peak_memory, touch_weights
 from llmquant.loading.strict import warm_imports
+from llmquant.machine.packages import PREPROCESSING, installed_version
 from llmquant.models.hub import download
 from llmquant.plugins.evaluator import LoadStats
 from llmquant.plugins.quantizer import AppliedQuantization
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _TEXTS = ("The weather in the mountains changes quickly.", "Invoices are due thirty days after delivery.")
 _UNIT = 1e-2
-# torchvision resizes images where it is installed, and Pillow elsewhere; their pixels differ.
-_PREPROCESSING = ("transformers", "torchvision", "pillow", "rapidocr-onnxruntime", "colpali-engine")
 
 
 def materialize_embedder(info: ModelInfo, embedder: Any, cache: Cache) -> Path | None:  # Any: Embedder, perhaps `merge`
@@ -103,7 +101,7 @@ def load_embedder(
             "encoder": info.encoder_digest,
             "quantizer": quantizer_use.identity(),
             "computes_in": applied.compute_dtype,
-            "preprocessing": {name: _version(name) for name in _PREPROCESSING},
+            "preprocessing": {name: installed_version(name) for name in PREPROCESSING},
         }
     )
     loaded = LoadedEmbedder(
@@ -120,13 +118,6 @@ def load_embedder(
     )
     _check_sane(loaded)
     return loaded
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 # The description of an embedder without weights.

@@ -6,7 +6,6 @@ measurements, and because the worker must survive its death. ``python -m llmquan
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 from packaging.requirements import Requirement
 
 from llmquant.errors import LlmquantError, PluginError, RunError, describe
+from llmquant.machine.packages import STACK, installed_versions
 from llmquant.models.info import ModelInfo
 from llmquant.plugins.context import Context
 from llmquant.plugins.registry import Chosen, registry
@@ -33,8 +33,6 @@ from llmquant.study.call import Json
 from llmquant.study.experiment import Digest, Documents, ModelUse, PluginUse
 
 RECIPE = MANIFEST
-# Packages that every quantizer uses; its result also depends on the packages that its spec names.
-_STACK = frozenset({"torch", "transformers", "accelerate", "safetensors"})
 
 _log = logging.getLogger(__name__)
 
@@ -58,11 +56,12 @@ def quantized_checkpoint(
         return path
     from llmquant.loading.strict import check_source
 
-    engine = _engine_versions(chosen)
+    names = {Requirement(text).name for text in chosen.plugin.spec.requires}
+    engine = installed_versions(sorted(names.difference(STACK)))
     key: Json = {
         "model": info.use().identity(),
         "quantizer": chosen.use.identity(),
-        "engine": dict(engine),
+        "engine": {**engine},
     }
 
     def make(out: Path) -> None:
@@ -84,11 +83,6 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:  # Any: a JSON object
     return {key: value for key, value in recipe.items() if key != "files"}
 
 
-def _engine_versions(chosen: Chosen) -> dict[str, str]:
-    names = [Requirement(text).name for text in chosen.plugin.spec.requires]
-    return {name: importlib.metadata.version(name) for name in names if name not in _STACK}
-
-
 def _write_recipe(
     out: Path, info: ModelInfo, chosen: Chosen, ctx: Context, engine: dict[str, str], seconds: float
 ) -> None:
@@ -99,7 +93,7 @@ def _write_recipe(
         "quantizer": chosen.use.to_json(),
         "calibration": json.loads(calibration.read_text(encoding="utf-8")) if calibration.exists() else None,
         "engine": engine,
-        "packages": {name: importlib.metadata.version(name) for name in ("llmquant", *sorted(_STACK))},
+        "packages": installed_versions(("llmquant", *STACK)),
         "device": ctx.device,
         "seconds": round(seconds, 3),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,28 +7,17 @@ The types are ``bool``, ``int``, ``float``, ``str``, ``Literal[...]``, ``InputFi
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llmquant.errors import OptionError, PluginError, nearest
-from llmquant.study.experiment import Digest, InputFile, path_of, visible
-from llmquant.study.reading import brief, check_json, read_as
+from llmquant.study.experiment import Digest, InputFile, path_of
+from llmquant.study.reading import NAMES, SCALARS, brief, check_json, of_union, read_as
 
 Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
-
-# `Json` is recursive, so hints are resolved with it as `Any`; the other two names occur in its definition.
-_NAMES = {"Json": Any, "Sequence": Sequence, "Mapping": Mapping}
-
-_SCALARS: dict[type, tuple[str, Callable[[Any], bool]]] = {  # Any: option values
-    bool: ("true or false", lambda v: isinstance(v, bool)),
-    int: ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
-    float: ("a finite number", lambda v: isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf),
-    str: ("a text", lambda v: isinstance(v, str) and v == visible(v)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +38,7 @@ def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own datac
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         raise PluginError(f"{where} is not a dataclass; options must be frozen dataclasses")
     try:
-        hints = typing.get_type_hints(cls, localns=_NAMES)
+        hints = typing.get_type_hints(cls, localns=NAMES)
     except (NameError, TypeError) as error:
         raise PluginError(f"the types of {where} cannot be resolved: {error}") from error
     found = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
@@ -79,7 +68,7 @@ def coerce(value: Any, hint: Type, where: str) -> Any:  # Any: option values
     """
     args = get_args(hint)
     if _is_union(hint):
-        return _union(value, args, where)
+        return of_union(args, value, where, lambda arm, item, place: coerce(item, arm, place))
     if _origin(hint) is Literal:
         return _literal(value, args, where)
     if _origin(hint) is tuple:
@@ -94,13 +83,13 @@ def coerce(value: Any, hint: Type, where: str) -> Any:  # Any: option values
             )
         return {str(key): coerce(item, args[1], f"{where}.{key}") for key, item in value.items()}
     if hint is Any:
-        return _json(value, where)
-    name, accepts = _SCALARS[hint]
+        check_json(value, where)
+        return value
     if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # a bare word of digits
+    name, accepts, cure = SCALARS[hint]
     if not accepts(value):
-        hint_text = f'Write "{value}" in double quotes.' if hint is str and isinstance(value, float) else ""
-        raise OptionError(f"{where} must be {name}, found {brief(value)}", hint=hint_text)
+        raise OptionError(f"{where} must be {name}, found {brief(value)}", hint=cure)
     return float(value) if hint is float else value
 
 
@@ -116,7 +105,7 @@ def _supported(hint: Type) -> bool:
         return len(args) == 2 and args[1] is Ellipsis and _supported(args[0])
     if _is_mapping(hint):
         return len(args) == 2 and args[0] is str and _supported(args[1])
-    return _origin(hint) is Literal or _is_file(hint) or hint is Any or hint in _SCALARS
+    return _origin(hint) is Literal or _is_file(hint) or hint is Any or hint in SCALARS
 
 
 def _is_union(hint: Type) -> bool:
@@ -130,21 +119,6 @@ def _is_mapping(hint: Type) -> bool:
 
 def _is_file(hint: Type) -> bool:
     return isinstance(hint, type) and issubclass(hint, InputFile)  # a subclass says which files it takes
-
-
-def _union(value: Any, arms: tuple[Type, ...], where: str) -> Any:  # Any: option values
-    if value is None and type(None) in arms:
-        return None
-    errors = []
-    for arm in arms:
-        if arm is not type(None):
-            try:
-                return coerce(value, arm, where)
-            except OptionError as error:
-                errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    raise OptionError(f"{where} is {brief(value)}", hint="It must be " + " or ".join(_name(arm) for arm in arms) + ".")
 
 
 def _literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:  # Any: option values
@@ -169,16 +143,3 @@ def _input_file(value: Any, cls: type[InputFile], where: str) -> InputFile:  # A
         raise OptionError(f"{where}: {error.message}", hint=error.hint) from error
     except OSError as error:  # a name that is too long
         raise OptionError(f"{where}: cannot read {brief(str(value))}: {error.strerror}") from error
-
-
-def _json(value: Any, where: str) -> Any:  # Any: option values
-    check_json(value, where)
-    return value
-
-
-def _name(hint: Type) -> str:
-    if hint is type(None):
-        return "null"
-    if _origin(hint) is Literal:
-        return " or ".join(repr(choice) for choice in get_args(hint))
-    return _SCALARS[hint][0] if hint in _SCALARS else getattr(hint, "__name__", str(hint))

@@ -24,6 +24,7 @@ from llmquant.errors import (
     describe,
     nearest,
 )
+from llmquant.machine.packages import installed_version
 from llmquant.plugins import options as option_types
 from llmquant.plugins.discovery import GROUP, Broken, Plugin, checked_spec, load_entry_points
 from llmquant.plugins.embedder import EmbedderOptions
@@ -216,20 +217,14 @@ class Registry:
             requirement = Requirement(text)
             if requirement.marker is not None and not requirement.marker.evaluate():
                 continue
-            cause = None
-            try:
-                version = importlib.metadata.version(requirement.name)
-                if requirement.specifier.contains(version, prereleases=True):
-                    continue
-                found = f"has version {version}"
-            except importlib.metadata.PackageNotFoundError as error:
-                cause, found = error, "is not installed"
+            version = installed_version(requirement.name)
+            if version is not None and requirement.specifier.contains(version, prereleases=True):
+                continue
+            found = "is not installed" if version is None else f"has version {version}"
             line = plugin.spec.install or f'pip install "{requirement}"'
-            missing = MissingDependencyError(
+            return MissingDependencyError(
                 f"{plugin.spec.kind} {plugin.spec.name!r} needs {requirement}, which {found}", hint=f"Run: {line}"
             )
-            missing.__cause__ = cause
-            return missing
         return None
 
     def register(self, spec: PluginSpec) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmquant.machine.packages import MEASURING, installed_versions
 from llmquant.study.call import Json
 
 if TYPE_CHECKING:
     from llmquant.plugins.evaluator import LoadedModel
     from llmquant.retrieval.loaded import LoadedEmbedder
-
-# Packages that change numbers, besides those that plugins need.
-_PACKAGES = ("llmquant", "tokenizers", "datasets", "numpy")
 
 
 def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
@@ -46,18 +43,11 @@ def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
     return found
 
 
-def _versions() -> dict[str, Json]:
+def _versions() -> dict[str, str]:
     from llmquant.plugins.registry import registry
 
     known = registry()
-    names = [*_PACKAGES, *known.packages(), *(plugin.package for plugin in known.plugins)]
-    versions: dict[str, Json] = {}
-    for name in dict.fromkeys(names):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return installed_versions([*MEASURING, *known.packages(), *(plugin.package for plugin in known.plugins)])
 
 
 @functools.cache

@@ -41,14 +41,14 @@ MOST_BYTES = 512 * 2**20
 _DEEPEST = 50
 LARGEST = 2**63
 _MOST_BITS = 1024  # what a float can hold; Python writes no number of more than 4,300 digits
-_SCALARS: Mapping[Any, tuple[str, Callable[[Any], bool], str]] = {  # Any: what somebody wrote
+SCALARS: Mapping[Any, tuple[str, Callable[[Any], bool], str]] = {  # Any: what somebody wrote
     bool: ("true or false", lambda v: isinstance(v, bool), "Write true or false, without quotes."),
     int: ("a whole number", lambda v: _is_number(v, int), "Write it as digits, without quotes."),
     float: ("a finite number", lambda v: _is_number(v, int | float), "Write it as digits, without quotes."),
     str: ("a text", lambda v: isinstance(v, str) and _can_be_written(v), "Write it in double quotes."),
 }
 # `Json` is recursive, so hints are resolved with it as `Any`; the other two names occur in its definition.
-_NAMES = {"Json": Any, "Sequence": Sequence, "Mapping": Mapping}
+NAMES = {"Json": Any, "Sequence": Sequence, "Mapping": Mapping}
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 120
@@ -224,7 +224,7 @@ def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what s
     Raises:
         RequestError: if it is something else, or holds a number or a text that cannot be written again.
     """
-    if hint in _SCALARS:
+    if hint in SCALARS:
         return _scalar(hint, value, where)
     origin, args = _parts(hint)
     if isinstance(hint, NewType):
@@ -236,7 +236,7 @@ def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what s
             raise OptionError(f"{where} must be at least {args[1]:g}, found {number}")
         return number
     if origin in (Union, types.UnionType):
-        return _union(args, value, where)
+        return of_union(args, value, where, value_of)
     if origin is Literal:
         if not any(type(value) is type(choice) and value == choice for choice in args):
             raise OptionError(f"{where} is {brief(value)}", hint=nearest(brief(value).strip("'"), map(str, args)))
@@ -244,7 +244,7 @@ def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what s
     if origin is tuple:
         return _tuple(args, value, where)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping) or not all(map(_SCALARS[str][1], value)):
+        if not isinstance(value, Mapping) or not all(map(SCALARS[str][1], value)):
             raise OptionError(f"{where} must be a table of keys, found {brief(value)}")
         return {key: value_of(args[1], item, f"{where}.{key[:60]}") for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
@@ -254,6 +254,28 @@ def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what s
         check_json(value, where)
         return value
     raise TypeError(f"{hint} cannot be read")
+
+
+def of_union(
+    arms: Sequence[Any], value: Any, where: str, read: Callable[[Any, Any, str], Any]
+) -> Any:  # Any: types and what somebody wrote
+    """Read a value as the first of several types that accepts it.
+
+    Raises:
+        RequestError: if none does.
+    """
+    if value is None and type(None) in arms:
+        return None
+    errors = []
+    for arm in arms:
+        if arm is not type(None):
+            try:
+                return read(arm, value, where)
+            except RequestError as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    raise OptionError(f"{where} is {brief(value)}", hint=f"It must be {' or '.join(map(_name, arms))}.")
 
 
 def check_json(value: Any, where: str, *, deepest: int = _DEEPEST) -> None:  # Any: what somebody wrote
@@ -279,25 +301,12 @@ def check_json(value: Any, where: str, *, deepest: int = _DEEPEST) -> None:  # A
 
 
 def _scalar(kind: type, value: Any, where: str) -> Any:  # Any: what somebody wrote
-    name, accepts, cure = _SCALARS[kind]
+    name, accepts, cure = SCALARS[kind]
     if not accepts(value):
         raise OptionError(f"{where} must be {name}, found {brief(value)}", hint=cure)
     if type(value) is int and abs(value) >= LARGEST:
         raise OptionError(f"{where} is too large: {brief(value)}", hint="Numbers are below 2^63.")
     return value
-
-
-def _union(arms: Sequence[Any], value: Any, where: str) -> Any:  # Any: types and what somebody wrote
-    if value is None and type(None) in arms:
-        return None
-    errors = []
-    for arm in arms:
-        if arm is not type(None):
-            try:
-                return value_of(arm, value, where)
-            except RequestError as error:
-                errors.append(error)
-    raise errors[0]
 
 
 def _tuple(kinds: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:  # Any: types and what somebody wrote
@@ -308,6 +317,14 @@ def _tuple(kinds: Sequence[Any], value: Any, where: str) -> tuple[Any, ...]:  # 
     if len(kinds) != len(value):
         raise OptionError(f"{where} must have {len(kinds)} values, found {len(value)}")
     return tuple(value_of(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _name(hint: Any) -> str:  # Any: types
+    if hint is type(None):
+        return "null"
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return SCALARS[hint][0] if hint in SCALARS else getattr(hint, "__name__", str(hint))
 
 
 def _is_number(value: Any, kinds: Any) -> bool:  # Any: what somebody wrote, and types
@@ -332,7 +349,7 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:  # Any: types
 @cache
 def _fields(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:  # Any: dataclasses and types
     """Return the types of a dataclass's fields, and the names of those without a default."""
-    hints = typing.get_type_hints(cls, localns=_NAMES, include_extras=True)
+    hints = typing.get_type_hints(cls, localns=NAMES, include_extras=True)
     own = [field for field in dataclasses.fields(cls) if field.init]
     missing = dataclasses.MISSING
     needed = frozenset(f.name for f in own if f.default is missing and f.default_factory is missing)

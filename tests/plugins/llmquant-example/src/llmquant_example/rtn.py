@@ -15,7 +15,7 @@ class Rtn(ReplacesLinear):
     def applied(self, module):
         """Count the distinct values in each group: at most 2^bits of them."""
         size = self.options.group_size
-        bits = math.ceil(math.log2(max(_most_values(layer.weight, size) for layer in self.replaced)))
+        bits = math.ceil(math.log2(max(_most_values(layer.weight, size) for layer in self.replaced(module))))
         return dataclasses.replace(super().applied(module), code=f"uint{bits}", bits=float(bits), block_size=size)
 
 
