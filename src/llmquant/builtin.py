@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from llmquant.builtin_embedders import EMBEDDER_EVALUATORS, EMBEDDERS, TORCH
 from llmquant.plugins.spec import PluginSpec, hookimpl
@@ -15,9 +16,12 @@ _TORCHAO = (*TORCH, "torchao>=0.18")
 _TORCHAO_LINE = 'pip install "llmquant[torchao]"'
 _GPTQ = 'pip install "llmquant[gptq]"'
 
+_quantizer = partial(PluginSpec, "quantizer", requires=TORCH, install=_LOCAL)
+_evaluator = partial(PluginSpec, "evaluator", requires=("torch>=2.8", "transformers>=5.0"), install=_LOCAL)
+_executor = partial(PluginSpec, "executor", accepts=())
+
 QUANTIZERS: tuple[PluginSpec, ...] = (
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="baseline",
         summary="No quantization: every weight in one floating-point type.",
         options="llmquant.quantizers.baseline.options:BaselineOptions",
@@ -28,11 +32,8 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
             "fp32_baseline": {"dtype": "float32"},
         },
         accepts=("causal_lm", "embedder"),
-        requires=TORCH,
-        install=_LOCAL,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="bnb_4bit",
         summary="bitsandbytes 4-bit, quantized while loading, no calibration.",
         options="llmquant.quantizers.bitsandbytes.options:Bnb4bitOptions",
@@ -46,23 +47,19 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         },
         accepts=("causal_lm", "embedder"),
         requires=_BITSANDBYTES,
-        install=_LOCAL,
         version="2",  # computes in bfloat16 on CUDA
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="bnb_8bit",
         summary="bitsandbytes LLM.int8(), quantized while loading, no calibration.",
         options="llmquant.quantizers.bitsandbytes.options:Bnb8bitOptions",
         target="llmquant.quantizers.bitsandbytes.quantizer:Bnb8bit",
         accepts=("causal_lm", "embedder"),
         requires=_BITSANDBYTES,
-        install=_LOCAL,
         row_independent=False,
         version="2",  # embedders encode one item at a time
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="gptq",
         summary="GPTQ, calibrated, through GPTQModel.",
         options="llmquant.quantizers.gptqmodel.options:GptqOptions",
@@ -78,8 +75,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         install=_GPTQ,
         checkpoint=True,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="awq",
         summary="AWQ 4-bit in the GEMM layout, calibrated, through GPTQModel.",
         options="llmquant.quantizers.gptqmodel.options:AwqOptions",
@@ -89,8 +85,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         install='pip install "llmquant[awq]"',
         checkpoint=True,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="round_to_nearest",
         summary="Round-to-nearest in GPTQ's layout, no calibration: the reference for GPTQ and AWQ.",
         options="llmquant.quantizers.gptqmodel.options:RoundToNearestOptions",
@@ -104,8 +99,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         install=_GPTQ,
         checkpoint=True,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="auto_round",
         summary="AutoRound: rounding tuned by signed gradient descent, calibrated, through Intel's auto-round.",
         options="llmquant.quantizers.auto_round.options:AutoRoundOptions",
@@ -119,8 +113,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         install='pip install "llmquant[auto-round]"',
         checkpoint=True,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="compressed_tensors",
         summary="vLLM's checkpoint format: int8, int4 or float8, rounded to nearest, no calibration.",
         options="llmquant.quantizers.compressed_tensors.options:CompressedTensorsOptions",
@@ -134,8 +127,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         install='pip install "llmquant[compressed-tensors]"',
         checkpoint=True,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="torchao",
         summary="torchao int8, float8, NVFP4 and MXFP4, quantized while loading, no calibration.",
         options="llmquant.quantizers.torchao.options:TorchaoOptions",
@@ -154,8 +146,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         install=_TORCHAO_LINE,
         row_independent=False,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="torchao_int4",
         summary="torchao int4, weights only, quantized while loading, no calibration.",
         options="llmquant.quantizers.torchao.options:TorchaoInt4Options",
@@ -169,8 +160,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         requires=_TORCHAO,
         install=_TORCHAO_LINE,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="quanto",
         summary="optimum-quanto int8, int4 and float8, quantized while loading, no calibration.",
         options="llmquant.quantizers.quanto.options:QuantoOptions",
@@ -184,8 +174,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         requires=(*TORCH, "optimum-quanto>=0.2.7"),
         install='pip install "llmquant[quanto]"',
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="hqq",
         summary="HQQ 4- and 3-bit, quantized while loading, no calibration.",
         options="llmquant.quantizers.hqq.options:HqqOptions",
@@ -198,8 +187,7 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         requires=(*TORCH, "hqq>=0.2.8"),
         install='pip install "llmquant[hqq]"',
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="gguf",
         summary="llama.cpp's block quantization by ggml, run dequantized: quality is real; memory and speed are not.",
         options="llmquant.quantizers.gguf.options:GgufOptions",
@@ -212,102 +200,79 @@ QUANTIZERS: tuple[PluginSpec, ...] = (
         install='pip install "llmquant[gguf]"',
         checkpoint=True,
     ),
-    PluginSpec(
-        kind="quantizer",
+    _quantizer(
         name="prequantized",
         summary="Published quantized checkpoint (GPTQ, AWQ, bitsandbytes, compressed-tensors) of the same model.",
         options="llmquant.quantizers.prequantized.options:PrequantizedOptions",
         target="llmquant.quantizers.prequantized.quantizer:Prequantized",
-        requires=TORCH,
-        install=_LOCAL,
         row_independent=False,
         version="2",  # uses the model's tokenizer
     ),
 )
 
 EVALUATORS: tuple[PluginSpec, ...] = (
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="lm_eval",
         summary="Tasks of EleutherAI's lm-evaluation-harness, on their own data or on local rows.",
         options="llmquant.evaluators.lm_eval.options:LmEvalOptions",
         target="llmquant.evaluators.lm_eval.evaluator:LmEval",
         # 0.4.12 is the first version whose task manager builds only the requested tasks.
         requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.0"),
-        install=_LOCAL,
         documents=True,
         version="2",  # computes the log-softmax in float32 and keeps rows as written
     ),
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="perplexity",
         summary="Prediction quality on a text: perplexity, bits per byte and nats per token.",
         options="llmquant.evaluators.perplexity.options:PerplexityOptions",
         target="llmquant.evaluators.perplexity.evaluator:Perplexity",
-        requires=("torch>=2.8", "transformers>=5.0"),
-        install=_LOCAL,
         version="2",
     ),
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="memory",
         summary="Bytes of the weights, the checkpoint and the key-value cache; peaks of loading, prefill and decode.",
         options="llmquant.evaluators.memory.options:MemoryOptions",
         target="llmquant.evaluators.memory.evaluator:Memory",
         accepts=("causal_lm", "embedder"),
-        requires=("torch>=2.8", "transformers>=5.0"),
-        install=_LOCAL,
         hardware=True,
         version="2",  # the quantization parameters of HQQ and GPTQ are not counted as buffers
     ),
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="latency",
         summary="Milliseconds for prefill, to the first token and per further token, by prompt length.",
         options="llmquant.evaluators.speed.latency_options:LatencyOptions",
         target="llmquant.evaluators.speed.latency:Latency",
-        requires=("torch>=2.8", "transformers>=5.0"),
-        install=_LOCAL,
         hardware=True,
     ),
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="throughput",
         summary="Tokens per second in static batches, by batch size.",
         options="llmquant.evaluators.speed.throughput_options:ThroughputOptions",
         target="llmquant.evaluators.speed.throughput:Throughput",
-        requires=("torch>=2.8", "transformers>=5.0"),
-        install=_LOCAL,
         hardware=True,
     ),
 )
 
 EXECUTORS: tuple[PluginSpec, ...] = (
-    PluginSpec(
-        kind="executor",
+    _executor(
         name="local",
         summary="This machine, on its CPU or GPUs: one new process per job.",
         options="llmquant.executors.local.options:LocalOptions",
         target="llmquant.executors.local.executor:from_options",
-        accepts=(),
     ),
-    PluginSpec(
-        kind="executor",
+    _executor(
         name="ray",
         summary="A Ray cluster, existing or started on this machine: one actor per job.",
         options="llmquant.executors.ray.options:RayOptions",
         target="llmquant.executors.ray.executor:from_options",
-        accepts=(),
         requires=("ray>=2.50",),
         install='pip install "llmquant[ray]"',
     ),
-    PluginSpec(
-        kind="executor",
+    _executor(
         name="modal",
         summary="Modal's GPUs: one container per job.",
         options="llmquant.executors.modal.options:ModalOptions",
         target="llmquant.executors.modal.executor:from_options",
-        accepts=(),
         requires=("modal>=1.6.4,<1.7",),
         install='pip install "llmquant[modal]"',
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmquant.plugins.spec import PluginSpec
 
 TORCH = ("torch>=2.8", "transformers>=5.0", "accelerate>=1.10", "safetensors>=0.6")
@@ -11,32 +13,28 @@ _MTEB = (*TORCH, "mteb>=2.26", "sentence-transformers>=6.0", "pillow>=11.3")
 _IMAGES = (*TORCH, "pillow>=11.3")
 _ADAPTERS = (*_IMAGES, "peft>=0.18")
 
+_embedder = partial(PluginSpec, "embedder", accepts=(), install=_EMBED)
+_evaluator = partial(PluginSpec, "evaluator", accepts=("embedder",), requires=_MTEB, install=_EMBED, vectors=True)
+
 EMBEDDERS: tuple[PluginSpec, ...] = (
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="bigemma3",
         summary="Gemma 3, one vector per item (BiGemma3, NetraEmbed).",
         options="llmquant.embedders.gemma3.options:BiGemma3Options",
         target="llmquant.embedders.gemma3.embedder:BiGemma3",
         presets={"bigemma3-4b-embedding": {"checkpoint": "Cognitive-Lab/NetraEmbed"}},
-        accepts=(),
         checkpoints=("Cognitive-Lab/NetraEmbed*",),
         requires=_ADAPTERS,
-        install=_EMBED,
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="colgemma3",
         summary="Gemma 3, late interaction (ColGemma3, ColNetraEmbed).",
         options="llmquant.embedders.gemma3.options:ColGemma3Options",
         target="llmquant.embedders.gemma3.embedder:ColGemma3",
-        accepts=(),
         checkpoints=("Cognitive-Lab/ColNetraEmbed*",),
         requires=_ADAPTERS,
-        install=_EMBED,
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="colpali_engine",
         summary="Document retrievers of colpali-engine: late interaction over page images.",
         options="llmquant.embedders.colpali_engine.options:ColpaliEngineOptions",
@@ -51,7 +49,6 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
             "modernvbert": {"checkpoint": "ModernVBERT/colmodernvbert", "architecture": "modernvbert"},
             "bimodernvbert": {"checkpoint": "ModernVBERT/bimodernvbert", "architecture": "bimodernvbert"},
         },
-        accepts=(),
         checkpoints=(
             "vidore/colpali*",
             "vidore/colqwen2-*",
@@ -63,122 +60,86 @@ EMBEDDERS: tuple[PluginSpec, ...] = (
         requires=(*_ADAPTERS, "colpali-engine>=0.3.18"),
         install='pip install "llmquant[colpali]"',
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="clip",
         summary="CLIP, SigLIP and SigLIP 2: texts and images in one vector space.",
         options="llmquant.embedders.clip.options:ClipOptions",
         target="llmquant.embedders.clip.embedder:Clip",
         presets={"siglip": {"checkpoint": "google/siglip-so400m-patch14-384"}},
-        accepts=(),
         checkpoints=("google/siglip-*", "google/siglip2-*", "openai/clip-*", "laion/CLIP-*"),
         requires=_IMAGES,
-        install=_EMBED,
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="gme",
         summary="GME: Qwen2-VL as an embedder of texts, images and their combination.",
         options="llmquant.embedders.gme.options:GmeOptions",
         target="llmquant.embedders.gme.embedder:Gme",
-        accepts=(),
         checkpoints=("Alibaba-NLP/gme-Qwen2-VL-*",),
         requires=_IMAGES,
-        install=_EMBED,
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="sentence_transformers",
         summary="Any sentence-transformers model.",
         options="llmquant.embedders.sentence_transformers.options:SentenceTransformersOptions",
         target="llmquant.embedders.sentence_transformers.embedder:SentenceTransformers",
-        accepts=(),
         checkpoints=("sentence-transformers/*",),
         requires=(*TORCH, "sentence-transformers>=6.0"),
-        install=_EMBED,
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="ocr_text",
         summary="OCR of page images, then embedding of the text; runs offline.",
         options="llmquant.embedders.ocr_text.options:OcrTextOptions",
         target="llmquant.embedders.ocr_text.embedder:OcrText",
-        accepts=(),
         requires=(*_IMAGES, "sentence-transformers>=6.0", "rapidocr-onnxruntime>=1.4"),
         install='pip install "llmquant[ocr]"',
         version="2",
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="random",
         summary="Random unit vectors: the lower bound of every retrieval metric.",
         options="llmquant.embedders.chance.options:ChanceOptions",
         target="llmquant.embedders.chance.embedder:Chance",
-        accepts=(),
         requires=("torch>=2.8",),
-        install=_EMBED,
     ),
-    PluginSpec(
-        kind="embedder",
+    _embedder(
         name="mteb_model",
         summary="Any model in mteb with one vector per item.",
         options="llmquant.embedders.mteb_model.options:MtebModelOptions",
         target="llmquant.embedders.mteb_model.embedder:MtebModelEmbedder",
-        accepts=(),
         requires=_MTEB,
-        install=_EMBED,
     ),
 )
 
 EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="mteb",
         summary="Tasks and benchmarks of mteb: retrieval, reranking, similarity, classification.",
         options="llmquant.evaluators.mteb.options:MtebOptions",
         target="llmquant.evaluators.mteb.evaluator:Mteb",
-        accepts=("embedder",),
-        requires=_MTEB,
-        install=_EMBED,
         documents=True,
-        vectors=True,
     ),
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="retrieval",
         summary="Your own pages (a folder or a PDF) and queries, scored like mteb.",
         options="llmquant.evaluators.page_set.options:LocalSetOptions",
         target="llmquant.evaluators.page_set.evaluator:LocalSet",
-        accepts=("embedder",),
-        requires=_MTEB,
-        install=_EMBED,
         documents=True,
-        vectors=True,
         version="2",
     ),
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="drift",
         summary="Distance of an embedder's vectors and rankings from the baseline's.",
         options="llmquant.evaluators.drift.options:DriftOptions",
         target="llmquant.evaluators.drift.evaluator:Drift",
-        accepts=("embedder",),
-        requires=_MTEB,
-        install=_EMBED,
         reference=True,
         documents=True,
-        vectors=True,
     ),
-    PluginSpec(
-        kind="evaluator",
+    _evaluator(
         name="query_latency",
         summary="Milliseconds to encode one query and to search a collection in the stored vector format.",
         options="llmquant.evaluators.speed.query_latency_options:QueryLatencyOptions",
         target="llmquant.evaluators.speed.query_latency:QueryLatency",
-        accepts=("embedder",),
         requires=("torch>=2.8",),
-        install=_EMBED,
         hardware=True,
-        vectors=True,
     ),
 )
