@@ -12,7 +12,7 @@ import torch
 from llmquant.errors import OptionError, RunError, UnsupportedError
 from llmquant.evaluators.speed.generation_steps import Generation, random_prompts, time_pass, undisturbed
 from llmquant.evaluators.speed.latency import Latency
-from llmquant.evaluators.speed.latency_options import LatencyOptions
+from llmquant.evaluators.speed.options import LatencyOptions
 from llmquant.study.experiment import Documents
 from subjects import load_subject
 

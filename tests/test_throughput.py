@@ -7,8 +7,8 @@ import torch
 
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.evaluators.speed.generation_steps import Pass
+from llmquant.evaluators.speed.options import ThroughputOptions
 from llmquant.evaluators.speed.throughput import Throughput, _rates
-from llmquant.evaluators.speed.throughput_options import ThroughputOptions
 from subjects import load_subject
 
 METRICS = {"generated_tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_s"}

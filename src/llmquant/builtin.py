@@ -240,14 +240,14 @@ EVALUATORS: tuple[PluginSpec, ...] = (
     _evaluator(
         name="latency",
         summary="Milliseconds for prefill, to the first token and per further token, by prompt length.",
-        options="llmquant.evaluators.speed.latency_options:LatencyOptions",
+        options="llmquant.evaluators.speed.options:LatencyOptions",
         target="llmquant.evaluators.speed.latency:Latency",
         hardware=True,
     ),
     _evaluator(
         name="throughput",
         summary="Tokens per second in static batches, by batch size.",
-        options="llmquant.evaluators.speed.throughput_options:ThroughputOptions",
+        options="llmquant.evaluators.speed.options:ThroughputOptions",
         target="llmquant.evaluators.speed.throughput:Throughput",
         hardware=True,
     ),

@@ -137,7 +137,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
     _evaluator(
         name="query_latency",
         summary="Milliseconds to encode one query and to search a collection in the stored vector format.",
-        options="llmquant.evaluators.speed.query_latency_options:QueryLatencyOptions",
+        options="llmquant.evaluators.speed.options:QueryLatencyOptions",
         target="llmquant.evaluators.speed.query_latency:QueryLatency",
         requires=("torch>=2.8",),
         hardware=True,

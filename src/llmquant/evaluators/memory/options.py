@@ -31,8 +31,7 @@ class MemoryOptions:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are not positive."""
-        require_positive(prompt_tokens=self.prompt_tokens, decode_tokens=self.decode_tokens, batch=self.batch)
+        require_positive(**vars(self))
 
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse sequences that are too long for the model."""

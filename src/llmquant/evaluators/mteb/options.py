@@ -43,7 +43,7 @@ class MtebOptions:
 
     def __post_init__(self) -> None:
         """Refuse a call without a task."""
-        require_positive(batch_tokens=1 if self.batch_tokens is None else self.batch_tokens)
+        require_positive(batch_tokens=self.batch_tokens)
         if not self.tasks:
             raise OptionError("mteb needs a task", hint="Write mteb(ViDoRe(v1)); see: llmquant tasks")
 

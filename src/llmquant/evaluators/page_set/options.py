@@ -58,7 +58,7 @@ class LocalSetOptions:
 
     def __post_init__(self) -> None:
         """Refuse a resolution that is too low to read, or too high to fit."""
-        require_positive(batch_tokens=1 if self.batch_tokens is None else self.batch_tokens)
+        require_positive(batch_tokens=self.batch_tokens)
         if not 20 <= self.dpi <= 1200:
             raise OptionError(f"retrieval: dpi must be between 20 and 1200, found {self.dpi}")
 

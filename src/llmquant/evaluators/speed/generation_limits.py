@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, UnsupportedError
@@ -14,26 +13,18 @@ if TYPE_CHECKING:
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
-def require_positive(**values: float) -> None:
-    """Refuse options that are zero or less.
+def require_positive(**values: object) -> None:
+    """Refuse numbers that are zero or less, and lists of sizes that are empty or hold a size twice or below 1.
 
     Raises:
         OptionError: naming the first such option and its value.
     """
     for name, value in values.items():
-        if not value > 0:
+        if isinstance(value, tuple):
+            if not value or min(value) < 1 or len(set(value)) < len(value):
+                raise OptionError(f"{name} must be different whole numbers above 0, found {list(value)}")
+        elif isinstance(value, int | float) and not value > 0:
             raise OptionError(f"{name} must be above 0, found {value}")
-
-
-def require_sizes(name: str, sizes: Iterable[int]) -> None:
-    """Refuse a list of sizes that is empty, holds a size twice, or holds a size below 1.
-
-    Raises:
-        OptionError: naming the list.
-    """
-    given = list(sizes)
-    if not given or min(given) < 1 or len(set(given)) < len(given):
-        raise OptionError(f"{name} must be different whole numbers above 0, found {given}")
 
 
 def require_positions(model: ModelInfo, *, prompt_tokens: int, generated_tokens: int, name: str) -> None:

@@ -7,16 +7,19 @@ import gc
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from llmquant.errors import RunError
 from llmquant.loading.memory import is_out_of_memory
+from llmquant.study.call import Json
 
 if TYPE_CHECKING:
+    from llmquant.evaluators.speed.options import LatencyOptions, ThroughputOptions
+    from llmquant.plugins.context import Context
     from llmquant.plugins.evaluator import LoadedModel
 
 # Decode steps of a warm-up pass: enough to load and choose the kernels for one token.
@@ -25,9 +28,6 @@ _WARMUP_STEPS = 8
 _WARMUP_SHARE = 0.25
 # A median of fewer readings would be a single reading.
 LEAST_REPEATS = 3
-
-Size = TypeVar("Size")
-Measured = TypeVar("Measured")
 
 
 def random_prompts(subject: LoadedModel, *, batch: int, tokens: int, seed: int) -> torch.Tensor:
@@ -129,26 +129,78 @@ class Passes:
     wanted: int
     last_only: bool
 
+    def details(self) -> dict[str, Json]:
+        """Describe the repeats."""
+        return {
+            "repeats": len(self.passes),
+            "repeats_wanted": self.wanted,
+            "warmup": self.warmup,
+            "last_position_logits_only": self.last_only,
+        }
 
-def repeat_passes(
+
+def measure_sizes(
     subject: LoadedModel,
-    prompts: torch.Tensor,
+    ctx: Context,
+    options: LatencyOptions | ThroughputOptions,
+    shapes: Mapping[int, tuple[int, int]],
     *,
     decode_steps: int,
-    warmup: int,
-    repeats: int,
-    budget_s: float,
+) -> tuple[dict[int, Passes], str]:
+    """Measure the sizes in their order until one does not fit in memory.
+
+    Args:
+        shapes: number of prompts and of their tokens, by size.
+
+    Returns:
+        The measurements by size, and the message of the first failure, which is empty if all sizes fit.
+
+    Raises:
+        Exception: the out-of-memory error if not even the first size fits; any other error.
+    """
+    total = len(shapes) * options.repeats
+    measured: dict[int, Passes] = {}
+    problem = ""
+
+    def done(passes: int) -> None:
+        ctx.progress(len(measured) * options.repeats + passes, total)
+
+    for size, (batch, tokens) in shapes.items():
+        try:
+            prompts = random_prompts(subject, batch=batch, tokens=tokens, seed=ctx.seed)
+            measured[size] = _repeat(subject, prompts, options, decode_steps=decode_steps, done=done)
+        except Exception as error:  # backends raise different classes when memory runs out
+            if not measured or not is_out_of_memory(error):
+                raise
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            break
+    if problem:
+        # The failed pass's tensors are freed only here, outside the except block, whose traceback kept them.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    ctx.progress(total, total)
+    return measured, problem
+
+
+def _repeat(
+    subject: LoadedModel,
+    prompts: torch.Tensor,
+    options: LatencyOptions | ThroughputOptions,
+    *,
+    decode_steps: int,
     done: Callable[[int], None],
 ) -> Passes:
     """Warm up, then time generation from `prompts`, ``(batch, tokens)``, repeatedly.
 
-    After `LEAST_REPEATS` repeats, no repeat starts later than `budget_s` after the call. `done` is called with the
-    number of finished repeats.
+    After `LEAST_REPEATS` repeats, no repeat starts after the budget's seconds. `done` is called with the number of
+    finished repeats.
     """
+    repeats, budget_s = options.repeats, options.budget_s
     start = time.perf_counter()
     with undisturbed(), torch.inference_mode():
         warmed = 0
-        while warmed < warmup and (not warmed or time.perf_counter() - start < _WARMUP_SHARE * budget_s):
+        while warmed < options.warmup and (not warmed or time.perf_counter() - start < _WARMUP_SHARE * budget_s):
             time_pass(subject, prompts, decode_steps=min(decode_steps, _WARMUP_STEPS))
             warmed += 1
         passes: list[Pass] = []
@@ -174,37 +226,6 @@ def time_pass(subject: LoadedModel, prompts: torch.Tensor, *, decode_steps: int)
         clock.mark()
     prefill, first, *decode = clock.intervals_ms()
     return Pass(prefill, first, tuple(decode))
-
-
-def until_out_of_memory(
-    sizes: Sequence[Size], measure: Callable[[Size], Measured]
-) -> tuple[list[tuple[Size, Measured]], str]:
-    """Measure the sizes in their order until one does not fit.
-
-    Returns:
-        The measurements by size, and the message of the first failure, which is empty if all sizes fit.
-
-    Raises:
-        Exception: the out-of-memory error if not even the first size fits; any other error.
-    """
-    measured: list[tuple[Size, Measured]] = []
-    for size in sizes:
-        try:
-            measured.append((size, measure(size)))
-        except (
-            Exception
-        ) as error:  # backends raise different classes when memory runs out; other errors are raised again
-            if not measured or not is_out_of_memory(error):
-                raise
-            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-            break
-    else:
-        return measured, ""
-    # The failed pass's tensors are freed only here, outside the except block, whose traceback kept them.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return measured, problem
 
 
 @contextlib.contextmanager
@@ -250,16 +271,3 @@ class _Clock:
         if self.device == "cuda":
             return [float(before.elapsed_time(after)) for before, after in pairs]
         return [1000 * (after - before) for before, after in pairs]
-
-
-__all__ = [
-    "LEAST_REPEATS",
-    "Generation",
-    "Pass",
-    "Passes",
-    "random_prompts",
-    "repeat_passes",
-    "time_pass",
-    "undisturbed",
-    "until_out_of_memory",
-]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmquant.evaluators.speed.generation_steps import Passes, random_prompts, repeat_passes, until_out_of_memory
-from llmquant.evaluators.speed.latency_options import LatencyOptions
+from llmquant.evaluators.speed.generation_steps import Passes, measure_sizes
+from llmquant.evaluators.speed.options import LatencyOptions
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.study.call import Json
 from llmquant.study.run import Measurement, Result
@@ -33,35 +33,23 @@ class Latency(Evaluator[LatencyOptions]):
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
         """Yield one result; its details name prompt lengths that do not fit in memory."""
         options, lengths = self.options, sorted(self.options.prompt_tokens)
-        total = len(lengths) * options.repeats
-        steps: dict[str, list[list[float]]] = {}
-
-        def measure(length: int) -> Passes:
-            before = lengths.index(length) * options.repeats
-            prompts = random_prompts(subject, batch=options.batch, tokens=length, seed=ctx.seed)
-            passes = repeat_passes(
-                subject,
-                prompts,
-                decode_steps=options.decode_tokens,
-                warmup=options.warmup,
-                repeats=options.repeats,
-                budget_s=options.budget_s,
-                done=lambda done: ctx.progress(before + done, total),
-            )
-            steps[str(length)] = [[round(ms, 4) for ms in one.decode_ms] for one in passes.passes]
-            return passes
-
-        measured, problem = until_out_of_memory(lengths, measure)
-        ctx.progress(total, total)
+        shapes = {length: (options.batch, length) for length in lengths}
+        measured, problem = measure_sizes(subject, ctx, options, shapes, decode_steps=options.decode_tokens)
+        steps = {
+            str(length): [[round(ms, 4) for ms in one.decode_ms] for one in passes.passes]
+            for length, passes in measured.items()
+        }
         ctx.files.mkdir(parents=True, exist_ok=True)
         (ctx.files / _STEPS_FILE).write_text(json.dumps({"decode_ms": steps}), encoding="utf-8")
         details: dict[str, Json] = {
-            "by_prompt_tokens": {str(length): _details(passes) for length, passes in measured},
+            "by_prompt_tokens": {str(length): _details(passes) for length, passes in measured.items()},
             "steps_file": _STEPS_FILE,
         }
         if problem:
             details["did_not_fit"] = {"prompt_tokens": lengths[len(measured) :], "error": problem}
-        numbers = [number for length, passes in measured for number in _measurements(passes, length, options.batch)]
+        numbers = [
+            number for length, passes in measured.items() for number in _measurements(passes, length, options.batch)
+        ]
         yield Result(_TASK, numbers, details=details)
 
 
@@ -83,10 +71,7 @@ def _details(passes: Passes) -> dict[str, Json]:
     decode = [ms for one in passes.passes for ms in one.decode_ms]
     prefill = [one.prefill_ms for one in passes.passes]
     return {
-        "repeats": len(passes.passes),
-        "repeats_wanted": passes.wanted,
-        "warmup": passes.warmup,
-        "last_position_logits_only": passes.last_only,
+        **passes.details(),
         "prefill_ms": [round(ms, 4) for ms in prefill],
         "ttft_ms": [round(one.ttft_ms, 4) for one in passes.passes],
         "decode_ms_per_token_median": [round(_percentile(one.decode_ms, 50), 4) for one in passes.passes],
@@ -95,5 +80,5 @@ def _details(passes: Passes) -> dict[str, Json]:
     }
 
 
-def _percentile(values: Iterable[float], q: int) -> float:
-    return float(np.percentile(list(values), q))
+def _percentile(values: Sequence[float], q: int) -> float:
+    return float(np.percentile(values, q))

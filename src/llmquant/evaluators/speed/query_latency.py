@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmquant.evaluators.speed.query_latency_options import QueryLatencyOptions, collection_size
+from llmquant.evaluators.speed.options import QueryLatencyOptions, collection_size
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.index import Index
 from llmquant.retrieval.vectors import Embeddings

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmquant.evaluators.speed.generation_steps import Pass, Passes, random_prompts, repeat_passes, until_out_of_memory
-from llmquant.evaluators.speed.throughput_options import ThroughputOptions
+from llmquant.evaluators.speed.generation_steps import Pass, measure_sizes
+from llmquant.evaluators.speed.options import ThroughputOptions
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.study.call import Json
 from llmquant.study.run import Measurement, Result
@@ -31,33 +31,16 @@ class Throughput(Evaluator[ThroughputOptions]):
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterable[Result]:
         """Yield one result; its details name batches that do not fit in memory."""
         options, batches = self.options, sorted(self.options.batches)
-        total = len(batches) * options.repeats
-
-        def measure(batch: int) -> Passes:
-            before = batches.index(batch) * options.repeats
-            return repeat_passes(
-                subject,
-                random_prompts(subject, batch=batch, tokens=options.prompt_tokens, seed=ctx.seed),
-                decode_steps=options.new_tokens - 1,
-                warmup=options.warmup,
-                repeats=options.repeats,
-                budget_s=options.budget_s,
-                done=lambda done: ctx.progress(before + done, total),
-            )
-
-        measured, problem = until_out_of_memory(batches, measure)
-        ctx.progress(total, total)
-        rates = {batch: [_rates(one, batch, options) for one in passes.passes] for batch, passes in measured}
+        shapes = {batch: (batch, options.prompt_tokens) for batch in batches}
+        measured, problem = measure_sizes(subject, ctx, options, shapes, decode_steps=options.new_tokens - 1)
+        rates = {batch: [_rates(one, batch, options) for one in passes.passes] for batch, passes in measured.items()}
         details: dict[str, Json] = {
             "by_batch": {
                 str(batch): {
-                    "repeats": len(passes.passes),
-                    "repeats_wanted": passes.wanted,
-                    "warmup": passes.warmup,
-                    "last_position_logits_only": passes.last_only,
+                    **passes.details(),
                     **{metric: [round(rate[metric], 3) for rate in rates[batch]] for metric in rates[batch][0]},
                 }
-                for batch, passes in measured
+                for batch, passes in measured.items()
             }
         }
         if problem:
