@@ -78,6 +78,3 @@ def _local_data(task: Mapping[str, Any]) -> str:  # Any: YAML values
     if path in _FILE_KINDS and files is not None and "://" not in str(files):
         return f"data_files {files}"
     return f"dataset_path {path}" if path and path not in _FILE_KINDS and Path(path).exists() else ""
-
-
-__all__ = ["read_task_file"]

@@ -78,6 +78,3 @@ def write_yaml(value: Mapping[str, Any]) -> str:  # Any: YAML values
 def strings(value: Any) -> tuple[str, ...]:  # Any: YAML values
     """Read a word or a list of words as a tuple."""
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value or ())
-
-
-__all__ = ["Function", "read_task", "read_yaml", "strings", "write_yaml"]

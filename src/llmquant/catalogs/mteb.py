@@ -208,14 +208,3 @@ def list_tasks(name: str, cache: Cache) -> list[MtebTask]:
         if found:
             return found
     return [index.tasks[task] for task, _, _ in index.expand(name)]
-
-
-__all__ = [
-    "MtebEmbedder",
-    "MtebIndex",
-    "MtebTask",
-    "Part",
-    "known_mteb",
-    "list_tasks",
-    "mteb_is_installed",
-]

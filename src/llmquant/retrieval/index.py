@@ -146,6 +146,3 @@ def _ready(items: Embeddings, dim: int | None, similarity: Similarity) -> Embedd
 
 def _widths(queries: int, documents: int) -> PluginError:
     return PluginError(f"queries have {queries} dimensions and documents {documents}")
-
-
-__all__ = ["Engine", "Hits", "Index"]

@@ -210,6 +210,3 @@ _FIELDS: Mapping[type, Mapping[str, _Check]] = {
         "occurrence": (lambda v: _is_whole(v, 0), "a whole number from 0"),
     },
 }
-
-
-__all__ = ["checked_results"]

@@ -38,12 +38,7 @@ class OpenChance:
 
     def __init__(self, options: ChanceOptions) -> None:
         self._options = options
-        self._module = torch.nn.Module()
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return a module without parameters."""
-        return self._module
+        self.module = torch.nn.Module()
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Digest the text and the image's pixels."""

@@ -34,11 +34,7 @@ class Clip:
         self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenClip:
-        """Load both towers.
-
-        Raises:
-            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
-        """
+        """Load both towers."""
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
         pickle = "allow_pickle" in info.flags
         module = load_strict(transformers.AutoModel, path, info.source, keywords, allow_pickle=pickle)
@@ -53,20 +49,15 @@ class OpenClip:
     """Both towers on their device."""
 
     def __init__(self, module: Any, processor: Any) -> None:  # Any: transformers
-        self._module, self._processor = module, processor
+        self.module, self._processor = module, processor
         # The tokenizer keeps its padding as state. The padding is set once here, and threads only read it.
         self.prepare("a", None, "query")
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return the model with both towers."""
-        return self._module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Process a text or an image; texts are padded to the tower's length, as SigLIP was trained."""
         if image is not None:
             return Prepared(_IMAGE_TOKENS, self._processor(images=[image], return_tensors="pt"))
-        length = self._module.config.text_config.max_position_embeddings
+        length = self.module.config.text_config.max_position_embeddings
         inputs = self._processor(
             text=[text], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
@@ -83,7 +74,7 @@ class OpenClip:
         return [found[i] for i in range(len(batch))]
 
     def _forward(self, inputs: Sequence[Any], *, images: bool) -> NDArray[np.float32]:  # Any: transformers
-        module = self._module
+        module = self.module
         together = {name: torch.cat([each[name] for each in inputs]).to(module.device) for name in inputs[0]}
         if images:
             together["pixel_values"] = together["pixel_values"].to(module.dtype)

@@ -37,11 +37,7 @@ class ColpaliEngine:
         self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenColpaliEngine:
-        """Load the checkpoint with the library's classes.
-
-        Raises:
-            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
-        """
+        """Load the checkpoint with the library's classes."""
         options = self._options
         architecture = architecture_of(info.config, options.architecture, info.source)
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
@@ -85,14 +81,9 @@ class OpenColpaliEngine:
     """
 
     def __init__(self, module: Any, processor: Any, query_prefix: str) -> None:  # Any: colpali-engine's
-        self._module, self._processor, self._query_prefix = module, processor, query_prefix
+        self.module, self._processor, self._query_prefix = module, processor, query_prefix
         # The tokenizer keeps its padding as state. The padding is set once here, and threads only read it.
         processor.process_texts(["a"])
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return the library's model."""
-        return self._module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Process one item as the library processes pages, queries and texts.
@@ -125,12 +116,12 @@ class OpenColpaliEngine:
     def _forward(self, inputs: Sequence[Any]) -> list[NDArray[np.float32]]:  # Any: a BatchFeature of transformers
         tokenizer = self._processor.tokenizer
         together = collate(inputs, left=tokenizer.padding_side == "left", pad_token=tokenizer.pad_token_id)
-        if isinstance(self._module, ColPali):
+        if isinstance(self.module, ColPali):
             # All tokens see each other, as in training. By default transformers 5.23 does so only in batches without
             # padding: with padding the mask is causal, and a query's vectors depend on the other queries of its batch.
             together.setdefault("token_type_ids", torch.zeros_like(together["input_ids"]))
         with torch.inference_mode():
-            vectors = self._module(**{name: value.to(self._module.device) for name, value in together.items()})
+            vectors = self.module(**{name: value.to(self.module.device) for name, value in together.items()})
         vectors = vectors.float().cpu()
         if vectors.ndim == 2:
             return list(vectors.numpy())

@@ -45,11 +45,7 @@ class BiGemma3:
         self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGemma3:
-        """Load the checkpoint, in any naming layout of transformers, with or without the language model's head.
-
-        Raises:
-            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
-        """
+        """Load the checkpoint, in any naming layout of transformers, with or without the language model's head."""
         model = _load(path, info.source, {**load_kwargs, "device_map": {"": ctx.device}}, allowed=(HEAD,))
         return OpenGemma3(model, model, _processor(path, info.source), partial(_pool, pooling=self._options.pooling))
 
@@ -70,11 +66,7 @@ class ColGemma3:
         self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGemma3:
-        """Load the checkpoint; its projection keeps the quantizer's floating-point type.
-
-        Raises:
-            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
-        """
+        """Load the checkpoint; its projection keeps the quantizer's floating-point type."""
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
         model = _load(path, info.source, keywords, allowed=(HEAD, _IN_FILE.pattern))
         projection = _linear(model, info.source, _projection(path, info.source)).to(model.device, model.dtype)
@@ -120,17 +112,12 @@ class OpenGemma3:
         processor: Any,  # Any: transformers
         vectors: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> None:
-        self._module, self._model, self._processor, self._vectors = module, model, processor, vectors
+        self.module, self._model, self._processor, self._vectors = module, model, processor, vectors
         text, vision = model.config.text_config, model.config.vision_config
         # The vision tower reads every patch, which costs as much as this number of tokens in the language model.
         patches = (vision.image_size // vision.patch_size) ** 2
         layer = vision.hidden_size**2 * vision.num_hidden_layers / (text.hidden_size**2 * text.num_hidden_layers)
         self._image_work, self._longest = round(patches * layer), int(text.max_position_embeddings)
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return the module that holds the weights."""
-        return self._module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Write an item as a turn of a conversation, as in training: ``Query: ...`` for texts in either role.

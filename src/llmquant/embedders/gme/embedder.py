@@ -41,11 +41,7 @@ class Gme:
         self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGme:
-        """Load the checkpoint without the language model's head.
-
-        Raises:
-            ModelError: if the checkpoint cannot be loaded, or tensors are missing or unexpected.
-        """
+        """Load the checkpoint without the language model's head."""
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
         module = load_strict(Qwen2VLModel, path, info.source, keywords, allowed=(HEAD,))
         pixels = {"shortest_edge": _MIN_TOKENS * _TOKEN_PIXELS, "longest_edge": _MAX_TOKENS * _TOKEN_PIXELS}
@@ -61,14 +57,9 @@ class OpenGme:
     """A GME on its device."""
 
     def __init__(self, module: Any, tokenizer: Any, images: Any, instruction: str) -> None:  # Any: transformers
-        self._module, self._tokenizer, self._images, self._instruction = module, tokenizer, images, instruction
+        self.module, self._tokenizer, self._images, self._instruction = module, tokenizer, images, instruction
         # The tokenizer keeps its truncation as state. The truncation is set once here, and threads only read it.
         self.prepare("a", None, "query")
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return the model without its head."""
-        return self._module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Write a conversation turn as in training, with one image token per patch of the image."""
@@ -90,7 +81,7 @@ class OpenGme:
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
         """Encode a batch, padded on the right, where a causal model does not see the padding."""
-        module, ids = self._module, [item.inputs["input_ids"][0] for item in batch]
+        module, ids = self.module, [item.inputs["input_ids"][0] for item in batch]
         images = [item.inputs for item in batch if "pixel_values" in item.inputs]
         lengths = torch.tensor([len(each) for each in ids], device=module.device)
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self._tokenizer.pad_token_id)

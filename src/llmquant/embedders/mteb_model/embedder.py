@@ -80,12 +80,7 @@ class OpenMtebModel:
     """One of mteb's models on its device."""
 
     def __init__(self, model: Any, module: torch.nn.Module, *, normalized: bool) -> None:  # Any: mteb's encoder
-        self._model, self._module, self._normalized = model, module, normalized
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return the module that holds the weights."""
-        return self._module
+        self._model, self.module, self._normalized = model, module, normalized
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Return the item unchanged, because mteb's code processes whole batches."""
@@ -121,6 +116,3 @@ class OpenMtebModel:
         if self._normalized:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return vectors
-
-
-__all__ = ["MtebModelEmbedder"]

@@ -60,6 +60,3 @@ class MtebModelOptions:
             widths = ", ".join(map(str, found.dims))
             raise OptionError(f"{name} cannot be cut to {self.dim} dimensions", hint=f"mteb lists {widths}.")
         return EmbedderInfo(found.dims[0], found.dims, modalities, _SIMILARITIES[found.similarity], "sum", self.dim)
-
-
-__all__ = ["MtebModelOptions"]

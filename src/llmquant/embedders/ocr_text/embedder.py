@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from llmquant.embedders.ocr_text.ocr import Recognizer
 from llmquant.embedders.ocr_text.options import OcrTextOptions
@@ -34,11 +33,7 @@ class OcrText:
         self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenOcrText:
-        """Load the text model.
-
-        Raises:
-            ModelError: if the text model cannot be loaded, or tensors are missing or unexpected.
-        """
+        """Load the text model."""
         model = load(path, info, load_kwargs, ctx)
         embedder = OpenSentenceTransformers(model, {"query": None, "document": None}, normalized=True)
         return OpenOcrText(embedder, model, Recognizer(ctx.cache), self._options)
@@ -55,17 +50,13 @@ class OpenOcrText:
         options: OcrTextOptions,
     ) -> None:
         self._embedder, self._recognizer, self._options = embedder, recognizer, options
+        self.module = embedder.module
         # A copy without truncation: counting in threads must not change how the model's own tokenizer cuts and pads.
         self._tokenizer = copy.deepcopy(model.tokenizer.backend_tokenizer)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         special = model.tokenizer.num_special_tokens_to_add(pair=False)
         self._chunk_tokens = min(options.chunk_tokens, (model.max_seq_length or options.chunk_tokens) - special)
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return the text model."""
-        return self._embedder.module
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Read the page and cut its text into chunks, after the item's own text if it has one; queries stay whole."""

@@ -46,11 +46,7 @@ class SentenceTransformers:
         self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenSentenceTransformers:
-        """Load all modules; the quantizer's keywords go to the transformer.
-
-        Raises:
-            ModelError: if the model cannot be loaded, or tensors are missing or unexpected.
-        """
+        """Load all modules; the quantizer's keywords go to the transformer."""
         model = load(path, info, load_kwargs, ctx)
         options = self._options
         prompts = {"query": options.query_prompt, "document": options.document_prompt}
@@ -146,23 +142,18 @@ class OpenSentenceTransformers:
     """
 
     def __init__(self, model: SentenceTransformer, prompts: Mapping[str, str | None], *, normalized: bool) -> None:
-        self._model, self._normalized = model, normalized
+        self.module, self._normalized = model, normalized
         self._prompts = {
             role: _own_prompt(model.prompts, _PROMPT_NAMES[role]) if prompt is None else prompt
             for role, prompt in prompts.items()
         }
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """Return all modules, including the pooling and dense modules."""
-        return self._model
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Return the item unchanged, because in `embed` the model processes whole batches."""
         if image is not None:
             return Prepared(_IMAGE_TOKENS, image)
         length = 1 + len(text or "") // _LETTERS_PER_TOKEN
-        return Prepared(min(length, self._model.max_seq_length or length), text)
+        return Prepared(min(length, self.module.max_seq_length or length), text)
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
         """Encode a batch with the role's prompt, as ``encode_query`` and ``encode_document`` do."""
@@ -175,7 +166,7 @@ class OpenSentenceTransformers:
         return [found[i] for i in range(len(batch))]
 
     def _encode(self, inputs: Sequence[Any], role: Role) -> NDArray[np.float32]:  # Any: texts or images
-        vectors = self._model.encode(
+        vectors = self.module.encode(
             list(inputs),
             # Not None, because a model's default prompt belongs to neither role.
             prompt=self._prompts[role],

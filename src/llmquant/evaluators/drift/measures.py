@@ -74,6 +74,3 @@ def cosines(baseline: Embeddings, variant: Embeddings) -> NDArray[np.float64]:
             lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
             found[number] = ((one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)).mean()
     return found
-
-
-__all__ = ["cosines", "overlap", "places", "rank_flips"]

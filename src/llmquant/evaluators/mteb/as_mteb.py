@@ -259,6 +259,3 @@ def _role(image: bytes | None, side: PromptType | None) -> Role:
 
 def _named(rows: Rows, found: Encoded) -> dict[str, str]:
     return {rows.ids[index]: reason for index, reason in found.skipped.items()}
-
-
-__all__ = ["Indexed", "MtebModel", "as_mteb"]

@@ -33,6 +33,3 @@ class Mteb(Evaluator[MtebOptions]):
         for name, subsets, splits in selected(self.options, known_mteb(ctx.cache)):
             task = harness.get_task(name, hf_subsets=list(subsets) or None, eval_splits=list(splits) or None)
             yield from evaluate_task(task, sized, ctx, engine=self.options.engine)
-
-
-__all__ = ["Mteb"]

@@ -94,6 +94,3 @@ def _shown(item: Item, folder: Path) -> dict[str, Json]:
         except ItemError:
             return {}
     return {"thumbnail": name}
-
-
-__all__ = ["FOLDER", "write_failures"]

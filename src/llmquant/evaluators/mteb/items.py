@@ -105,6 +105,3 @@ def _encoded(image: Any) -> bytes:  # Any: a PIL image
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-__all__ = ["Rows", "batched_items"]

@@ -139,6 +139,3 @@ def _raise(errors: Sequence[RequestError]) -> None:
     unique = list({str(error): error for error in errors}.values())
     if unique:
         raise unique[0] if len(unique) == 1 else RequestErrors(unique)
-
-
-__all__ = ["MtebOptions"]

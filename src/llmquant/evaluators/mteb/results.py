@@ -186,6 +186,3 @@ def _is_number(value: object) -> bool:
 
 def _digest(value: Json) -> str:
     return digest_of(value).removeprefix("sha256:")
-
-
-__all__ = ["Scored", "results"]

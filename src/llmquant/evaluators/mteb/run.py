@@ -190,6 +190,3 @@ def quiet() -> Iterator[None]:
     finally:
         if not silent:
             datasets.utils.enable_progress_bars()
-
-
-__all__ = ["evaluate_task", "quiet", "searched"]

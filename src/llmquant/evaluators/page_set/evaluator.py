@@ -111,6 +111,3 @@ def _corpus(pages: PageSet, files: Mapping[str, Path]) -> datasets.Dataset:
         return datasets.Dataset.from_dict({"id": ids, "text": texts})
     features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image(decode=False)})
     return datasets.Dataset.from_dict({"id": ids, "image": [str(files[page]) for page in ids]}, features=features)
-
-
-__all__ = ["LocalSet", "build_task", "local_task"]

@@ -97,6 +97,3 @@ def _unsupported(kind: str, name: str, model: ModelInfo) -> list[RequestError]:
         return []
     modalities = " and ".join(model.embeds.modalities)
     return [UnsupportedError(f"retrieval: {name} holds {kind}s, but {model.source} encodes only {modalities}")]
-
-
-__all__ = ["LocalSetOptions", "Pages"]

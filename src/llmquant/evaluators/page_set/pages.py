@@ -178,6 +178,3 @@ def resolve(name: str, names: Mapping[str, str]) -> str | None:
     """Return the id of the page that a query names `name`; ``None`` if no page has this name."""
     name = composed(name)
     return names.get(name) or names.get(name.removeprefix("./"))
-
-
-__all__ = ["IMAGES", "Page", "PageSet", "list_pages", "page_files", "resolve"]

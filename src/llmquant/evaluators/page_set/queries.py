@@ -149,6 +149,3 @@ def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON va
         yield from reader
     except csv.Error as error:
         raise OptionError(f"{name}, line {reader.line_num + 1} cannot be read: {error}", hint=_HINT) from error
-
-
-__all__ = ["ENDINGS", "Question", "read_questions"]
