@@ -10,7 +10,7 @@ It needs numpy and scipy only, and scores from anywhere, one per document:
 `paired_difference` chooses the interval by the kind of the scores, see `llmquant.stats.paired`; `mean_difference`
 averages the differences of several tasks. `mcnemar_exact` and `mcnemar_mid_p` test right and wrong answers; `holm` and
 `sidak_level` allow for several comparisons at once. `document_sd`, `documents_needed` and `reachable_margin` plan a
-study.
+study. `betting_interval` and `sequential_difference` stay valid however often one looks.
 """
 
 from llmquant.stats.paired import (
@@ -23,14 +23,17 @@ from llmquant.stats.paired import (
     verdict,
 )
 from llmquant.stats.planning import document_sd, documents_needed, reachable_margin
+from llmquant.stats.sequences import betting_interval, log_capital, sequential_difference
 from llmquant.stats.significance import holm, mcnemar_exact, mcnemar_mid_p, sidak_level
 
 __all__ = [
     "MIN_CHANGED",
     "PairedDifference",
+    "betting_interval",
     "document_sd",
     "documents_needed",
     "holm",
+    "log_capital",
     "mcnemar_exact",
     "mcnemar_mid_p",
     "mean_difference",
@@ -38,6 +41,7 @@ __all__ = [
     "paired_difference",
     "reachable_margin",
     "score_interval",
+    "sequential_difference",
     "sidak_level",
     "verdict",
 ]

@@ -33,7 +33,7 @@ from scipy import special
 from llmquant.stats.significance import mcnemar_exact, mcnemar_mid_p
 
 Floats: TypeAlias = NDArray[np.float64]
-Method = Literal["score", "t", "exact bounds", ""]
+Method = Literal["score", "t", "exact bounds", "betting sequence", ""]
 Verdict = Literal["better", "worse", "differs", "equal", "no signal", "undecided"]
 
 # For five changes, all in one direction, the two-sided sign test gives p = 0.06: no exact test can decide on so few.
