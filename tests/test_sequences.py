@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_more_documents_never_widen_the_interval():
     """Each look's interval is inside that of the look before."""
     scores = np.random.default_rng(2).random(400)
     ends = [stats.betting_interval(scores[:n], 400) for n in (1, 10, 50, 100, 200, 399, 400)]
-    for (low, high), (lower, higher) in zip(ends, ends[1:], strict=False):
+    for (low, high), (lower, higher) in pairwise(ends):
         assert low - 1e-8 <= lower <= higher <= high + 1e-8
 
 
