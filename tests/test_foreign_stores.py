@@ -112,7 +112,7 @@ def test_a_damaged_run_does_not_end_the_report_of_the_others(tmp_path: Path):
     store, study = a_store(tmp_path)
     run_file(store, study).write_text("{")
     found = Comparison.from_store(store)
-    assert [row.status for row in found.rows()] == ["completed", "missing"]
+    assert [row.status for row in found.rows() if row.run_id] == ["completed", "missing"]
     text = found.to_text(width=400)
     assert "nf4 · lm_eval(coqa) is missing" in text
     assert "run.json" in text
@@ -164,7 +164,7 @@ def test_a_damaged_job_record_does_not_end_the_report(tmp_path: Path, text: str,
     path.write_text(text)
     with caplog.at_level(logging.WARNING):
         found = Comparison.from_store(store)
-    assert len(found.rows()) == 2
+    assert len([row for row in found.rows() if row.run_id]) == 2
     assert found.dollars == {}
     assert (str(path) in caplog.text) == bool(text)
 

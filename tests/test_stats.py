@@ -10,11 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from llmquant.stats.paired import MIN_CHANGED, mean_difference, paired_difference, score_interval, verdict
+from llmquant.stats.paired import (
+    MIN_CHANGED,
+    PairedDifference,
+    mean_difference,
+    paired_difference,
+    score_interval,
+)
+from llmquant.stats.verdicts import judge
 
 BINARY = st.sampled_from([0.0, 1.0])
 UNIT = st.sampled_from([0.0, 0.25, 0.4, 0.5, 0.67, 0.8, 1.0])
 ANY = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
+
+
+def verdict(difference: PairedDifference) -> str | None:
+    """Judge a score that is better if higher, at 2 points."""
+    return judge(difference, higher_is_better=True, margin=0.02).verdict
 
 
 def pairs(scores, *, least: int = 1, most: int = 40):
@@ -128,11 +140,12 @@ def test_the_mean_over_tasks_is_the_plain_one():
 
 
 def test_a_few_changed_documents_of_several_tasks_decide_nothing():
-    """Fewer than six changed documents give no interval; a seventh task of them does."""
+    """Fewer than six changed documents give no interval; seven tasks of one each show a real loss."""
     one = paired_difference([1.0] * 19 + [0.0], [1.0] * 20)
-    assert verdict(mean_difference([one] * 5), higher_is_better=True) == "undecided"
+    assert verdict(mean_difference([one] * 5)) == "undecided"
     assert mean_difference([one] * 5).low is None
-    assert verdict(mean_difference([one] * 7), higher_is_better=True) == "worse"
+    found = judge(mean_difference([one] * 7), higher_is_better=True, margin=0.02)
+    assert (found.verdict, found.real) == ("undecided", "loss")
 
 
 def test_tasks_in_which_all_documents_change_alike_have_no_spread():
@@ -170,7 +183,7 @@ def test_one_group_for_all_is_one_document():
     v, b = np.arange(9.0), np.full(9, 3.0)
     found = paired_difference(v, b, groups=["text"] * 9)
     assert (found.value, found.stderr, found.low, found.high) == (paired_difference(v, b).value, None, None, None)
-    assert verdict(found, higher_is_better=True) == "undecided"
+    assert verdict(found) == "undecided"
 
 
 def test_documents_without_a_group_stand_alone():
@@ -205,15 +218,65 @@ def test_scores_that_do_not_pair_are_refused(scores):
 # -- verdicts --------------------------------------------------------------------------------------------------------
 
 
+def interval(low: float, high: float, n: int = 100) -> PairedDifference:
+    """Make a difference with an interval."""
+    half = (high - low) / 2
+    return PairedDifference((low + high) / 2, half / 1.98, low, high, n, 40, 40, 80, "t", n, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said", "real"),
+    [
+        (-6, -3, "worse", "loss"),
+        (1, 4, "better", "gain"),
+        (-1, 1, "no worse", ""),
+        (-1.5, -0.5, "no worse", "loss"),
+        (-4, -1, "undecided", "loss"),
+        (-4, 3, "undecided", ""),
+        (-2, -1, "undecided", "loss"),  # a margin that the interval touches does not hold
+    ],
+)
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_margin_decides_and_zero_makes_a_difference_real(low, high, said, real, higher_is_better):
+    """At a margin of 2, the whole interval must lie on one side of -2; a loss or gain is real if it excludes zero."""
+    ends = (low, high) if higher_is_better else (-high, -low)
+    found = judge(interval(*ends), higher_is_better=higher_is_better, margin=2)
+    assert (found.verdict, found.real) == (said, real)
+    assert found.no_worse_than == (low if higher_is_better else -low)
+    assert (found.documents_needed is None) == (said != "undecided")
+
+
+def test_without_a_margin_there_is_no_verdict_but_a_bound():
+    """A score without a margin is not judged; its bound and a real loss are known."""
+    found = judge(interval(-4, -1), higher_is_better=True, margin=None)
+    assert (found.verdict, found.real, found.no_worse_than) == (None, "loss", -4)
+
+
+def test_the_documents_that_would_decide_do():
+    """With the documents needed, an interval around the same estimate excludes the margin."""
+    pilot = judge(interval(-6, 8, n=50), higher_is_better=True, margin=2)
+    assert pilot.documents_needed is not None
+    half = 7 * math.sqrt(50 / pilot.documents_needed)
+    assert 1 - half > -2
+    assert 1 - half / 0.6 < -2  # and not with many fewer
+
+
+def test_the_same_weights_twice_are_no_worse():
+    """Windows whose likelihoods are equal to the last bit need no interval."""
+    nll = np.linspace(100, 200, 20)
+    found = paired_difference(nll, nll, weights=np.full(20, 64.0), ordered=True)
+    assert judge(found, higher_is_better=False, margin=0.02).verdict == "no worse"
+
+
 @given(st.one_of(pairs(BINARY, least=6), pairs(UNIT, least=6), pairs(ANY, least=6)), st.booleans())
 @settings(deadline=None, max_examples=300)
 def test_few_changed_documents_decide_nothing(scores, higher_is_better):
     """Whatever the scores, fewer than six changed documents are never called better or worse."""
     v, b = np.array(scores).T
     found = paired_difference(v, b)
-    said = verdict(found, higher_is_better=higher_is_better)
+    said = judge(found, higher_is_better=higher_is_better, margin=0.02).verdict
     if found.changed < MIN_CHANGED:
-        assert said in ("undecided", "equal")
+        assert said in ("undecided", "no worse")
         assert found.low is None or found.low <= 0 <= (found.high or 0)
     if said in ("better", "worse"):
         assert found.low is not None
@@ -229,14 +292,13 @@ def test_few_changed_documents_decide_nothing(scores, higher_is_better):
 def test_verdict_knows_the_direction(shift, higher_is_better, said):
     """A clear change is better or worse as the metric's direction says, or only different."""
     base = np.linspace(2, 3, 20)
-    assert verdict(paired_difference(base + shift, base), higher_is_better=higher_is_better) == said
+    assert judge(paired_difference(base + shift, base), higher_is_better=higher_is_better, margin=0.5).verdict == said
 
 
 def test_equal_scores_still_have_an_interval():
-    """No change in 50 documents is called equal, and bounds how often others may change: the rule of three."""
+    """No change in 50 documents bounds how often others may change: the rule of three."""
     scores = np.tile([0.0, 1.0], 25)
     found = paired_difference(scores, scores)
-    assert verdict(found, higher_is_better=True) == "equal"
     assert found.high == pytest.approx(1 - 0.025 ** (1 / 50))
     assert found.low == -found.high
 
@@ -250,7 +312,7 @@ def test_five_points_of_f1_on_fifty_documents_are_undecided(up, down):
     variant[50 - up : 50] = 1.0
     variant[50 - up] = 0.55  # makes the sums meet
     assert (base.mean(), variant.mean()) == pytest.approx((0.625, 0.676))
-    assert verdict(paired_difference(variant, base), higher_is_better=True) == "undecided"
+    assert verdict(paired_difference(variant, base)) == "undecided"
 
 
 # -- what the intervals cover ----------------------------------------------------------------------------------------

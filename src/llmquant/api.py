@@ -101,6 +101,7 @@ def compare(
     *,
     vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
     baseline: str | None = None,
+    margin: float | str | Sequence[float | str] | None = None,
     limit: int | None = 100,
     seed: int = 0,
     executor: str | Executor = "local",
@@ -118,6 +119,8 @@ def compare(
         vectors: storage forms of embedders, for example ``{"dims": [768, 256], "codecs": ["float16", "int8"]}``.
         baseline: quantizer to compare the others with, for example ``fp16_baseline``; ``None`` is the first
             ``*_baseline``.
+        margin: the largest acceptable loss: points for shares, for example ``2`` (default); ``"perplexity=2%"``
+            (default); or ``"bleu=0.5"`` for any other score.
         limit: maximum documents per task (for retrieval: queries per task); ``None`` is all.
         executor: a name, a call such as ``local(threads=2)``, or an executor.
         store: folder of the results; stored runs are reused.
@@ -131,7 +134,9 @@ def compare(
     Raises:
         RequestError: if the request is wrong; nothing was started.
     """
-    study = Study.of(models, quantizers, evaluators, vectors=vectors, baseline=baseline, limit=limit, seed=seed)
+    study = Study.of(
+        models, quantizers, evaluators, vectors=vectors, baseline=baseline, margin=margin, limit=limit, seed=seed
+    )
     ui = WithProgress() if progress else Quiet()
     return run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout_s, ui=ui)
 

@@ -22,6 +22,7 @@ from llmquant.cli.options import (
     Fresh,
     Gpu,
     Limit,
+    MarginOption,
     Models,
     On,
     Pickle,
@@ -76,6 +77,7 @@ def compare(
     limit: Limit = "100",
     seed: Seed = 0,
     baseline: Baseline = None,
+    margin: MarginOption = None,
     on: On = "local",
     gpu: Gpu = None,
     budget: Budget = None,
@@ -93,7 +95,7 @@ def compare(
     """Compare quantizations of one or more models."""
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
     study = study_of(
-        models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle
+        models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin, trust_remote_code, allow_pickle
     )
     if every:
         from llmquant.preview import with_all_presets
@@ -163,7 +165,7 @@ def deploy(
     from llmquant.api import deploy_study
     from llmquant.study.experiment import VectorGrid
 
-    study = study_of(models, quantizer, evaluator, task, VectorGrid(), "all", 0, None, trust_remote_code, False)
+    study = study_of(models, quantizer, evaluator, task, VectorGrid(), "all", 0, None, None, trust_remote_code, False)
     for name in deploy_study(study, executor=executor_of(on, gpu, None, yes=False)):
         say(name)
 
@@ -181,6 +183,7 @@ def plan(
     limit: Limit = "100",
     seed: Seed = 0,
     baseline: Baseline = None,
+    margin: MarginOption = None,
     on: On = "local",
     gpu: Gpu = None,
     budget: Budget = None,
@@ -198,7 +201,7 @@ def plan(
 
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
     study = study_of(
-        models, quantizer, evaluator, task, vectors, limit, seed, baseline, trust_remote_code, allow_pickle
+        models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin, trust_remote_code, allow_pickle
     )
     seen = preview(study, executor=executor_of(on, gpu, budget, yes=False), store=store)
     if as_json:

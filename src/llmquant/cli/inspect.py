@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from llmquant.cli.options import MarginOption
 from llmquant.study.neutral import json_text, printable
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def report(
     store: Annotated[str, typer.Argument(help="Store folder, or a file from `report --format json`.")] = "results",
     study: Annotated[str | None, typer.Option(help="Study id, or its beginning (default: the newest study).")] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="Format: table, markdown, csv, json or html.")] = "table",
+    margin: MarginOption = None,
     out: Annotated[
         str | None,
         typer.Option("--out", "-o", help="File to write, such as a.html (default: standard output)."),
@@ -76,6 +78,7 @@ def report(
     from llmquant.results.report.summary import summary
 
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
+    found = found.at_margin(margin) if margin else found
     writers: dict[str, Callable[[], str]] = {
         "markdown": found.to_markdown,
         "csv": found.to_csv,

@@ -70,6 +70,14 @@ Baseline = Annotated[
         help="Quantizer to compare the others with, for example fp16_baseline (default: the first *_baseline)."
     ),
 ]
+MarginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--margin",
+        help="Largest acceptable loss: points of scores in percent, for example 1 (default: 2); of perplexity in "
+        'percent, for example "perplexity=1%" (default: 2%); of any other score for example "bleu=0.5".',
+    ),
+]
 On = Annotated[
     str,
     typer.Option("--on", help='Executor: local, ray, modal, or a call such as "local(device=cpu, threads=2)".'),
@@ -103,6 +111,7 @@ def study_of(
     limit: str,
     seed: int,
     baseline: str | None,
+    margin: list[str] | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> Study:
@@ -117,6 +126,7 @@ def study_of(
         [*(evaluators or []), *(Call("llmquant/lm_eval", (name,)) for name in tasks or [])],
         vectors=vectors,
         baseline=baseline,
+        margin=margin,
         limit=_limit(limit),
         seed=seed,
     )

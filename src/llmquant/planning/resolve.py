@@ -150,6 +150,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         notes=tuple(map(blank_secrets, (*notes, *executor.notices))),
         limit=study.limit,
         seed=study.seed,
+        margins=study.margins,
         benchmarks=_benchmarks([label for label, _ in split], parts, by_variant),
     )
     inputs = {digest: path for chosen in [*quantizers, *parts] for digest, path in input_files(chosen.options).items()}

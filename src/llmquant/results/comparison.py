@@ -12,6 +12,7 @@ from llmquant.results import rows as comparison
 from llmquant.results.row import Row
 from llmquant.storage.store import Store
 from llmquant.study.experiment import RunId
+from llmquant.study.margins import read_margins
 from llmquant.study.neutral import json_text
 from llmquant.study.reading import load
 from llmquant.study.record import StudyRecord
@@ -92,6 +93,19 @@ class Comparison:
         hint = "Write it again with Comparison.save_json or `llmquant report STORE -f json`."
         record, runs, samples, dollars = load(Path(path), from_portable_json, hint=hint)
         return cls(record, runs, lambda run_id: samples.get(run_id, {}), dollars=dollars)
+
+    def at_margin(self, margin: float | str | Sequence[float | str]) -> Comparison:
+        """Return the same results, judged at other margins.
+
+        Args:
+            margin: the largest acceptable loss: points for shares, for example ``2``; ``"perplexity=2%"``; or
+                ``"bleu=0.5"`` for any other score.
+
+        Raises:
+            OptionError: if it is something else.
+        """
+        record = replace(self.record, margins=read_margins(margin))
+        return Comparison(record, self.runs, self._samples, self._files, self.dollars)
 
     @property
     def failed(self) -> list[Run]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from llmquant.results.row import Row
 from llmquant.study.experiment import RunId, digest_of
+from llmquant.study.margins import Margins, margin_of
 
 if TYPE_CHECKING:
     from llmquant.stats.paired import PairedDifference
@@ -29,7 +30,10 @@ def task_of(row: Row) -> Task:
 
 
 def mean_rows(
-    rows: Sequence[Row], differences: Sequence[PairedDifference | None], benchmarks: Mapping[str, Sequence[str]]
+    rows: Sequence[Row],
+    differences: Sequence[PairedDifference | None],
+    benchmarks: Mapping[str, Sequence[str]],
+    margins: Margins,
 ) -> list[Row]:
     """Make rows of each variant and benchmark of which every task is complete: its score, and bytes per document.
 
@@ -52,7 +56,7 @@ def mean_rows(
                 for column in (main, sizes):
                     here = [row for row in column if row.variant == variant and task_of(row) in tasks]
                     if len(here) == len(tasks) and not failed & {row.evaluator for row in here}:
-                        found.append(_mean(label, here, [paired[id(row)] for row in here]))
+                        found.append(_mean(label, here, [paired[id(row)] for row in here], margins))
     return found
 
 
@@ -80,9 +84,10 @@ def _groups(
         yield SEARCHES, every
 
 
-def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifference | None]) -> Row:
+def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifference | None], margins: Margins) -> Row:
     # Here, since numpy and scipy take most of a second, which a study without benchmarks should not wait for.
-    from llmquant.stats.paired import mean_difference, mean_stderr, verdict
+    from llmquant.stats.paired import mean_difference, mean_stderr
+    from llmquant.stats.verdicts import Judgement, judge
 
     first = rows[0]
     directions = {row.higher_is_better for row in rows}
@@ -112,7 +117,11 @@ def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifferenc
     if len(known) < len(rows):
         return mean
     pooled = mean_difference(known)
-    silent = all(row.verdict == "no signal" for row in rows)
+    limits = {margin_of(row.metric, margins) for row in rows}
+    margin = limits.pop() if len(limits) == 1 else None
+    judged = judge(pooled, higher_is_better=mean.higher_is_better, margin=margin)
+    if all(row.verdict == "no signal" for row in rows):
+        judged = Judgement("no signal")
     return replace(
         mean,
         difference_stderr=pooled.stderr,
@@ -122,7 +131,13 @@ def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifferenc
         pairs_higher=pooled.higher,
         pairs_lower=pooled.lower,
         interval_method=pooled.method,
-        verdict="no signal" if silent else verdict(pooled, higher_is_better=mean.higher_is_better),
+        margin=margin,
+        verdict=judged.verdict,
+        no_verdict="" if judged.verdict else f"{mean.metric} needs a margin",
+        real=judged.real,
+        no_worse_than=judged.no_worse_than,
+        documents_needed=judged.documents_needed,
+        p=pooled.p,
     )
 
 

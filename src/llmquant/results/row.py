@@ -12,7 +12,8 @@ from llmquant.study.experiment import RunId
 from llmquant.study.run import FailureKind
 
 if TYPE_CHECKING:
-    from llmquant.stats.paired import Method, Verdict
+    from llmquant.stats.paired import Method
+    from llmquant.stats.verdicts import Real, Verdict
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Row:
         attempt: number of the run's attempt; ``None`` for a missing run.
         hardware: hardware of the measurement, for evaluators whose results depend on it.
         task: task of the measurement, with `metric` and `at`; ``""`` if the run has no results.
-        mean_of: the tasks that a mean is over, each counting the same; empty for the number of one task.
+        mean_of: the tasks that a mean is over, each counting the same, with their metrics if `pooled`; empty for the
+            number of one task.
         at: conditions of the measurement.
         headline: whether tables show the measurement.
         stderr: standard error of the value.
@@ -50,7 +52,20 @@ class Row:
         ratio_low: lower end of the ratio's 95% interval, for perplexity.
         ratio_high: upper end of this interval.
         ratio_stderr: standard error of the ratio, for perplexity.
-        verdict: conclusion from the pairs; ``None`` if there are no pairs.
+        margin: the largest acceptable loss, in the units of the difference; 0.02 of a perplexity is a ratio of 1.02.
+        verdict: conclusion from the pairs at the margin, see `llmquant.stats.verdicts`; ``None`` without pairs or
+            margin.
+        no_verdict: why there is no verdict although there are pairs.
+        real: whether the interval shows a real loss or gain.
+        no_worse_than: the smallest loss that the interval excludes, as a difference, or as a ratio for perplexity.
+        documents_needed: about how many documents would decide an undecided verdict.
+        population: number of documents in the whole task; ``None`` if unknown.
+        p: two-sided p-value of no difference.
+        p_holm: this p-value, adjusted by Holm for the model's headline comparisons.
+        sidak_low: lower end of an interval that holds for all these comparisons at once, by Sidak; a ratio for
+            perplexity.
+        sidak_high: upper end of this interval.
+        pooled: whether the row is a variant's mean over its tasks, in margins or points, see `llmquant.results.pooled`.
         no_interval: why there are no pairs; ``""`` if there are, and on the baseline's rows.
         failure: message of a failed run.
         failure_kind: kind of the failure, such as ``out_of_memory``.
@@ -96,7 +111,18 @@ class Row:
     ratio_low: float | None = None
     ratio_high: float | None = None
     ratio_stderr: float | None = None
+    margin: float | None = None
     verdict: Verdict | None = None
+    no_verdict: str = ""
+    real: Real = ""
+    no_worse_than: float | None = None
+    documents_needed: int | None = None
+    population: int | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    sidak_low: float | None = None
+    sidak_high: float | None = None
+    pooled: bool = False
     no_interval: str = ""
     failure: str | None = None
     failure_kind: FailureKind | None = None

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmquant.errors import DamagedError
 from llmquant.results.means import mean_rows
+from llmquant.results.pooled import pooled_rows
 from llmquant.results.row import Row
 from llmquant.study.call import Json
 from llmquant.study.experiment import Experiment, RunId, Variant, VectorForm, digest_of
+from llmquant.study.margins import Margins, margin_of
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Measurement, Run, Sample
 
 if TYPE_CHECKING:
     from llmquant.stats.paired import PairedDifference
+    from llmquant.stats.samples import SamplePairs
 
 Samples: TypeAlias = Callable[[RunId], Mapping[str, Sequence[Sample]]]
 """Returns a run's samples by task."""
@@ -30,19 +33,21 @@ Samples: TypeAlias = Callable[[RunId], Mapping[str, Sequence[Sample]]]
 _COMPARED = ("python", "platform", "device", "cuda", "threads")
 
 
-def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> list[Row]:
+def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margins: Margins | None = None) -> list[Row]:
     """Compare every measurement of a study with its baseline's.
 
     Args:
         record: the study's record.
         runs: stored runs of the study's experiments; other runs are ignored.
         samples: called once per run with measurements.
+        margins: the largest acceptable losses; ``None`` for the study's own.
 
     Returns:
         One row per measurement, in the order of the study; one row for each experiment that failed or is missing. A
         partly failed experiment has both: rows of its finished tasks, and one of its failure. Last come means over
-        tasks, see `llmquant.results.means`.
+        tasks, see `llmquant.results.means`, and one row per variant for all its tasks, see `llmquant.results.pooled`.
     """
+    margins = record.margins if margins is None else margins
     baselines = {
         _likeness(experiment): experiment for experiment in record.experiments if _is_baseline(record, experiment)
     }
@@ -54,13 +59,13 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
         return read[run_id]
 
     found: list[Row] = []
-    differences: list[PairedDifference | None] = []  # of each row
+    pairs: list[SamplePairs | None] = []  # of each row
     for experiment in record.experiments:
         run = runs.get(experiment.run_id)
         head = _head(record, experiment, run)
         if run is None:
             found.append(Row(**head))
-            differences.append(None)
+            pairs.append(None)
             continue
         beside = baselines.get(_likeness(experiment))
         other = None if beside is None else runs.get(beside.run_id)
@@ -70,21 +75,92 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) -> li
             finished["provenance_differences"] = _provenance_differences(run, other)
         for measurement in run.measurements:
             like = None if other is None else _like(measurement, other.measurements)
-            compared, difference = (
-                ({}, None) if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
-            )
-            note = _note(run, measurement.task)
-            found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note))
-            differences.append(difference)
+            compared, pair = ({}, None) if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
+            note, total = _note(run, measurement.task), _population(run, measurement.task)
+            found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note, population=total))
+            pairs.append(pair)
         if run.status == "failed":
             found.append(Row(**head))
-            differences.append(None)
-    found = _without_signal(found, samples_of)
-    return found + mean_rows(found, differences, record.benchmarks)
+            pairs.append(None)
+    differences = [None if pair is None else pair.difference() for pair in pairs]
+    found = _without_signal(_judged(found, pairs, differences, margins), samples_of)
+    linear = [
+        d if pair is not None and pair.scale == "linear" else None for pair, d in zip(pairs, differences, strict=True)
+    ]
+    means = mean_rows(found, linear, record.benchmarks, margins)
+    return [*found, *means, *pooled_rows(found, differences, margins)]
+
+
+def _judged(
+    rows: Sequence[Row],
+    pairs: Sequence[SamplePairs | None],
+    differences: Sequence[PairedDifference | None],
+    margins: Margins,
+) -> list[Row]:
+    """Fill in the intervals and verdicts of rows with pairs; a model's headline comparisons are one family."""
+    if not any(pairs):
+        return list(rows)
+    # Here, since numpy and scipy take most of a second, which a command that compares nothing should not wait for.
+    from llmquant.stats.significance import holm, sidak_level
+
+    families: dict[str, list[int]] = {}
+    for place, (row, difference) in enumerate(zip(rows, differences, strict=True)):
+        if row.headline and row.higher_is_better is not None and difference is not None and difference.p is not None:
+            families.setdefault(row.model_digest, []).append(place)
+    found = [
+        row if pair is None or difference is None else _compared(row, difference, pair.scale, margins)
+        for row, pair, difference in zip(rows, pairs, differences, strict=True)
+    ]
+    for family in families.values():
+        level, adjusted = sidak_level(len(family)), holm([found[place].p for place in family])
+        for place, p in zip(family, adjusted, strict=True):
+            pair = pairs[place]
+            assert pair is not None
+            wide = pair.difference(level=level)
+            low, high = _ends(wide, pair.scale)
+            found[place] = replace(found[place], p_holm=p, sidak_low=low, sidak_high=high)
+    return found
+
+
+def _compared(row: Row, paired: PairedDifference, scale: Literal["linear", "log"], margins: Margins) -> Row:
+    """Fill in a difference, its interval and the verdict."""
+    from llmquant.stats.verdicts import judge
+
+    margin = margin_of(row.metric, margins)
+    judged = judge(paired, higher_is_better=row.higher_is_better, margin=margin)
+    low, high = _ends(paired, scale)
+    bound = judged.no_worse_than
+    row = replace(
+        row,
+        pairs=paired.n,
+        pairs_higher=paired.higher,
+        pairs_lower=paired.lower,
+        interval_method=paired.method,
+        margin=margin if margin is None or scale == "linear" else math.expm1(margin),
+        verdict=judged.verdict,
+        no_verdict="" if judged.verdict else f"{row.metric} needs a margin: --margin {row.metric}=NUMBER",
+        real=judged.real,
+        no_worse_than=bound if bound is None or scale == "linear" else _exp(bound),
+        documents_needed=judged.documents_needed,
+        p=paired.p,
+    )
+    if scale == "linear":
+        return replace(
+            row, difference=paired.value, difference_stderr=paired.stderr, difference_low=low, difference_high=high
+        )
+    ratio = _exp(paired.value)
+    stderr = None if paired.stderr is None else ratio * paired.stderr
+    return replace(row, ratio=ratio, ratio_stderr=stderr, ratio_low=low, ratio_high=high)
+
+
+def _ends(paired: PairedDifference, scale: Literal["linear", "log"]) -> tuple[float | None, float | None]:
+    """Return the ends of an interval, as ratios on a scale of logarithms."""
+    low, high = (end if end is None or scale == "linear" else _exp(end) for end in (paired.low, paired.high))
+    return low, high
 
 
 def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[str, Sequence[Sample]]]) -> list[Row]:
-    """Replace *equal* by *no signal* if every variant has the same score on every document, such as 0 or 1.
+    """Give the verdict *no signal* if every variant has the same score on every document, such as 0 or 1.
 
     Such documents cannot distinguish a good variant from a broken one.
     """
@@ -94,11 +170,14 @@ def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[s
     silent = {
         id(row)
         for alike in measured.values()
-        if {row.verdict for row in alike} <= {"equal", None}
+        if all(row.pairs is None or not (row.pairs_higher or row.pairs_lower) for row in alike)
         for row in alike
-        if row.verdict == "equal" and _constant(samples_of(row.run_id)[row.task], row.metric)
+        if row.pairs is not None and _constant(samples_of(row.run_id)[row.task], row.metric)
     }
-    return [replace(row, verdict="no signal") if id(row) in silent else row for row in rows]
+    return [
+        replace(row, verdict="no signal", no_verdict="", documents_needed=None) if id(row) in silent else row
+        for row in rows
+    ]
 
 
 def _constant(samples: Sequence[Sample], metric: str) -> bool:
@@ -185,6 +264,13 @@ def _note(run: Run, task: str) -> str:
     return "; ".join(map(str, notes)) if isinstance(notes, list | tuple) else ""
 
 
+def _population(run: Run, task: str) -> int | None:
+    """Return how many documents the whole task has."""
+    details = run.details.get(task)
+    total = details.get("documents_total") if isinstance(details, Mapping) else None
+    return total if isinstance(total, int) and not isinstance(total, bool) else None
+
+
 def _like(measurement: Measurement, others: Iterable[Measurement]) -> Measurement | None:
     wanted = (measurement.task, measurement.metric, measurement.at, measurement.unit)
     return next((other for other in others if (other.task, other.metric, other.at, other.unit) == wanted), None)
@@ -192,10 +278,8 @@ def _like(measurement: Measurement, others: Iterable[Measurement]) -> Measuremen
 
 def _compare(
     measurement: Measurement, like: Measurement | None, run: Run, other: Run | None, samples_of: Samples
-) -> tuple[dict[str, Any], PairedDifference | None]:  # Any: fields of Row
-    """Return the fields that come from comparing a measurement with the baseline's, and its difference if linear."""
-    # Here, since numpy and scipy take most of a second, which a command that compares nothing should not wait for.
-    from llmquant.stats.paired import verdict
+) -> tuple[dict[str, Any], SamplePairs | None]:  # Any: fields of Row
+    """Return the fields that come from comparing a measurement with the baseline's, and its pairs if there are any."""
     from llmquant.stats.samples import pair_samples
 
     if other is None:
@@ -211,34 +295,7 @@ def _compare(
         return {**found, "no_interval": error.message}, None
     if (paired.scale == "log" or measurement.unit) and value > 0 and baseline > 0:
         found["ratio"] = value / baseline
-    if paired.difference is None:
-        return {**found, "no_interval": paired.reason}, None
-    found |= _interval_fields(paired.difference, paired.scale)
-    found["verdict"] = verdict(paired.difference, higher_is_better=measurement.higher_is_better)
-    return found, paired.difference if paired.scale == "linear" else None
-
-
-def _interval_fields(paired: PairedDifference, scale: Literal["linear", "log"]) -> dict[str, Any]:  # Any: fields of Row
-    found: dict[str, Any] = {
-        "pairs": paired.n,
-        "pairs_higher": paired.higher,
-        "pairs_lower": paired.lower,
-        "interval_method": paired.method,
-    }
-    if scale == "linear":
-        return found | {
-            "difference": paired.value,
-            "difference_stderr": paired.stderr,
-            "difference_low": paired.low,
-            "difference_high": paired.high,
-        }
-    ratio = _exp(paired.value)
-    return found | {
-        "ratio": ratio,
-        "ratio_stderr": None if paired.stderr is None else ratio * paired.stderr,
-        "ratio_low": None if paired.low is None else _exp(paired.low),
-        "ratio_high": None if paired.high is None else _exp(paired.high),
-    }
+    return {**found, "no_interval": paired.reason}, None if paired.reason else paired
 
 
 def _exp(x: float) -> float:

@@ -8,9 +8,10 @@ It needs numpy and scipy only, and scores from anywhere, one per document:
     print(difference.value, difference.low, difference.high, difference.p)
 
 `paired_difference` chooses the interval by the kind of the scores, see `llmquant.stats.paired`; `mean_difference`
-averages the differences of several tasks. `mcnemar_exact` and `mcnemar_mid_p` test right and wrong answers; `holm` and
-`sidak_level` allow for several comparisons at once. `document_sd`, `documents_needed` and `reachable_margin` plan a
-study. `betting_interval` and `sequential_difference` stay valid however often one looks.
+averages the differences of several tasks. `judge` turns a difference and a margin into a verdict. `mcnemar_exact` and
+`mcnemar_mid_p` test right and wrong answers; `holm` and `sidak_level` allow for several comparisons at once.
+`document_sd`, `documents_needed` and `reachable_margin` plan a study. `betting_interval` and `sequential_difference`
+stay valid however often one looks.
 """
 
 from llmquant.stats.paired import (
@@ -19,20 +20,23 @@ from llmquant.stats.paired import (
     mean_difference,
     mean_stderr,
     paired_difference,
+    scaled,
     score_interval,
-    verdict,
 )
 from llmquant.stats.planning import document_sd, documents_needed, reachable_margin
 from llmquant.stats.sequences import betting_interval, log_capital, sequential_difference
 from llmquant.stats.significance import holm, mcnemar_exact, mcnemar_mid_p, sidak_level
+from llmquant.stats.verdicts import Judgement, judge
 
 __all__ = [
     "MIN_CHANGED",
+    "Judgement",
     "PairedDifference",
     "betting_interval",
     "document_sd",
     "documents_needed",
     "holm",
+    "judge",
     "log_capital",
     "mcnemar_exact",
     "mcnemar_mid_p",
@@ -40,8 +44,8 @@ __all__ = [
     "mean_stderr",
     "paired_difference",
     "reachable_margin",
+    "scaled",
     "score_interval",
     "sequential_difference",
     "sidak_level",
-    "verdict",
 ]

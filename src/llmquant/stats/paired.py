@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -34,7 +34,6 @@ from llmquant.stats.significance import mcnemar_exact, mcnemar_mid_p
 
 Floats: TypeAlias = NDArray[np.float64]
 Method = Literal["score", "t", "exact bounds", "betting sequence", ""]
-Verdict = Literal["better", "worse", "differs", "equal", "no signal", "undecided"]
 
 # For five changes, all in one direction, the two-sided sign test gives p = 0.06: no exact test can decide on so few.
 MIN_CHANGED = 6
@@ -166,21 +165,16 @@ def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0
     return PairedDifference(value, stderr, low, high, n, higher, lower, changed, "t", units, p)
 
 
-def verdict(difference: PairedDifference, *, higher_is_better: bool | None) -> Verdict:
-    """Return the verdict that a difference supports.
-
-    Returns:
-        ``equal`` if no document changed; ``better``, ``worse`` (or ``differs`` if neither direction is better) if the
-        95% interval excludes zero; else ``undecided``.
-    """
-    if not difference.higher and not difference.lower:
-        return "equal"
-    low, high = difference.low, difference.high
-    if low is None or high is None or low <= 0 <= high:
-        return "undecided"
-    if higher_is_better is None:
-        return "differs"
-    return "better" if (low > 0) == higher_is_better else "worse"
+def scaled(difference: PairedDifference, factor: float) -> PairedDifference:
+    """Return a difference in other units; a negative factor counts losses as gains."""
+    ends = [None if end is None else factor * end for end in (difference.low, difference.high)]
+    counts = (difference.higher, difference.lower)
+    if factor < 0:
+        ends.reverse()
+        counts = counts[::-1]
+    stderr = None if difference.stderr is None else abs(factor) * difference.stderr
+    value, (low, high), (higher, lower) = factor * difference.value, ends, counts
+    return replace(difference, value=value, stderr=stderr, low=low, high=high, higher=higher, lower=lower)
 
 
 def score_interval(higher: int, lower: int, n: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -13,17 +13,31 @@ from llmquant.study.run import Measurement, Sample
 
 @dataclass(frozen=True)
 class SamplePairs:
-    """The comparison of two runs' samples for one measurement.
+    """Two runs' scores of the same documents, for one measurement.
 
     Attributes:
-        difference: variant minus baseline; ``None`` if no samples pair.
-        scale: ``log`` means that the difference is the logarithm of a ratio.
-        reason: why no samples pair.
+        variant: scores of the variant.
+        baseline: scores of the same documents.
+        weights: weight of each document; ``None`` for equal weights.
+        groups: group of each document.
+        scale: ``log`` means that a difference is the logarithm of a ratio.
+        reason: why no samples pair; ``""`` if some do.
     """
 
-    difference: PairedDifference | None
+    variant: Sequence[float] = ()
+    baseline: Sequence[float] = ()
+    weights: Sequence[float] | None = None
+    groups: Sequence[str] | None = None
     scale: Literal["linear", "log"] = "linear"
     reason: str = ""
+
+    def difference(self, *, level: float = 0.95) -> PairedDifference:
+        """Estimate variant minus baseline."""
+        # Weighted documents are the windows of a text, stored in its order.
+        ordered = self.weights is not None
+        return paired_difference(
+            self.variant, self.baseline, weights=self.weights, groups=self.groups, level=level, ordered=ordered
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ def pair_samples(
     variant_samples: Mapping[str, Sequence[Sample]],
     baseline_samples: Mapping[str, Sequence[Sample]],
 ) -> SamplePairs:
-    """Pair by document, occurrence and prompt, and estimate the difference of two measurements of one metric.
+    """Pair two runs' samples of one metric by document, occurrence and prompt.
 
     No samples pair if the scores of the documents do not add up to the measured values, because an interval for a mean
     does not apply to a metric that is not a mean. Samples are grouped by task, as in runs.
@@ -104,25 +118,24 @@ def pair_samples(
     mine, theirs = (samples.get(variant.task, ()) for samples in (variant_samples, baseline_samples))
     metric = _sum_of(variant.metric, mine)
     if not mine or not theirs or not all(map(metric.has, (*mine, *theirs))):
-        return SamplePairs(None, metric.scale, "no scores of single documents were kept")
+        return SamplePairs(scale=metric.scale, reason="no scores of single documents were kept")
     if not (metric.gives(variant.value, mine) and metric.gives(baseline.value, theirs)):
-        return SamplePairs(None, metric.scale, "the value is not the mean of its documents' scores")
+        return SamplePairs(scale=metric.scale, reason="the value is not the mean of its documents' scores")
     beside = {(sample.document, sample.occurrence): sample for sample in theirs}
     pairs = [(one, beside[one.document, one.occurrence]) for one in mine if (one.document, one.occurrence) in beside]
     if not pairs:
-        return SamplePairs(None, metric.scale, "the baseline was scored on other documents")
+        return SamplePairs(scale=metric.scale, reason="the baseline was scored on other documents")
     same = [
         (one, other)
         for one, other in pairs
         if one.prompt == other.prompt and metric.weight_of(one) == metric.weight_of(other)
     ]
     if not any(metric.weight_of(one) > 0 for one, _ in same):
-        return SamplePairs(None, metric.scale, "the baseline was given other prompts")
-    difference = paired_difference(
+        return SamplePairs(scale=metric.scale, reason="the baseline was given other prompts")
+    return SamplePairs(
         [metric.worth * one.scores[metric.score] for one, _ in same],
         [metric.worth * other.scores[metric.score] for _, other in same],
-        weights=[metric.weight_of(one) for one, _ in same] if metric.weight else None,
-        groups=[one.group for one, _ in same],
-        ordered=bool(metric.weight),  # windows of a text are stored in its order
+        [metric.weight_of(one) for one, _ in same] if metric.weight else None,
+        [one.group for one, _ in same],
+        metric.scale,
     )
-    return SamplePairs(difference, metric.scale)

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from llmquant.study.experiment import Experiment, VectorForm
-from llmquant.study.reading import Count, Positive, read_as, stored
+from llmquant.study.margins import DEFAULT
+from llmquant.study.reading import Count, NumberFromZero, Positive, read_as, stored
 from llmquant.study.run import SCHEMA_VERSION, check_schema
 
 
@@ -23,6 +24,7 @@ class StudyRecord:
         notes: notes for readers of the tables, for example about an added baseline.
         benchmarks: labels of the evaluators that a benchmark was split into, by the benchmark's label.
         limit: maximum documents per task; ``None`` for all.
+        margins: the largest acceptable losses, see `llmquant.study.margins`.
         started_at: start of the study in ISO 8601, UTC; older runs were reused; ``""`` if unknown.
     """
 
@@ -35,6 +37,7 @@ class StudyRecord:
     seed: Count = 0
     started_at: str = ""
     benchmarks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    margins: Mapping[str, NumberFromZero] = field(default_factory=lambda: DEFAULT)
 
     @cached_property
     def forms(self) -> Mapping[str, tuple[VectorForm, ...]]:
@@ -53,6 +56,7 @@ class StudyRecord:
             "experiments": [experiment.to_json() for experiment in self.experiments],
             "baselines": dict(self.baselines),
             "notes": list(self.notes),
+            "margins": dict(self.margins),
             "benchmarks": {name: list(parts) for name, parts in self.benchmarks.items()},
         }
 

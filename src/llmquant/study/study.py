@@ -11,10 +11,11 @@ from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import ModelRequest, VectorGrid
 from llmquant.study.file import read_study_file
+from llmquant.study.margins import DEFAULT, Margins, read_margins
 from llmquant.study.reading import brief, read_as, value_of
 
 STUDY_SCHEMA = 1
-_KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", "limit", "seed")
+_KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", "margin", "limit", "seed")
 _FIELDS: Mapping[str, Any] = {"baseline": str | None, "limit": int | None, "seed": int}  # Any: types
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class Study:
         baseline: label of one of the quantizers; ``None`` for the first ``*_baseline``, which is added if missing.
         limit: maximum documents per task (for retrieval: queries per task), at least 1; ``None`` for all.
         vectors: the forms of vectors to compare, for embedders.
+        margins: the largest acceptable losses, see `llmquant.study.margins`; they decide verdicts, not what is run.
     """
 
     models: tuple[ModelRequest, ...]
@@ -43,6 +45,7 @@ class Study:
     limit: int | None = 100
     seed: int = 0
     vectors: VectorGrid = field(default_factory=VectorGrid)
+    margins: Margins = field(default_factory=lambda: DEFAULT)
 
     def __post_init__(self) -> None:
         for key, kind in _FIELDS.items():
@@ -57,6 +60,7 @@ class Study:
         *,
         vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
         baseline: str | None = None,
+        margin: float | str | Sequence[float | str] | None = None,
         limit: int | None = 100,
         seed: int = 0,
     ) -> Study:
@@ -72,6 +76,7 @@ class Study:
                 "evaluators": evaluators,
                 "vectors": vars(vectors) if isinstance(vectors, VectorGrid) else vectors or {},
                 "baseline": baseline,
+                "margin": margin,
                 "limit": "all" if limit is None else limit,
                 "seed": seed,
             }
@@ -116,10 +121,15 @@ class Study:
             data = {**data, "limit": None}
         elif data.get("limit", 0) is None:
             errors.append(OptionError("limit is null", hint='Write limit = 50, or limit = "all".'))
-        for key, read in (("vectors", VectorGrid.from_json), *((key, _field(key)) for key in _FIELDS)):
+        readers = [
+            ("vectors", VectorGrid.from_json),
+            ("margin", read_margins),
+            *((key, _field(key)) for key in _FIELDS),
+        ]
+        for key, read in readers:
             try:
                 if key in data:
-                    given[key] = read(data[key])
+                    given["margins" if key == "margin" else key] = read(data[key])
             except RequestError as error:
                 errors.append(error)
         raise_all(errors)
@@ -141,6 +151,8 @@ class Study:
             data["vectors"] = axes
         if self.baseline is not None:
             data["baseline"] = self.baseline
+        if self.margins != DEFAULT:
+            data["margin"] = dict(self.margins)
         return {**data, "limit": "all" if self.limit is None else self.limit, "seed": self.seed}
 
 

@@ -61,9 +61,7 @@ class Block:
     @cached_property
     def measures(self) -> list[Measure]:
         """List the headline measures in the order of the study, without means over tasks."""
-        return list(
-            dict.fromkeys(Measure.of(row) for row in self.rows if row.metric and row.headline and not row.mean_of)
-        )
+        return list(dict.fromkeys(Measure.of(row) for row in self.rows if row.metric and row.headline and row.run_id))
 
     @cached_property
     def _by_measure(self) -> Mapping[tuple[str, Measure], Row]:
@@ -84,7 +82,11 @@ class Block:
 
     def means(self, variant: str, tasks: Sequence[str]) -> list[Row]:
         """Look up a variant's means over tasks."""
-        return [row for row in self.rows if row.variant == variant and sorted(row.mean_of) == sorted(tasks)]
+        return [
+            row
+            for row in self.rows
+            if row.variant == variant and not row.pooled and sorted(row.mean_of) == sorted(tasks)
+        ]
 
     def column(self, measure: Measure) -> list[Row]:
         """Return the rows of one measure, the baseline's first."""

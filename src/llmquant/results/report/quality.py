@@ -9,20 +9,17 @@ from collections.abc import Callable, Sequence
 from llmquant.errors import OptionError
 from llmquant.results.report.block import Block, Measure, conditions, varying
 from llmquant.results.report.retrieval import headlines
-from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, decimals_of, number, number_apart
+from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
+from llmquant.results.report.verdict import TONES, margin_text
 from llmquant.results.row import Row
 from llmquant.study.call import Call
+from llmquant.study.margins import is_share
 
-# Shares between 0 and 1 that are usually written in percent.
-_PERCENT = re.compile(
-    r"f1|em|exact_match|acc(uracy)?(_norm)?|pass@\d+|(ndcg|recall|precision|map|mrr|hit_rate)(_at_|@)\d+"
-)
 _AT_K = re.compile(r"_at_(\d+)$")
 _NAMES = {"f1": "F1", "em": "EM"}
 # Each has the same information as perplexity.
 _SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
 _RATIO_DECIMALS = 3
-_TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good"}
 
 
 def is_quality(block: Block, measure: Measure) -> bool:
@@ -131,7 +128,7 @@ class _Difference:
 def _verdict(row: Row) -> Cell:
     if row.verdict is None:
         return Cell("" if row.is_baseline else "–", "quiet")
-    return Cell(row.verdict, _TONES.get(row.verdict, "plain"))
+    return Cell(row.verdict, TONES.get(row.verdict, "plain"))
 
 
 def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> list[str]:
@@ -142,28 +139,20 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
     paired = [row for row in rows if row.pairs is not None]
     if paired:
         notes = [" ".join([*notes, f"Differences are to {block.baseline} on the same documents, with 95% intervals."])]
-    reaches = [text for measure in measures if (text := _reach(block, measure, measures))]
-    if any(row.verdict == "undecided" for row in rows):
-        reach = f" ({'; '.join(reaches)})" if reaches else ""
+    said = {row.verdict for row in rows}
+    limit = margin_text(rows)
+    if limit and said & {"worse", "no worse", "undecided"}:
         notes.append(
-            "undecided: these documents do not distinguish the variant from the baseline"
-            f"{reach}. Four times the documents halve the intervals."
+            f"At a margin of {limit}: worse, the whole interval is beyond the margin; no worse, none of it is; "
+            "better, the whole interval is a gain; undecided, anything else."
         )
-    equal = [row for row in rows if row.verdict == "equal"]
-    if equal:
-        bounded = any(row.difference_low is not None for row in equal)
-        tail = "; the interval bounds how often other documents may differ." if bounded else "."
-        notes.append(f"equal: the same score on every document{tail}")
-    if any(row.verdict == "no signal" for row in rows):
+    if "no signal" in said:
         notes.append(
             "no signal: every variant has the same score on every document, so these documents cannot "
             "distinguish a good variant from a broken one. Check the task's rows, or use an easier or harder task."
         )
-    if any(row.verdict in ("better", "worse", "differs") for row in rows):
-        notes.append(
-            "better, worse: the 95% interval excludes zero difference. Each comparison is separate: "
-            "without a real difference, one in twenty is still marked by chance."
-        )
+    wanting = dict.fromkeys(row.no_verdict for row in rows if row.no_verdict)
+    notes += [f"No verdict: {reason}." for reason in wanting]
     partial = [row for row in paired if row.n is not None and row.pairs is not None and row.pairs < row.n]
     notes += [
         f"{row.variant}, {_title(Measure.of(row), measures)}: compared on the {row.pairs} documents that pair."
@@ -183,27 +172,11 @@ def _unpaired(block: Block, measures: Sequence[Measure]) -> list[str]:
     return [f"No interval for {', '.join(names)}: {reason}." for reason, names in by_reason.items()]
 
 
-def _reach(block: Block, measure: Measure, measures: Sequence[Measure]) -> str:
-    """Describe how large a difference stays undecided."""
-    column = block.column(measure)
-    scale, _ = _scale(column)
-    halves = [
-        scale * (row.difference_high - row.difference_low) / 2
-        for row in column
-        if row.verdict == "undecided" and row.difference_low is not None and row.difference_high is not None
-    ]
-    if not halves:
-        return ""
-    unit = " points" if scale == 100 else ""
-    decimals = decimals_for([max(halves)], least=1 if scale == 100 else 0) or 0
-    return f"{_title(measure, measures)} to about ±{number(max(halves), decimals)}{unit}"
-
-
 def _scale(column: Sequence[Row]) -> tuple[float, str]:
     """Return the factor for values, and the unit to show."""
     values = [row.value for row in column if row.value is not None]
     share = not column[0].unit and all(0 <= value <= 1 or math.isnan(value) for value in values)
-    if share and _PERCENT.fullmatch(column[0].metric):
+    if share and is_share(column[0].metric):
         return 100.0, "%"
     return 1.0, column[0].unit
 

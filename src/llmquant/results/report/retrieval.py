@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from llmquant.results.means import SIZE
 from llmquant.results.report.block import Block, Measure
-from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, decimals_of, number, number_apart
+from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
+from llmquant.results.report.verdict import TONES
 from llmquant.results.row import Row
 
 NOT_ENCODED = "_not_encoded"
 LATENCIES = ("query_encode_ms", "query_search_ms")
-_TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _difference(line: _Line, decimals: int) -> Cell:
 
 def _verdict(line: _Line) -> Cell:
     found = None if line.row is None else line.row.verdict
-    return Cell(found or "", _TONES.get(found, "plain"))
+    return Cell(found or "", TONES.get(found, "plain"))
 
 
 def _latency(place: int, decimals: int) -> Callable[[_Line], Cell]:
@@ -153,8 +153,6 @@ def _notes(lines: Sequence[_Line], tasks: int, *, unequal: bool) -> list[str]:
     compared = [line.row for line in lines if line.row is not None]
     if tasks > 1 and any(row.difference_low is not None for row in compared):
         notes.append("The interval of a mean covers other queries of the same tasks, not other tasks.")
-    if any(row.verdict == "undecided" for row in compared):
-        notes.append("undecided: these queries do not distinguish the variant from the baseline.")
     if any(row.verdict == "no signal" for row in compared):
         notes.append("no signal: every variant has the same score on every query, so nothing can be compared.")
     if unequal:

@@ -10,6 +10,7 @@ from llmquant.results.report.cost import cost_tables, money_table
 from llmquant.results.report.quality import quality_table
 from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.table import Table
+from llmquant.results.report.verdict import verdict_table
 from llmquant.results.row import Row, failures, missing
 from llmquant.study.record import StudyRecord
 
@@ -23,8 +24,10 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
         Tables in reading order. Only the smallest and largest conditions are shown; the rows have all.
     """
     grouped = blocks(rows)
+    verdicts = [(block, table) for block in grouped if (table := verdict_table(block)) is not None]
+    found = [replace(table, heading=_heading(block)) for block, table in verdicts]
     retrieval = retrieval_table(grouped)
-    found: list[Table] = [] if retrieval is None else [retrieval]
+    found += [] if retrieval is None else [retrieval]
     for block in grouped:
         first = quality_table(block)
         tables = ([] if first is None else [first]) + cost_tables(block)
@@ -36,12 +39,15 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
         hardware = ", ".join(dict.fromkeys(row.hardware for row in block.rows if row.hardware))
         if hardware and tables:
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
-        heading = block.model + (f" · baseline {block.baseline}" if block.baseline is not None else "")
-        found += [replace(table, heading=heading) for table in tables]
+        found += [replace(table, heading=_heading(block)) for table in tables]
     paid = money_table(rows)
     found += [] if paid is None else [paid]
     ends = (("Failed", _failed(rows)), ("Not run", _not_run(rows)), ("Notes", _notes(rows, record)))
     return found + [Table(title, footnotes=tuple(lines)) for title, lines in ends if lines]
+
+
+def _heading(block: Block) -> str:
+    return block.model + (f" · baseline {block.baseline}" if block.baseline is not None else "")
 
 
 def _applied(block: Block) -> list[str]:
@@ -102,7 +108,7 @@ def _not_run(rows: Sequence[Row]) -> list[str]:
 def _notes(rows: Sequence[Row], record: StudyRecord) -> list[str]:
     about_models = {note for block in blocks(rows) for note in record.notes if _is_about(note, block)}
     notes = [note for note in record.notes if note not in about_models]
-    run = {row.run_id for row in rows if row.status != "missing" and not row.mean_of}
+    run = {row.run_id for row in rows if row.status != "missing" and row.run_id}
     reused = {row.run_id for row in rows if row.reused}
     if reused:
         notes.append(f"{len(reused)} of {len(run)} runs were reused: they are older than this study.")

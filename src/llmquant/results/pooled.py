@@ -1,0 +1,153 @@
+"""One verdict per variant over all its tasks.
+
+Each task counts the same, with one metric. The differences, counted as gains, are in points if every metric is a share
+with the same margin, else in margins: a loss of 1 is as large as the task's margin. Tasks without signal or pairs are
+left out and named. The interval is about other documents of the same tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmquant.results.means import Task, task_of
+from llmquant.results.row import Row
+from llmquant.study.experiment import RunId, digest_of
+from llmquant.study.margins import Margins, is_share, margin_of
+
+if TYPE_CHECKING:
+    from llmquant.stats.paired import PairedDifference
+
+ALL_TASKS = "all tasks"
+
+# Of a task's metrics, the first of these counts, else its first one; the others repeat what it says.
+_PREFERRED = ("acc_norm", "f1", "acc", "exact_match", "perplexity", "word_perplexity")
+
+
+def pooled_rows(rows: Sequence[Row], differences: Sequence[PairedDifference | None], margins: Margins) -> list[Row]:
+    """Make one row per model and variant.
+
+    Args:
+        rows: of a study, judged.
+        differences: of each row; ``None`` where nothing pairs. Those of perplexity are logarithms of ratios.
+    """
+    by_id = {id(row): difference for row, difference in zip(rows, differences, strict=True)}
+    found = []
+    for model in dict.fromkeys(row.model_digest for row in rows):
+        mine = [row for row in rows if row.model_digest == model]
+        counted = _counted(mine, margins)
+        labels = dict.fromkeys(row.variant for row in mine if not row.is_baseline)
+        pooled = [_pooled([row for row in mine if row.variant == label], counted, by_id, margins) for label in labels]
+        found += _one_family([row for row in pooled if row is not None])
+    return found
+
+
+def _counted(rows: Sequence[Row], margins: Margins) -> Mapping[Task, str]:
+    """Choose the metric that counts for each task; a task without a margin does not count."""
+    by_task: dict[Task, list[str]] = {}
+    for row in rows:
+        judged = row.headline and row.hardware is None and row.higher_is_better is not None
+        if row.metric and judged and margin_of(row.metric, margins) is not None:
+            by_task.setdefault(task_of(row), []).append(row.metric)
+    return {
+        task: next((name for name in _PREFERRED if name in metrics), metrics[0]) for task, metrics in by_task.items()
+    }
+
+
+def _pooled(
+    rows: Sequence[Row],
+    counted: Mapping[Task, str],
+    differences: Mapping[int, PairedDifference | None],
+    margins: Margins,
+) -> Row | None:
+    parts = [row for row in rows if counted.get(task_of(row)) == row.metric]
+    failed = sorted({row.evaluator for row in rows if row.status != "completed" and _counts(row, counted)})
+    if not parts and not failed:
+        return None
+    used = [row for row in parts if row.verdict not in (None, "no signal") and differences[id(row)] is not None]
+    left_out = [f"{row.task} ({row.verdict or row.no_interval or row.no_verdict})" for row in parts if row not in used]
+    first = rows[0]
+    shares = {row.margin if is_share(row.metric) else None for row in used}
+    in_points = len(shares) == 1 and None not in shares
+    names = tuple(f"{row.task} {row.metric}" for row in used)
+    row = Row(
+        model=first.model,
+        model_digest=first.model_digest,
+        variant=first.variant,
+        is_baseline=False,
+        evaluator=ALL_TASKS,
+        evaluator_key=digest_of(sorted(row.evaluator_key for row in used)).removeprefix("sha256:")[:12],
+        run_id=RunId(""),
+        status="completed",
+        task=" and ".join(names) if len(names) < 3 else f"mean of {len(names)} tasks",
+        mean_of=names,
+        metric="difference",
+        unit="points" if in_points else "margins",
+        higher_is_better=True,
+        baseline=first.baseline,
+        evaluator_note=f"without {', '.join(left_out)}" if left_out else "",
+        pooled=True,
+    )
+    if failed:
+        return replace(row, no_verdict=f"{', '.join(failed)} did not finish")
+    if not used:
+        silent = all(row.verdict == "no signal" for row in parts)
+        return replace(row, verdict="no signal") if silent else replace(row, no_verdict="; ".join(left_out))
+    return _judged(row, used, [differences[id(row)] for row in used], margins, in_points=in_points)
+
+
+def _counts(row: Row, counted: Mapping[Task, str]) -> bool:
+    return any(key == row.evaluator_key for key, _ in counted)
+
+
+def _judged(
+    row: Row,
+    parts: Sequence[Row],
+    differences: Sequence[PairedDifference | None],
+    margins: Margins,
+    *,
+    in_points: bool,
+) -> Row:
+    from llmquant.stats.paired import mean_difference, scaled
+    from llmquant.stats.verdicts import judge
+
+    gains = []
+    for part, difference in zip(parts, differences, strict=True):
+        margin = margin_of(part.metric, margins)
+        if difference is None or margin is None or not (in_points or margin):
+            return replace(row, no_verdict=f"{part.metric} has a margin of 0, and the other tasks' units differ")
+        sign = 1 if part.higher_is_better else -1
+        gains.append(scaled(difference, sign * (100.0 if in_points else 1 / margin)))
+    pooled = gains[0] if len(gains) == 1 else mean_difference(gains)
+    margin = 100 * (parts[0].margin or 0.0) if in_points else 1.0
+    judged = judge(pooled, higher_is_better=True, margin=margin)
+    return replace(
+        row,
+        n=pooled.n,
+        difference=pooled.value,
+        difference_stderr=pooled.stderr,
+        difference_low=pooled.low,
+        difference_high=pooled.high,
+        pairs=pooled.n,
+        pairs_higher=pooled.higher,
+        pairs_lower=pooled.lower,
+        interval_method=pooled.method,
+        margin=margin,
+        verdict=judged.verdict,
+        real=judged.real,
+        no_worse_than=judged.no_worse_than,
+        documents_needed=judged.documents_needed,
+        p=pooled.p,
+    )
+
+
+def _one_family(rows: Sequence[Row]) -> list[Row]:
+    """Adjust the p-values of a model's variants for their number."""
+    from llmquant.stats.significance import holm
+
+    adjusted = holm([row.p for row in rows])
+    return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
+
+
+__all__ = ["ALL_TASKS", "pooled_rows"]

@@ -1,0 +1,107 @@
+"""The answer: one sentence per model, and one line per variant over all its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmquant.results.report.block import Block
+from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, number, number_apart
+from llmquant.results.row import Row
+from llmquant.study.margins import is_share
+
+TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good", "no worse": "good"}
+
+
+def verdict_table(block: Block) -> Table | None:
+    """Make the table of a model's pooled rows; ``None`` if there are none."""
+    rows = [row for row in block.rows if row.pooled]
+    if not rows:
+        return None
+    halves = [
+        (row.difference_high - row.difference_low) / 2
+        for row in rows
+        if row.difference_high is not None and row.difference_low is not None
+    ]
+    decimals = decimals_for(halves, least=1) or 1
+    unit = rows[0].unit if len({row.unit for row in rows}) == 1 else "points or margins"
+    columns = (
+        Column(("variant",), align="left"),
+        Column((f"difference, {unit}", "[95% interval]")),
+        Column(("no worse", "than")),
+        Column(("verdict",), align="left"),
+    )
+    cells = tuple(
+        (
+            Cell(row.variant),
+            Cell(_difference(row, decimals)),
+            Cell("–" if row.no_worse_than is None else number(row.no_worse_than, decimals, sign=True)),
+            Cell(said(row), TONES.get(row.verdict, "plain")),
+        )
+        for row in rows
+    )
+    return Table(_sentence(block, rows), columns, cells, tuple(_footnotes(rows)))
+
+
+def said(row: Row) -> str:
+    """Write a verdict, with a loss that is real although it may be small."""
+    if row.verdict is None:
+        return "–"
+    return f"{row.verdict}, a real loss" if row.real == "loss" and row.verdict != "worse" else row.verdict
+
+
+def margin_text(rows: Sequence[Row]) -> str:
+    """Write the margins that decide rows: ``2 points or 2% of perplexity``."""
+    texts: dict[str, None] = {}
+    for row in rows:
+        if row.margin is not None and is_share(row.metric):
+            texts[f"{100 * row.margin:g} points"] = None
+        elif row.margin is not None and "perplexity" in row.metric:
+            texts[f"{100 * row.margin:g}% of perplexity"] = None
+        elif row.margin is not None:
+            texts[f"{row.margin:g} of {row.metric}"] = None
+    return " or ".join(texts)
+
+
+def _sentence(block: Block, rows: Sequence[Row]) -> str:
+    """Say which variants are no worse, worse and undecided."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row.verdict or "not judged", []).append(row.variant)
+    parts = [f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} {word}" for word, labels in groups.items()]
+    counted = {name for row in rows for name in row.mean_of}
+    limit = margin_text([row for row in block.rows if f"{row.task} {row.metric}" in counted])
+    return f"Verdict{f' at a margin of {limit}' if limit else ''}: {'; '.join(parts)}."
+
+
+def _difference(row: Row, decimals: int) -> str:
+    if row.difference is None:
+        return "–"
+    value = number(row.difference, decimals, sign=True)
+    if row.difference_low is None or row.difference_high is None:
+        return value
+    ends = (number_apart(end, 0.0, decimals, sign=True) for end in (row.difference_low, row.difference_high))
+    return f"{value} [{', '.join(ends)}]"
+
+
+def _footnotes(rows: Sequence[Row]) -> list[str]:
+    over = dict.fromkeys(row.task for row in rows if row.verdict is not None and row.mean_of)
+    notes = [f"Over {'; or over '.join(over)}, each task counting the same; positive is better."] if over else []
+    if any(row.unit == "margins" for row in rows):
+        notes.append("In margins: -1 is a loss as large as the margin of its task.")
+    notes += [
+        f"{row.variant}: undecided; about {_rounded(row.documents_needed)} documents would decide."
+        for row in rows
+        if row.documents_needed is not None
+    ]
+    notes += [f"{row.variant}: not judged, as {row.no_verdict}." for row in rows if row.no_verdict]
+    notes += [f"{row.variant}: {row.evaluator_note}." for row in rows if row.evaluator_note]
+    return notes
+
+
+def _rounded(count: int) -> str:
+    """Write a count with two digits, as it is an estimate."""
+    digits = max(0, len(str(count)) - 2)
+    return f"{round(count, -digits):,}"
+
+
+__all__ = ["TONES", "margin_text", "said", "verdict_table"]
