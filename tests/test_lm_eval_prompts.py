@@ -308,3 +308,50 @@ def test_the_table_says_what_the_evaluator_noted():
     (table,) = [table for table in summary(found, study.record) if table.title == "Quality"]
     said = [note for note in table.footnotes if "prompts were cut" in note]
     assert said == [f"{BASELINE}, nf4: coqa: 1 of 2 prompts were cut to 64 tokens: the beginning is missing."]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_generated_tokens_are_those_up_to_the_stop(evaluate, subject, batch_size):
+    """Each count is what generating alone gives, though in a batch an answer continues until all have ended."""
+    import torch
+
+    def alone(question):
+        ids = torch.tensor([subject.tokenizer(f"Question: {question['q']}Answer:", add_special_tokens=False).input_ids])
+        written = subject.module.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+        return [subject.tokenizer.decode(token) for token in written]
+
+    short, again, long = map(alone, QUESTIONS)
+    assert short == again
+    stop = next(text for text in short[3:] if text not in "".join(long))
+    samples = evaluate(GENERATION.replace("\\n", stop), batch_size=batch_size).samples
+    expected = short.index(stop) + 1
+    assert [(each.generated, each.cut) for each in samples] == [(expected, False), (expected, False), (16, True)]
+
+
+@pytest.mark.parametrize(("end", "extra"), [("\n", 1), ("<|im_end|>", 0)], ids=["stop", "end"])
+def test_an_answer_that_ends_is_not_cut(evaluate, subject, says, end, extra):
+    """Its tokens are the tokenizer's own, with the stop string and without the end token."""
+    says(f" sold twelve{end}")
+    sample = evaluate(GENERATION).samples[0]
+    count = len(subject.tokenizer(" sold twelve", add_special_tokens=False).input_ids) + extra
+    assert (sample.generated, sample.cut, sample.looping) == (count, False, False)
+
+
+def test_an_answer_without_an_end_is_cut_and_its_loop_is_seen(evaluate, says):
+    """The last token is repeated until the limit."""
+    says(" sold twelve")
+    sample = evaluate(GENERATION, gen_kwargs={"max_gen_toks": 64}).samples[0]
+    assert (sample.generated, sample.cut, sample.looping) == (64, True, True)
+
+
+def test_an_answer_is_not_stopped_in_its_reasoning(evaluate, subject, says):
+    """Reasoning counts as generated; only a stop string after it ends the answer."""
+    text = "first\nthen\n</think> twelve\n"
+    says(text)
+    sample = evaluate(GENERATION, think_end_token="</think>", gen_kwargs={"max_gen_toks": 64}).samples[0]
+    assert (sample.generated, sample.cut) == (len(subject.tokenizer(text, add_special_tokens=False).input_ids), False)
+
+
+def test_scored_choices_generate_nothing(evaluate):
+    """Where the model only scores given answers, there is nothing to count."""
+    assert {(sample.generated, sample.cut, sample.looping) for sample in evaluate(CHOICE).samples} == {(None,) * 3}

@@ -81,7 +81,10 @@ def _measurement(found: Measurement, where: str) -> Measurement:
 def _sample(found: Sample, where: str) -> Sample:
     _check_fields(found, f"{where}, a sample")
     return replace(
-        found, scores={metric: float(score) for metric, score in found.scores.items()}, occurrence=int(found.occurrence)
+        found,
+        scores={metric: float(score) for metric, score in found.scores.items()},
+        occurrence=int(found.occurrence),
+        generated=None if found.generated is None else int(found.generated),
     )
 
 
@@ -174,6 +177,7 @@ _Check = tuple[Callable[[Any], bool], str]  # Any: a third party's value
 _FILLED: _Check = (_is_filled, "a text that is not empty")
 _TEXT: _Check = (_is_text, "a text")
 _OPTIONAL_TEXT: _Check = (lambda v: v is None or isinstance(v, str), "a text, or None")
+_OPTIONAL_FLAG: _Check = (lambda v: v is None or isinstance(v, bool), "True, False or None")
 _FIELDS: Mapping[type, Mapping[str, _Check]] = {
     Result: {
         "task": _FILLED,
@@ -188,7 +192,7 @@ _FIELDS: Mapping[type, Mapping[str, _Check]] = {
         "metric": _FILLED,
         "value": (_is_number, "a number"),
         "unit": _TEXT,
-        "higher_is_better": (lambda v: v is None or isinstance(v, bool), "True, False or None"),
+        "higher_is_better": _OPTIONAL_FLAG,
         "stderr": (lambda v: v is None or (_is_number(v) and not v < 0), "a number from 0, or None"),
         "n": (lambda v: v is None or _is_whole(v, 1), "a whole number from 1, or None"),
         "at": (
@@ -208,5 +212,8 @@ _FIELDS: Mapping[type, Mapping[str, _Check]] = {
         "target": _OPTIONAL_TEXT,
         "group": _TEXT,
         "occurrence": (lambda v: _is_whole(v, 0), "a whole number from 0"),
+        "generated": (lambda v: v is None or _is_whole(v, 0), "a whole number from 0, or None"),
+        "cut": _OPTIONAL_FLAG,
+        "looping": _OPTIONAL_FLAG,
     },
 }

@@ -22,24 +22,19 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 from llmquant.errors import DamagedError, OptionError, StoreError
-from llmquant.storage.atomic import begin_folder, file_mode, file_name, make_folder, publish_folder, sweep, write_text
+from llmquant.storage.atomic import begin_folder, file_mode, make_folder, publish_folder, sweep, write_text
 from llmquant.storage.blanking import blank_run
 from llmquant.storage.journal import JobRecord
+from llmquant.storage.sample_files import REMADE, read_samples, write_samples
 from llmquant.study.experiment import RunId, path_of, visible
-from llmquant.study.reading import MOST_BYTES, brief, load, read_as, stored
+from llmquant.study.reading import brief, load
 from llmquant.study.run import Run, Sample
 
 T = TypeVar("T")
 
-_SCORE = "score:"
-_TASK = b"task"
 _KEPT = "kept"
-_REMADE = "Delete its run's folder; the run is made again."
-# Limit for samples that are read together: each sample may be long.
-_ROWS = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +128,7 @@ class Store:
                 raise DamagedError(f"it is attempt {run.attempt} of run {run.run_id}, which belongs elsewhere")
             return run
 
-        return load(self.folder(run_id, attempt) / "run.json", read, hint=_REMADE)
+        return load(self.folder(run_id, attempt) / "run.json", read, hint=REMADE)
 
     def runs(self) -> dict[RunId, Run]:
         """Read every run of the store, one attempt each, as `run` chooses it."""
@@ -160,7 +155,7 @@ class Store:
         """
         for task, scored in samples.items():
             if scored:
-                _write_samples(make_folder(partial / _KEPT) / "samples", visible(task), scored)
+                write_samples(make_folder(partial / _KEPT) / "samples", visible(task), scored)
         make_folder(partial / _KEPT)
         write_json(partial / _KEPT / "run.json", run.to_json())
 
@@ -170,7 +165,7 @@ class Store:
             try:
                 run = load(file, Run.from_json, hint="")
                 if (run.run_id, run.attempt) == (run_id, attempt):
-                    samples = dict(_read_samples(path) for path in sorted((file.parent / "samples").glob("*.parquet")))
+                    samples = dict(read_samples(path) for path in sorted((file.parent / "samples").glob("*.parquet")))
                     return run, samples, file.parents[1] / "files"
             except DamagedError as error:  # cut by what killed its writer
                 _log.warning("%s", error)
@@ -193,7 +188,7 @@ class Store:
             run, samples = blank_run(run, samples, partial / "files")
             for task, scored in samples.items():
                 if scored:
-                    _write_samples(partial / "samples", visible(task), scored)
+                    write_samples(partial / "samples", visible(task), scored)
             with contextlib.suppress(OSError):  # there are files, or an evaluator has deleted the folder
                 (partial / "files").rmdir()
             publish_folder(partial, self.folder(run.run_id, run.attempt), "run.json", _json_text(run.to_json()))
@@ -217,7 +212,7 @@ class Store:
             DamagedError: if they cannot be read.
         """
         folder = self.folder(run.run_id, run.attempt) / "samples"
-        return dict(_read_samples(path) for path in sorted(folder.glob("*.parquet")))
+        return dict(read_samples(path) for path in sorted(folder.glob("*.parquet")))
 
     def files(self, run: Run) -> Path:
         """Return the folder of an evaluator's files for a run; the folder may be missing.
@@ -345,53 +340,3 @@ def _started_at(study: Path) -> datetime:
     except (StoreError, KeyError, TypeError):
         found = datetime.min
     return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def texts(column: str) -> pa.Array:
-        values = [getattr(sample, column) for sample in samples]
-        return pa.array([None if value is None else visible(value) for value in values], pa.string())
-
-    metrics = list(dict.fromkeys(metric for sample in samples for metric in sample.scores))
-    columns: dict[str, pa.Array] = {
-        "document": texts("document"),
-        "occurrence": pa.array([s.occurrence for s in samples], pa.int64()),
-        **{column: texts(column) for column in ("prompt", "group", "answer", "target")},
-        **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
-    }
-    make_folder(folder)
-    pq.write_table(pa.table(columns, metadata={_TASK: task}), folder / f"{file_name(task)}.parquet", compression="zstd")
-
-
-def _read_samples(path: Path) -> tuple[str, list[Sample]]:
-    """Return the task and its samples."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found: list[Sample] = []
-    with stored(str(path), _REMADE):
-        if not path.is_file():  # a pipe would never end
-            raise OSError("it is not a file")
-        size = 0
-        try:
-            file = pq.ParquetFile(path)
-            task = (file.schema_arrow.metadata or {}).get(_TASK, unquote(path.stem).encode()).decode()
-            for batch in file.iter_batches(_ROWS):
-                size += batch.nbytes
-                if size > MOST_BYTES:  # a small compressed file can be very large
-                    raise OSError(f"it holds more than {MOST_BYTES:,} bytes")
-                found += map(_sample, batch.to_pylist())
-        except pa.ArrowException as error:
-            raise OSError(str(error)) from error
-        if len({(sample.document, sample.occurrence) for sample in found}) < len(found):
-            raise ValueError("a document is in it twice")
-    return task, found
-
-
-def _sample(row: Mapping[str, Any]) -> Sample:  # Any: a table's columns
-    values = {key: value for key, value in row.items() if not key.startswith(_SCORE)}
-    scores = {k.removeprefix(_SCORE): v for k, v in row.items() if k.startswith(_SCORE) and v is not None}
-    return read_as(Sample, {**values, "scores": scores})

@@ -74,6 +74,10 @@ class Sample:
         answer: the model's answer, if there is one.
         target: the expected answer, if it is a text.
         group: subtask or cluster, such as a story with several questions; ``""`` for none.
+        generated: number of generated tokens, reasoning included and the end token excluded, of all answers to the
+            document; ``None`` if nothing was generated, and for the next two.
+        cut: whether an answer ended at the maximum number of new tokens, not at a stop string or an end token.
+        looping: whether an answer ended in a loop, see `llmquant.study.looping`.
     """
 
     document: str
@@ -83,6 +87,9 @@ class Sample:
     target: str | None = None
     group: str = ""
     occurrence: Count = 0
+    generated: Count | None = None
+    cut: bool | None = None
+    looping: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         "log_softmax": "float32",
         "eos_token_id": subject.module.generation_config.eos_token_id,
     }
-    return results(output, loaded["tasks"], model.prompts, details, _notes(options, subject, model), options.group)
+    notes = _notes(options, subject, model)
+    return results(output, loaded["tasks"], model.prompts, model.written, details, notes, options.group)
 
 
 def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> list[str]:

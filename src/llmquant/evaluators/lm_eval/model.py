@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import datetime
 import gc
 import hashlib
 import logging
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from llmquant.errors import RunError
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.plugins.evaluator import LoadedModel
+from llmquant.study.looping import is_looping
 
 # Llama 3.1's own fallback date: templates that write today's date would produce another prompt every day.
 CHAT_DATE = datetime.date(2024, 7, 26)
@@ -43,6 +45,18 @@ class Prompt:
     cut_to: int | None
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the model generated for one document, as in `Sample`."""
+
+    generated: int = 0
+    cut: bool = False
+    looping: bool = False
+
+    def __add__(self, other: Written) -> Written:
+        return Written(self.generated + other.generated, self.cut or other.cut, self.looping or other.looping)
+
+
 class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     """lm-eval's Hugging Face model around a loaded module.
 
@@ -57,6 +71,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     Attributes:
         prompts: the prompts, by the texts of a request.
+        written: what was generated, by the task's name and the document's number.
         endless: number of answers in which `think_end_token` does not occur.
         reasoned: number of answers with reasoning that no option excludes.
         unsaid: whether the chat template omitted a system message.
@@ -94,6 +109,8 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             think_end_token=tokenizer.convert_tokens_to_ids(think_end_token) if special else think_end_token,
         )
         self.prompts: dict[tuple[str, ...], Prompt] = {}
+        self.written: defaultdict[tuple[str, int], Written] = defaultdict(Written)
+        self._answers: list[Written] = []  # in the order in which lm-eval generates
         self.endless = self.reasoned = 0
         self.unsaid = False
         self._think_end = think_end_token
@@ -132,7 +149,14 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                     hint="Add a question to every document.",
                 )
             self._note((context,), ids, len(ids), self.max_length - wanted)
+        self._answers.clear()
+        order = self.cache_hook = _Order()
         answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        found: dict[str, deque[Written]] = defaultdict(deque)
+        for context, answer in zip(order.contexts, self._answers, strict=True):
+            found[context].append(answer)
+        for request in requests:
+            self.written[request.task_name, request.doc_id] += found[request.args[0]].popleft()
         if not self._think_end:
             self.reasoned += sum("</think>" in answer for answer in answers)
         return answers
@@ -162,7 +186,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         **generation_kwargs: Any,  # Any: lm-eval passes on a task's settings
     ) -> torch.Tensor:
         mask = generation_kwargs.pop("attention_mask")
-        generate = super()._model_generate
+        generate, until = super()._model_generate, stop
         if self._think_end:
             after = _AfterThinking(self.tokenizer, self._think_end, stop, context.shape[1])
             generation_kwargs["logits_processor"] = LogitsProcessorList([after])
@@ -180,8 +204,24 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         width = max(part.shape[1] for part in parts)
         # Rows that ended early are padded in the same way as by `generate` inside a batch.
         fill = self.tokenizer.pad_token_id
-        padded = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
-        return torch.cat(padded)
+        padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
+        for answer in padded[:, context.shape[1] :].tolist():
+            self._answers.append(self._written(answer, until, max_length - context.shape[1]))
+        return padded
+
+    def _written(self, ids: list[int], stop: Sequence[str], limit: int) -> Written:
+        """Measure an answer up to its end: in a batch, lm-eval's generation continues until all answers have ended."""
+        ends = self.model.generation_config.eos_token_id
+        last = {self.tokenizer.pad_token_id, self.eot_token_id, *(ends if isinstance(ends, list) else [ends])}
+        count = next((place for place, token in enumerate(ids) if token in last), len(ids))
+
+        def ended(tokens: int) -> bool:
+            return _ends(self.tokenizer.decode(ids[:tokens]), stop, self._think_end)
+
+        stopped = ended(count)
+        if stopped:
+            count = bisect.bisect_left(range(count), True, key=ended)
+        return Written(count, not stopped and count == limit, is_looping(self.tokenizer.decode(ids[:count])))
 
     def _loglikelihood_tokens(
         self,
@@ -250,6 +290,26 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self.prompts[texts] = Prompt(digest, limit if tokens > limit else None)
 
 
+def _ends(text: str, stop: Sequence[str], think_end: str | None) -> bool:
+    """Return whether a stop sequence ends an answer; in the reasoning before it, none does."""
+    if think_end:
+        _, ended, text = text.rpartition(think_end)
+        text = text.lstrip() if ended else ""
+    return any(sequence in text for sequence in stop)
+
+
+class _Order:
+    """Notes the order in which lm-eval generates answers, in the place of its cache."""
+
+    def __init__(self) -> None:
+        self.contexts: list[str] = []
+
+    def add_partial(self, method: str, request: tuple[str, object], answer: str) -> None:
+        """Note a prompt."""
+        if method == "generate_until":
+            self.contexts.append(request[0])
+
+
 class _AfterThinking(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
     """Ends an answer at a stop sequence; stop sequences inside the preceding reasoning are ignored."""
 
@@ -258,11 +318,10 @@ class _AfterThinking(LogitsProcessor):  # type: ignore[misc]  # transformers has
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for row, text in enumerate(self._tokenizer.batch_decode(input_ids[:, self._start :])):
-            _, ended, answer = text.rpartition(self._think_end)
-            if ended and any(stop in answer.lstrip() for stop in self._stop):
+            if _ends(text, self._stop, self._think_end):
                 scores[row] = -torch.inf
                 scores[row, self._tokenizer.eos_token_id] = 0.0
         return scores
 
 
-__all__ = ["CHAT_DATE", "FittingLM", "Prompt"]
+__all__ = ["CHAT_DATE", "FittingLM", "Prompt", "Written"]

@@ -10,7 +10,7 @@ from typing import Any
 from llmquant.catalogs.lm_eval_groups import groups_of
 from llmquant.catalogs.lm_eval_scores import MEANS, Entry, by_document, measurements, named, scores
 from llmquant.evaluators.lm_eval.answers import has_right_answer
-from llmquant.evaluators.lm_eval.model import Prompt
+from llmquant.evaluators.lm_eval.model import Prompt, Written
 from llmquant.study.call import Json
 from llmquant.study.experiment import digest_of
 from llmquant.study.run import Result, Sample
@@ -35,6 +35,7 @@ def results(
     output: Mapping[str, Any],  # Any: lm-eval's results
     tasks: Mapping[str, Any],  # Any: lm-eval's Task, by name
     prompts: Mapping[tuple[str, ...], Prompt],
+    written: Mapping[tuple[str, int], Written],
     details: Mapping[str, Json],
     notes: Sequence[str],
     group: str | None,
@@ -44,6 +45,7 @@ def results(
     Args:
         output: the return value of ``simple_evaluate``, samples included.
         prompts: the model's prompts, by the texts of a request.
+        written: what the model generated, by task and number of the document.
         details: details to keep with every result.
         notes: notes on every result for readers of the table.
         group: the field that documents share; ``None`` detects the field from the documents.
@@ -91,7 +93,9 @@ def results(
         field, groups = groups_of(docs, group)
         if field:
             own["grouped_by"] = field
-        yield Result(name, values, tuple(_samples(documents, read, groups, tasks[name])), own, not_means)
+        answers = [written.get((name, entries[0]["doc_id"])) for entries in documents]
+        samples = tuple(_samples(documents, read, answers, groups, tasks[name]))
+        yield Result(name, values, samples, own, not_means)
 
 
 def _read(entry: Entry, prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:
@@ -102,12 +106,13 @@ def _read(entry: Entry, prompts: Mapping[tuple[str, ...], Prompt]) -> list[Promp
 def _samples(
     documents: Sequence[Sequence[Entry]],
     read: Sequence[Sequence[Prompt]],
+    written: Sequence[Written | None],
     groups: Sequence[str],
     task: Any,  # Any: lm-eval's Task
 ) -> Iterator[Sample]:
     """Yield one sample per document."""
     seen: Counter[str] = Counter()
-    for entries, prompts, group in zip(documents, read, groups, strict=True):
+    for entries, prompts, own, group in zip(documents, read, written, groups, strict=True):
         first = entries[0]
         found: dict[str, float] = {}
         for entry in entries:
@@ -116,7 +121,8 @@ def _samples(
         answer, target = _answer_and_target(first, task)
         document = first["doc_hash"]
         prompt = digest_of([each.digest for each in prompts]).removeprefix("sha256:")
-        yield Sample(document, prompt, found, answer, target, group, seen[document])
+        generated = {} if own is None else vars(own)
+        yield Sample(document, prompt, found, answer, target, group, seen[document], **generated)
         seen[document] += 1
 
 
