@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmquant.api import submit_study as submit_study
     from llmquant.evaluators.mteb.as_mteb import MtebModel as MtebModel
     from llmquant.evaluators.mteb.as_mteb import as_mteb as as_mteb
+    from llmquant.importers.studies import import_results as import_results
     from llmquant.loading.replacing import ReplacesLinear as ReplacesLinear
     from llmquant.models.headers import TensorInfo as TensorInfo
     from llmquant.models.info import ModelInfo as ModelInfo
@@ -96,6 +97,7 @@ _HOMES = {
         "MtebModel",
         "as_mteb",
     ),
+    "llmquant.importers.studies": ("import_results",),
     "llmquant.loading.replacing": ("ReplacesLinear",),
     "llmquant.models.headers": ("TensorInfo",),
     "llmquant.models.info": ("ModelInfo",),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmquant.cli.importing import import_app
 from llmquant.cli.inspect import AsJson, inspect_app, print_json, print_tables, say
 from llmquant.cli.options import (
     All,
@@ -60,6 +61,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(import_app)
 app.add_typer(inspect_app)
 
 

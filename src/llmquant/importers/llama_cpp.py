@@ -1,0 +1,101 @@
+"""The output of llama.cpp's perplexity program, with and without ``--kl-divergence``, saved as a text file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmquant.errors import OptionError
+from llmquant.importers.files import AGAIN, Imported, checked, digest_of_files
+from llmquant.study.call import Json
+from llmquant.study.reading import read_bytes
+from llmquant.study.run import Measurement, Result
+
+PROGRAM = "llama.cpp"
+TASK = "perplexity"
+NO_VERDICT = (
+    "the output of llama.cpp has no values of single chunks or tokens, so there is no interval and no verdict; "
+    "its errors count tokens as independent"
+)
+_NUMBER = r"(-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|nan|inf))"
+_ERROR = rf"(?:\s*(?:±|\+/-)\s*{_NUMBER})?"
+# Messages of the program's log have a time and a level before them.
+_BEGIN = r"^(?:[\d.]+ [A-Z] )?"
+# "PPL over 10 chunks for n_ctx=512 = ..." is how ik_llama.cpp writes it.
+_FINAL = re.compile(rf"Final estimate: PPL(?: over \d+ chunks for n_ctx=\d+)? = {_NUMBER}{_ERROR}")
+_SETTINGS = {
+    "chunks": re.compile(r"(?:over|computing over) (\d+) chunks"),
+    "n_ctx": re.compile(r"chunks(?: for|,) n_ctx=(\d+)"),
+}
+# Lines as they are since 2024, and for the divergence the earlier ones, each with its metric, unit, scale and whether
+# higher is better.
+_LINES: tuple[tuple[str, str, str, float, bool | None], ...] = (
+    (r"Mean PPL\(Q\) +", "perplexity", "", 1, False),
+    (r"Mean ln\(PPL\(Q\)/PPL\(base\)\) +", "ln_ppl_ratio", "", 1, False),
+    (r"(?:Mean +KLD|Average)", "kl_divergence", "nats", 1, False),
+    (r"Median +(?:KLD)?", "kl_median", "nats", 1, False),
+    (r"(?:99\.0% +KLD|KLD_99 +)", "kl_p99", "nats", 1, False),
+    (r"99\.9% +KLD", "kl_p999", "nats", 1, False),
+    (r"Maximum(?: KLD)?", "kl_max", "nats", 1, False),
+    (r"Same top p", "top1_agreement", "", 0.01, True),
+    (r"Mean +Δp", "dp_mean", "", 0.01, None),
+    (r"RMS Δp +", "dp_rms", "", 0.01, False),
+    (r" ?1\.0% +Δp", "dp_p1", "", 0.01, None),
+    (r"99\.0% +Δp", "dp_p99", "", 0.01, None),
+)
+_HEADLINES = ("perplexity", "kl_divergence", "top1_agreement")
+
+
+def llama_cpp_results(path: Path) -> list[Imported]:
+    """Read the numbers that the program printed at its end, with the errors that it states.
+
+    Raises:
+        OptionError: if the file cannot be read or has no such numbers.
+    """
+    try:
+        text = read_bytes(path).decode(errors="replace")
+    except OSError as error:
+        raise OptionError(f"{path} cannot be read: {error.strerror}", hint=AGAIN) from error
+    found = list(_measurements(text))
+    if not found:
+        raise OptionError(
+            f"{path} has no 'Final estimate: PPL = ...' and no 'KL divergence statistics'",
+            hint="Save all output of llama-perplexity: llama-perplexity ... > ppl.txt 2>&1",
+        )
+    protocol: dict[str, Json] = {
+        name: int(match[1]) for name, line in _SETTINGS.items() if (match := line.search(text)) is not None
+    }
+    result = checked(Result(TASK, found, (), dict(protocol)), path)
+    return [Imported(PROGRAM, result, protocol, digest_of_files([path]), notes=(NO_VERDICT,))]
+
+
+def _measurements(text: str) -> Iterator[Measurement]:
+    final = _FINAL.findall(text)
+    if final:  # of a file to which several outputs were appended the last one
+        yield _measurement("perplexity", "", 1, False, *final[-1])
+    if "statistics" not in text:
+        return
+    for line, metric, unit, scale, better in _LINES:
+        said = re.findall(rf"{_BEGIN}{line}: *{_NUMBER}{_ERROR} *%?\s*$", text, re.MULTILINE)
+        if said and not (metric == "perplexity" and final):
+            yield _measurement(metric, unit, scale, better, *said[-1])
+
+
+def _measurement(
+    metric: str, unit: str, scale: float, better: bool | None, value: str, error: str | None
+) -> Measurement:
+    stderr = scale * float(error) if error else math.nan
+    return Measurement(
+        TASK,
+        metric,
+        scale * float(value),
+        unit,
+        better,
+        stderr if math.isfinite(stderr) else None,
+        headline=metric in _HEADLINES,
+    )
+
+
+__all__ = ["NO_VERDICT", "PROGRAM", "llama_cpp_results"]
