@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.errors import ModelError
+from llmquant.errors import MissingDependencyError, ModelError
 from llmquant.models.info import inspect_model
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import ModelRequest
@@ -168,7 +168,7 @@ def test_pickled_weights_need_permission(folder, cache):
 
 
 def test_pickled_weights_are_described_without_running_them(folder, cache):
-    """With permission the header is read by an unpickler that knows nothing but tensors."""
+    """With permission the header is read by PyTorch's loader of tensors alone, as from safetensors."""
     import torch
     from safetensors.torch import load_file
 
@@ -194,6 +194,23 @@ def test_code_in_a_pickle_does_not_run(folder, cache, tmp_path, monkeypatch):
     torch.save({"a": _Evil()}, folder / "pytorch_model.bin")
     assert "not a readable PyTorch checkpoint" in _refused(folder, cache, allow_pickle=True)
     assert not Path("ran").exists()
+
+
+def test_a_pickle_needs_torch(folder, cache, monkeypatch):
+    """Without torch the message has the line that installs it."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    monkeypatch.setattr("llmquant.models.headers.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="needs torch") as caught:
+        inspect_model(ModelRequest(str(folder), allow_pickle=True), cache)
+    assert "pip install" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"PK\3\4" + bytes(100), b"\x80\x02}q\x00."])
+def test_a_damaged_pickle_is_refused(folder, cache, content):
+    """Whatever it begins with."""
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    assert "not a readable PyTorch checkpoint" in _refused(folder, cache, allow_pickle=True)
 
 
 def test_an_adapter_is_refused(folder, cache):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
+import importlib.util
 import json
 import math
 import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmquant.errors import ModelError
+from llmquant.errors import MissingDependencyError, ModelError
 
 # As safetensors abbreviates them; the values are the names that PyTorch uses.
 _SAFETENSORS_TYPES = {
@@ -106,71 +105,29 @@ def tensor_from_safetensors(name: str, dtype: str, shape: list[int]) -> TensorIn
 
 
 def read_pickle_header(stream: BinaryIO, name: str) -> tuple[TensorInfo, ...]:
-    """Read which tensors a ``.bin`` file of PyTorch holds; its pickle can name nothing but tensors and dicts.
+    """Read which tensors a ``.bin`` file of PyTorch holds, with PyTorch's loader that runs none of the file's code.
 
     Args:
         stream: seekable; only the index and the pickle are read, not the tensors.
         name: the file's name, for messages.
 
     Raises:
-        ModelError: if it is damaged, older than PyTorch 1.6, or holds anything else than tensors.
+        ModelError: if it is damaged, or holds anything else than tensors.
+        MissingDependencyError: without torch.
     """
+    if importlib.util.find_spec("torch") is None:
+        raise MissingDependencyError(f"{name} is a pickle and needs torch", hint='Run: pip install "llmquant[local]"')
+    import torch
+
     try:
-        with zipfile.ZipFile(stream) as archive:
-            (member,) = (item for item in archive.namelist() if item.endswith("/data.pkl") or item == "data.pkl")
-            state = _TensorUnpickler(io.BytesIO(archive.read(member))).load()
-        return tuple(TensorInfo(key, *value) for key, value in state.items() if isinstance(value, _Stub))
-    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        state = torch.load(stream, map_location="meta", weights_only=True)
+        tensors = [(key, value) for key, value in state.items() if isinstance(value, torch.Tensor)]
+    except (pickle.PickleError, RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{name} is not a readable PyTorch checkpoint: {error}",
-            hint="It is damaged, older than PyTorch 1.6, or holds more than tensors. Convert it to safetensors.",
+            f"{name} is not a readable PyTorch checkpoint: it is damaged, or holds more than tensors",
+            hint="Convert it to safetensors.",
         ) from error
-
-
-class _Stub(tuple[Any, ...]):  # Any: (dtype, shape)
-    """Stands for a tensor while unpickling."""
-
-    __slots__ = ()
-
-
-def _rebuild_tensor(storage: str, _offset: int, shape: tuple[int, ...], *_: object) -> _Stub:
-    return _Stub((storage, tuple(shape)))
-
-
-def _rebuild_parameter(tensor: _Stub, *_: object) -> _Stub:
-    return tensor
-
-
-_STORAGE_TYPES = {
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "DoubleStorage": "float64",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-_PICKLE_NAMES: Mapping[tuple[str, str], Any] = {  # Any: classes and functions
-    ("collections", "OrderedDict"): dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): dtype for name, dtype in _STORAGE_TYPES.items()},
-}
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Gives names of PyTorch our stand-ins, and refuses every other name: nothing of the file's choosing runs."""
-
-    def find_class(self, module: str, name: str) -> Any:  # Any: as in pickle
-        try:
-            return _PICKLE_NAMES[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None
-
-    def persistent_load(self, pid: Any) -> Any:  # Any: ("storage", type, key, device, elements)
-        return pid[1]
+    return tuple(TensorInfo(key, str(value.dtype).removeprefix("torch."), tuple(value.shape)) for key, value in tensors)
 
 
 def _damaged(path: Path, what: str) -> ModelError:
