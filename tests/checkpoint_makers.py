@@ -65,7 +65,7 @@ class Copy:
     def applied(self, module):
         from llmquant.loading.memory import stored_elements
 
-        return AppliedQuantization("none", "float32", 32, None, False, "float32", stored_elements(module), 0)
+        return AppliedQuantization("none", "float32", 32, "float32", stored_elements(module), 0)
 
 
 SPEC = PluginSpec(

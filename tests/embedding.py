@@ -138,7 +138,7 @@ def build_subject(
         vectors=vectors or VectorForm(),
         fingerprint=key,
         info=ModelInfo("words-and-patches", key, (), "none", None, None, None, {}, {}, (), 0, embeds=embeds),
-        applied=AppliedQuantization("none", "float32", 32, None, False, "float32", {"float32": 1}, 0),
+        applied=AppliedQuantization("none", "float32", 32, "float32", {"float32": 1}, 0),
         path=None,
         device="cpu",
         load=LoadStats(0.1, None),

@@ -22,7 +22,7 @@ def load_subject(path: Path, cache: Cache, *, device: Device = "cpu", peak_bytes
         module=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device),
         tokenizer=AutoTokenizer.from_pretrained(path),
         info=inspect_model(ModelRequest(str(path)), cache),
-        applied=AppliedQuantization("none", "float32", 32, None, False, "float32", {"float32": 1}, 0),
+        applied=AppliedQuantization("none", "float32", 32, "float32", {"float32": 1}, 0),
         path=path,
         device=device,
         load=LoadStats(1.0, peak_bytes),

@@ -33,7 +33,7 @@ def module():
 
 
 DTYPES = {"uint8": 2048, "bfloat16": 96, "float32": 778}
-TRUE = AppliedQuantization("mine", "int4", 4.0, None, False, "bfloat16", DTYPES, 2, ("head",))
+TRUE = AppliedQuantization("mine", "int4", 4.0, "bfloat16", DTYPES, 2, layers_left=("head",))
 
 
 def test_elements_are_counted_as_they_are_stored(module):

@@ -48,7 +48,7 @@ _QUANTIZER = """
 
     def applied(self, module):
         {applied}
-        return AppliedQuantization("none", "float32", 32.0, None, False, "float32", stored_elements(module), 0)
+        return AppliedQuantization("none", "float32", 32.0, "float32", stored_elements(module), 0)
 """
 
 

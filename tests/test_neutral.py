@@ -273,7 +273,7 @@ def test_json_on_standard_output_is_exact(text, capsys):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_model_card_is_what_it_would_be_for_a_harmless_name(text):
     """Names and notes bring no table cell, no line, no tag and no code of their own into a model card."""
-    applied = AppliedQuantization("made", "int8", 8, None, False, "float32", {}, 1, (text,), text)
+    applied = AppliedQuantization("made", "int8", 8, "float32", {}, 1, layers_left=(text,), note=text)
     cards = []
     for name in (text.replace("/", "").replace("\x00", ""), "harmless"):
         info = ModelInfo(f"/models/{name}", "sha256:1", (), "folder", None, None, None, {}, (), (), 0)

@@ -99,8 +99,6 @@ class ReplacesLinear(Quantizer[Options]):
             method=type(self).__name__.lower(),
             code=code,
             bits=8 * size / (sum(replaced.values()) or 1) or 16.0,
-            block_size=None,
-            double_quantization=False,
             compute_dtype=computes.removeprefix("torch."),
             dtypes=dict(dtypes),
             layers_quantized=len(replaced),

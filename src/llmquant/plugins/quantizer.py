@@ -29,11 +29,11 @@ class AppliedQuantization:
         method: ``none``, ``bitsandbytes``, ``gptq`` and so on.
         code: storage format of a weight: ``bfloat16``, ``int8``, ``nf4``, ``fp4``.
         bits: bits per weight, without scales.
-        block_size: number of weights that share a scale; ``None`` for one scale per row or none.
-        double_quantization: whether the scales are quantized too.
         compute_dtype: dtype of the quantized layers' multiplications.
         dtypes: stored elements by storage dtype, as `llmquant.loading.memory.stored_elements` counts them.
         layers_quantized: number of layers with quantized weights.
+        block_size: number of weights that share a scale; ``None`` for one scale per row or none.
+        double_quantization: whether the scales are quantized too.
         layers_left: names of linear layers that were not quantized.
         note: a note for readers of the table.
     """
@@ -41,11 +41,11 @@ class AppliedQuantization:
     method: str
     code: str
     bits: float
-    block_size: int | None
-    double_quantization: bool
     compute_dtype: str
     dtypes: Mapping[str, int]
     layers_quantized: int
+    block_size: int | None = None
+    double_quantization: bool = False
     layers_left: tuple[str, ...] = ()
     note: str = ""
 
@@ -110,4 +110,8 @@ class Quantizer(ABC, Generic[Options]):
 
     @abstractmethod
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the actual properties of the weights."""
+        """Read back the actual properties of the weights.
+
+        Raises:
+            NotHonouredError: if nothing is quantized, or the layers differ.
+        """

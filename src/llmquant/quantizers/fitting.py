@@ -14,8 +14,14 @@ _USUAL = (32, 64, 128)
 WHOLE_ROW = -1
 
 
-def check_linear_layers(model: ModelInfo, device: str, method: str) -> tuple[TensorInfo, ...]:
+def check_linear_layers(
+    model: ModelInfo, device: str, method: str, *, experts: str = "", conv1d: bool = False
+) -> tuple[TensorInfo, ...]:
     """Refuse models and devices that `method` does not support.
+
+    Args:
+        experts: why the method does not support a mixture of experts; empty if it does.
+        conv1d: whether the method quantizes transformers' Conv1D layers.
 
     Returns:
         The layers that `method` will quantize.
@@ -30,10 +36,15 @@ def check_linear_layers(model: ModelInfo, device: str, method: str) -> tuple[Ten
             hint="Use bf16_baseline on this device, or the CPU to measure this preset's quality.",
         )
     kind = model.text_config.get("model_type")
-    if kind in CONV1D_MODELS:  # only bitsandbytes quantizes such layers
+    if kind in CONV1D_MODELS and not conv1d:
         raise UnsupportedError(
             f"the layers of {model.source} (model type {kind}) are Conv1D, which {method} does not quantize",
             hint="Use bnb_4bit_nf4 or bnb_8bit.",
+        )
+    if experts and any("expert" in tensor.name for tensor in model.weights):
+        raise UnsupportedError(
+            f"{model.source} is a mixture of experts, {experts}",
+            hint="Use bnb_4bit_nf4, which reports that it leaves the experts unquantized.",
         )
     layers = model.linear_layers()
     if not layers:

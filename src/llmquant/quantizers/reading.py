@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 
 from llmquant.errors import NotHonouredError
+
+T = TypeVar("T")
 
 
 def dtype_name(dtype: torch.dtype | None) -> str:
@@ -49,7 +52,7 @@ def _weights(parameter: torch.Tensor) -> int:
     return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
-def only(values: Iterable[object], what: str) -> object:
+def only(values: Iterable[T], what: str) -> T:
     """Return the one value that all layers share.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from llmquant.errors import OptionError, UnsupportedError
+from llmquant.errors import OptionError
 from llmquant.models.info import ModelInfo
 from llmquant.quantizers.calibration.options import (
     Calibration,
@@ -49,30 +49,19 @@ class AutoRoundOptions:
     calibration_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that are out of range."""
         for name, least in (("group_size", 1), ("iters", 1)):
             if getattr(self, name) < least:
                 raise OptionError(f"auto_round: {name} must be at least {least}, found {getattr(self, name)}")
         check_calibration_values(self, "auto_round")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models, texts and devices.
-
-        Raises:
-            RequestError: if the model, the text or the device is unsupported.
-        """
-        layers = check_linear_layers(model, device, "auto_round")
-        if any("expert" in tensor.name for tensor in model.weights):
-            raise UnsupportedError(
-                f"{model.source} is a mixture of experts, whose size after auto-round unfuses it is unknown",
-                hint="Use bnb_4bit_nf4.",
-            )
+        experts = "whose size after auto-round unfuses it is unknown"
+        layers = check_linear_layers(model, device, "auto_round", experts=experts)
         check_group_size(model, layers, self.group_size)
         check_multiples(layers, _WORD_BITS, 1, "auto-round's packing", "Use bnb_4bit_nf4.")
         check_calibration(self, model, "auto_round")
 
     def texts(self) -> Iterator[str]:
-        """Yield the local calibration text."""
         return calibration_texts(self)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
@@ -84,7 +73,6 @@ class AutoRoundOptions:
         return rest + weights * self.bits // 8 + groups * _SCALE_BYTES + groups * self.bits // 8
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return {
             "method": "auto-round",
             "code": f"int{self.bits}",

@@ -30,9 +30,6 @@ class AutoRound(Quantizer[AutoRoundOptions]):
         """Tune the rounding block by block and write the checkpoint to `out`.
 
         On a CPU without bfloat16 auto-round stores weights that are not quantized in float32.
-
-        Raises:
-            RunError: if the calibration text is too short or unavailable.
         """
         _quiet()
         import auto_round
@@ -59,30 +56,22 @@ class AutoRound(Quantizer[AutoRoundOptions]):
         return out
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the type of unquantized weights; everything else is in the checkpoint's configuration."""
         _quiet()
         return {"dtype": loaded_dtype(self.options.dtype, ctx.device)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the packed layers.
-
-        Raises:
-            NotHonouredError: if there is no packed layer, or the layers differ.
-        """
         layers = [child for child in module.modules() if hasattr(child, "qweight") and hasattr(child, "scales")]
         if not layers:
             raise NotHonouredError("no layer holds packed weights")
         bits = only((32 * layer.qweight.numel() // _weights(layer) for layer in layers), "bits")
         group_size = only((_weights(layer) // layer.scales.numel() for layer in layers), "group size")
         kernel = only((f"{type(layer).__module__}.{type(layer).__name__}" for layer in layers), "kernel")
-        code = f"int{bits}"
         return AppliedQuantization(
             method="auto-round",
-            code=code,
-            bits=float(str(bits)),
-            block_size=int(str(group_size)),
-            double_quantization=False,
-            compute_dtype=str(only((dtype_name(p.dtype) for p in module.parameters()), "type of other weights")),
+            code=f"int{bits}",
+            bits=float(bits),
+            block_size=group_size,
+            compute_dtype=only((dtype_name(p.dtype) for p in module.parameters()), "type of other weights"),
             dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module),

@@ -24,17 +24,10 @@ class BaselineOptions:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse a model that is quantized already.
-
-        Raises:
-            UnsupportedError: if `model` is quantized.
-        """
         refuse_quantized(model)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the bytes of the loaded weights."""
         return plain_bytes(model, 4 if self.dtype == "float32" else 2)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return {"method": "none", "code": self.dtype}

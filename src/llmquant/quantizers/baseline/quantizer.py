@@ -19,7 +19,6 @@ class Baseline(Quantizer[BaselineOptions]):
     """Loads weights as they are, converted to one type."""
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the type."""
         return {"dtype": getattr(torch, self.options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
@@ -31,8 +30,6 @@ class Baseline(Quantizer[BaselineOptions]):
             method="none",
             code=code,
             bits=8.0 * getattr(torch, code).itemsize,
-            block_size=None,
-            double_quantization=False,
             compute_dtype=code,
             dtypes=counts,
             layers_quantized=0,

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llmquant.errors import OptionError, UnsupportedError
+from llmquant.errors import OptionError
 from llmquant.machine.hardware import cpu_flags
 from llmquant.models.info import ModelInfo
-from llmquant.quantizers.plain_weights import plain_bytes, refuse_quantized
+from llmquant.quantizers.fitting import check_linear_layers
+from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.study.call import Json
 
 # transformers does not pass on a block size, so bitsandbytes' defaults apply: 64 weights share a scale, and 256 scales
@@ -45,12 +46,7 @@ class Bnb4bitOptions:
     compute_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
-        """
-        _check(model, device)
+        check_linear_layers(model, device, "bitsandbytes", conv1d=True)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the weights in use: codes, scales, tables and everything that is not quantized.
@@ -69,7 +65,6 @@ class Bnb4bitOptions:
         return plain_bytes(model, 2, quantized=layers) + held + widened
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         found: dict[str, Json] = {"method": "bitsandbytes", "code": self.quant_type, "bits": 4.0}
         found["double_quantization"] = self.double_quant
         return found if self.compute_dtype == "auto" else {**found, "compute_dtype": self.compute_dtype}
@@ -120,12 +115,7 @@ class Bnb8bitOptions:
         return self.threshold == 0
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for the device.
-        """
-        _check(model, device)
+        check_linear_layers(model, device, "bitsandbytes", conv1d=True)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the loaded weights: one per weight, a float32 scale per row, and unquantized weights."""
@@ -134,7 +124,6 @@ class Bnb8bitOptions:
         return rest + sum(layer.elements + 4 * layer.shape[0] for layer in layers)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return {"method": "bitsandbytes", "code": "int8", "bits": 8.0}
 
 
@@ -152,17 +141,3 @@ def fits_packed(shape: Sequence[int]) -> bool:
 def packed_state_bytes(scales: int, *, nested: bool) -> int:
     """Predict the bytes of a repacked layer besides its codes; the offset of nested quantization remains."""
     return 2 * scales + _CODE_BYTES + (OFFSET_BYTES if nested else 0)
-
-
-def _check(model: ModelInfo, device: str) -> None:
-    refuse_quantized(model)
-    if device not in ("cpu", "cuda"):
-        raise UnsupportedError(
-            f"bitsandbytes presets run on CUDA and on CPUs, not on {device}",
-            hint="Use bf16_baseline on this device, or the CPU to measure this preset's quality.",
-        )
-    if not model.linear_layers():
-        raise UnsupportedError(
-            f"{model.source} has no linear layers in its blocks that bitsandbytes could quantize",
-            hint="Use bf16_baseline.",
-        )

@@ -24,7 +24,6 @@ class Bnb4bit(Quantizer[Bnb4bitOptions]):
     """NF4 or FP4 with one scale per 64 weights."""
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the configuration, with the compute type resolved for the device."""
         options = self.options
         packs = ctx.device == "cpu" and packs_for_cpu()
         compute = getattr(torch, computes_in(options, ctx.device, packs=packs))
@@ -41,33 +40,25 @@ class Bnb4bit(Quantizer[Bnb4bitOptions]):
         settle_4bit(module, pack=self.options.compute_dtype not in ("float16", "float32"), to_save=to_save)
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers, before or after the first forward pass.
-
-        Raises:
-            NotHonouredError: if there is no quantized layer, or the layers differ.
-        """
+        """Read back the settings of the layers, before or after the first forward pass."""
         kind = bitsandbytes.nn.Linear4bit
         layers = _layers_4bit(module)
         states = [layer.weight.quant_state for layer in layers]
         if not states or None in states:
             raise NotHonouredError(f"{states.count(None)} of {len(layers)} 4-bit layers hold quantized weights")
-        code = str(only((state.quant_type for state in states), "code"))
         packed = sum(_packs(layer) for layer in layers)
-        repacked = (
-            f"for AVX512-BF16 {packed} of {len(layers)} layers are repacked with bfloat16 scales" if packed else ""
-        )
-        block_size = only((state.blocksize for state in states), "block size")
+        repacked = f"for AVX512-BF16 {packed} of {len(layers)} layers are repacked with bfloat16 scales"
         return AppliedQuantization(
             method="bitsandbytes",
-            code=code,
+            code=only((state.quant_type for state in states), "code"),
             bits=4.0,
-            block_size=block_size if isinstance(block_size, int) else None,
-            double_quantization=bool(only((_is_nested(state) for state in states), "double quantization")),
-            compute_dtype=str(only((_compute_dtype(layer) for layer in layers), "compute type")),
+            block_size=only((state.blocksize for state in states), "block size"),
+            double_quantization=only((_is_nested(state) for state in states), "double quantization"),
+            compute_dtype=only((_compute_dtype(layer) for layer in layers), "compute type"),
             dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module, kind),
-            note="; ".join(part for part in (repacked if packed else "", fused_experts_note(module)) if part),
+            note="; ".join(filter(None, (repacked if packed else "", fused_experts_note(module)))),
         )
 
 
@@ -75,24 +66,19 @@ class Bnb8bit(Quantizer[Bnb8bitOptions]):
     """LLM.int8(): one scale per row, outlier columns of the input in 16 bits."""
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the configuration, with the type of unquantized weights resolved for the device."""
         name = self.options.dtype
         if name == "auto":
             # Gemma 3 was trained in bfloat16, and its residual stream is known to grow beyond float16's 65,504.
             gemma = str(model.text_config.get("model_type", "")).startswith("gemma3")
             name = "float16" if ctx.device == "cuda" and not gemma else "bfloat16"
-        if name != "float16":
-            _warn_once()
+        # In every layer of every pass bitsandbytes warns that inputs are rounded to float16, which `applied` notes: for
+        # SmolLM2 210 lines per token.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.options.threshold)
         return {"quantization_config": config, "dtype": getattr(torch, name)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers, before or after the first forward pass.
-
-        Raises:
-            NotHonouredError: if there is no quantized layer, a scale is missing, or the threshold differs from the
-                requested one.
-        """
+        """Read back the settings of the layers, before or after the first forward pass."""
         kind = bitsandbytes.nn.Linear8bitLt
         layers = [child for child in module.modules() if isinstance(child, kind)]
         held = [layer for layer in layers if layer.weight.dtype == torch.int8 and _scales(layer) is not None]
@@ -101,18 +87,17 @@ class Bnb8bit(Quantizer[Bnb8bitOptions]):
         threshold = only((layer.state.threshold for layer in layers), "outlier threshold")
         if threshold != self.options.threshold:
             raise NotHonouredError(f"asked for threshold {self.options.threshold}, found {threshold}")
-        note = f"inputs are rounded to float16; columns above {threshold} multiply in 16 bits"
+        columns = f"columns above {threshold} multiply in 16 bits" if threshold else ""
+        notes = ("inputs are rounded to float16", columns, fused_experts_note(module))
         return AppliedQuantization(
             method="bitsandbytes",
             code="int8",
             bits=8.0,
-            block_size=None,
-            double_quantization=False,
             compute_dtype="int8",
             dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module, kind),
-            note="; ".join(part for part in (note if threshold else "", fused_experts_note(module)) if part),
+            note="; ".join(filter(None, notes)),
         )
 
 
@@ -169,27 +154,3 @@ def _scales(layer: Any) -> torch.Tensor | None:  # Any: a Linear8bitLt of bitsan
     """Find the scales; the first forward pass moves the scales from the weight to the layer."""
     found: torch.Tensor | None = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
     return found
-
-
-class _Once(logging.Filter):
-    """Lets a message through the first time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        new = message not in self._seen
-        self._seen.add(message)
-        return new
-
-
-def _warn_once() -> None:
-    """Keep bitsandbytes from warning in every layer of every forward pass that inputs are rounded to float16.
-
-    For SmolLM2 the warnings are 210 lines per token; `applied` notes the rounding once.
-    """
-    logger = logging.getLogger("bitsandbytes.autograd._functions")
-    if not any(isinstance(existing, _Once) for existing in logger.filters):
-        logger.addFilter(_Once())

@@ -26,13 +26,13 @@ class Calibrated(Protocol):
     """
 
     @property
-    def calibration(self) -> Calibration: ...  # noqa: D102 - in Attributes
+    def calibration(self) -> Calibration: ...
     @property
-    def samples(self) -> int: ...  # noqa: D102
+    def samples(self) -> int: ...
     @property
-    def sequence_length(self) -> int: ...  # noqa: D102
+    def sequence_length(self) -> int: ...
     @property
-    def calibration_seed(self) -> int: ...  # noqa: D102
+    def calibration_seed(self) -> int: ...
 
 
 def check_calibration_values(options: Calibrated, name: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from llmquant.errors import UnsupportedError
 from llmquant.models.info import ModelInfo
 from llmquant.quantizers.fitting import check_group_size, check_linear_layers
 from llmquant.quantizers.plain_weights import plain_bytes
@@ -31,18 +30,8 @@ class CompressedTensorsOptions:
     group_size: Literal[32, 64, 128] = 128
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            UnsupportedError: if `model` is quantized already, has experts or nothing to quantize, or has widths that
-                the group size does not divide, or if the device is unsupported.
-        """
-        layers = check_linear_layers(model, device, "compressed-tensors")
-        if any("expert" in tensor.name for tensor in model.weights):
-            raise UnsupportedError(
-                f"{model.source} is a mixture of experts, fused by transformers into tensors that this method skips",
-                hint="Use bnb_4bit_nf4.",
-            )
+        experts = "fused by transformers into tensors that this method skips"
+        layers = check_linear_layers(model, device, "compressed-tensors", experts=experts)
         if self.scheme == "w4a16":
             check_group_size(model, layers, self.group_size)
 
@@ -59,7 +48,6 @@ class CompressedTensorsOptions:
         return plain_bytes(model, 2) + state
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         if self.scheme == "w4a16":
             found: dict[str, Json] = {"code": "int4", "bits": 4.0, "block_size": self.group_size}
         else:

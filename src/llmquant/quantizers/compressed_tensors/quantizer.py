@@ -73,29 +73,22 @@ class CompressedTensors(Quantizer[CompressedTensorsOptions]):
         return out
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the type of unquantized weights; everything else is in the checkpoint's configuration."""
         return {"dtype": torch.bfloat16}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers, before or after the first forward pass dequantizes the weights.
-
-        Raises:
-            NotHonouredError: if there is no quantized layer, the layers differ, or weights do not fit their scales.
-        """
+        """Read back the settings of the layers, before or after the first forward pass dequantizes the weights."""
         layers = _layers(module)
         if not layers:
             raise NotHonouredError("no layer has a quantization scheme")
-        code = str(only((_code(layer) for layer in layers), "code"))
-        block_size = only((_block_size(layer) for layer in layers), "group size")
-        dtype = str(only((dtype_name(layer.weight_scale.dtype) for layer in layers), "type of scales"))
+        code = only((_code(layer) for layer in layers), "code")
+        dtype = only((dtype_name(layer.weight_scale.dtype) for layer in layers), "type of scales")
         inputs = layers[0].quantization_scheme.input_activations
         rounded = f"inputs are rounded to {inputs.num_bits} bits, one scale per token; " if inputs else ""
         return AppliedQuantization(
             method="compressed-tensors",
             code=code,
             bits=4.0 if code == "int4" else 8.0,
-            block_size=block_size if isinstance(block_size, int) else None,
-            double_quantization=False,
+            block_size=only((_block_size(layer) for layer in layers), "group size"),
             compute_dtype=dtype,
             dtypes=stored_elements(module),
             layers_quantized=len(layers),

@@ -218,5 +218,4 @@ class GgufOptions:
         return plain_bytes(model, 4 if self.dtype == "float32" else 2)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return {"method": "gguf", "code": self.file_type, "compute_dtype": self.dtype}

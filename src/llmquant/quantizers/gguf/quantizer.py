@@ -64,16 +64,12 @@ class Gguf(Quantizer[GgufOptions]):
         return out
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the type of the dequantized weights."""
         return {"dtype": getattr(torch, self.options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
         """Check that every weight is on the grid of its block type: quantizing a weight again must not move it.
 
         Bits and block size describe the layers, without embeddings and head, for which file types use more bits.
-
-        Raises:
-            NotHonouredError: naming the first weight that is not on its grid.
         """
         weights = {name: weight.detach() for name, weight in module.named_parameters()}
         config = module.config.get_text_config().to_dict()
@@ -84,7 +80,7 @@ class Gguf(Quantizer[GgufOptions]):
                 raise NotHonouredError(
                     f"{name} is not quantized as {block_type}: quantizing it again changes it by {moved:.2%}"
                 )
-        dtype = str(only((dtype_name(weights[name].dtype) for name in types), "type"))
+        dtype = only((dtype_name(weights[name].dtype) for name in types), "type")
         elements = Counter[str]()
         layers = Counter[str]()
         for name, block_type in types.items():

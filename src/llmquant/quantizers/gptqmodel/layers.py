@@ -34,17 +34,15 @@ def read_gptqmodel_layers(module: torch.nn.Module) -> AppliedQuantization:
     for name, layer in named:
         _check_tensors(name, layer)
     layers = [layer for _, layer in named]
-    code = f"int{only((layer.bits for layer in layers), 'bits')}"
-    block_size = only((_block_size(layer) for layer in layers), "group size")
+    bits = only((layer.bits for layer in layers), "bits")
     counts = elements_by_dtype(module)
     plain = max(counts, key=lambda dtype: counts[dtype])
     return AppliedQuantization(
-        method=str(only(("awq" if isinstance(layer, AWQuantLinear) else "gptq" for layer in layers), "method")),
-        code=code,
-        bits=float(layers[0].bits),
-        block_size=block_size if isinstance(block_size, int) else None,
-        double_quantization=False,
-        compute_dtype=str(only((_compute_dtype(layer, plain) for layer in layers), "compute type")),
+        method=only(("awq" if isinstance(layer, AWQuantLinear) else "gptq" for layer in layers), "method"),
+        code=f"int{bits}",
+        bits=float(bits),
+        block_size=only((_block_size(layer) for layer in layers), "group size"),
+        compute_dtype=only((_compute_dtype(layer, plain) for layer in layers), "compute type"),
         dtypes=stored_elements(module),
         layers_quantized=len(layers),
         layers_left=linear_names(module, GroupedQuantLinear),

@@ -66,7 +66,6 @@ class GptqOptions:
     calibration_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that are out of range or contradict each other."""
         check_calibration_values(self, "gptq")
         if not 0 < self.damp_percent < 1:
             raise OptionError(f"gptq: damp_percent must be between 0 and 1, found {self.damp_percent}")
@@ -74,20 +73,13 @@ class GptqOptions:
             raise OptionError("gptq: act_group_aware orders columns without desc_act; both are on", hint="Choose one.")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models, texts and devices.
-
-        Raises:
-            RequestError: if the model, the text or the device is unsupported.
-        """
         _check("gptq", model, self.bits, self.group_size, device)
         check_calibration(self, model, "gptq")
 
     def texts(self) -> Iterator[str]:
-        """Yield the local calibration text."""
         return calibration_texts(self)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the bytes of the loaded weights."""
         return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
@@ -95,7 +87,6 @@ class GptqOptions:
         return Cost(3 * self.samples * self.sequence_length)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return _requests("gptq", self.bits, self.group_size)
 
 
@@ -122,26 +113,18 @@ class AwqOptions:
     calibration_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that are out of range."""
         check_calibration_values(self, "awq")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models, texts and devices.
-
-        Raises:
-            RequestError: if the model, the text or the device is unsupported.
-        """
         _check("awq", model, 4, self.group_size, device)
         check_calibration(self, model, "awq")
         search = "AWQ's search for the best clipping"
         check_multiples(model.linear_layers(), _AWQ_OUTPUTS, 1, search, "Use a gptq preset.")
 
     def texts(self) -> Iterator[str]:
-        """Yield the local calibration text."""
         return calibration_texts(self)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the bytes of the loaded weights."""
         return _loaded_bytes(model, device, 4, self.group_size, self.dtype, group_index=False)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
@@ -149,7 +132,6 @@ class AwqOptions:
         return Cost(22 * self.samples * self.sequence_length)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return _requests("awq", 4, self.group_size)
 
 
@@ -170,30 +152,18 @@ class RoundToNearestOptions:
     dtype: Dtype = "auto"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            RequestError: if the model or the device is unsupported.
-        """
         _check("round_to_nearest", model, self.bits, self.group_size, device)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the bytes of the loaded weights."""
         return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return _requests("gptq", self.bits, self.group_size)
 
 
 def _check(name: str, model: ModelInfo, bits: int, group_size: int, device: str) -> None:
-    layers = check_linear_layers(model, device, name)
-    if any("expert" in tensor.name for tensor in model.weights):
-        raise UnsupportedError(
-            f"{name}: {model.source} is a mixture of experts; GPTQModel writes the experts one by one, and "
-            "transformers cannot load them into its fused tensors",
-            hint="Use bnb_4bit_nf4, which reports that it leaves the experts unquantized.",
-        )
+    experts = "which GPTQModel writes one by one, and transformers cannot load into its fused tensors"
+    layers = check_linear_layers(model, device, name, experts=experts)
     check_group_size(model, layers, group_size)
     if device == "cpu" and bits == 4 and group_size not in _CPU_GROUPS_4_BIT:
         raise UnsupportedError(

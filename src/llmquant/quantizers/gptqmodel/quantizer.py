@@ -36,12 +36,10 @@ class _PackedByGptqModel(Quantizer[_Options]):
     """The shared part of the three quantizers: their checkpoint, how it is loaded, and how it is read back."""
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the type of everything that is not quantized; the rest is in the checkpoint."""
         prepare_environment(ctx.device)
         return {"dtype": loaded_dtype(self.options.dtype, ctx.device)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the packed layers."""
         return read_gptqmodel_layers(module)
 
 
@@ -49,12 +47,6 @@ class Gptq(_PackedByGptqModel[GptqOptions]):
     """GPTQ (Frantar et al., arXiv:2210.17323)."""
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Quantize the checkpoint at `model` and write the result to `out`.
-
-        Raises:
-            UnsupportedError: if GPTQModel does not support the architecture.
-            RunError: if the calibration text is too short or unavailable.
-        """
         prepare_environment(ctx.device)
         from gptqmodel import QuantizeConfig
 
@@ -76,12 +68,6 @@ class Awq(_PackedByGptqModel[AwqOptions]):
     """AWQ (Lin et al., arXiv:2306.00978)."""
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Quantize the checkpoint at `model` and write the result to `out`.
-
-        Raises:
-            UnsupportedError: if GPTQModel does not support the architecture.
-            RunError: if the calibration text is too short or unavailable.
-        """
         prepare_environment(ctx.device)
         from gptqmodel import BACKEND, QuantizeConfig
 
@@ -102,11 +88,6 @@ class RoundToNearest(_PackedByGptqModel[RoundToNearestOptions]):
     """Rounds every weight to the nearest value that its group can represent."""
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Quantize the checkpoint at `model` and write the result to `out`.
-
-        Raises:
-            UnsupportedError: if GPTQModel does not support the architecture.
-        """
         prepare_environment(ctx.device)
         from gptqmodel.quantization.config import RTNConfig
 

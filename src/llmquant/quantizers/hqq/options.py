@@ -31,29 +31,18 @@ class HqqOptions:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
-        """
         layers = check_linear_layers(model, device, "HQQ")
         check_group_size(model, layers, self.group_size)
         if self.bits != 3:
             check_multiples(layers, 8 // self.bits, 1, f"HQQ's packing of {self.bits} bits", "Use 8 or 3 bits.")
 
     def check_save(self, device: str) -> None:
-        """Refuse to write a checkpoint.
-
-        Raises:
-            UnsupportedError: always; transformers loads no checkpoint of HQQ.
-        """
         raise UnsupportedError(
             "transformers cannot load a checkpoint of HQQ, so none is written",
             hint="Use gptq_4bit_g128, awq_4bit_g128 or bnb_4bit_nf4, which can be written.",
         )
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the bytes of the loaded weights: codes, scales, zero points and unquantized weights."""
         layers = model.linear_layers()
         size = 4 if self.dtype == "float32" else 2
         groups = [layer.elements // self.group_size for layer in layers]
@@ -61,7 +50,6 @@ class HqqOptions:
         return plain_bytes(model, size, quantized=layers) + quantized
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return {
             "method": "hqq",
             "code": f"int{self.bits}",

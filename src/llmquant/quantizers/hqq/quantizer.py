@@ -35,7 +35,6 @@ class Hqq(Quantizer[HqqOptions]):
     """Codes of a few bits with a scale and a zero point per group of weights."""
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the configuration, and register HQQ with transformers."""
         if _METHOD not in AUTO_QUANTIZER_MAPPING:
             register_quantizer(_METHOD)(_HqqLoader)
         options = self.options
@@ -45,32 +44,23 @@ class Hqq(Quantizer[HqqOptions]):
         }
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers.
-
-        Raises:
-            NotHonouredError: if a layer is not quantized, or the layers differ.
-        """
         layers = [child for child in module.modules() if isinstance(child, HqqLinear)]
         held = [layer for layer in layers if layer.qweight is not None]
         if not layers or len(held) < len(layers):
             raise NotHonouredError(f"{len(held)} of {len(layers)} layers of HQQ hold quantized weights")
         bits = only((layer.meta["nbits"] for layer in layers), "bits")
-        block_size = only((layer.elements // layer.scales.numel() for layer in layers), "group size")
-        assert isinstance(bits, int)
-        assert isinstance(block_size, int)
-        compute = str(only((dtype_name(layer.scales.dtype) for layer in layers), "compute type"))
+        compute = only((dtype_name(layer.scales.dtype) for layer in layers), "compute type")
         expanded = f"weights are expanded to {compute} in every forward pass"
         return AppliedQuantization(
             method="hqq",
             code=f"int{bits}",
             bits=float(bits),
-            block_size=block_size,
-            double_quantization=False,
+            block_size=only((layer.elements // layer.scales.numel() for layer in layers), "group size"),
             compute_dtype=compute,
             dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module),
-            note="; ".join(part for part in (expanded, fused_experts_note(module)) if part),
+            note="; ".join(filter(None, (expanded, fused_experts_note(module)))),
         )
 
 

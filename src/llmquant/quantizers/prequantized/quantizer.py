@@ -35,15 +35,9 @@ class Prequantized(Quantizer[PrequantizedOptions]):
     """Loads the checkpoint instead of the model, and reads back its quantization."""
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        """Return the checkpoint's folder, after a download if necessary.
-
-        Raises:
-            ModelError: if the checkpoint is unavailable, or changed since the study was planned.
-        """
         return _fetch(self.options, ctx)[0]
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the type of unquantized weights, and the configuration with the quantization settings."""
         folder, settings = _fetch(self.options, ctx)
         config = AutoConfig.from_pretrained(folder)
         # The model decides the attention implementation for all of its variants.
@@ -58,7 +52,6 @@ class Prequantized(Quantizer[PrequantizedOptions]):
         return {"dtype": loaded_dtype(self.options.dtype, ctx.device), "config": config}
 
     def after_load(self, module: torch.nn.Module, *, to_save: bool) -> None:
-        """Prepare the layers of bitsandbytes."""
         settings = _settings(module)
         if settings["quant_method"] == "bitsandbytes" and settings.get("load_in_4bit"):
             from llmquant.quantizers.bitsandbytes.quantizer import settle_4bit  # imports the backend, as below
@@ -66,11 +59,6 @@ class Prequantized(Quantizer[PrequantizedOptions]):
             settle_4bit(module, to_save=to_save)
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers.
-
-        Raises:
-            NotHonouredError: if the layers hold nothing quantized, or differ from the checkpoint's settings.
-        """
         found = _read(module)
         notes = [part for part in found.note.split("; ") if part and part != _OURS]
         return replace(found, note="; ".join(["quantized elsewhere", *notes]))

@@ -43,11 +43,6 @@ class QuantoOptions:
             raise OptionError(f"quanto's int4 kernels are for bfloat16, not {self.dtype}")
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
-        """
         layers = check_linear_layers(model, device, "quanto")
         if self.weights == "int4":
             hint = "Use torchao_int4_g64, torchao_int4_g32 or hqq_4bit_g64."
@@ -64,24 +59,17 @@ class QuantoOptions:
             check_multiples(layers, 1, 16, "quanto's int8 kernel for CPUs in bfloat16", hint)
 
     def check_save(self, device: str) -> None:
-        """Refuse to write a checkpoint.
-
-        Raises:
-            UnsupportedError: always; transformers cannot save or load quanto's weights.
-        """
         raise UnsupportedError(
             "transformers cannot save weights quantized by quanto",
             hint="Use torchao_int8 or torchao_float8, which are similar and can be saved.",
         )
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the bytes of the loaded weights: codes, scales, shifts and unquantized weights."""
         layers = model.linear_layers()
         size = 4 if self.dtype == "float32" else 2
         return plain_bytes(model, size, quantized=layers) + sum(self._layer_bytes(layer, size) for layer in layers)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         code, bits = _CODES[self.weights]
         block_size = GROUP_SIZE if self.weights == "int4" else None
         return {"method": "quanto", "code": code, "bits": bits, "block_size": block_size, "compute_dtype": self.dtype}

@@ -23,30 +23,21 @@ class Quanto(Quantizer[QuantoOptions]):
     """8 bits with one scale per row, or 4 bits with a scale and a shift per 128 weights."""
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the configuration."""
         options = self.options
         return {"quantization_config": QuantoConfig(weights=options.weights), "dtype": getattr(torch, options.dtype)}
 
     def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers.
-
-        Raises:
-            NotHonouredError: if a layer is not quantized, or the layers differ.
-        """
         layers = [child for child in module.modules() if isinstance(child, QLinear)]
         weights = [layer.weight for layer in layers if layer.frozen]
         if not layers or len(weights) < len(layers):
             raise NotHonouredError(f"{len(weights)} of {len(layers)} layers of quanto hold quantized weights")
-        code = str(only((weight.qtype.name.removeprefix("q") for weight in weights), "code"))
-        # Tensors of 8 bits have no group size.
-        block_size = only((getattr(weight, "_group_size", None) for weight in weights), "group size")
         return AppliedQuantization(
             method="quanto",
-            code=code,
+            code=only((weight.qtype.name.removeprefix("q") for weight in weights), "code"),
             bits=8.0 * sum(_code_bytes(weight) for weight in weights) / sum(weight.numel() for weight in weights),
-            block_size=block_size if isinstance(block_size, int) else None,
-            double_quantization=False,
-            compute_dtype=str(only((dtype_name(weight.dtype) for weight in weights), "compute type")),
+            # Tensors of 8 bits have no group size.
+            block_size=only((getattr(weight, "_group_size", None) for weight in weights), "group size"),
+            compute_dtype=only((dtype_name(weight.dtype) for weight in weights), "compute type"),
             dtypes=stored_elements(module),
             layers_quantized=len(layers),
             layers_left=linear_names(module, QLinear),

@@ -80,11 +80,6 @@ class TorchaoOptions:
         return self.scheme != "nvfp4_dynamic"
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
-        """
         scheme = SCHEMES[self.scheme]
         layers = check_linear_layers(model, device, "torchao")
         if scheme.capability and device != "cuda":
@@ -97,13 +92,11 @@ class TorchaoOptions:
         check_multiples(layers, scheme.multiple, scheme.multiple, f"torchao's {self.scheme}", hint)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
-        """Predict the bytes of the loaded weights: codes, scales and unquantized weights."""
         layers = model.linear_layers()
         rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)
         return rest + sum(self._layer_bytes(layer) for layer in layers)
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         scheme = SCHEMES[self.scheme]
         return {
             "method": "torchao",
@@ -137,22 +130,12 @@ class TorchaoInt4Options:
     group_size: Literal[32, 64, 128] = 128
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse unsupported models and devices.
-
-        Raises:
-            UnsupportedError: if `model` is quantized already or has nothing to quantize, or for its widths or device.
-        """
         layers = check_linear_layers(model, device, "torchao")
         check_group_size(model, layers, self.group_size)
         if device == "cpu":
             check_multiples(layers, _INT4_ROWS, 1, "torchao's int4 kernel for CPUs", "Use torchao_int8.")
 
     def check_save(self, device: str) -> None:
-        """Refuse to write weights that torchao packed for a CPU.
-
-        Raises:
-            UnsupportedError: on a CPU; torchao has no file format for that packing.
-        """
         if device == "cpu":
             raise UnsupportedError(
                 "torchao cannot save int4 weights that are packed for a CPU",
@@ -171,7 +154,6 @@ class TorchaoInt4Options:
         return plain_bytes(model, 2, quantized=layers) + quantized
 
     def requests(self) -> Mapping[str, Json]:
-        """Return the values that the loaded weights must have."""
         return {"method": "torchao", "code": "int4", "bits": 4.0, "block_size": self.group_size}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torchao.kernel import int_scaled_matmul
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
     from llmquant.plugins.context import Context, LoadKwargs
 
+_Options = TypeVar("_Options", bound=TorchaoOptions | TorchaoInt4Options)
+
 # `set_inductor_config` would change settings of the whole process, the precision of float32 products among them.
 _CONFIGS: Mapping[str, Callable[[], Any]] = {  # Any: torchao's configurations
     "int8": lambda: Int8WeightOnlyConfig(set_inductor_config=False),
@@ -58,59 +60,6 @@ _CONFIGS: Mapping[str, Callable[[], Any]] = {  # Any: torchao's configurations
 }
 
 
-class Torchao(Quantizer[TorchaoOptions]):
-    """int8 and float8 with one scale per row, NVFP4 and MXFP4 with one scale per 16 or 32 weights."""
-
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the configuration.
-
-        Raises:
-            UnsupportedError: if this GPU is too old, or this CPU multiplies int8 wrongly.
-        """
-        name = self.options.scheme
-        needed = SCHEMES[name].capability
-        if needed:
-            check_capability(torch.cuda.get_device_capability(), needed, name)
-        if name == "int8_dynamic" and ctx.device == "cpu":
-            _check_int8_matmul()
-        return {"quantization_config": TorchAoConfig(_CONFIGS[name]()), "dtype": getattr(torch, self.options.dtype)}
-
-    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers.
-
-        Raises:
-            NotHonouredError: if there is no quantized layer, or the layers differ.
-        """
-        return _applied(module)
-
-
-class TorchaoInt4(Quantizer[TorchaoInt4Options]):
-    """int4 with a scale and a zero point per group of weights."""
-
-    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
-        """Return the configuration, with the packing of the device's kernel.
-
-        Raises:
-            UnsupportedError: if this GPU is too old.
-        """
-        group_size = self.options.group_size
-        if ctx.device == "cuda":
-            check_capability(torch.cuda.get_device_capability(), (8, 0), "int4")
-            packing = Int4PackingFormat.TILE_PACKED_TO_4D
-            config = Int4WeightOnlyConfig(group_size, set_inductor_config=False, int4_packing_format=packing)
-        else:
-            config = PrototypeInt4WeightOnlyConfig(group_size, set_inductor_config=False)
-        return {"quantization_config": TorchAoConfig(config), "dtype": torch.bfloat16}
-
-    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
-        """Read back the settings of the layers.
-
-        Raises:
-            NotHonouredError: if there is no quantized layer, or the layers differ.
-        """
-        return _applied(module)
-
-
 @dataclass(frozen=True)
 class _Weight:
     """The settings of one layer's weight; fields as in `AppliedQuantization`."""
@@ -123,28 +72,57 @@ class _Weight:
     note: str
 
 
-def _applied(module: torch.nn.Module) -> AppliedQuantization:
-    weights = {name: child.weight for name, child in module.named_modules() if isinstance(child, torch.nn.Linear)}
-    found = {name: read for name, weight in weights.items() if (read := _read(weight)) is not None}
-    if not found:
-        raise NotHonouredError(f"none of {len(weights)} linear layers holds weights quantized by torchao")
-    first = only(found.values(), "quantization")
-    assert isinstance(first, _Weight)
-    quantized = [weights[name] for name in found]
-    padded = sum(isinstance(w, Int4TilePackedTo4dTensor) and w.shape[1] % TILE[1] > 0 for w in quantized)
-    padding = f"rows of {padded} layers are padded to multiples of {TILE[1]} weights" if padded else ""
-    return AppliedQuantization(
-        method="torchao",
-        code=first.code,
-        bits=first.bits,
-        block_size=first.block_size,
-        double_quantization=first.double_quantization,
-        compute_dtype=first.compute_dtype,
-        dtypes=stored_elements(module),
-        layers_quantized=len(found),
-        layers_left=tuple(name for name in linear_names(module) if name not in found),
-        note="; ".join(part for part in (first.note, padding, fused_experts_note(module)) if part),
-    )
+class _ReadBack(Quantizer[_Options]):
+    """The shared part of the two quantizers: how their weights are read back."""
+
+    def applied(self, module: torch.nn.Module) -> AppliedQuantization:
+        weights = {name: child.weight for name, child in module.named_modules() if isinstance(child, torch.nn.Linear)}
+        found = {name: read for name, weight in weights.items() if (read := _read(weight)) is not None}
+        if not found:
+            raise NotHonouredError(f"none of {len(weights)} linear layers holds weights quantized by torchao")
+        first = only(found.values(), "quantization")
+        quantized = [weights[name] for name in found]
+        padded = sum(isinstance(w, Int4TilePackedTo4dTensor) and w.shape[1] % TILE[1] > 0 for w in quantized)
+        padding = f"rows of {padded} layers are padded to multiples of {TILE[1]} weights" if padded else ""
+        return AppliedQuantization(
+            method="torchao",
+            code=first.code,
+            bits=first.bits,
+            block_size=first.block_size,
+            double_quantization=first.double_quantization,
+            compute_dtype=first.compute_dtype,
+            dtypes=stored_elements(module),
+            layers_quantized=len(found),
+            layers_left=tuple(name for name in linear_names(module) if name not in found),
+            note="; ".join(filter(None, (first.note, padding, fused_experts_note(module)))),
+        )
+
+
+class Torchao(_ReadBack[TorchaoOptions]):
+    """int8 and float8 with one scale per row, NVFP4 and MXFP4 with one scale per 16 or 32 weights."""
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
+        name = self.options.scheme
+        needed = SCHEMES[name].capability
+        if needed:
+            check_capability(torch.cuda.get_device_capability(), needed, name)
+        if name == "int8_dynamic" and ctx.device == "cpu":
+            _check_int8_matmul()
+        return {"quantization_config": TorchAoConfig(_CONFIGS[name]()), "dtype": getattr(torch, self.options.dtype)}
+
+
+class TorchaoInt4(_ReadBack[TorchaoInt4Options]):
+    """int4 with a scale and a zero point per group of weights."""
+
+    def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
+        group_size = self.options.group_size
+        if ctx.device == "cuda":
+            check_capability(torch.cuda.get_device_capability(), (8, 0), "int4")
+            packing = Int4PackingFormat.TILE_PACKED_TO_4D
+            config = Int4WeightOnlyConfig(group_size, set_inductor_config=False, int4_packing_format=packing)
+        else:
+            config = PrototypeInt4WeightOnlyConfig(group_size, set_inductor_config=False)
+        return {"quantization_config": TorchAoConfig(config), "dtype": torch.bfloat16}
 
 
 def _read(weight: Any) -> _Weight | None:  # Any: a tensor of one of torchao's classes
