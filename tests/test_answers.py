@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from llmquant.errors import DamagedError
+from llmquant.executors.shipping import bring_home
+from llmquant.results.comparison import Comparison
 from llmquant.storage.store import Store
 from llmquant.study.looping import is_looping
+from llmquant.study.record import StudyRecord
 from llmquant.study.run import Sample
 from test_store import make_run
 
@@ -82,3 +87,84 @@ def test_a_negative_length_is_damage(tmp_path: Path):
     store, _ = committed(tmp_path, [Sample("d", "p", {}, generated=-1)])
     with pytest.raises(DamagedError, match="generated must be at least 0, found -1"):
         store.samples(make_run())
+
+
+PROMPTS = {"p1": "When did the ferry leave?", "p2": "What color is the sea?"}
+
+
+def asked(store: Store, label: str, prompts=PROMPTS):
+    """Commit a run with the texts of its prompts."""
+    run, partial = make_run(label), store.begin()
+    store.keep(run, partial, {"t": SAMPLES}, prompts)
+    store.commit(run, partial, {"t": SAMPLES})
+    return run
+
+
+def test_variants_of_a_study_share_the_texts_of_their_prompts(tmp_path: Path):
+    """However many runs came with them, the store has each once."""
+    store = Store(tmp_path)
+    for label in "abc":
+        asked(store, label)
+    store.sweep()
+    assert [store.prompt(key) for key in ("p1", "p2", "p3")] == [*PROMPTS.values(), None]
+    assert len(list(tmp_path.rglob("prompts/*.parquet"))) == 1
+
+
+def test_several_programs_collect_prompts_at_once(tmp_path: Path):
+    """None fails, and nothing is lost."""
+    for number in range(20):
+        asked(Store(tmp_path), str(number), {f"p{number}": f"question {number}"})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: Store(tmp_path).sweep(), range(8)))
+    assert Store(tmp_path).prompts([f"p{n}" for n in range(20)]) == {f"p{n}": f"question {n}" for n in range(20)}
+
+
+def test_prompts_come_home_with_their_run(tmp_path: Path):
+    """A worker on another machine has a store of its own, and only its runs come back."""
+    there, here = Store(tmp_path / "there"), Store(tmp_path / "here")
+    asked(there, "a")
+    bring_home(there.root, here.root, "study", 1)
+    here.sweep()
+    assert here.prompt("p1") == PROMPTS["p1"]
+
+
+def test_a_long_prompt_loses_its_middle(tmp_path: Path):
+    """The text says so, and keeps its beginning and its question."""
+    store = Store(tmp_path)
+    asked(store, "a", {"p": "Begin. " + "é" * 10**6 + " Why?"})
+    store.sweep()
+    text = store.prompt("p")
+    assert text.startswith("Begin. é")
+    assert text.endswith("é Why?")
+    assert "bytes are left out" in text
+    assert len(text.encode()) < 2**16 + 100
+
+
+def test_a_damaged_file_of_prompts_is_named(tmp_path: Path):
+    """The message says what is lost without it."""
+    store = Store(tmp_path)
+    asked(store, "a")
+    store.sweep()
+    (file,) = (tmp_path / "prompts").iterdir()
+    file.write_bytes(b"PAR1")
+    with pytest.raises(DamagedError, match="prompts") as raised:
+        store.prompt("p1")
+    assert raised.value.hint == "Delete the file; the texts of its prompts are then unknown."
+
+
+def test_a_portable_file_carries_prompts_once(tmp_path: Path):
+    """They read back, and a file without them is read as before."""
+    store = Store(tmp_path / "store")
+    runs = [asked(store, "a"), asked(store, "b")]
+    store.sweep()
+    record = StudyRecord("s", "title", tuple(run.experiment for run in runs), {"sha256:00": "a"})
+    found = Comparison.of(record, store)
+    found.save_json(tmp_path / "study.json")
+    text = (tmp_path / "study.json").read_text()
+    assert text.count(PROMPTS["p1"]) == 1
+    again = Comparison.load(tmp_path / "study.json")
+    assert [again.prompt(key) for key in ("p1", "p2", "p3")] == [*PROMPTS.values(), None]
+    assert again.samples() == found.samples()
+    older = {key: value for key, value in json.loads(text).items() if key != "prompts"}
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert Comparison.load(tmp_path / "older.json").prompt("p1") is None

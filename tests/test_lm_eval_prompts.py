@@ -355,3 +355,12 @@ def test_an_answer_is_not_stopped_in_its_reasoning(evaluate, subject, says):
 def test_scored_choices_generate_nothing(evaluate):
     """Where the model only scores given answers, there is nothing to count."""
     assert {(sample.generated, sample.cut, sample.looping) for sample in evaluate(CHOICE).samples} == {(None,) * 3}
+
+
+@pytest.mark.parametrize("task", [GENERATION, CHOICE], ids=["generation", "choice"])
+def test_a_result_has_the_texts_of_its_prompts(evaluate, task):
+    """One text per document, whatever the number of its choices."""
+    result = evaluate(task)
+    assert [result.prompts[sample.prompt] for sample in result.samples] == [
+        f"Question: {row['q']}Answer:" for row in QUESTIONS
+    ]

@@ -462,7 +462,7 @@ def test_one_file_rebuilds_the_comparison():
     """From its portable JSON a study gives the very same rows."""
     study = realistic_study()
     data = json.loads(json.dumps(portable_json(study.record, study.runs, study.samples, {}), allow_nan=False))
-    record, runs, samples, _ = from_portable_json(data)
+    record, runs, samples, *_ = from_portable_json(data)
     again = rows(record, runs, lambda run_id: samples.get(run_id, {}))
     assert again == rows(study.record, study.runs, study.read)
 

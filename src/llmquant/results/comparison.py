@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,12 +38,14 @@ class Comparison:
         samples: Callable[[RunId], Mapping[str, Sequence[Sample]]],
         files: Callable[[Run], Path | None] = lambda run: None,
         dollars: Mapping[RunId, float] | None = None,
+        prompts: Callable[[Collection[str]], Mapping[str, str]] = lambda hashes: {},
     ) -> None:
         self.record = record
         self.runs = dict(runs)
         self.dollars = dict(dollars or {})
         self._samples = samples
         self._files = files
+        self._prompts = prompts
 
     @classmethod
     def from_store(cls, store: Store | str | Path, study: str | None = None) -> Comparison:
@@ -78,7 +80,7 @@ class Comparison:
         def samples(run_id: RunId) -> Mapping[str, Sequence[Sample]]:
             return store.samples(known[run_id]) if run_id in known else {}
 
-        return cls(record, known, samples, store.files, store.dollars(record.study_id))
+        return cls(record, known, samples, store.files, store.dollars(record.study_id), store.prompts)
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
@@ -91,8 +93,12 @@ class Comparison:
         from llmquant.results.report.export import from_portable_json
 
         hint = "Write it again with Comparison.save_json or `llmquant report STORE -f json`."
-        record, runs, samples, dollars = load(Path(path), from_portable_json, hint=hint)
-        return cls(record, runs, lambda run_id: samples.get(run_id, {}), dollars=dollars)
+        record, runs, samples, dollars, prompts = load(Path(path), from_portable_json, hint=hint)
+
+        def texts(hashes: Collection[str]) -> dict[str, str]:
+            return {key: prompts[key] for key in hashes if key in prompts}
+
+        return cls(record, runs, lambda run_id: samples.get(run_id, {}), dollars=dollars, prompts=texts)
 
     def at_margin(self, margin: float | str | Sequence[float | str]) -> Comparison:
         """Return the same results, judged at other margins.
@@ -105,7 +111,7 @@ class Comparison:
             OptionError: if it is something else.
         """
         record = replace(self.record, margins=read_margins(margin))
-        return Comparison(record, self.runs, self._samples, self._files, self.dollars)
+        return Comparison(record, self.runs, self._samples, self._files, self.dollars, self._prompts)
 
     @property
     def failed(self) -> list[Run]:
@@ -120,6 +126,10 @@ class Comparison:
     def samples(self) -> dict[RunId, Mapping[str, Sequence[Sample]]]:
         """Return the scored documents by run and task."""
         return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.measurements}
+
+    def prompt(self, digest: str) -> str | None:
+        """Return the text of the prompt with the hash `Sample.prompt`; ``None`` if it was not kept."""
+        return self._prompts([digest]).get(digest)
 
     def to_frame(self) -> pd.DataFrame:
         """Return `rows` as a data frame.
@@ -155,7 +165,7 @@ class Comparison:
         """Return the study as one JSON object, samples included; `load` reads it."""
         from llmquant.results.report.export import portable_json
 
-        return portable_json(self.record, self.runs, self.samples(), self.dollars)
+        return portable_json(self.record, self.runs, self.samples(), self.dollars, self._prompts)
 
     def rows_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return `rows` and the failures as one JSON object, for scripts."""

@@ -186,6 +186,10 @@ _FIELDS: Mapping[type, Mapping[str, _Check]] = {
             lambda v: isinstance(v, Collection) and not isinstance(v, str) and all(map(_is_text, v)),
             "a list of metrics",
         ),
+        "prompts": (
+            lambda v: isinstance(v, Mapping) and all(map(_is_text, (*v, *v.values()))),
+            "a dictionary of texts by hash",
+        ),
     },
     Measurement: {
         "task": _FILLED,

@@ -237,7 +237,7 @@ def _run(
 
 def _keep(store: Store, partial: Path, run: Run, result: Result) -> None:
     with contextlib.suppress(OSError):  # a full disk, which may have room again when the run is finished
-        store.keep(run, partial, {result.task: result.samples})
+        store.keep(run, partial, {result.task: result.samples}, result.prompts)
 
 
 def _is_built_in(experiment: Experiment) -> bool:

@@ -62,7 +62,7 @@ def read_samples(path: Path) -> tuple[str, list[Sample]]:
     found: list[Sample] = []
     with stored(str(path), REMADE):
         task = ""
-        for batch in _batches(path):
+        for batch in batches(path):
             task = (batch.schema.metadata or {}).get(_TASK, unquote(path.stem).encode()).decode()
             found += _samples(batch)
         if len({(sample.document, sample.occurrence) for sample in found}) < len(found):
@@ -70,7 +70,12 @@ def read_samples(path: Path) -> tuple[str, list[Sample]]:
     return task, found
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet file's rows in parts.
+
+    Raises:
+        OSError: if it is not such a file, or is too large.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -118,4 +123,4 @@ def _sample(row: Mapping[str, Any]) -> Sample:  # Any: a table's columns
     return read_as(Sample, {**values, "scores": scores})
 
 
-__all__ = ["REMADE", "read_samples", "write_samples"]
+__all__ = ["REMADE", "batches", "read_samples", "write_samples"]

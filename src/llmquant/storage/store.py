@@ -3,10 +3,12 @@
 ::
 
     STORE/runs/<run_id>/{run.json, samples/<task>.parquet, files/, log.txt}      <run_id>-2 is its second attempt
+    STORE/prompts/<digest>.parquet                                               texts of prompts, each once
     STORE/studies/<study_id>/{study.json, jobs/<n>.json, jobs/<n>.journal, jobs/<n>.log}
 
 A run is written next to its final path and renamed. A second writer's rename fails and its run is dropped.
 A file of samples contains its task's name, because a long name is shortened in the file name.
+A run comes with the texts of its prompts in a folder of its own; `Store.sweep` moves them, where equal files are one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ from llmquant.errors import DamagedError, OptionError, StoreError
 from llmquant.storage.atomic import begin_folder, file_mode, make_folder, publish_folder, sweep, write_text
 from llmquant.storage.blanking import blank_run
 from llmquant.storage.journal import JobRecord
+from llmquant.storage.prompt_files import read_prompts, write_prompts
 from llmquant.storage.sample_files import REMADE, read_samples, write_samples
 from llmquant.study.experiment import RunId, path_of, visible
 from llmquant.study.reading import brief, load
@@ -35,6 +38,7 @@ from llmquant.study.run import Run, Sample
 T = TypeVar("T")
 
 _KEPT = "kept"
+_PROMPTS = "prompts"
 
 _log = logging.getLogger(__name__)
 
@@ -146,13 +150,18 @@ class Store:
         (partial / "files").mkdir()
         return partial
 
-    def keep(self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]]) -> None:
+    def keep(
+        self, run: Run, partial: Path, samples: Mapping[str, Sequence[Sample]], prompts: Mapping[str, str] | None = None
+    ) -> None:
         """Save an unfinished run in case its writer is killed, see `kept`.
 
         Args:
             run: the run with all measurements so far.
             samples: samples of tasks that were not saved yet.
+            prompts: texts of these samples' prompts by hash; they stay part of the run.
         """
+        if prompts:
+            write_prompts(partial / _PROMPTS, prompts)
         for task, scored in samples.items():
             if scored:
                 write_samples(make_folder(partial / _KEPT) / "samples", visible(task), scored)
@@ -214,6 +223,22 @@ class Store:
         folder = self.folder(run.run_id, run.attempt) / "samples"
         return dict(read_samples(path) for path in sorted(folder.glob("*.parquet")))
 
+    def prompts(self, hashes: Collection[str]) -> dict[str, str]:
+        """Read the texts of prompts by `Sample.prompt`; texts that were not kept are missing.
+
+        Raises:
+            DamagedError: if a file of prompts cannot be read.
+        """
+        return read_prompts(self.root / _PROMPTS, hashes) if hashes else {}
+
+    def prompt(self, digest: str) -> str | None:
+        """Read the text of one prompt; ``None`` if it was not kept.
+
+        Raises:
+            DamagedError: if a file of prompts cannot be read.
+        """
+        return self.prompts([digest]).get(digest)
+
     def files(self, run: Run) -> Path:
         """Return the folder of an evaluator's files for a run; the folder may be missing.
 
@@ -226,8 +251,14 @@ class Store:
         return self.folder(run.run_id, run.attempt) / "log.txt"
 
     def sweep(self) -> None:
-        """Delete partial folders of dead writers; after a week on a disk without locks."""
+        """Delete partial folders of dead writers, after a week on a disk without locks, and collect runs' prompts."""
         sweep(self._runs)
+        for file in self._runs.glob(f"[!.]*/{_PROMPTS}/*.parquet"):
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk, or another process was first: the next sweep moves the rest
+                file.replace(make_folder(self.root / _PROMPTS) / file.name)
+                file.parent.rmdir()
 
     # -- studies ------------------------------------------------------------------------------------------------------
 

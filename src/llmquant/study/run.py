@@ -101,6 +101,7 @@ class Result:
             shown below the table.
         not_means: metrics whose value is not the mean of the samples' scores of the same name, such as the BLEU of
             a corpus; the mean of all other metrics is checked.
+        prompts: texts of prompts by `Sample.prompt`, for people; a store keeps each once for all variants.
     """
 
     task: str
@@ -108,6 +109,7 @@ class Result:
     samples: Sequence[Sample] = ()
     details: Mapping[str, Json] = field(default_factory=dict)
     not_means: Collection[str] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_samples(

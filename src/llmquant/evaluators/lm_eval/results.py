@@ -95,7 +95,13 @@ def results(
             own["grouped_by"] = field
         answers = [written.get((name, entries[0]["doc_id"])) for entries in documents]
         samples = tuple(_samples(documents, read, answers, groups, tasks[name]))
-        yield Result(name, values, samples, own, not_means)
+        texts = {s.prompt: _prompt_text(entries[0]) for s, entries in zip(samples, documents, strict=True)}
+        yield Result(name, values, samples, own, not_means, texts)
+
+
+def _prompt_text(entry: Entry) -> str:
+    """Return what the model read for a document; the choices of one question share their prompt."""
+    return "\n\n".join(filter(None, dict.fromkeys(arguments[0] for arguments in entry["arguments"])))
 
 
 def _read(entry: Entry, prompts: Mapping[tuple[str, ...], Prompt]) -> list[Prompt]:

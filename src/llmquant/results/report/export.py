@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import DamagedError, MissingDependencyError
@@ -29,6 +29,7 @@ def portable_json(
     runs: Mapping[RunId, Run],
     samples: Mapping[RunId, Mapping[str, Sequence[Sample]]],
     dollars: Mapping[RunId, float],
+    prompts: Callable[[Collection[str]], Mapping[str, str]] = lambda hashes: {},
 ) -> dict[str, Any]:  # Any: a JSON object
     """Put a study into one JSON object.
 
@@ -37,8 +38,10 @@ def portable_json(
         runs: by id.
         samples: by run and task.
         dollars: about what runs cost, by id.
+        prompts: returns texts of prompts by hash.
     """
     wanted = [experiment.run_id for experiment in record.experiments]
+    hashes = {s.prompt for run_id in wanted for scored in samples.get(run_id, {}).values() for s in scored}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": _KIND,
@@ -50,16 +53,17 @@ def portable_json(
             if samples.get(run_id)
         },
         "dollars": {run_id: dollars[run_id] for run_id in wanted if run_id in dollars},
+        "prompts": dict(prompts(hashes)),
     }
 
 
 def from_portable_json(
     data: Mapping[str, Any],  # Any: a JSON object
-) -> tuple[StudyRecord, dict[RunId, Run], dict[RunId, dict[str, list[Sample]]], dict[RunId, float]]:
+) -> tuple[StudyRecord, dict[RunId, Run], dict[RunId, dict[str, list[Sample]]], dict[RunId, float], Mapping[str, str]]:
     """Read what `portable_json` made.
 
     Returns:
-        The record, the runs by id, the samples by run and task, and the dollars by run.
+        The record, the runs by id, the samples by run and task, the dollars by run, and the prompts by hash.
 
     Raises:
         DamagedError: if it is something else.
@@ -71,7 +75,7 @@ def from_portable_json(
     with stored("a study"):
         file = read_as(_File, data)
     samples = {run_id: {task: list(scored) for task, scored in tasks.items()} for run_id, tasks in file.samples.items()}
-    return file.study, {run.run_id: run for run in file.runs}, samples, dict(file.dollars)
+    return file.study, {run.run_id: run for run in file.runs}, samples, dict(file.dollars), file.prompts
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class _File:
     runs: tuple[Run, ...]
     samples: Mapping[RunId, Mapping[str, tuple[Sample, ...]]]
     dollars: Mapping[RunId, NumberFromZero]
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 def _sample_out(sample: Sample) -> dict[str, Any]:  # Any: a JSON object
