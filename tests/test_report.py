@@ -161,8 +161,8 @@ def test_what_says_the_same_as_perplexity_is_left_to_the_files():
 
 
 def test_compute_dtypes_are_told_where_they_differ():
-    """Variants that compute in another type than the baseline are named under the table."""
-    notes = " ".join(table_of(realistic_study(), "Quality").footnotes)
+    """Variants that compute in another type than the baseline are named."""
+    notes = " ".join(table_of(realistic_study(), "Model and variants").footnotes)
     assert "Computes in bfloat16: bf16_baseline; in float16: bnb_4bit_nf4" in notes
 
 
@@ -268,13 +268,13 @@ def test_an_experiment_that_has_not_run_is_a_dash():
     assert table_of(study, "Not run").footnotes == ("gptq_3bit_g128 · throughput",)
 
 
-def test_notes_about_a_model_stand_under_its_table():
-    """A note that starts with a model's name is a footnote there; the others come last."""
+def test_notes_about_a_model_stand_under_its_tables():
+    """A note that starts with a model's name belongs to the model; the others come last."""
     study = realistic_study(model=ModelUse("./tiny.gguf", "sha256:1"))
     record = replace(study.record, notes=("tiny.gguf: was dequantized from GGUF Q4_1", "something else"))
     tables = summary(rows(record, study.runs, study.read), record)
-    quality = next(table for table in tables if table.title == "Quality")
-    assert "tiny.gguf: was dequantized from GGUF Q4_1" in quality.footnotes
+    about = next(table for table in tables if table.title == "Model and variants")
+    assert "tiny.gguf: was dequantized from GGUF Q4_1" in about.footnotes
     assert tables[-1].title == "Notes"
     assert tables[-1].footnotes == ("something else",)
 
@@ -332,7 +332,29 @@ def test_a_wide_table_is_split_between_its_groups():
     assert text.count("gptq_4bit_g128  ") == 3
     for line in text.splitlines():
         assert line.count("[95% interval]") <= 1
-    assert "Quality (3 of 3)" in text
+
+
+def test_the_parts_of_a_table_are_aligned():
+    """The verdicts of all parts stand below each other, and fit 80 columns."""
+    text = render([table_of(realistic_study(), "Quality")], 80)
+    assert len({line.index("verdict") for line in text.splitlines() if "verdict" in line and "variant" in line}) == 1
+    assert max(map(cell_len, text.splitlines())) <= 80
+
+
+def test_a_table_has_few_footnotes():
+    """No table has more than three footnotes in a study without surprises; notes have a place of their own."""
+    assert all(len(table.footnotes) <= 3 for table in tables_of(realistic_study()) if table.columns)
+
+
+def test_a_benchmark_run_to_its_end_is_exact_about_itself():
+    """Where all documents of a task were run, the table says that the difference on this benchmark is exact."""
+    study = MadeUpStudy()
+    for label in (BASELINE, "nf4"):
+        mean, samples = scored("coqa", "f1", np.linspace(0, 1, 50) if label == BASELINE else np.linspace(0, 0.9, 50))
+        run = completed(experiment(label, COQA, limit=None), mean)
+        study.add(replace(run, details={"coqa": {"documents_total": 50}}), {"coqa": samples})
+    notes = " ".join(table_of(study, "Quality").footnotes)
+    assert "All 50 documents of coqa were run: on this benchmark itself the differences are exact." in notes
 
 
 def test_long_labels_are_wrapped_between_their_options():
@@ -525,5 +547,4 @@ def test_splitting_loses_no_column(groups, cells, width):
     assert max(map(len, text.splitlines())) <= width
     for column in columns[1:]:
         assert text.split().count(column.title) == 1
-    parts = text.split().count("variant")
-    assert parts == max(1, text.count(" of ")) if parts > 1 else " of " not in text
+    assert text.split().count("variant") == text.count("\nv ")

@@ -65,9 +65,8 @@ def _columns(
         text = number(scale * (row.value or 0.0), decimals)
         return Cell(text if row.stderr is None else f"{text} ± {number(scale * row.stderr, decimals)}")
 
-    first, *rest = name
     group = str(measure)
-    columns = [Column((f"{first} {unit}".strip(), *rest, _n(column)), group)]
+    columns = [Column(_heading(measure, name, unit, _n(column)), group)]
     written = [[block.cell(variant, measure, value) for variant in block.variants]]
     writers: list[tuple[Column, Callable[[Row], Cell]]] = []
     if compared:
@@ -82,6 +81,16 @@ def _columns(
         columns.append(head)
         written.append([_beside_value(block, variant, measure, write) for variant in block.variants])
     return columns, written
+
+
+def _heading(measure: Measure, name: tuple[str, ...], unit: str, n: str) -> tuple[str, ...]:
+    """Write a heading in short lines: the task, and the metric with its unit and number of documents."""
+    first, *rest = name
+    task, metric = (
+        (measure.task, first.removeprefix(f"{measure.task} ")) if measure.metric != measure.task else ("", first)
+    )
+    shown = f"{metric} {unit}".strip()
+    return (task, shown, *rest, n) if rest else (task, f"{shown} {n}".strip())
 
 
 def _beside_value(block: Block, variant: str, measure: Measure, write: Callable[[Row], Cell]) -> Cell:
@@ -138,13 +147,21 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
         return notes
     paired = [row for row in rows if row.pairs is not None]
     if paired:
-        notes = [" ".join([*notes, f"Differences are to {block.baseline} on the same documents, with 95% intervals."])]
+        about = (
+            f"Differences are to {block.baseline} on the same documents, with 95% intervals for documents like these."
+        )
+        notes = [" ".join([*notes, about])]
+    whole = {row.task: row.pairs for row in paired if row.pairs == row.population}
+    notes += [
+        f"All {pairs:,} documents of {task} were run: on this benchmark itself the differences are exact."
+        for task, pairs in whole.items()
+    ]
     said = {row.verdict for row in rows}
     limit = margin_text(rows)
     if limit and said & {"worse", "no worse", "undecided"}:
         notes.append(
-            f"At a margin of {limit}: worse, the whole interval is beyond the margin; no worse, none of it is; "
-            "better, the whole interval is a gain; undecided, anything else."
+            f"worse: the whole interval is a loss above the margin ({limit}); no worse: none of it is; "
+            "better: all of it is a gain; undecided: anything else."
         )
     if "no signal" in said:
         notes.append(

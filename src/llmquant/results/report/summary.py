@@ -31,14 +31,11 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
     for block in grouped:
         first = quality_table(block)
         tables = ([] if first is None else [first]) + cost_tables(block)
-        notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
-        if notes and not tables:  # a single task of retrieval is only in the table of all models
-            tables = [Table("Notes")]
-        if tables:
-            tables[0] = replace(tables[0], footnotes=(*tables[0].footnotes, *notes))
         hardware = ", ".join(dict.fromkeys(row.hardware for row in block.rows if row.hardware))
         if hardware and tables:
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
+        notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
+        tables += [Table("Model and variants", footnotes=notes)] if notes else []
         found += [replace(table, heading=_heading(block)) for table in tables]
     paid = money_table(rows)
     found += [] if paid is None else [paid]

@@ -16,6 +16,8 @@ from llmquant.study.neutral import markdown_text, printable
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
 # A label may take so much of the width before it is wrapped.
 _LABEL_SHARE = 0.45
+# Spaces between two columns.
+_GAP = 3
 
 
 def print_tables(tables: Iterable[Table], console: Console) -> None:
@@ -46,14 +48,13 @@ def layout(tables: Iterable[Table], width: int) -> RenderableType:
         if table.heading and table.heading != heading:
             parts += [Text(table.heading, style="bold underline"), Text()]
         heading = table.heading
+        parts.append(Text(table.title, style="bold"))
         split = _split(table, width)
+        widths = _aligned(table, split, width)
         for index, columns in enumerate(split):
             if index:
                 parts.append(Text())
-            title = f"{table.title} ({index + 1} of {len(split)})" if len(split) > 1 else table.title
-            parts += [Text(title, style="bold"), _rich(table, columns, width)]
-        if not split:
-            parts.append(Text(table.title, style="bold"))
+            parts.append(_rich(table, columns, width, widths))
         if table.footnotes:
             parts.append(_footnotes(table))
     return Group(*parts)
@@ -70,19 +71,33 @@ def _split(table: Table, width: int) -> list[list[int]]:
     return parts
 
 
+def _aligned(table: Table, split: Sequence[Sequence[int]], width: int) -> list[int]:
+    """Choose widths that the columns of all parts share; none if one part would become too wide."""
+    if len(split) < 2:
+        return []
+    widths = [0] * max(map(len, split))
+    for columns in split:
+        for place, index in enumerate(columns):
+            widths[place] = max(widths[place], _natural_width(table, [index], width))
+    return widths if sum(widths) + _GAP * (len(widths) - 1) <= width else []
+
+
 def _natural_width(table: Table, columns: Sequence[int], width: int) -> int:
     # So wide that nothing wraps but labels, whose limit is a share of the real width.
     console = Console(width=10_000, color_system=None, force_jupyter=False)
     return Measurement.get(console, console.options, _rich(table, columns, width)).maximum
 
 
-def _rich(table: Table, columns: Sequence[int], width: int) -> RichTable:
+def _rich(table: Table, columns: Sequence[int], width: int, widths: Sequence[int] = ()) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for index in columns:
+    for place, index in enumerate(columns):
         column = table.column(index)
         heading = Text("\n".join(filter(None, column.name)), justify=column.align)
         most = max(16, int(width * _LABEL_SHARE)) if index == 0 else None
-        rich.add_column(heading, justify=column.align, vertical="bottom", overflow="fold", max_width=most)
+        least = widths[place] if widths else None
+        rich.add_column(
+            heading, justify=column.align, vertical="bottom", overflow="fold", min_width=least, max_width=most
+        )
     for row in table.cells():
         rich.add_row(*(Text(row[index].text, style=_STYLES[row[index].tone]) for index in columns))
     return rich

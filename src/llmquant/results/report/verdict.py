@@ -85,17 +85,19 @@ def _difference(row: Row, decimals: int) -> str:
 
 def _footnotes(rows: Sequence[Row]) -> list[str]:
     over = dict.fromkeys(row.task for row in rows if row.verdict is not None and row.mean_of)
-    notes = [f"Over {'; or over '.join(over)}, each task counting the same; positive is better."] if over else []
-    if any(row.unit == "margins" for row in rows):
-        notes.append("In margins: -1 is a loss as large as the margin of its task.")
-    notes += [
-        f"{row.variant}: undecided; about {_rounded(row.documents_needed)} documents would decide."
+    notes = []
+    if over:
+        unit = "a difference of -1 is a loss as large as the margin of its task"
+        scale = unit if any(row.unit == "margins" for row in rows) else "a negative difference is a loss"
+        notes.append(f"Over {'; or over '.join(over)}, each task counting the same; {scale}.")
+    needed = [
+        f"{row.variant} about {_rounded(row.documents_needed)} (now {row.n:,})"
         for row in rows
-        if row.documents_needed is not None
+        if row.documents_needed is not None and row.n is not None
     ]
+    notes += [f"Documents that would decide: {'; '.join(needed)}."] if needed else []
     notes += [f"{row.variant}: not judged, as {row.no_verdict}." for row in rows if row.no_verdict]
-    notes += [f"{row.variant}: {row.evaluator_note}." for row in rows if row.evaluator_note]
-    return notes
+    return notes + [f"{row.variant}: {row.evaluator_note}." for row in rows if row.evaluator_note]
 
 
 def _rounded(count: int) -> str:
