@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmquant.cli.inspect import AsJson, print_json, print_tables, say
-from llmquant.cli.options import Quiet, StoreDir
+from llmquant.cli.options import MarginOption, Quiet, StoreDir
 
 import_app = typer.Typer(rich_markup_mode=None)
 
@@ -28,6 +28,7 @@ def import_command(
     model: Annotated[
         str | None, typer.Option(help="Name of the model (default: the name in the baseline's files).")
     ] = None,
+    margin: MarginOption = None,
     store: StoreDir = "results",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -39,7 +40,7 @@ def import_command(
     from llmquant.importers.studies import import_results
     from llmquant.results.report.summary import summary
 
-    found = import_results(sources, baseline=baseline, model=model, store=store)
+    found = import_results(sources, baseline=baseline, model=model, margin=margin, store=store)
     if as_json:
         print_json(found.rows_json())
         return

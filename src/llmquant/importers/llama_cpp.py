@@ -15,10 +15,8 @@ from llmquant.study.run import Measurement, Result
 
 PROGRAM = "llama.cpp"
 TASK = "perplexity"
-NO_VERDICT = (
-    "the output of llama.cpp has no values of single chunks or tokens, so there is no interval and no verdict; "
-    "its errors count tokens as independent"
-)
+_NO_SCORES = "the output of llama.cpp has no values per chunk or token"
+_NOTE = "the errors that llama.cpp states count tokens as independent: real errors are larger"
 _NUMBER = r"(-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|nan|inf))"
 _ERROR = rf"(?:\s*(?:±|\+/-)\s*{_NUMBER})?"
 # Messages of the program's log have a time and a level before them.
@@ -67,8 +65,8 @@ def llama_cpp_results(path: Path) -> list[Imported]:
     protocol: dict[str, Json] = {
         name: int(match[1]) for name, line in _SETTINGS.items() if (match := line.search(text)) is not None
     }
-    result = checked(Result(TASK, found, (), dict(protocol)), path)
-    return [Imported(PROGRAM, result, protocol, digest_of_files([path]), notes=(NO_VERDICT,))]
+    result = checked(Result(TASK, found, (), {**protocol, "no_scores": _NO_SCORES}), path)
+    return [Imported(PROGRAM, result, protocol, digest_of_files([path]), notes=(_NOTE,))]
 
 
 def _measurements(text: str) -> Iterator[Measurement]:
@@ -98,4 +96,4 @@ def _measurement(
     )
 
 
-__all__ = ["NO_VERDICT", "PROGRAM", "llama_cpp_results"]
+__all__ = ["PROGRAM", "llama_cpp_results"]

@@ -113,6 +113,7 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
     samples: list[Sample] = []
     notes: list[str] = []
     if config is None:
+        details["no_scores"] = "a group's value has no documents of its own"
         details["members"] = (data.get("group_subtasks") or {}).get(task)
     else:
         details["config"] = {key: config[key] for key in _CONFIG if key in config}
@@ -120,6 +121,7 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
             aggregations = _aggregations(config)
             samples, details["grouped_by"] = read_samples(path, data, task, aggregations)
         else:
+            details["no_scores"] = "lm-eval was run without --log_samples"
             notes.append(f"{task}: {path} does not exist; run lm-eval with --log_samples to compare its documents")
     aggregations = _aggregations(config or {})
     effective = counts.get("effective")

@@ -14,7 +14,7 @@ from llmquant.importers.files import Imported, checked, digest_of_files, read_js
 from llmquant.study.run import Measurement, Result
 
 PROGRAM = "mteb"
-NO_VERDICT = "an mteb result file has no scores per query, so there is no interval and no verdict"
+_NO_SCORES = "an mteb result file has no scores per query"
 _MAIN = "main_score"
 _META = "model_meta.json"
 _BETTER = re.compile(r"(ndcg|map|recall|precision|mrr|hit_rate)_at_\d+")
@@ -71,12 +71,11 @@ def _task(file: Path, data: Mapping[str, Any]) -> Imported:  # Any: mteb's resul
     }
     return Imported(
         PROGRAM,
-        checked(Result(task, measurements, (), dict(protocol)), file),
+        checked(Result(task, measurements, (), {**protocol, "no_scores": _NO_SCORES}), file),
         protocol,
         digest_of_files([file]),
         _model_name(file.parent),
         {"mteb": version} if version else {},
-        notes=(NO_VERDICT,),
     )
 
 
@@ -87,4 +86,4 @@ def _model_name(folder: Path) -> str:
     return name.strip() if isinstance(name, str) and name != "no_model_name_available" else ""
 
 
-__all__ = ["NO_VERDICT", "PROGRAM", "is_mteb", "mteb_results"]
+__all__ = ["PROGRAM", "is_mteb", "mteb_results"]

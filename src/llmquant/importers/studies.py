@@ -15,6 +15,7 @@ from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.store import Store
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import Experiment, ModelUse, PluginUse, Variant, digest_of
+from llmquant.study.margins import read_margins
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 
@@ -28,6 +29,7 @@ def import_results(
     *,
     baseline: str | None = None,
     model: str | None = None,
+    margin: float | str | Sequence[float | str] | None = None,
     store: str | Path | Store = "results",
 ) -> Comparison:
     """Import results of lm-eval, mteb and llama.cpp as one study of a store.
@@ -37,6 +39,7 @@ def import_results(
             several with one name belong to one variant.
         baseline: the variant to compare the others with, by its name or as written in `sources`; ``None`` is the first.
         model: name of the model; ``None`` is the one in the baseline's files.
+        margin: the largest acceptable loss, as for `llmquant.compare`.
         store: folder of the results.
 
     Returns:
@@ -45,6 +48,7 @@ def import_results(
     Raises:
         OptionError: if files are damaged or do not agree with each other, or a name is missing; nothing is stored.
     """
+    margins = read_margins(margin)
     named = sources_of(sources)
     found: dict[str, list[Imported]] = {}
     for source in named.values():
@@ -61,7 +65,7 @@ def import_results(
     if baseline is None:
         baseline = first
         if len(found) > 1:
-            notes.append(f"{first} is the baseline, as it is the first; --baseline NAME chooses another one")
+            notes.append(f"{first} is the baseline, as it is the first; baseline=NAME names another one")
     elif baseline not in found:
         if baseline not in named:
             raise OptionError(f"no variant is called {baseline!r}", hint=nearest(baseline, found))
@@ -88,6 +92,7 @@ def import_results(
         baselines={_model_use(model).digest: baseline},
         notes=tuple(blank_secrets(note) for note in dict.fromkeys(notes)),
         started_at=now,
+        margins=margins,
     )
     store = store if isinstance(store, Store) else Store(store)
     for run, each in runs.values():

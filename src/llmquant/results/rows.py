@@ -257,17 +257,20 @@ def _head(record: StudyRecord, experiment: Experiment, run: Run | None) -> dict[
     }
 
 
+def _detail(run: Run, task: str, key: str) -> Json:
+    details = run.details.get(task)
+    return details.get(key) if isinstance(details, Mapping) else None
+
+
 def _note(run: Run, task: str) -> str:
     """Join the ``notes`` that an evaluator left in the details of a task."""
-    details = run.details.get(task)
-    notes = details.get("notes") if isinstance(details, Mapping) else None
+    notes = _detail(run, task, "notes")
     return "; ".join(map(str, notes)) if isinstance(notes, list | tuple) else ""
 
 
 def _population(run: Run, task: str) -> int | None:
     """Return how many documents the whole task has."""
-    details = run.details.get(task)
-    total = details.get("documents_total") if isinstance(details, Mapping) else None
+    total = _detail(run, task, "documents_total")
     return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
@@ -283,7 +286,7 @@ def _compare(
     from llmquant.stats.samples import pair_samples
 
     if other is None:
-        return {"no_interval": "the baseline has not run"}, None
+        return {"no_interval": "the baseline has not run with these settings"}, None
     if like is None:
         reason = "the baseline failed" if other.status == "failed" else "the baseline has no such value"
         return {"no_interval": reason}, None
@@ -295,7 +298,8 @@ def _compare(
         return {**found, "no_interval": error.message}, None
     if (paired.scale == "log" or measurement.unit) and value > 0 and baseline > 0:
         found["ratio"] = value / baseline
-    return {**found, "no_interval": paired.reason}, None if paired.reason else paired
+    reason = paired.reason and str(_detail(run, measurement.task, "no_scores") or paired.reason)
+    return {**found, "no_interval": reason}, None if reason else paired
 
 
 def _exp(x: float) -> float:
