@@ -177,7 +177,11 @@ def _names(file: Path, seen: dict[Path, _Names | None]) -> _Names | None:
         merged |= {key: value for key, value in vars(base).items() if value}
     if "task" in own:
         task = own["task"]
-        merged |= {"task": task, "members": ()} if isinstance(task, str) else {"task": "", "members": _members(task)}
+        merged |= (
+            {"task": task, "members": ()}
+            if isinstance(task, str)
+            else {"task": "", "members": tuple(dict.fromkeys(_members(task)))}
+        )
     if "group" in own:
         merged["group"] = own["group"]
     if "tag" in own:
@@ -221,15 +225,11 @@ def _items(text: str) -> list[str]:
     return items
 
 
-def _members(items: Any) -> tuple[str, ...]:  # Any: YAML values
+def _members(items: Any) -> Iterator[str]:  # Any: YAML values
     """Name the members of a group: words, ``{task: name}``, ``{group: name}``, or inline groups."""
-    return tuple(dict.fromkeys(_walk(items)))
-
-
-def _walk(items: Any) -> Iterator[str]:  # Any: YAML values
     for item in items if isinstance(items, list) else [items]:
         if isinstance(item, str):
             yield item
         elif isinstance(item, dict):
             yield from strings(item.get("group"))
-            yield from _walk(item.get("task", []))
+            yield from _members(item.get("task", []))

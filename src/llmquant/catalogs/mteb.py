@@ -107,15 +107,12 @@ class MtebIndex:
         Raises:
             UnknownNameError: if mteb has no such name; the hint has the nearest names.
         """
-        if name in self.benchmarks:
-            parts = [found for part in self.benchmarks[name] for found in self._leaves(part)]
-            return list(dict.fromkeys(parts))
-        if name not in self.tasks:
+        if name not in self.tasks and name not in self.benchmarks:
             raise UnknownNameError(
                 f"mteb {self.version} has no task or benchmark {name!r}",
                 hint=nearest(name, [*self.tasks, *self.benchmarks]),
             )
-        return [(name, (), ())]
+        return list(dict.fromkeys(self._leaves((name, (), ()))))
 
     def select(self, part: Part, languages: Sequence[str], subsets: Sequence[str], splits: Sequence[str]) -> Part:
         """Narrow a part to languages, subsets and splits.
@@ -141,14 +138,13 @@ class MtebIndex:
             kept = tuple(subset for subset in kept if subset in spoken)
         kept = tuple(subset for subset in kept if not subsets or subset in subsets)
         splits = tuple(splits) or own_splits
-        return name, () if kept == tuple(task.subsets) else kept, () if splits == task.splits else tuple(splits)
+        return name, () if kept == tuple(task.subsets) else kept, () if splits == task.splits else splits
 
     def _leaves(self, part: Part) -> Iterator[Part]:
-        name, subsets, splits = part
-        if name in self.benchmarks:
-            yield from (leaf for inner in self.benchmarks[name] for leaf in self._leaves(inner))
+        if part[0] in self.benchmarks:
+            yield from (leaf for inner in self.benchmarks[part[0]] for leaf in self._leaves(inner))
         else:
-            yield name, subsets, splits
+            yield part
 
 
 def known_mteb(cache: Cache) -> MtebIndex:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,10 +122,6 @@ def _rounded(values: Packed, lowest: Floats, step: Floats, numbers: int) -> NDAr
     return codes
 
 
-def _pack_int8(values: Packed, lowest: Floats, step: Floats) -> Packed:
-    return _rounded(values, lowest, step, 256)
-
-
 def _pack_int4(values: Packed, lowest: Floats, step: Floats) -> Packed:
     codes = _rounded(values, lowest, step, 16)
     half = -(-codes.shape[1] // 2)
@@ -152,7 +149,7 @@ _SCHEMES: dict[Codec, _Scheme] = {
         lambda values, lowest, step: values.astype(np.float16, copy=False),
         lambda packed, width: packed.astype(np.float32),
     ),
-    "int8": _Scheme(_over_range, _pack_int8, lambda packed, width: packed.astype(np.float32)),
+    "int8": _Scheme(_over_range, partial(_rounded, numbers=256), lambda packed, width: packed.astype(np.float32)),
     "int4": _Scheme(_over_quantiles, _pack_int4, _unpack_int4),
     "binary": _Scheme(
         _signs,

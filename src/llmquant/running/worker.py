@@ -165,7 +165,9 @@ def _evaluate(
         )
         for result in results:
             finished.append(result)  # one by one: finished tasks are kept if the next task fails or kills this process
-            _keep(store, partial, _run(experiment, attempt, subject, record, started, finished), result)
+            with contextlib.suppress(OSError):  # a full disk, which may have room again when the run is finished
+                kept = _run(experiment, attempt, subject, record, started, finished)
+                store.keep(kept, partial, {result.task: result.samples}, result.prompts)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # evaluators and their backends may raise anything, and call sys.exit
@@ -226,18 +228,13 @@ def _run(
         experiment,
         "failed",
         tuple(measurement for result in finished for measurement in result.measurements),
-        _applied(subject),
+        {**asdict(subject.applied), "layers_left": list(subject.applied.layers_left)},
         _provenance(subject, record),
         started,
         _now(),
         {result.task: dict(result.details) for result in finished},
         attempt=attempt,
     )
-
-
-def _keep(store: Store, partial: Path, run: Run, result: Result) -> None:
-    with contextlib.suppress(OSError):  # a full disk, which may have room again when the run is finished
-        store.keep(run, partial, {result.task: result.samples}, result.prompts)
 
 
 def _is_built_in(experiment: Experiment) -> bool:
@@ -298,10 +295,6 @@ def _context(job: Job, cache: Cache, scratch: Path) -> Context:
     inputs = {Digest(digest): Path(path) for digest, path in job.inputs.items()}
     seed = job.experiments[0][0]["seed"]
     return Context(job.device, seed, Documents(), cache, inputs, None, scratch, lambda done, total: None)
-
-
-def _applied(subject: Subject) -> dict[str, Json]:
-    return {**asdict(subject.applied), "layers_left": list(subject.applied.layers_left)}
 
 
 def _as_variant(subject: Subject, experiment: Experiment) -> Subject:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from llmquant.evaluators.memory.embedder import embedder_memory
 from llmquant.evaluators.memory.options import MemoryOptions
 from llmquant.evaluators.speed.generation_steps import Generation, random_prompts
 from llmquant.loading.memory import PeakMemory, peak_memory, tensor_bytes, weight_bytes
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from llmquant.plugins.evaluator import LoadedModel
 
 _TASK = "memory"
+# A4 at 150 dots per inch.
+_PAGE = (1240, 1754)
+_QUERY = "how much did revenue grow in the third quarter"
 
 
 class Memory(Evaluator[MemoryOptions]):
@@ -37,25 +40,22 @@ class Memory(Evaluator[MemoryOptions]):
         """Yield one result; all values are in bytes."""
         options = self.options
         if isinstance(subject, LoadedEmbedder):
-            yield embedder_memory(subject, seed=ctx.seed)
+            yield _of_embedder(subject, seed=ctx.seed)
             return
         prompts = random_prompts(subject, batch=options.batch, tokens=options.prompt_tokens, seed=ctx.seed)
         with torch.inference_mode():
             # In a first pass memory-mapped weights become resident, and bitsandbytes prepares its layers.
             _prefill(subject, prompts).step(prompts[:, :1])
             ctx.progress(1, 3)
-            weights = weight_bytes(subject.module)
+            weights = _weights(subject)
             prefill, decode, cache = _peaks(subject, prompts, options.decode_tokens)
         ctx.progress(3, 3)
 
         prompt = {"prompt_tokens": options.prompt_tokens, "batch": options.batch}
         whole = {**prompt, "decode_tokens": options.decode_tokens}
         rows: list[tuple[str, int | None, dict[str, int], str]] = [
-            ("weights_bytes", weights.total, {}, ""),
-            ("weights_parameters_bytes", weights.parameters, {}, ""),
-            ("weights_quantization_state_bytes", weights.quantization_state, {}, ""),
-            ("weights_buffers_bytes", weights.buffers, {}, ""),
-            ("checkpoint_disk_bytes", _checkpoint_bytes(subject), {}, ""),
+            *((metric, value, {}, "") for metric, value in weights.items()),
+            ("checkpoint_disk_bytes", _disk_bytes(subject), {}, ""),
             ("load_peak_bytes", subject.load.peak_bytes, {}, "the loader could not measure it on this system"),
             ("prefill_peak_bytes", prefill.bytes, prompt, prefill.reason),
             ("decode_peak_bytes", decode.bytes, whole, decode.reason),
@@ -91,8 +91,50 @@ class _CacheBytes:
     after_decode: int
 
 
-def _checkpoint_bytes(subject: LoadedModel) -> int:
+def _of_embedder(subject: LoadedEmbedder, *, seed: int) -> Result:
+    """Measure one query and one page at a time, in bytes above the memory that the process held before."""
+    query = [subject.opened.prepare(_QUERY, None, "query")]
+    subject.opened.embed(query, "query")  # makes memory-mapped weights resident and prepares bitsandbytes' weights
+    weights = _weights(subject)
+    peaks: dict[str, PeakMemory] = {}
+    with peak_memory(subject.device) as peaks["encode_query_peak_bytes"]:
+        subject.opened.embed(query, "query")
+    if "image" in subject.embeds.modalities:
+        from PIL import Image  # only needed for embedders of images
+
+        noise = np.random.default_rng(seed).integers(0, 256, (*reversed(_PAGE), 3), np.uint8)
+        page = [subject.opened.prepare(None, Image.fromarray(noise), "document")]
+        with peak_memory(subject.device) as peaks["encode_page_peak_bytes"]:
+            subject.opened.embed(page, "document")
+    values: dict[str, int | None] = {
+        **weights,
+        "checkpoint_disk_bytes": _disk_bytes(subject),
+        "load_peak_bytes": subject.load.peak_bytes,
+        **{metric: peak.bytes for metric, peak in peaks.items()},
+    }
+    numbers = [
+        Measurement(_TASK, metric, value, "bytes", higher_is_better=False)
+        for metric, value in values.items()
+        if value is not None
+    ]
+    reasons: dict[str, Json] = {metric: peak.reason for metric, peak in peaks.items() if peak.bytes is None}
+    return Result(_TASK, numbers, details={"not_measured": reasons})
+
+
+def _weights(subject: LoadedModel | LoadedEmbedder) -> dict[str, int]:
+    weights = weight_bytes(subject.module)
+    return {
+        "weights_bytes": weights.total,
+        "weights_parameters_bytes": weights.parameters,
+        "weights_quantization_state_bytes": weights.quantization_state,
+        "weights_buffers_bytes": weights.buffers,
+    }
+
+
+def _disk_bytes(subject: LoadedModel | LoadedEmbedder) -> int:
     """Add up the weights' files; for quantization while loading these are the files of the unquantized model."""
+    if subject.path is None:
+        return 0
     if subject.path.is_file():
         return subject.path.stat().st_size
     allowed = "allow_pickle" in subject.info.flags

@@ -226,29 +226,21 @@ def as_mteb(
         made["queries"] = queries
     if engine != "exact":
         made["engine"] = engine
-    meta = ModelMeta(
-        loader=None,
-        name=name or info.repo or f"local/{re.sub(r'[^A-Za-z0-9.=_-]+', '-', info.use().name).strip('-') or 'model'}",
-        revision=info.commit or info.digest.rpartition(":")[2][:16],
-        release_date=None,
-        languages=None,
-        n_parameters=info.parameters or None,
-        memory_usage_mb=None,
-        max_tokens=None,
-        embed_dim=form.dim or embeds.width,
-        license=None,
-        open_weights=None,
-        public_training_code=None,
-        public_training_data=None,
-        framework=["PyTorch"],
-        similarity_fn_name=_SIMILARITIES[embeds.similarity],
-        use_instructions=None,
-        training_datasets=None,
-        modalities=list(embeds.modalities),
-        model_type=["late-interaction" if embeds.similarity == "maxsim" else "dense"],
-        experiment_kwargs=made or None,
-    )
-    return MtebModel(embedder, meta, progress, engine)
+    local = re.sub(r"[^A-Za-z0-9.=_-]+", "-", info.use().name).strip("-")
+    # mteb requires every field, known or not.
+    unknown = {field: None for field, described in ModelMeta.model_fields.items() if described.is_required()}
+    known = {
+        "name": name or info.repo or f"local/{local or 'model'}",
+        "revision": info.commit or info.digest.rpartition(":")[2][:16],
+        "n_parameters": info.parameters or None,
+        "embed_dim": form.dim or embeds.width,
+        "framework": ["PyTorch"],
+        "similarity_fn_name": _SIMILARITIES[embeds.similarity],
+        "modalities": list(embeds.modalities),
+        "model_type": ["late-interaction" if embeds.similarity == "maxsim" else "dense"],
+        "experiment_kwargs": made or None,
+    }
+    return MtebModel(embedder, ModelMeta(**{**unknown, **known}), progress, engine)
 
 
 def _role(image: bytes | None, side: PromptType | None) -> Role:

@@ -17,11 +17,7 @@ from llmquant.study.run import Result
 
 
 class Mteb(Evaluator[MtebOptions]):
-    """Run mteb's tasks.
-
-    Args:
-        options: the tasks and their parts.
-    """
+    """Run mteb's tasks."""
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterator[Result]:
         """Yield one result per task, and one per subset of a task with several subsets.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.errors import OptionError, RequestError, UnsupportedError, raise_all
 from llmquant.evaluators.speed.generation_limits import require_positive
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.experiment import Documents
@@ -136,6 +136,4 @@ def _try(errors: list[RequestError], step: Callable[..., _T], *args: object) -> 
 
 
 def _raise(errors: Sequence[RequestError]) -> None:
-    unique = list({str(error): error for error in errors}.values())
-    if unique:
-        raise unique[0] if len(unique) == 1 else RequestErrors(unique)
+    raise_all(list({str(error): error for error in errors}.values()))

@@ -29,6 +29,19 @@ _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 _FOLDER = "mteb"
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars out of the worker's log."""
+    silent = datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.utils.enable_progress_bars()
+
+
+@quiet()
 def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context, *, engine: Engine = "exact") -> list[Result]:
     """Run a task, and keep mteb's own result file with the run.
 
@@ -37,11 +50,6 @@ def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context, *, engin
     Raises:
         RunError: if the task's data is unavailable, or none of it can be encoded.
     """
-    with quiet():
-        return _evaluate(task, subject, ctx, engine)
-
-
-def _evaluate(task: AbsTask, subject: LoadedEmbedder, ctx: Context, engine: Engine) -> list[Result]:
     _load(task)
     cut = _cut(task, ctx.documents.limit) if isinstance(task, AbsTaskRetrieval) else None
     model = as_mteb(subject, queries=cut, engine=engine, progress=ctx.progress)
@@ -178,15 +186,3 @@ def _data(task: AbsTask, place: Place) -> Any:  # Any: mteb's data of one split
     split, subset = place
     found: Any = task.dataset  # Any: as above
     return found[subset][split] if subset in found else found[split]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars out of the worker's log."""
-    silent = datasets.utils.are_progress_bars_disabled()
-    datasets.utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not silent:
-            datasets.utils.enable_progress_bars()

@@ -26,11 +26,7 @@ MAIN = "ndcg_at_5"
 
 
 class LocalSet(Evaluator[LocalSetOptions]):
-    """Search a local set of pages.
-
-    Args:
-        options: the pages and queries.
-    """
+    """Search a local set of pages."""
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterator[Result]:
         """Yield one result, like the mteb evaluator.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.errors import OptionError, RequestError, UnsupportedError, raise_all
 from llmquant.evaluators.speed.generation_limits import require_positive
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.experiment import Documents, InputFile, InputFolder
@@ -80,8 +80,7 @@ class LocalSetOptions:
         if found.pages:
             errors += read_questions(self.queries.path, self.queries.name, found.names())[1]
             errors += _unsupported(found.kind, self.pages.name, model)
-        if errors:
-            raise errors[0] if len(errors) == 1 else RequestErrors(errors)
+        raise_all(errors)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Estimate the work of encoding: about 1,000 tokens per page."""

@@ -183,19 +183,11 @@ class LocalExecutor:
             _log.warning("%s", error)
 
     def leave(self, job_id: str) -> None:
-        """Refuse: the workers end with this process.
-
-        Raises:
-            UnsupportedError: always.
-        """
+        """Raise an `UnsupportedError`: the workers end with this process."""
         raise UnsupportedError("jobs of the local executor end with the program that started them")
 
     def recall(self, study: str, store: Path) -> None:
-        """Refuse: all results are in the store.
-
-        Raises:
-            StoreError: always.
-        """
+        """Raise a `StoreError`: all results are in the store."""
         raise StoreError(
             f"study {study} is missing from {store}, and the local executor keeps no studies",
             hint="Give the study's store with --store, or its executor with --on.",
@@ -226,12 +218,7 @@ class LocalExecutor:
 
 def from_options(options: LocalOptions) -> LocalExecutor:
     """Construct the executor from its options."""
-    return LocalExecutor(
-        device=options.device,
-        threads=options.threads,
-        gpus_per_job=options.gpus_per_job,
-        max_parallel=options.max_parallel,
-    )
+    return LocalExecutor(**vars(options))
 
 
 def _bring_home(job_id: str, store: Path, *, ended: bool) -> None:

@@ -208,9 +208,7 @@ class RayExecutor:
                     watched.node = report.node
                     self._receive(watched, report, job_id, watched.store)
                     bring_home(watched.arrived, watched.store, *place_of(job_id), ended=True)
-        except (
-            ray.exceptions.RayError
-        ) as error:  # the actor may be waiting for room or have ended: there is nothing to copy
+        except ray.exceptions.RayError as error:  # the actor waits for room or has ended: there is nothing to copy
             _log.info("%s: %s", job_id, error)
         except StoreError as error:  # a full disk must not prevent ending the other workers
             _log.warning("%s", error)
@@ -236,11 +234,7 @@ class RayExecutor:
         self._own.discard(job_id)
 
     def recall(self, study: str, store: Path) -> None:
-        """Refuse: a Ray cluster keeps jobs, but no studies.
-
-        Raises:
-            StoreError: always.
-        """
+        """Raise a `StoreError`: a Ray cluster keeps jobs, but no studies."""
         raise StoreError(
             f"study {study} is missing from {store}, and a Ray cluster keeps no studies",
             hint="Give the store that the study was started with, on any machine with access to its folder.",
@@ -351,15 +345,7 @@ class RayExecutor:
 
 def from_options(options: RayOptions) -> RayExecutor:
     """Construct the executor from its options."""
-    return RayExecutor(
-        address=options.address,
-        device=options.device,
-        num_gpus=options.num_gpus,
-        num_cpus=options.num_cpus,
-        threads=options.threads,
-        max_parallel=options.max_parallel,
-        accelerator_type=options.accelerator_type,
-    )
+    return RayExecutor(**vars(options))
 
 
 def _actor(name: str) -> Any:  # Any: a handle of Ray's
