@@ -229,6 +229,13 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         version="2",
     ),
     _evaluator(
+        name="fidelity",
+        summary="Distance from the baseline's predictions on a text: KL divergence, same top token, noise floor.",
+        options="llmquant.evaluators.fidelity.options:FidelityOptions",
+        target="llmquant.evaluators.fidelity.evaluator:Fidelity",
+        reference=True,
+    ),
+    _evaluator(
         name="memory",
         summary="Bytes of the weights, the checkpoint and the key-value cache; peaks of loading, prefill and decode.",
         options="llmquant.evaluators.memory.options:MemoryOptions",

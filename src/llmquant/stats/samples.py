@@ -72,12 +72,17 @@ class _Sum:
         return math.isclose(mean, value, rel_tol=1e-4, abs_tol=6e-6)
 
 
+_FIDELITY = (
+    *("kl_divergence", "kl_reverse", "kl_floor", "kl_excess"),
+    *("top1_agreement", "top5_agreement", "dp_mean", "ln_ppl_ratio"),
+)
 _SUMS: Mapping[str, _Sum] = {
     "nll_per_token": _Sum("nll", "tokens"),
     "bits_per_byte": _Sum("nll", "bytes", worth=1 / math.log(2)),
     "perplexity": _Sum("nll", "tokens", scale="log"),
     "word_perplexity": _Sum("nll", "words", scale="log"),
     "byte_perplexity": _Sum("nll", "bytes", scale="log"),
+    **{name: _Sum(name, "tokens") for name in _FIDELITY},
 }
 
 
@@ -85,6 +90,8 @@ def _sum_of(metric: str, samples: Sequence[Sample]) -> _Sum:
     found = _SUMS.get(metric, _Sum(metric))
     if metric == "perplexity" and not any(found.weight in sample.scores for sample in samples):
         return _Sum("nll", scale="log")  # lm-eval's metric: each document has weight 1, whatever its length
+    if metric in _FIDELITY and not any(found.weight in sample.scores for sample in samples):
+        return _Sum(metric)
     return found
 
 
@@ -115,9 +122,12 @@ def pair_samples(
     No samples pair if the scores of the documents do not add up to the measured values, because an interval for a mean
     does not apply to a metric that is not a mean. Samples are grouped by task, as in runs.
     """
-    mine, theirs = (samples.get(variant.task, ()) for samples in (variant_samples, baseline_samples))
-    metric = _sum_of(variant.metric, mine)
-    if not mine or not theirs or not all(map(metric.has, (*mine, *theirs))):
+    metric = _sum_of(variant.metric, variant_samples.get(variant.task, ()))
+    mine, theirs = (
+        [sample for sample in samples.get(variant.task, ()) if metric.has(sample)]
+        for samples in (variant_samples, baseline_samples)
+    )
+    if not mine or not theirs:
         return SamplePairs(scale=metric.scale, reason="no scores of single documents were kept")
     if not (metric.gives(variant.value, mine) and metric.gives(baseline.value, theirs)):
         return SamplePairs(scale=metric.scale, reason="the value is not the mean of its documents' scores")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmquant.errors import OptionError, RequestErrors
 from llmquant.plugins.evaluator import Cost
@@ -36,6 +36,9 @@ class PerplexityOptions:
         batch_size: windows per batch, for example 1.
     """
 
+    evaluator: ClassVar[str] = "perplexity"  # for messages
+    strides_per_window: ClassVar[int] = 2  # where no stride is given
+
     text: Literal["wikitext2"] | InputFile | str = "wikitext2"
     window: int = 1024
     stride: int | None = None
@@ -57,7 +60,7 @@ class PerplexityOptions:
         if not isinstance(self.text, InputFile):
             if self.text != "wikitext2" and not _is_data_set(self.text):
                 raise OptionError(
-                    f"perplexity: {self.text!r} is neither a file nor the name of a data set",
+                    f"{self.evaluator}: {self.text!r} is neither a file nor the name of a data set",
                     hint="Use a text file, wikitext2, or repository:configuration:split:column.",
                 )
             return
@@ -66,14 +69,15 @@ class PerplexityOptions:
         size = len("".join(self.texts()).encode())
         if size < self.window:
             raise OptionError(
-                f"perplexity: {self.text.name} holds {size} bytes, which cannot fill a window of {self.window} tokens",
+                f"{self.evaluator}: {self.text.name} holds {size} bytes, which cannot fill a window of {self.window} "
+                "tokens",
                 hint="Use a longer text or a smaller window.",
             )
 
     def texts(self) -> Iterator[str]:
         """Yield the local evaluation text."""
         if isinstance(self.text, InputFile) and self.text.path is not None:
-            yield read_text(self.text.path, f"perplexity: {self.text.name}")
+            yield read_text(self.text.path, f"{self.evaluator}: {self.text.name}")
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work: every window is read completely."""
@@ -88,21 +92,21 @@ class PerplexityOptions:
 def windows_of(options: PerplexityOptions, positions: int | None) -> tuple[int, int]:
     """Return window and stride for a model with at most `positions` positions; ``None`` means no limit."""
     window = min(options.window, positions or options.window)
-    return window, min(options.stride or max(1, window // 2), window)
+    return window, min(options.stride or max(1, window // options.strides_per_window), window)
 
 
 def _wrong_values(options: PerplexityOptions) -> Iterator[OptionError]:
     if options.window < 2:
-        yield OptionError(f"perplexity: window must be at least 2, found {options.window}")
+        yield OptionError(f"{options.evaluator}: window must be at least 2, found {options.window}")
     elif options.stride is not None and not 0 < options.stride <= options.window:
         yield OptionError(
-            f"perplexity: stride must be 1 to window ({options.window}), found {options.stride}",
+            f"{options.evaluator}: stride must be 1 to window ({options.window}), found {options.stride}",
             hint="Tokens between two windows would not be scored." if options.stride > options.window else "",
         )
     if options.max_tokens is not None and options.max_tokens < 2:
-        yield OptionError(f"perplexity: max_tokens must be at least 2, found {options.max_tokens}")
+        yield OptionError(f"{options.evaluator}: max_tokens must be at least 2, found {options.max_tokens}")
     if options.batch_size < 1:
-        yield OptionError(f"perplexity: batch_size must be at least 1, found {options.batch_size}")
+        yield OptionError(f"{options.evaluator}: batch_size must be at least 1, found {options.batch_size}")
 
 
 def _is_data_set(text: str) -> bool:

@@ -1,0 +1,69 @@
+r"""What is computed per token from the baseline's and the variant's logits.
+
+With :math:`p` the baseline's and :math:`q` the variant's distribution over the vocabulary, and :math:`x` the right
+token:
+
+.. math::
+    \mathrm{KL}(p \| q) = \sum_v p_v (\ln p_v - \ln q_v), \qquad \Delta p = q_x - p_x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+PerToken = Mapping[str, Tensor]
+Compare = Callable[[Tensor, Tensor, Tensor], PerToken]
+
+# Numbers whose means are metrics of these names.
+METRICS = ("kl_divergence", "kl_reverse", "top1_agreement", "top5_agreement", "dp_mean", "ln_ppl_ratio")
+
+_TOP = 5
+
+
+def divergence(baseline: Tensor, variant: Tensor, right: Tensor) -> PerToken:
+    """Compare two predictions of the same tokens.
+
+    Args:
+        baseline: ``(n, vocabulary)`` logits, float32.
+        variant: ``(n, vocabulary)`` logits, float32.
+        right: ``(n,)`` ids of the tokens that follow.
+
+    Returns:
+        ``(n,)`` per name: ``kl_divergence`` and ``kl_reverse`` in nats; whether the most probable token is the same
+        (``top1_agreement``), and the share of the baseline's five most probable tokens that are among the variant's
+        five (``top5_agreement``); the change of the right token's probability (``dp_mean``) and of its negative
+        log-probability (``ln_ppl_ratio``); the baseline's largest probability (``confidence``).
+    """
+    p_log, q_log = (wide_log_softmax(logits) for logits in (baseline, variant))
+    p, q = p_log.exp(), q_log.exp()
+    apart = p_log - q_log
+    p_right, q_right = (at(logs, right) for logs in (p_log, q_log))
+    size = min(_TOP, baseline.shape[-1])
+    ours, theirs = (logits.topk(size, dim=-1).indices for logits in (baseline, variant))
+    return {
+        # An impossible token adds nothing: 0 ln 0 = 0.
+        "kl_divergence": (p * apart.masked_fill(p == 0, 0)).sum(-1),
+        "kl_reverse": (q * -apart.masked_fill(q == 0, 0)).sum(-1),
+        "top1_agreement": (baseline.argmax(-1) == variant.argmax(-1)).to(p.dtype),
+        "top5_agreement": (ours[:, :, None] == theirs[:, None, :]).any(-1).to(p.dtype).mean(-1),
+        "dp_mean": q_right.exp() - p_right.exp(),
+        "ln_ppl_ratio": p_right - q_right,
+        "confidence": p.amax(-1),
+    }
+
+
+def wide_log_softmax(logits: Tensor) -> Tensor:
+    """Return log-probabilities over the last axis, in float64 where the device has it."""
+    # In float32 the rounding of one log-probability, 1e-6, is as large as a small divergence. MPS has no float64.
+    return torch.log_softmax(logits, -1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+
+
+def at(values: Tensor, right: Tensor) -> Tensor:
+    """Return the ``(n,)`` values of the tokens `right`."""
+    return values.gather(-1, right[:, None])[:, 0]
+
+
+__all__ = ["METRICS", "Compare", "PerToken", "at", "divergence", "wide_log_softmax"]
