@@ -285,7 +285,7 @@ def test_the_command_that_waits_is_one_that_a_shell_reads():
     """Whatever the store is called."""
     import shlex
 
-    from llmquant.cli.app import _attach
+    from llmquant.cli.terminal import attach_command
 
-    command = shlex.split(_attach("0123ab", "modal(gpu=L40S)", "my {results}"))
+    command = shlex.split(attach_command("0123ab", "modal(gpu=L40S)", "my {results}"))
     assert command == ["llmquant", "attach", "0123ab", "--on", "modal(gpu=L40S)", "--store", "my {results}"]

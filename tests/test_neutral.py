@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from llmquant.cli.app import _Printable
 from llmquant.cli.inspect import print_json, say
+from llmquant.cli.terminal import Printable
 from llmquant.errors import StoreError
 from llmquant.models.info import ModelInfo
 from llmquant.plugins.quantizer import AppliedQuantization
@@ -249,7 +249,7 @@ def test_what_the_command_line_says_is_printable(text, capsys):
     """A line of the command line, and what a package logs, are printable and stay one line."""
     say(f"error: {text}", err=True)
     printed = capsys.readouterr().err
-    logged = _Printable().format(logging.LogRecord("x", logging.WARNING, "", 0, "%s", (text,), None))
+    logged = Printable().format(logging.LogRecord("x", logging.WARNING, "", 0, "%s", (text,), None))
     assert printed.count("\n") == 1
     assert _is_quiet(printed)
     assert _is_quiet(logged)

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from llmquant.plugins.spec import RunEvent as RunEvent
     from llmquant.plugins.spec import hookimpl as hookimpl
     from llmquant.results.comparison import Comparison as Comparison
+    from llmquant.results.pareto import ParetoPoint as ParetoPoint
+    from llmquant.results.recommend import Limits as Limits
+    from llmquant.results.recommend import Recommendation as Recommendation
     from llmquant.results.row import Row as Row
     from llmquant.retrieval.index import Engine as Engine
     from llmquant.retrieval.items import Item as Item
@@ -131,6 +134,8 @@ _HOMES = {
         "hookimpl",
     ),
     "llmquant.results.comparison": ("Comparison",),
+    "llmquant.results.pareto": ("ParetoPoint",),
+    "llmquant.results.recommend": ("Limits", "Recommendation"),
     "llmquant.results.row": ("Row",),
     "llmquant.retrieval.index": ("Engine",),
     "llmquant.retrieval.items": ("Item",),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmquant.cli.gate import Gate
 from llmquant.cli.importing import import_app
 from llmquant.cli.inspect import AsJson, inspect_app, print_json, print_tables, say
 from llmquant.cli.options import (
@@ -20,10 +19,15 @@ from llmquant.cli.options import (
     Detach,
     Dims,
     Evaluators,
+    FailOn,
     Fresh,
     Gpu,
+    Junit,
     Limit,
     MarginOption,
+    MaxLatency,
+    MaxLoss,
+    MaxMemory,
     Models,
     On,
     Pickle,
@@ -42,20 +46,16 @@ from llmquant.cli.options import (
     study_of,
     vectors_of,
 )
-from llmquant.study.neutral import printable
+from llmquant.cli.terminal import Terminal, attach_command, show_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from llmquant.planning.resolve import Planned
-    from llmquant.plugins.executor import Executor, Offer
     from llmquant.results.comparison import Comparison
-    from llmquant.running.progress import Progress
     from llmquant.study.study import Study
 
 app = typer.Typer(
     help="Which quantization should I ship, for this model, on this hardware, and is the loss real?",
-    epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 1 a run failed, 2 the request is wrong.",
+    epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 1 a run failed, 2 the request is "
+    "wrong; with --fail-on: 3 worse, 4 undecided.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -88,6 +88,11 @@ def compare(
     store: StoreDir = "results",
     fresh: Fresh = False,
     timeout: Timeout = None,
+    max_memory: MaxMemory = None,
+    max_latency: MaxLatency = None,
+    max_loss: MaxLoss = None,
+    fail_on: FailOn = None,
+    junit: Junit = None,
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
     as_json: AsJson = False,
@@ -95,15 +100,17 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Compare quantizations of one or more models."""
+    gate = Gate.of(max_memory, max_latency, max_loss, None, fail_on, junit)
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
     study = study_of(
         models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin, trust_remote_code, allow_pickle
     )
+    where = executor_of(on, gpu, budget, yes=yes)
     if every:
         from llmquant.preview import with_all_presets
 
-        study = with_all_presets(study, executor=executor_of(on, gpu, budget, yes=yes))
-    _run(study, executor_of(on, gpu, budget, yes=yes), store, fresh, timeout, as_json, quiet, verbose, detach=detach)
+        study = with_all_presets(study, executor=where)
+    _run(study, where, store, fresh, timeout, as_json, quiet, verbose, gate, detach=detach)
 
 
 @app.command("run")
@@ -117,6 +124,11 @@ def run_file(
     store: StoreDir = "results",
     fresh: Fresh = False,
     timeout: Timeout = None,
+    max_memory: MaxMemory = None,
+    max_latency: MaxLatency = None,
+    max_loss: MaxLoss = None,
+    fail_on: FailOn = None,
+    junit: Junit = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -124,8 +136,9 @@ def run_file(
     """Run the comparison in a study file."""
     from llmquant.study.study import Study
 
+    gate = Gate.of(max_memory, max_latency, max_loss, None, fail_on, junit)
     where = executor_of(on, gpu, budget, yes=yes)
-    _run(Study.from_file(study), where, store, fresh, timeout, as_json, quiet, verbose, detach=detach)
+    _run(Study.from_file(study), where, store, fresh, timeout, as_json, quiet, verbose, gate, detach=detach)
 
 
 @app.command()
@@ -142,12 +155,12 @@ def attach(
     """
     from llmquant.api import attach as wait
 
-    _show_log(verbose=False)
-    found = wait(study, executor=on, store=store, ui=_Terminal(on, store, quiet=quiet))
+    show_log(verbose=False)
+    found = wait(study, executor=on, store=store, ui=Terminal(on, store, quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
         say(f"{missing} experiments have not run; run the command that submitted the study again", err=True)
-    _finish(found, store, as_json=as_json, quiet=quiet, failed=bool(missing))
+    _finish(found, store, None, as_json=as_json, quiet=quiet, failed=bool(missing))
 
 
 @app.command()
@@ -289,102 +302,47 @@ def _run(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    gate: Gate | None = None,
     *,
     detach: bool = False,
 ) -> None:
     """Run a study and print its comparison, or submit the study and print how to wait for it."""
     from llmquant.api import run_study, submit_study
 
-    _show_log(verbose=verbose)
-    ui = _Terminal(executor, store, quiet=quiet)
+    show_log(verbose=verbose)
+    ui = Terminal(executor, store, quiet=quiet)
     if not detach:
         found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
-        _finish(found, store, as_json=as_json, quiet=quiet)
+        _finish(found, store, gate, as_json=as_json, quiet=quiet)
         return
     left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
     later = f"; {left.waiting} experiments wait for other experiments: run this command again to start them"
     say(f"{left.jobs} jobs are running{later if left.waiting else ''}. To wait for the study:", err=True)
-    say(_attach(left.study_id, executor, store))
+    say(attach_command(left.study_id, executor, store))
 
 
-class _Terminal:
-    """Shows a study's progress in a terminal and asks for confirmation there."""
-
-    def __init__(self, executor: str, store: str, *, quiet: bool) -> None:
-        self._executor, self._store, self._quiet = executor, store, quiet
-
-    def planned(self, planned: Planned, executor: Executor) -> None:
-        """Print the number of experiments, the model sizes and the expected time."""
-        from llmquant.cli.announce import announcement
-
-        if not self._quiet:
-            say(*announcement(planned, executor, self._store), err=True)
-
-    def agree(self, offer: Offer) -> bool:
-        """Print the maximum cost, and ask for confirmation in a terminal unless it is confirmed already."""
-        say(*offer.text.splitlines(), err=True)
-        return offer.agreed or (sys.stdin.isatty() and typer.confirm("Start?", err=True))
-
-    def progress(self) -> AbstractContextManager[Callable[[Progress], None]]:
-        """Show the study's progress, unless ``--quiet`` is given."""
-        from llmquant.results.report.progress import show_progress
-
-        return nullcontext(lambda state: None) if self._quiet else show_progress()
-
-    def interrupted(self, study: str) -> bool:
-        """Ask whether to cancel jobs that could continue; a second Ctrl-C, or no terminal, cancels the jobs."""
-        if not sys.stdin.isatty():
-            return True
-        try:
-            if typer.confirm("\nCancel the running jobs? If not, the jobs continue", default=True, err=True):
-                return True
-        except typer.Abort:
-            return True
-        say(f"To wait for the jobs: {_attach(study, self._executor, self._store)}", err=True)
-        return False
-
-
-def _attach(study: str, on: str, store: str) -> str:
-    import shlex
-
-    return shlex.join(["llmquant", "attach", study, "--on", on, "--store", store])
-
-
-class _Printable(logging.Formatter):
-    """Escapes the control characters of a message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        from llmquant.storage.blanking import blank_secrets
-
-        return printable(blank_secrets(super().format(record)), keep="\n")
-
-
-def _show_log(*, verbose: bool) -> None:
-    """Show the log above the progress lines."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    above = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False, keywords=[])
-    above.setFormatter(_Printable())
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[above])
-
-
-def _finish(found: Comparison, store: str, *, as_json: bool, quiet: bool, failed: bool = False) -> None:
-    """Print a comparison, and exit with 1 if a run failed."""
-    from llmquant.results.report.summary import summary
+def _finish(
+    found: Comparison, store: str, gate: Gate | None, *, as_json: bool, quiet: bool, failed: bool = False
+) -> None:
+    """Print a comparison, and exit with 1 if a run failed, or as the gate says."""
+    from llmquant.results.report.summary import tables
 
     if as_json:
         print_json(found.rows_json())
     else:
-        print_tables(summary(found.rows(), found.record))
+        limits, max_loss = (None, None) if gate is None else (gate.limits, gate.max_loss)
+        print_tables(tables(found, limits, max_loss))
         if not quiet:
             say(
                 "",
                 f"Results: {store} (study {found.record.study_id}). Print again: llmquant report {store}",
                 err=True,
             )
+    code = 0 if gate is None else gate.exit_code(found)
     if failed or found.failed:
-        sys.exit(1)
+        code = 1
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

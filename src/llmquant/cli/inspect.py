@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from llmquant.cli.options import MarginOption
+from llmquant.cli.gate import Gate
+from llmquant.cli.options import FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory
 from llmquant.study.neutral import json_text, printable
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ def report(
     study: Annotated[str | None, typer.Option(help="Study id, or its beginning (default: the newest study).")] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="Format: table, markdown, csv, json or html.")] = "table",
     margin: MarginOption = None,
+    max_memory: MaxMemory = None,
+    max_latency: MaxLatency = None,
+    max_loss: MaxLoss = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Recommend a variant that fits into the memory of this GPU, for example L40S.")
+    ] = None,
+    fail_on: FailOn = None,
+    junit: Junit = None,
     out: Annotated[
         str | None,
         typer.Option("--out", "-o", help="File to write, such as a.html (default: standard output)."),
@@ -75,8 +84,9 @@ def report(
 
     from llmquant.errors import OptionError, nearest
     from llmquant.results.comparison import Comparison
-    from llmquant.results.report.summary import summary
+    from llmquant.results.report.summary import tables
 
+    gate = Gate.of(max_memory, max_latency, max_loss, gpu, fail_on, junit)
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
     found = found.at_margin(margin) if margin else found
     writers: dict[str, Callable[[], str]] = {
@@ -92,9 +102,11 @@ def report(
         Path(out).write_text(writers[form](), encoding="utf-8")
         say(f"written to {out}")
     elif form == "table":
-        print_tables(summary(found.rows(), found.record))
+        print_tables(tables(found, gate.limits, gate.max_loss))
     else:
         typer.echo(writers[form]())  # each writer escapes its own texts
+    if code := gate.exit_code(found):
+        sys.exit(code)
 
 
 @inspect_app.command()

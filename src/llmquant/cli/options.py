@@ -78,6 +78,28 @@ MarginOption = Annotated[
         'percent, for example "perplexity=1%" (default: 2%); of any other score for example "bleu=0.5".',
     ),
 ]
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Recommend a variant whose peak memory while running is at most this, such as 8GiB.")
+]
+MaxLatency = Annotated[
+    float | None,
+    typer.Option(
+        help="Recommend a variant that takes at most this many milliseconds per token (for embedders: per query), "
+        "for example 40."
+    ),
+]
+MaxLoss = Annotated[
+    list[str] | None,
+    typer.Option(help="Recommend a variant that loses at most this; written as --margin (default: the margin)."),
+]
+FailOn = Annotated[
+    str | None,
+    typer.Option(
+        help='Exit code for CI: "worse" exits with 3 if a variant is worse; "undecided" also exits with 4 if one is '
+        "undecided or without signal."
+    ),
+]
+Junit = Annotated[str | None, typer.Option(help="Write the verdicts as JUnit XML to this file, for example junit.xml.")]
 On = Annotated[
     str,
     typer.Option("--on", help='Executor: local, ray, modal, or a call such as "local(device=cpu, threads=2)".'),

@@ -83,6 +83,13 @@ class QuantizerOptions:
             RequestError: if the model cannot be saved.
         """
 
+    def serving(self) -> str | None:
+        """Return what vLLM needs to serve a saved checkpoint: ``""`` for nothing, or the name of a package.
+
+        ``None`` means that vLLM does not load the format.
+        """
+        return None
+
     def row_independent(self) -> bool:
         """Return whether these options are an exception to the spec's ``row_independent=False``."""
         return False

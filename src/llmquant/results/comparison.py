@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import StoreError
+from llmquant.errors import OptionError, RequestError, StoreError
 from llmquant.results import rows as comparison
+from llmquant.results.pareto import ParetoPoint, pareto
+from llmquant.results.recommend import Limits, Recommendation, recommend
 from llmquant.results.row import Row
 from llmquant.storage.store import Store
 from llmquant.study.experiment import RunId
-from llmquant.study.margins import read_margins
+from llmquant.study.margins import loss_margins, read_margins
 from llmquant.study.neutral import json_text
 from llmquant.study.reading import load
 from llmquant.study.record import StudyRecord
@@ -100,7 +102,7 @@ class Comparison:
 
         return cls(record, runs, lambda run_id: samples.get(run_id, {}), dollars=dollars, prompts=texts)
 
-    def at_margin(self, margin: float | str | Sequence[float | str]) -> Comparison:
+    def at_margin(self, margin: float | str | Sequence[float | str] | Mapping[str, float]) -> Comparison:
         """Return the same results, judged at other margins.
 
         Args:
@@ -123,6 +125,59 @@ class Comparison:
         found = comparison.rows(self.record, self.runs, self._samples)
         return [replace(row, dollars=self.dollars.get(row.run_id)) for row in found]
 
+    def recommend(
+        self,
+        *,
+        max_memory: float | str | None = None,
+        max_latency: float | None = None,
+        max_loss: float | str | Sequence[float | str] | None = None,
+        gpu: str | None = None,
+        model: str | None = None,
+    ) -> Recommendation:
+        """Name the variant of least peak memory whose loss is proven acceptable and that meets every limit.
+
+        Args:
+            max_memory: peak memory while running, in bytes or as ``"8GiB"``.
+            max_latency: milliseconds per decoded token (for embedders: per query) on the measured hardware.
+            max_loss: the largest acceptable loss, as `compare` takes its margin; a plain number is points of scores and
+                percent of perplexity. ``None`` for the study's margins.
+            gpu: a GPU whose memory limits `max_memory`, for example ``"L40S"``.
+            model: name of the model, if the study has several.
+
+        Raises:
+            OptionError: if a limit is wrong, or the study has several models and none is named.
+            RequestError: if no variant was compared with a baseline.
+        """
+        limits = Limits.of(max_memory, max_latency, gpu)
+        found = self.recommendations(limits, max_loss)
+        chosen = [each for each in found if model in (None, each.model)]
+        if not found:
+            raise RequestError(
+                "nothing can be recommended: no variant was compared with a baseline",
+                hint="Add an evaluator of quality, for example -t coqa, and a baseline.",
+            )
+        if len(chosen) != 1:
+            names = ", ".join(each.model for each in found)
+            raise OptionError(f"model is {model!r}; the study has {names}", hint="Give the name of one of them.")
+        return chosen[0]
+
+    def recommendations(
+        self, limits: Limits | None = None, max_loss: float | str | Sequence[float | str] | None = None
+    ) -> list[Recommendation]:
+        """Return a recommendation for each model that has variants to compare."""
+        from llmquant.results.usage import usage
+
+        judged = self if max_loss is None else self.at_margin(loss_margins(max_loss, self.record.margins))
+        by_model: dict[str, list[Row]] = {}
+        for row in judged.rows():
+            by_model.setdefault(row.model_digest, []).append(row)
+        found = [recommend(rows, limits or Limits(), usage(self.record, digest)) for digest, rows in by_model.items()]
+        return [each for each in found if each is not None]
+
+    def pareto(self) -> list[ParetoPoint]:
+        """Return each variant's quality, memory and latency, and how likely it is on the Pareto front."""
+        return pareto(self.rows())
+
     def samples(self) -> dict[RunId, Mapping[str, Sequence[Sample]]]:
         """Return the scored documents by run and task."""
         return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.measurements}
@@ -143,17 +198,17 @@ class Comparison:
 
     def to_text(self, *, width: int = 120) -> str:
         """Return the summary as plain text."""
-        from llmquant.results.report.summary import summary
+        from llmquant.results.report.summary import tables
         from llmquant.results.report.text import render
 
-        return render(summary(self.rows(), self.record), width)
+        return render(tables(self), width)
 
     def to_markdown(self) -> str:
         """Return the summary as Markdown."""
-        from llmquant.results.report.summary import summary
+        from llmquant.results.report.summary import tables
         from llmquant.results.report.text import to_markdown
 
-        return to_markdown(summary(self.rows(), self.record))
+        return to_markdown(tables(self))
 
     def to_csv(self) -> str:
         """Return `rows` as comma-separated values."""
@@ -206,9 +261,9 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         from llmquant.results.report.html import to_html_table
-        from llmquant.results.report.summary import summary
+        from llmquant.results.report.summary import tables
 
-        return to_html_table(summary(self.rows(), self.record))
+        return to_html_table(tables(self))
 
 
 def _read_runs(record: StudyRecord, store: Store) -> tuple[dict[RunId, Run], list[str]]:

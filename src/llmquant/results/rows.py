@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmquant.errors import DamagedError
+from llmquant.results.costs import running_rows
 from llmquant.results.means import mean_rows
 from llmquant.results.pooled import pooled_rows
 from llmquant.results.row import Row
@@ -88,7 +89,7 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margi
         d if pair is not None and pair.scale == "linear" else None for pair, d in zip(pairs, differences, strict=True)
     ]
     means = mean_rows(found, linear, record.benchmarks, margins)
-    return [*found, *means, *pooled_rows(found, differences, margins)]
+    return [*found, *running_rows(found), *means, *pooled_rows(found, differences, margins)]
 
 
 def _judged(

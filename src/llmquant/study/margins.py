@@ -67,6 +67,19 @@ def read_margins(values: Sequence[str | float] | str | float | Mapping[str, floa
     return {**DEFAULT, **given}
 
 
+def loss_margins(max_loss: float | str | Sequence[float | str], margins: Margins) -> Margins:
+    """Return margins with a largest acceptable loss; a plain number is points of shares and percent of perplexity.
+
+    Raises:
+        OptionError: as `read_margins`.
+    """
+    texts = [max_loss] if isinstance(max_loss, str | float | int) else max_loss
+    given = dict(_read(str(text)) for text in texts)
+    if SHARES in given:
+        given = {PERPLEXITIES: given[SHARES]} | given
+    return {**margins, **given}
+
+
 def _read(text: str) -> tuple[str, float]:
     match = _TEXT.fullmatch(text.strip())
     hint = "Give points for shares (2), percent for perplexity (perplexity=2%), or bleu=0.5 for any other score."

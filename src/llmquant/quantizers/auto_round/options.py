@@ -64,6 +64,10 @@ class AutoRoundOptions:
     def texts(self) -> Iterator[str]:
         return calibration_texts(self)
 
+    def serving(self) -> str | None:
+        """Return what vLLM needs to load the checkpoint."""
+        return "" if self.bits == 4 else None
+
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the loaded weights: codes, a scale and a packed zero point per group, and the rest."""
         layers = model.linear_layers()

@@ -48,6 +48,10 @@ class Bnb4bitOptions:
     def check(self, model: ModelInfo, device: str) -> None:
         check_linear_layers(model, device, "bitsandbytes", conv1d=True)
 
+    def serving(self) -> str:
+        """Return what vLLM needs to load the checkpoint."""
+        return "vllm-bnb-plugin"  # part of vLLM before version 0.28
+
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the weights in use: codes, scales, tables and everything that is not quantized.
 
@@ -116,6 +120,10 @@ class Bnb8bitOptions:
 
     def check(self, model: ModelInfo, device: str) -> None:
         check_linear_layers(model, device, "bitsandbytes", conv1d=True)
+
+    def serving(self) -> str:
+        """Return what vLLM needs to load the checkpoint."""
+        return "vllm-bnb-plugin"  # part of vLLM before version 0.28
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the loaded weights: one per weight, a float32 scale per row, and unquantized weights."""

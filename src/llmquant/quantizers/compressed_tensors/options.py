@@ -35,6 +35,10 @@ class CompressedTensorsOptions:
         if self.scheme == "w4a16":
             check_group_size(model, layers, self.group_size)
 
+    def serving(self) -> str:
+        """Return what vLLM needs to load the checkpoint."""
+        return ""
+
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the weights after the first forward pass: dequantized to bfloat16, with their scales.
 

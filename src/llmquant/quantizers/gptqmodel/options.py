@@ -79,6 +79,10 @@ class GptqOptions:
     def texts(self) -> Iterator[str]:
         return calibration_texts(self)
 
+    def serving(self) -> str | None:
+        """Return what vLLM needs to load the checkpoint."""
+        return "" if self.bits in (4, 8) else None
+
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)
 
@@ -124,6 +128,10 @@ class AwqOptions:
     def texts(self) -> Iterator[str]:
         return calibration_texts(self)
 
+    def serving(self) -> str:
+        """Return what vLLM needs to load the checkpoint."""
+        return ""
+
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         return _loaded_bytes(model, device, 4, self.group_size, self.dtype, group_index=False)
 
@@ -153,6 +161,10 @@ class RoundToNearestOptions:
 
     def check(self, model: ModelInfo, device: str) -> None:
         _check("round_to_nearest", model, self.bits, self.group_size, device)
+
+    def serving(self) -> str | None:
+        """Return what vLLM needs to load the checkpoint."""
+        return "" if self.bits in (4, 8) else None
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         return _loaded_bytes(model, device, self.bits, self.group_size, self.dtype, group_index=True)

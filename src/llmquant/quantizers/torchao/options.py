@@ -91,6 +91,10 @@ class TorchaoOptions:
         hint = "Use torchao_int8 or torchao_float8."
         check_multiples(layers, scheme.multiple, scheme.multiple, f"torchao's {self.scheme}", hint)
 
+    def serving(self) -> str | None:
+        """Return what vLLM needs to load the checkpoint."""
+        return "" if self.scheme.startswith(("int8", "float8")) else None
+
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         layers = model.linear_layers()
         rest = plain_bytes(model, 4 if self.dtype == "float32" else 2, quantized=layers)
@@ -141,6 +145,10 @@ class TorchaoInt4Options:
                 "torchao cannot save int4 weights that are packed for a CPU",
                 hint="Write the checkpoint on a CUDA machine, or use torchao_int8 or gptq_4bit_g128.",
             )
+
+    def serving(self) -> str:
+        """Return what vLLM needs to load the checkpoint."""
+        return ""
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the loaded weights: codes, scales, zero points and unquantized weights.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from llmquant.results.costs import PASSES, RUNNING
 from llmquant.results.report.block import Block, Measure, conditions, ordered, varying
 from llmquant.results.report.quality import is_quality
 from llmquant.results.report.retrieval import LATENCIES, headlines
@@ -33,8 +34,6 @@ def cost_tables(block: Block) -> list[Table]:
 
 
 _WEIGHTS, _STATE, _LOADING = "weights_bytes", "weights_quantization_state_bytes", "load_peak_bytes"
-# Both are in addition to the weights, and include the key-value cache.
-_RUNNING = ("prefill_peak_bytes", "decode_peak_bytes")
 # Only in the rows, the CSV and the JSON; a table for decisions is better without them.
 _UNSHOWN_MEMORY = (
     "weights_parameters_bytes",
@@ -59,38 +58,22 @@ def _memory_table(block: Block, measures: Sequence[Measure]) -> Table | None:
     if _LOADING in first:
         columns.append(_sizes(block, first[_LOADING], ("peak MiB", "loading"), _values(block, first[_LOADING])))
     running, footnotes = _running(block, measures)
-    known = {_WEIGHTS, _STATE, _LOADING, *_RUNNING, *_UNSHOWN_MEMORY}
+    known = {_WEIGHTS, _STATE, _LOADING, RUNNING, *PASSES, *_UNSHOWN_MEMORY}
     columns += running + _unknown(block, [measure for measure in measures if measure.metric not in known])
     return _table(block, "Memory", columns, footnotes)
 
 
 def _running(block: Block, measures: Sequence[Measure]) -> tuple[list[_Filled], list[str]]:
-    """Add the largest peak of a pass to the weights; one column per evaluator's prompts."""
-    columns: list[_Filled] = []
-    footnotes: list[str] = []
-    apart = varying([measure for measure in measures if measure.metric == _RUNNING[-1]])
-    for key in dict.fromkeys(measure.evaluator_key for measure in measures):
-        mine = {measure.metric: measure for measure in measures if measure.evaluator_key == key}
-        adds = [mine[metric] for metric in _RUNNING if metric in mine]
-        if _WEIGHTS not in mine or not adds:
-            continue
-        held, added = _values(block, mine[_WEIGHTS]), [_values(block, measure) for measure in adds]
-        # Without a measurement of every part there is no maximum.
-        totals = [
-            weights + max(peak for peak in peaks if peak is not None)
-            if weights is not None and None not in peaks
-            else None
-            for weights, *peaks in zip(held, *added, strict=True)
-        ]
-        name = ("peak MiB", "running", conditions(adds[-1].at, only=apart, brief=True))
-        columns.append(_sizes(block, mine[_WEIGHTS], name, totals))
-        passes = " or ".join(measure.metric.partition("_")[0] for measure in adds)
-        at = conditions(adds[-1].at)
-        footnotes.append(
-            f"running: the weights and the peak that {passes} adds to them, key-value cache included"
-            + (f" ({at})." if at else ".")
-        )
-    return columns, footnotes
+    """Fill a column per evaluator's prompts with the peak while running."""
+    peaks = [measure for measure in measures if measure.metric == RUNNING]
+    apart = varying(peaks)
+    columns = [
+        _sizes(block, peak, ("peak MiB", "running", conditions(peak.at, only=apart, brief=True)), _values(block, peak))
+        for peak in peaks
+    ]
+    at = dict.fromkeys(f" ({text})" if (text := conditions(peak.at)) else "" for peak in peaks)
+    notes = [f"running: the weights and the largest peak of a pass, key-value cache included{text}." for text in at]
+    return columns, notes
 
 
 def _times_smaller(block: Block, measure: Measure, weights: Sequence[float | None]) -> _Filled:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from llmquant.results.recommend import Limits, Recommendation
 from llmquant.results.report.block import Block, blocks
 from llmquant.results.report.cost import cost_tables, money_table
 from llmquant.results.report.quality import quality_table
@@ -14,11 +16,23 @@ from llmquant.results.report.verdict import verdict_table
 from llmquant.results.row import Row, failures, missing
 from llmquant.study.record import StudyRecord
 
+if TYPE_CHECKING:
+    from llmquant.results.comparison import Comparison
+
 _MESSAGE = 400
 
 
-def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
-    """Make the tables of a study: quality and cost per model, dollars paid, failed and missing runs, and notes.
+def tables(
+    comparison: Comparison,
+    limits: Limits | None = None,
+    max_loss: float | str | Sequence[float | str] | None = None,
+) -> list[Table]:
+    """Make the tables of a comparison; the last one is the recommendation within the limits."""
+    return summary(comparison.rows(), comparison.record, comparison.recommendations(limits, max_loss))
+
+
+def summary(rows: Sequence[Row], record: StudyRecord, recommended: Sequence[Recommendation] = ()) -> list[Table]:
+    """Make the tables of a study: verdicts, quality and cost per model, dollars paid, failed runs, notes, advice.
 
     Returns:
         Tables in reading order. Only the smallest and largest conditions are shown; the rows have all.
@@ -40,7 +54,12 @@ def summary(rows: Sequence[Row], record: StudyRecord) -> list[Table]:
     paid = money_table(rows)
     found += [] if paid is None else [paid]
     ends = (("Failed", _failed(rows)), ("Not run", _not_run(rows)), ("Notes", _notes(rows, record)))
-    return found + [Table(title, footnotes=tuple(lines)) for title, lines in ends if lines]
+    found += [Table(title, footnotes=tuple(lines)) for title, lines in ends if lines]
+    several = len(recommended) > 1
+    return found + [
+        Table(f"Recommendation{f' for {advice.model}' if several else ''}", footnotes=tuple(advice.lines()))
+        for advice in recommended
+    ]
 
 
 def _heading(block: Block) -> str:

@@ -1,0 +1,64 @@
+"""What a variant needs while it runs, from the rows of its measurements: peak memory and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from llmquant.results.row import Row
+
+RUNNING = "running_peak_bytes"
+"""The weights and the largest peak that a pass adds to them, key-value cache included."""
+
+_WEIGHTS = "weights_bytes"
+PASSES = ("prefill_peak_bytes", "decode_peak_bytes", "encode_query_peak_bytes", "encode_page_peak_bytes")
+_LATENCIES = ("decode_ms_per_token", "query_encode_ms")
+
+
+def running_rows(rows: Sequence[Row]) -> list[Row]:
+    """Make a row per variant and memory evaluator: its peak memory while running, if every part of it was measured."""
+    found = []
+    values: dict[tuple[str, str], float] = {}
+    for (model, _, key), mine in _by_evaluator(rows).items():
+        weights = next((row.value for row in mine if row.metric == _WEIGHTS), None)
+        passes = [row for row in mine if row.metric in PASSES and row.value is not None]
+        if weights is None or len(passes) < _passes(rows, key):
+            continue
+        last = passes[-1]
+        value = weights + max(row.value or 0.0 for row in passes)
+        if last.is_baseline:
+            values[model, key] = value
+        base = None if last.is_baseline else values.get((model, key))
+        row = replace(last, metric=RUNNING, value=value, baseline_value=base, difference=None, ratio=None)
+        found.append(row if not base else replace(row, difference=value - base, ratio=value / base))
+    return found
+
+
+def peak_memory(rows: Sequence[Row]) -> float | None:
+    """Return the peak bytes of a variant's rows while running, the largest if there are several conditions."""
+    return max((row.value for row in rows if row.metric == RUNNING and row.value is not None), default=None)
+
+
+def latency(rows: Sequence[Row]) -> Row | None:
+    """Return the row of a variant's latency, at its slowest conditions: decode per token, or an embedder's query."""
+    for metric in _LATENCIES:
+        found = [row for row in rows if row.metric == metric and row.value is not None]
+        if found:
+            return max(found, key=lambda row: row.value or 0.0)
+    return None
+
+
+def _by_evaluator(rows: Sequence[Row]) -> Mapping[tuple[str, str, str], list[Row]]:
+    """Group rows by model, variant and evaluator, those of baselines first."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: not row.is_baseline):
+        found.setdefault((row.model_digest, row.variant, row.evaluator_key), []).append(row)
+    return found
+
+
+def _passes(rows: Sequence[Row], key: str) -> int:
+    """Count the passes that an evaluator measures; at least one."""
+    return max(1, len({row.metric for row in rows if row.evaluator_key == key and row.metric in PASSES}))
+
+
+__all__ = ["PASSES", "RUNNING", "latency", "peak_memory", "running_rows"]

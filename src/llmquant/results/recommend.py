@@ -1,0 +1,223 @@
+"""Which variant to ship: the smallest one whose loss is proven acceptable and that meets every limit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmquant.errors import OptionError, nearest
+from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
+from llmquant.results.costs import latency, peak_memory
+from llmquant.results.row import Row
+
+_SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a variant may need.
+
+    Attributes:
+        max_memory: peak bytes while running; ``None`` for no limit.
+        max_latency: milliseconds per decoded token (of embedders: per query) on the measured hardware.
+        gpu: the GPU that `max_memory` comes from; ``""`` for none.
+    """
+
+    max_memory: float | None = None
+    max_latency: float | None = None
+    gpu: str = ""
+
+    @classmethod
+    def of(
+        cls, max_memory: float | str | None = None, max_latency: float | None = None, gpu: str | None = None
+    ) -> Limits:
+        """Read limits as a user writes them: ``"8GiB"``, ``"L40S"``.
+
+        Raises:
+            OptionError: if a limit is not above 0, a size cannot be read, or the GPU is unknown.
+        """
+        memory = None if max_memory is None else _bytes(max_memory)
+        if max_latency is not None and not max_latency > 0:
+            raise OptionError(f"max latency must be above 0 ms, found {max_latency:g}")
+        if gpu is not None:
+            if gpu not in GPU_MEMORY_GIB:
+                raise OptionError(f"the memory of GPU {gpu!r} is unknown", hint=nearest(gpu, GPU_MEMORY_GIB))
+            # 10% stays free for the driver and fragmentation, as in the plan.
+            whole = 0.9 * GPU_MEMORY_GIB[gpu] * GIB
+            memory = whole if memory is None else min(memory, whole)
+        return cls(memory, max_latency, gpu or "")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which variant of a model to ship.
+
+    Attributes:
+        variant: label of the smallest variant that is acceptable; ``None`` if there is none.
+        runner_up: label of the second smallest; ``None`` if there is none.
+        reasons: what is known of the variant: its loss, memory and latency.
+        ruled_out: for every other variant, what ruled it out.
+        relax: if there is no variant, what to change; ``""`` otherwise.
+        use: lines that use the variant.
+    """
+
+    model: str
+    variant: str | None
+    runner_up: str | None = None
+    reasons: tuple[str, ...] = ()
+    ruled_out: Mapping[str, str] = field(default_factory=dict)
+    relax: str = ""
+    use: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the recommendation as sentences."""
+        if self.variant is None:
+            first = [f"No variant can be recommended. {self.relax}".rstrip()]
+        else:
+            first = [f"Ship {self.variant}: {'; '.join(self.reasons)}."]
+            first += [f"Runner-up: {self.runner_up}."] if self.runner_up else []
+        return [*first, *(f"Not {name}: {why}." for name, why in self.ruled_out.items()), *self.use]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One variant with what rules it out.
+
+    Attributes:
+        memory: peak bytes while running.
+        speed: row of its latency.
+        verdict: its row over all tasks; ``None`` for the baseline.
+        against: reasons, the first of which is shown.
+        relax: what would admit the variant.
+    """
+
+    label: str
+    memory: float | None
+    speed: Row | None
+    verdict: Row | None
+    against: tuple[str, ...]
+    relax: tuple[str, ...]
+
+
+def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[str]]) -> Recommendation | None:
+    """Recommend a variant of one model.
+
+    The baseline has no loss and is a candidate too. A variant that is undecided is not recommended.
+
+    Args:
+        rows: of one model, judged at the largest acceptable loss.
+        use: lines that use a variant, by label.
+
+    Returns:
+        ``None`` if no variant was compared with a baseline.
+    """
+    if not any(row.pooled for row in rows):
+        return None
+    labels = dict.fromkeys(row.variant for row in rows)
+    candidates = [_candidate(label, [row for row in rows if row.variant == label], limits) for label in labels]
+    left = sorted((each for each in candidates if not each.against), key=lambda each: each.memory or 0.0)
+    ruled_out = {each.label: "; ".join(each.against) for each in candidates if each.against}
+    model = rows[0].model
+    if not left:
+        nearest_ = min(candidates, key=lambda each: (len(each.relax), each.memory or 0.0))
+        return Recommendation(model, None, ruled_out=ruled_out, relax=f"{' and '.join(nearest_.relax)}.")
+    first = left[0]
+    larger = {each.label: f"it needs {size(each.memory or 0.0)} of memory" for each in left[2:]}
+    return Recommendation(
+        model,
+        first.label,
+        f"{left[1].label} ({size(left[1].memory or 0.0)})" if len(left) > 1 else None,
+        tuple(_reasons(first)),
+        {**larger, **ruled_out},
+        use=tuple(use.get(first.label, ())),
+    )
+
+
+def _candidate(label: str, rows: Sequence[Row], limits: Limits) -> _Candidate:
+    memory, speed = peak_memory(rows), latency(rows)
+    judged = next((row for row in rows if row.pooled), None)
+    against: list[str] = []
+    relax: list[str] = []
+
+    def rule_out(why: str, change: str) -> None:
+        against.append(why)
+        relax.append(change)
+
+    is_baseline = any(row.is_baseline for row in rows)
+    if not is_baseline and (judged is None or judged.verdict not in ("better", "no worse")):
+        rule_out(*_unproven(label, judged))
+    if memory is None:
+        failed = any(row.evaluator.startswith("memory") and row.status == "failed" for row in rows)
+        rule_out("its memory was not measured" if not failed else "its memory could not be measured", "Add -e memory")
+    elif limits.max_memory is not None and memory > limits.max_memory:
+        where = f" of a {limits.gpu} with 10% kept free" if limits.gpu else ""
+        rule_out(
+            f"it needs {size(memory)} of memory, above the limit {size(limits.max_memory)}{where}",
+            f"Allow {size(memory)} of memory for {label}",
+        )
+    if limits.max_latency is not None:
+        if speed is None or speed.value is None:
+            rule_out("its latency was not measured", "Add -e latency")
+        elif speed.value > limits.max_latency:
+            needs = f"{speed.value:.3g} ms"
+            rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"Allow {needs} for {label}")
+    return _Candidate(label, memory, speed, judged, tuple(against), tuple(relax))
+
+
+def _unproven(label: str, judged: Row | None) -> tuple[str, str]:
+    if judged is None or judged.verdict is None:
+        why = judged.no_verdict if judged is not None and judged.no_verdict else "it was not compared"
+        return f"it has no verdict, as {why}", f"Compare {label} on a task with a margin"
+    loss = f"{judged.no_worse_than:+.3g} {judged.unit}" if judged.no_worse_than is not None else ""
+    if judged.verdict == "undecided":
+        more = f"Run about {judged.documents_needed:,} documents" if judged.documents_needed else "Run more documents"
+        bound = f" (only no worse than {loss})" if loss else ""
+        return f"undecided {_margin(judged)}{bound}", f"{more} to decide on {label}"
+    if judged.verdict == "no signal":
+        return "its tasks give no signal", "Use easier or harder tasks"
+    bound = f", and a loss of up to {loss.lstrip('-')} is possible" if loss else ""
+    return (
+        f"worse {_margin(judged)}{bound}",
+        f"Accept a larger loss for {label}",
+    )
+
+
+def _reasons(chosen: _Candidate) -> list[str]:
+    found = [f"{size(chosen.memory or 0.0)} of memory while running, the least of all that qualify"]
+    judged = chosen.verdict
+    if judged is None:
+        found.append("it is the baseline, without loss")
+    elif judged.no_worse_than is not None:
+        found.append(f"{judged.verdict} {_margin(judged)} (no worse than {judged.no_worse_than:+.2g} {judged.unit})")
+    else:
+        found.append(f"{judged.verdict} {_margin(judged)}")
+    if chosen.speed is not None and chosen.speed.value is not None:
+        unit = "ms per token" if chosen.speed.metric.startswith("decode") else "ms per query"
+        found.append(f"{chosen.speed.value:.3g} {unit}")
+    return found
+
+
+def _margin(judged: Row) -> str:
+    return f"at a margin of {judged.margin:g} points" if judged.unit == "points" else "at its tasks' margins"
+
+
+def size(number: float) -> str:
+    """Write bytes for people."""
+    return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
+
+
+def _bytes(value: float | str) -> float:
+    match = _SIZE.fullmatch(str(value).strip())
+    unit = None if match is None else _SIZES.get(match[2].lower())
+    number = float(match[1]) if match is not None else 0.0
+    if unit is None or not number > 0:
+        raise OptionError(f"max memory is {value!r}", hint="Write a size above 0 such as 8GiB, 500MiB or 8000000000.")
+    return number * unit
+
+
+__all__ = ["Limits", "Recommendation", "recommend", "size"]

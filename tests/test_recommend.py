@@ -1,0 +1,197 @@
+"""Which variant to ship: the smallest whose loss is proven acceptable, and why not the others."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from llmquant.cli.gate import Gate
+from llmquant.errors import OptionError, RequestError
+from llmquant.plugins.registry import registry
+from llmquant.results.comparison import Comparison
+from llmquant.results.costs import RUNNING
+from llmquant.results.recommend import Limits
+from llmquant.study.call import Call
+from llmquant.study.run import Measurement
+from made_up import BASELINE, HARDWARE, MIB, MadeUpStudy, completed, experiment, failed, scored
+
+RNG = np.random.default_rng(0)
+GOOD = RNG.random(400)
+SCORES = {
+    BASELINE: GOOD,
+    "bnb_8bit": np.clip(GOOD + RNG.normal(0, 0.02, 400), 0, 1),
+    "bnb_4bit_nf4": np.clip(GOOD - 0.03 + RNG.normal(0, 0.02, 400), 0, 1),
+    "bnb_4bit_fp4": np.clip(GOOD - 0.3, 0, 1),
+    "hqq_4bit_g64": np.where(RNG.random(400) < 0.5, GOOD, 1 - GOOD),
+}
+SIZES = {BASELINE: 1000, "bnb_8bit": 600, "bnb_4bit_nf4": 300, "bnb_4bit_fp4": 290, "hqq_4bit_g64": 280}
+MS = {BASELINE: 20, "bnb_8bit": 30, "bnb_4bit_nf4": 15, "bnb_4bit_fp4": 16, "hqq_4bit_g64": 40}
+
+
+def comparison(*, labels=tuple(SCORES), without: str = "", lost: str = "") -> Comparison:
+    """Make a study of F1, memory and latency; one variant without memory, or with a failed task."""
+    study = MadeUpStudy()
+    for label in labels:
+        mean, samples = scored("coqa", "f1", SCORES[label])
+        asked = experiment(label, "lm_eval(coqa)")
+        if label == lost:
+            study.add(failed(asked, "error", "broken"))
+        else:
+            study.add(completed(asked, mean), {"coqa": samples})
+        memory = experiment(label, "memory", hardware=HARDWARE)
+        sizes = {"weights_bytes": SIZES[label], "prefill_peak_bytes": 10, "decode_peak_bytes": 24}
+        if label != without:
+            values = [Measurement("memory", name, mib * MIB, "bytes", False) for name, mib in sizes.items()]
+            study.add(completed(memory, *values))
+        speed = Measurement("latency", "decode_ms_per_token", MS[label], "ms", False)
+        study.add(completed(experiment(label, "latency", hardware=HARDWARE), speed))
+    return Comparison(study.record, study.runs, study.read)
+
+
+def test_the_smallest_variant_without_a_loss_above_the_margin_is_chosen():
+    """At 2 points only int8 and the baseline qualify; every other variant has its reason."""
+    found = comparison().recommend()
+    assert (found.variant, found.runner_up) == ("bnb_8bit", f"{BASELINE} (1.00 GiB)")
+    assert set(found.ruled_out) == {"bnb_4bit_nf4", "bnb_4bit_fp4", "hqq_4bit_g64"}
+    assert found.ruled_out["bnb_4bit_nf4"].startswith("worse at a margin of 2 points")
+    assert found.ruled_out["hqq_4bit_g64"].startswith(("undecided", "worse"))
+    assert "624.0 MiB of memory while running" in found.reasons[0]
+
+
+def test_a_larger_acceptable_loss_admits_a_smaller_variant():
+    """At 5 points the smaller NF4 is chosen; the study's own margin stays as it is."""
+    found = comparison()
+    assert found.recommend(max_loss=5).variant == "bnb_4bit_nf4"
+    assert found.recommend().variant == "bnb_8bit"
+
+
+@pytest.mark.parametrize(
+    ("limits", "variant"),
+    [({"max_latency": 25}, BASELINE), ({"max_memory": "700MiB"}, "bnb_8bit"), ({"max_loss": 50}, "bnb_4bit_fp4")],
+)
+def test_every_limit_is_met(limits, variant):
+    """A variant above a limit is ruled out, however small or good it is."""
+    found = comparison(labels=(BASELINE, "bnb_8bit", "bnb_4bit_nf4", "bnb_4bit_fp4")).recommend(**limits)
+    assert found.variant == variant
+
+
+def test_where_none_is_left_the_limit_to_relax_is_named():
+    """A limit that nothing meets gives no recommendation, and what would admit the nearest variant."""
+    found = comparison(labels=(BASELINE, "bnb_8bit")).recommend(max_memory="100MiB")
+    assert found.variant is None
+    assert found.relax == "Allow 624.0 MiB of memory for bnb_8bit."
+    assert set(found.ruled_out) == {BASELINE, "bnb_8bit"}
+
+
+def test_an_undecided_variant_is_not_recommended():
+    """Few documents prove nothing, so the baseline is what remains."""
+    study = MadeUpStudy()
+    for label in (BASELINE, "bnb_8bit"):
+        mean, samples = scored("coqa", "f1", SCORES[label][:20] if label == BASELINE else RNG.random(20))
+        study.add(completed(experiment(label, "lm_eval(coqa)"), mean), {"coqa": samples})
+        values = {"weights_bytes": SIZES[label], "decode_peak_bytes": 24}
+        sizes = [Measurement("memory", name, mib * MIB, "bytes", False) for name, mib in values.items()]
+        study.add(completed(experiment(label, "memory", hardware=HARDWARE), *sizes))
+    found = Comparison(study.record, study.runs, study.read).recommend()
+    assert found.variant == BASELINE
+    assert "undecided" in found.ruled_out["bnb_8bit"]
+
+
+def test_unmeasured_memory_and_failed_tasks_rule_out():
+    """A variant of unknown memory, or with a failed task, is not recommended; the reason says so."""
+    found = comparison(labels=(BASELINE, "bnb_8bit"), without="bnb_8bit").recommend()
+    assert (found.variant, found.ruled_out["bnb_8bit"]) == (BASELINE, "its memory was not measured")
+    found = comparison(labels=(BASELINE, "bnb_8bit"), lost="bnb_8bit").recommend()
+    assert "did not finish" in found.ruled_out["bnb_8bit"]
+
+
+def test_nothing_compared_is_an_error():
+    """A study without a compared variant says what to add."""
+    with pytest.raises(RequestError, match="no variant was compared"):
+        comparison(labels=(BASELINE,)).recommend()
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_memory": "8 apples"}, {"max_memory": 0}, {"max_latency": -1}, {"gpu": "L40"}, {"max_loss": "x"}]
+)
+def test_a_wrong_limit_is_refused(limits):
+    """A size that cannot be read, a limit of nothing, or an unknown GPU is an error."""
+    with pytest.raises(OptionError):
+        comparison().recommend(**limits)
+
+
+def test_a_gpu_limits_memory_with_a_tenth_kept_free():
+    """The memory of a GPU is the table's, less 10%."""
+    assert Limits.of(gpu="L4").max_memory == 0.9 * 24 * 2**30
+
+
+def test_the_peak_while_running_is_a_row():
+    """The peak is the weights and the larger of the passes, compared with the baseline's."""
+    (row,) = [row for row in comparison().rows() if row.metric == RUNNING and row.variant == "bnb_8bit"]
+    assert (row.value, row.baseline_value) == (624 * MIB, 1024 * MIB)
+
+
+def test_the_front_has_what_nothing_beats():
+    """A variant that another beats in everything is off the front; one within the noise is on it sometimes."""
+    points = {point.variant: point for point in comparison().pareto()}
+    assert points[BASELINE].on_front
+    assert points["bnb_4bit_nf4"].on_front
+    assert 0 <= points["hqq_4bit_g64"].probability <= 1
+    assert all(point.memory and point.latency for point in points.values())
+
+
+def test_a_dominated_variant_is_off_the_front():
+    """A larger and worse variant is never on the front."""
+    found = comparison(labels=(BASELINE, "bnb_4bit_nf4", "hqq_4bit_g64"))
+    by_label = {point.variant: point for point in found.pareto()}
+    study = comparison(labels=(BASELINE, "bnb_4bit_nf4"), without="")
+    assert by_label["bnb_4bit_nf4"].probability == 1
+    assert {point.variant for point in study.pareto()} == {BASELINE, "bnb_4bit_nf4"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "fail_on", "code"),
+    [
+        ((BASELINE, "bnb_8bit"), "undecided", 0),
+        ((BASELINE, "bnb_8bit", "bnb_4bit_fp4"), "worse", 3),
+        ((BASELINE, "bnb_8bit", "bnb_4bit_fp4"), None, 0),
+        ((BASELINE,), "worse", 0),
+        ((BASELINE,), "undecided", 4),
+    ],
+)
+def test_verdicts_become_exit_codes(labels, fail_on, code):
+    """3 for a worse variant, 4 where nothing is proven, and 0 without a gate."""
+    gate = Gate.of(None, None, None, None, fail_on, None)
+    assert gate.exit_code(comparison(labels=labels)) == code
+
+
+def test_junit_has_a_case_per_variant(tmp_path):
+    """A worse variant is a failure, and hostile names stay well-formed XML."""
+    path = tmp_path / "junit.xml"
+    Gate.of(None, None, None, None, "worse", str(path)).exit_code(
+        comparison(labels=(BASELINE, "bnb_8bit", "bnb_4bit_fp4"))
+    )
+    suite = ElementTree.parse(path).getroot()
+    cases = {case.get("name"): [child.tag for child in case] for case in suite}
+    assert cases == {"bnb_8bit": [], "bnb_4bit_fp4": ["failure"]}
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+
+
+@pytest.mark.parametrize(
+    ("preset", "package"),
+    [("gptq_4bit_g128", ""), ("gptq_3bit_g128", None), ("bnb_4bit_nf4", "vllm-bnb-plugin"), ("awq_4bit_g128", "")],
+)
+def test_a_quantizer_says_what_vllm_needs(preset, package):
+    """VLLM loads GPTQ of 4 bits and not of 3; bitsandbytes needs a package."""
+    assert registry().choose("quantizer", Call.of(preset)).options.serving() == package
+
+
+def test_the_recommendation_ends_with_the_lines_that_use_it():
+    """A variant that can be saved is quantized, loaded and served with three lines."""
+    found = comparison(labels=(BASELINE, "bnb_8bit"))
+    lines = found.recommend().lines()
+    assert any(line.startswith("llmquant quantize ") and "-q bnb_8bit" in line for line in lines) or any(
+        "lq.load(" in line for line in lines
+    )
