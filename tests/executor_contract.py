@@ -14,7 +14,6 @@ import pytest
 import llmquant as lq
 from llmquant.plugins.executor import Executor
 from llmquant.plugins.registry import registry
-from llmquant.plugins.spec import spec_to_json
 from llmquant.storage.journal import JobRecord, log_path, read_journal
 from llmquant.storage.store import write_json
 from llmquant.study.experiment import Experiment, RunId
@@ -240,7 +239,7 @@ def write_job(study: Study, executor: Executor, room: Path, tag: str, *, how: st
     data["evaluator"] = {**data["evaluator"], "options": options}
     study_id = store.studies()[-1]
     number, record = store.new_job(study_id)
-    spec, model = spec_to_json(misbehaving.SPEC), data["model"]
+    spec, model = vars(misbehaving.SPEC), data["model"]
     job = Job(study_id, number, model, ((data, 1),), {}, executor.device, 1, (spec,), executor.name)
     write_json(record, JobRecord(job).to_json())
     return record, Experiment.from_json(data).run_id

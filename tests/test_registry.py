@@ -14,7 +14,7 @@ import pytest
 
 from llmquant.errors import AmbiguousNameError, MissingDependencyError, PluginError, UnknownNameError
 from llmquant.plugins.registry import Registry, discover, registry
-from llmquant.plugins.spec import PluginSpec, RunEvent, spec_from_json, spec_to_json
+from llmquant.plugins.spec import PluginSpec, RunEvent
 from llmquant.study.call import Call
 from llmquant.testing import check_spec
 
@@ -339,7 +339,7 @@ def test_a_registered_plugin_is_rebuilt_from_json(packages):
     spec = _notebook_spec(packages, presets={"mine_3bit": {"bits": 3}}, requires=("pluggy",), documents=True)
     here.register(spec)
     use = here.choose("quantizer", Call("mine_3bit")).use
-    worker.register(spec_from_json(json.loads(json.dumps(spec_to_json(spec)))))
+    worker.register(PluginSpec(**json.loads(json.dumps(vars(spec)))))
     assert worker.construct(worker.restore("quantizer", use)).options.bits == 3
 
 

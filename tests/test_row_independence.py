@@ -10,8 +10,9 @@ import pytest
 from embedding import build_subject
 from llmquant.models.info import inspect_model
 from llmquant.planning.resolve import resolve
+from llmquant.plugins.discovery import checked_spec
 from llmquant.plugins.registry import registry
-from llmquant.plugins.spec import spec_from_json, spec_to_json
+from llmquant.plugins.spec import PluginSpec
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import ModelRequest
@@ -151,7 +152,7 @@ def test_an_embedder_whose_rows_are_coupled_encodes_one_item_at_a_time(tmp_path,
 def test_the_declaration_travels_with_a_job():
     """A worker gets it with the spec; one that was written before has none, and rows are independent."""
     spec = registry().choose("quantizer", Call("bnb_8bit")).plugin.spec
-    written = json.loads(json.dumps(spec_to_json(spec)))
-    assert spec_from_json(written) == spec
+    written = json.loads(json.dumps(vars(spec)))
+    assert checked_spec(PluginSpec(**written)) == spec
     del written["row_independent"]
-    assert spec_from_json(written).row_independent
+    assert PluginSpec(**written).row_independent

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmquant.errors import StoreError
 from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant
+from llmquant.study.reading import read_as
 from llmquant.study.run import SCHEMA_VERSION, Failure, Measurement, Run
 
 _FINITE = st.floats(allow_nan=False)  # infinities included
@@ -24,7 +25,7 @@ _MEASUREMENTS = st.builds(
     unit=st.text(),
     higher_is_better=st.none() | st.booleans(),
     stderr=st.none() | st.floats(0),
-    n=st.none() | st.integers(0),
+    n=st.none() | st.integers(0, 2**60),
     at=st.dictionaries(st.text(), st.integers(-(2**60), 2**60) | st.text(), max_size=2),
 )
 _RUN = Run(
@@ -60,12 +61,12 @@ def _sent(data):
 @given(_MEASUREMENTS)
 def test_a_measurement_survives_json(measurement):
     """Every value, infinite ones included, is read as it was written."""
-    assert Measurement.from_json(_sent(measurement.to_json())) == measurement
+    assert read_as(Measurement, _sent(measurement.to_json())) == measurement
 
 
 def test_not_a_number_survives_json():
     """NaN is kept as NaN: a metric that could not be computed is not a metric of 0."""
-    read = Measurement.from_json(_sent(Measurement("t", "m", math.nan, stderr=math.nan).to_json()))
+    read = read_as(Measurement, _sent(Measurement("t", "m", math.nan, stderr=math.nan).to_json()))
     assert math.isnan(read.value)
     assert read.stderr is not None
     assert math.isnan(read.stderr)
@@ -74,7 +75,7 @@ def test_not_a_number_survives_json():
 @pytest.mark.parametrize("value", [np.float32(1.5), np.float64(1.5), np.array(1.5)])
 def test_numpy_scalars_can_be_measured(value):
     """Evaluators need not convert what numpy gives them."""
-    assert Measurement.from_json(_sent(Measurement("t", "m", value, stderr=value).to_json())).value == 1.5
+    assert read_as(Measurement, _sent(Measurement("t", "m", value, stderr=value).to_json())).value == 1.5
 
 
 @pytest.mark.parametrize("run", [_RUN, _FAILED], ids=["completed", "failed"])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from llmquant.errors import PluginError
+from llmquant.errors import PluginError, RequestError
 from llmquant.loading.memory import elements_by_kind, own_tensors
 from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.study.reading import table
 
 
 def check_applied(applied: Any, module: torch.nn.Module, plugin: str) -> None:  # Any: what a third party returned
@@ -24,32 +24,21 @@ def check_applied(applied: Any, module: torch.nn.Module, plugin: str) -> None:  
     """
     if not isinstance(applied, AppliedQuantization):
         raise PluginError(f"{plugin}: applied() returned {type(applied).__name__}, not AppliedQuantization")
-    for name, wrong in _wrong_types(applied):
-        raise PluginError(f"{plugin}: applied() says {name} {getattr(applied, name)!r}", hint=f"It must be {wrong}.")
-    for name, found, hint in (*_dtypes(applied, module), *_layers(applied, module), *_bits(applied, module)):
-        raise PluginError(f"{plugin}: applied() says {name} {getattr(applied, name)!r}, and {found}", hint=hint)
+    try:
+        table(AppliedQuantization, vars(applied), f"{plugin}: applied()")
+    except RequestError as error:
+        raise PluginError(error.message, hint=error.hint) from error
+    for check in (_values, _dtypes, _layers, _bits):
+        for name, found, hint in check(applied, module):
+            raise PluginError(f"{plugin}: applied() says {name} {getattr(applied, name)!r}, and {found}", hint=hint)
 
 
-def _wrong_types(applied: Any) -> Iterator[tuple[str, str]]:  # Any: fields of any type
+def _values(applied: AppliedQuantization, _: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
     for name in ("method", "code", "compute_dtype"):
-        if not isinstance(getattr(applied, name), str) or not getattr(applied, name):
-            yield name, "a text that is not empty"
-    if isinstance(applied.bits, bool) or not isinstance(applied.bits, int | float) or not 0 < applied.bits < math.inf:
-        yield "bits", "a number above 0"
-    if applied.block_size is not None and not _is_count(applied.block_size):
-        yield "block_size", "a whole number, or None"
-    if not isinstance(applied.double_quantization, bool):
-        yield "double_quantization", "True or False"
-    if not _is_count(applied.layers_quantized):
-        yield "layers_quantized", "a whole number"
-    if not isinstance(applied.note, str):
-        yield "note", "a text"
-    left = applied.layers_left
-    if not isinstance(left, tuple | list) or not all(isinstance(name, str) for name in left):
-        yield "layers_left", "names of layers"
-    counts = applied.dtypes
-    if not isinstance(counts, Mapping) or not all(isinstance(k, str) and _is_count(v) for k, v in counts.items()):
-        yield "dtypes", "a dictionary of whole numbers by type"
+        if not getattr(applied, name):
+            yield name, "a name is not empty", "The table shows it."
+    if applied.bits <= 0:
+        yield "bits", "a weight has more than 0 bits", "Read the bits from the weights."
 
 
 def _dtypes(applied: AppliedQuantization, module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
@@ -93,10 +82,3 @@ def _bits(applied: AppliedQuantization, module: torch.nn.Module) -> Iterator[tup
             held += 8 * sum(tensor.numel() * tensor.element_size() for tensor in own_tensors(layer))
     if held and held / weights < 0.99 * applied.bits:
         yield "bits", f"the linear layers hold {held / weights:.2f} bits per weight", "Read the bits from the weights."
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-__all__ = ["check_applied"]

@@ -7,7 +7,7 @@ import ctypes
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,8 @@ def weight_bytes(module: torch.nn.Module) -> WeightBytes:
     Returns:
         Bytes on all devices together; tensors on the meta device hold nothing.
     """
-    storages = _Storages()
-    for tensor, kind in _held(module):
-        storages.add(tensor, kind)
-    return WeightBytes(**storages.sums)
+    sums = _storage_bytes(_held(module))
+    return WeightBytes(sums["parameters"], sums["quantization_state"], sums["buffers"])
 
 
 def touch_weights(module: torch.nn.Module) -> None:
@@ -88,10 +86,7 @@ def touch_weights(module: torch.nn.Module) -> None:
 
 def tensor_bytes(tensors: Iterator[torch.Tensor]) -> int:
     """Count the bytes of all `tensors` together; every storage counts once."""
-    storages = _Storages()
-    for tensor in tensors:
-        storages.add(tensor, "parameters")
-    return sum(storages.sums.values())
+    return _storage_bytes((tensor, "parameters") for tensor in tensors).total()
 
 
 def stored_elements(module: torch.nn.Module) -> dict[str, int]:
@@ -106,15 +101,8 @@ def stored_elements(module: torch.nn.Module) -> dict[str, int]:
 def elements_by_kind(module: torch.nn.Module) -> dict[str, Counter[str]]:
     """Count the stored elements of everything that a module holds, by the fields of `WeightBytes` and dtype."""
     found = {name: Counter[str]() for name in ("parameters", "quantization_state", "buffers")}
-    seen = set[tuple[torch.device, int]]()
-    for tensor, where in _held(module):
-        leaves = sorted(_leaves(tensor), key=lambda leaf: leaf.numel() * leaf.element_size(), reverse=True)
-        for position, leaf in enumerate(leaves):
-            key = (leaf.device, leaf.data_ptr())
-            if leaf.device.type != "meta" and leaf.numel() and key not in seen:
-                seen.add(key)
-                kind = "quantization_state" if position else where
-                found[kind][str(leaf.dtype).removeprefix("torch.")] += leaf.numel()
+    for leaf, kind in _once(_held(module), torch.Tensor.data_ptr):
+        found[kind][str(leaf.dtype).removeprefix("torch.")] += leaf.numel()
     return found
 
 
@@ -163,23 +151,26 @@ def _kind(name: str, otherwise: str, *, packed: bool) -> str:
     return "quantization_state" if name in _STATE_NAMES else otherwise
 
 
-class _Storages:
-    """Sums over storages, each counted where it is met first."""
+def _storage_bytes(tensors: Iterable[tuple[torch.Tensor, str]]) -> Counter[str]:
+    sums = Counter[str]()
+    for leaf, kind in _once(tensors, lambda leaf: leaf.untyped_storage().data_ptr()):
+        sums[kind] += leaf.untyped_storage().nbytes()
+    return sums
 
-    def __init__(self) -> None:
-        self.sums = {"parameters": 0, "quantization_state": 0, "buffers": 0}
-        self._seen: set[tuple[torch.device, int]] = set()
 
-    def add(self, tensor: torch.Tensor, kind: str) -> None:
-        leaves = sorted(_leaves(tensor), key=lambda leaf: leaf.untyped_storage().nbytes(), reverse=True)
+def _once(
+    tensors: Iterable[tuple[torch.Tensor, str]], address: Callable[[torch.Tensor], int]
+) -> Iterator[tuple[torch.Tensor, str]]:
+    """Yield the plain tensors in memory, the first at each address, each with its field of `WeightBytes`."""
+    seen = set[tuple[torch.device, int]]()
+    for tensor, kind in tensors:
+        leaves = sorted(_leaves(tensor), key=lambda leaf: leaf.numel() * leaf.element_size(), reverse=True)
         for position, leaf in enumerate(leaves):
-            storage = leaf.untyped_storage()
-            key = (leaf.device, storage.data_ptr())
-            if leaf.device.type == "meta" or key in self._seen:
-                continue
-            self._seen.add(key)
-            # The largest inner tensor of a quantized tensor subclass holds the codes; scales and zero points are fewer.
-            self.sums["quantization_state" if position else kind] += storage.nbytes()
+            key = (leaf.device, address(leaf))
+            if leaf.device.type != "meta" and leaf.numel() and key not in seen:
+                seen.add(key)
+                # The largest inner tensor of a quantized tensor subclass holds the codes, the others scales.
+                yield leaf, "quantization_state" if position else kind
 
 
 def _leaves(tensor: Any) -> Iterator[torch.Tensor]:  # Any: torch's guard for wrapper subclasses is no class
@@ -299,16 +290,3 @@ def _free() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-__all__ = [
-    "PeakMemory",
-    "WeightBytes",
-    "is_out_of_memory",
-    "own_tensors",
-    "peak_memory",
-    "stored_elements",
-    "tensor_bytes",
-    "touch_weights",
-    "weight_bytes",
-]

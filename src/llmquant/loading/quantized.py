@@ -26,13 +26,11 @@ from llmquant.machine.packages import STACK, installed_versions
 from llmquant.models.info import ModelInfo
 from llmquant.plugins.context import Context
 from llmquant.plugins.registry import Chosen, registry
-from llmquant.plugins.spec import spec_from_json, spec_to_json
+from llmquant.plugins.spec import PluginSpec
 from llmquant.storage.cache import MANIFEST, Cache
 from llmquant.storage.journal import end_with_parent, log_tail
 from llmquant.study.call import Json
 from llmquant.study.experiment import Digest, Documents, ModelUse, PluginUse
-
-RECIPE = MANIFEST
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +74,7 @@ def quantized_checkpoint(
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:  # Any: a JSON object
     """Return how llmquant made the checkpoint in `folder`, without digests of files; ``None`` for other checkpoints."""
-    path = folder / RECIPE
+    path = folder / MANIFEST
     if not path.is_file():
         return None
     recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))  # Any: see above
@@ -98,7 +96,7 @@ def _write_recipe(
         "seconds": round(seconds, 3),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    (out / MANIFEST).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
 def _run_child(source: Path, out: Path, model: ModelUse, chosen: Chosen, ctx: Context, threads: int | None) -> None:
@@ -111,7 +109,7 @@ def _run_child(source: Path, out: Path, model: ModelUse, chosen: Chosen, ctx: Co
         "threads": threads,
         "cache": str(ctx.cache.root),
         "inputs": {digest: str(path) for digest, path in ctx.inputs.items()},
-        "plugins": [spec_to_json(p.spec) for p in registry().plugins if p.package == "registered"],
+        "plugins": [vars(p.spec) for p in registry().plugins if p.package == "registered"],
     }
     with tempfile.TemporaryDirectory(prefix="llmquant-") as folder:
         record, log = Path(folder) / "request.json", Path(folder) / "log.txt"
@@ -172,7 +170,7 @@ def _quantize(request: dict[str, Any], tell: Callable[[dict[str, Json]], None]) 
     if request["threads"] is not None:
         torch.set_num_threads(request["threads"])
     for spec in request["plugins"]:
-        registry().register(spec_from_json(spec))
+        registry().register(PluginSpec(**spec))
     chosen = registry().restore("quantizer", PluginUse(**request["quantizer"]))
     out = Path(request["out"])
     ctx = Context(

@@ -130,6 +130,3 @@ def _rendered(tokenizer: Any, chat: list[dict[str, str]]) -> str | None:  # Any:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     except Exception:  # a template may raise anything
         return None
-
-
-__all__ = ["config_differences", "settle", "tokenizer_differences"]

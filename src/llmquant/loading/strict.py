@@ -177,6 +177,3 @@ def _check_tied(model: Any, source: str) -> None:  # Any: transformers
     apart = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys())
     if apart:
         raise untied_head(source, apart[0])
-
-
-__all__ = ["check_source", "check_strict", "load_causal", "load_strict", "warm_imports"]

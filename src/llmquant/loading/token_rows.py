@@ -84,6 +84,3 @@ def _check_ids(ids: Any, rows: int, source: str) -> None:  # Any: a tensor
             f"a text became the token id {int(ids.max())}, and the embedding of {source} has {rows} rows",
             hint="The text holds a special token that the model does not support.",
         )
-
-
-__all__ = ["fit_tokens", "leave_open"]

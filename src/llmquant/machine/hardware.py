@@ -125,24 +125,23 @@ def cpu_label(device: Device, threads: int) -> str:
     return f"{device} {cpu_name()}, {threads} threads{shared}"
 
 
-@functools.cache
 def cpu_name() -> str:
     """Return the CPU's name from the operating system."""
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match[1].strip() if match else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the CPU's instruction sets, such as ``avx512_bf16``; empty on systems other than Linux."""
+    return frozenset(_cpuinfo("flags").split())
 
 
 @functools.cache
-def cpu_flags() -> frozenset[str]:
-    """Return the CPU's instruction sets, such as ``avx512_bf16``; empty on systems other than Linux."""
-    try:
-        match = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return frozenset(match[1].split() if match else ())
+def _cpuinfo(key: str) -> str:
+    """Return one line of ``/proc/cpuinfo``; empty where there is none."""
+    with contextlib.suppress(OSError):
+        match = re.search(rf"^{key}\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return match[1].strip() if match else ""
+    return ""
 
 
 def fitting_gpus(peak_bytes: int) -> list[str]:

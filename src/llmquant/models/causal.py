@@ -179,6 +179,3 @@ def untied_head(source: str, name: str) -> ModelError:
         hint='If the tensor belongs to the model, write "tie_word_embeddings": false in its config.json; else delete '
         "the tensor.",
     )
-
-
-__all__ = ["FUNCTION_SETTINGS", "check_causal", "refuse_outside", "untied_head"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmquant.errors import ModelError
-from llmquant.models.headers import TensorInfo, read_pickle_header, read_safetensors_header
+from llmquant.models.headers import TensorInfo, read_header
 from llmquant.storage.atomic import make_folder, write_text
 from llmquant.study.experiment import digest_of
 from llmquant.study.folders import list_files
@@ -66,16 +66,9 @@ def read_checkpoint(folder: Path, source: str, *, allow_pickle: bool) -> Checkpo
         return read_json(folder / name)
 
     files = choose_weights(names, read, source, allow_pickle=allow_pickle)
-    headers: dict[str, tuple[TensorInfo, ...]] = {}
-    for name in files:
-        if name.endswith(".safetensors"):
-            headers[name] = read_safetensors_header(folder / name)
-        else:
-            with (folder / name).open("rb") as stream:
-                headers[name] = read_pickle_header(stream, str(folder / name))
     return Checkpoint(
-        config=read_json(folder / "config.json"),
-        tensors=joined(headers, read, source),
+        config=read("config.json"),
+        tensors=joined({name: read_header(folder / name) for name in files}, read, source),
         weight_files=files,
         disk_bytes=sum((folder / name).stat().st_size for name in files),
     )

@@ -28,8 +28,9 @@ _SAFETENSORS_TYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-_SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-_SAFETENSORS_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+# Bytes of a number by this name of its type.
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+DTYPE_BYTES |= {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 # The limit of the safetensors library itself; a larger number is not a header.
 _LARGEST_HEADER = 100 * 2**20
 _PIECE = 16 * 2**20
@@ -54,6 +55,14 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+def read_header(path: Path) -> tuple[TensorInfo, ...]:
+    """Read which tensors a ``.safetensors`` or ``.bin`` file holds."""
+    if path.suffix == ".safetensors":
+        return read_safetensors_header(path)
+    with path.open("rb") as stream:
+        return read_pickle_header(stream, str(path))
+
+
 def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
     """Read one ``.safetensors`` file's header, and check that the file holds what it promises.
 
@@ -72,10 +81,10 @@ def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
         tensors = tuple(tensor_from_safetensors(name, h["dtype"], h["shape"]) for name, h in header.items())
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         wrong = [
-            name
-            for name, entry in header.items()
-            if (width := _SAFETENSORS_BYTES.get(entry["dtype"])) is not None
-            and entry["data_offsets"][1] - entry["data_offsets"][0] != width * math.prod(entry["shape"])
+            tensor.name
+            for tensor, entry in zip(tensors, header.values(), strict=True)
+            if (width := DTYPE_BYTES.get(tensor.dtype)) is not None
+            and entry["data_offsets"][1] - entry["data_offsets"][0] != width * tensor.elements
         ]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise _damaged(path, f"its header cannot be read ({error!r})") from error

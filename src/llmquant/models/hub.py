@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import ModelError
 from llmquant.models.folder import Checkpoint, choose_weights, joined, read_checkpoint, read_json
-from llmquant.models.headers import TensorInfo, read_pickle_header, read_safetensors_header, tensor_from_safetensors
+from llmquant.models.headers import TensorInfo, read_header, read_pickle_header, tensor_from_safetensors
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -106,14 +106,11 @@ def _read_header(api: HfApi, repo: str, file: str, commit: str) -> tuple[TensorI
     from huggingface_hub import HfFileSystem, try_to_load_from_cache
 
     local = try_to_load_from_cache(repo, file, revision=commit)
+    if isinstance(local, str):
+        return read_header(Path(local))
     if not file.endswith(".safetensors"):
-        if isinstance(local, str):
-            with Path(local).open("rb") as stream:
-                return read_pickle_header(stream, file)
         with HfFileSystem().open(f"{repo}@{commit}/{file}", "rb", block_size=2**20) as stream:
             return read_pickle_header(stream, file)
-    if isinstance(local, str):
-        return read_safetensors_header(Path(local))
     metadata = api.parse_safetensors_file_metadata(repo, file, revision=commit)
     return tuple(tensor_from_safetensors(name, t.dtype, list(t.shape)) for name, t in metadata.tensors.items())
 

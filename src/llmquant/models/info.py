@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,13 +91,13 @@ class ModelInfo:
     digest: str
     flags: tuple[str, ...]
     kind: Literal["hub", "folder", "gguf", "none"]
-    location: Path | None
-    repo: str | None
-    commit: str | None
-    config: Mapping[str, Any]  # Any: a JSON object
-    tensors: tuple[TensorInfo, ...]
-    weight_files: tuple[str, ...]
-    disk_bytes: int
+    location: Path | None = None
+    repo: str | None = None
+    commit: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)  # Any: a JSON object
+    tensors: tuple[TensorInfo, ...] = ()
+    weight_files: tuple[str, ...] = ()
+    disk_bytes: int = 0
     note: str = ""
     embedder: PluginUse | None = None
     embeds: EmbedderInfo | None = None
@@ -240,20 +240,8 @@ def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
 def _inspect_folder(folder: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
     found = read_checkpoint(folder, request.source, allow_pickle=request.allow_pickle)
     _refuse_code(found.config, request)
-    info = ModelInfo(
-        source=request.source,
-        digest=folder_digest(folder, found.weight_files, cache.digests),
-        flags=request.flags,
-        kind="folder",
-        location=folder,
-        repo=None,
-        commit=None,
-        config=found.config,
-        tensors=found.tensors,
-        weight_files=found.weight_files,
-        disk_bytes=found.disk_bytes,
-    )
-    return _noted(info)
+    digest = folder_digest(folder, found.weight_files, cache.digests)
+    return _noted(ModelInfo(request.source, digest, request.flags, "folder", folder, **vars(found)))
 
 
 def _inspect_gguf(path: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
@@ -265,8 +253,6 @@ def _inspect_gguf(path: Path, request: ModelRequest, cache: Cache) -> ModelInfo:
         flags=request.flags,
         kind="gguf",
         location=path,
-        repo=None,
-        commit=None,
         config=header.config(),
         tensors=header.tensors,
         weight_files=(path.name,),
@@ -288,21 +274,18 @@ def _inspect_hub(source: str, request: ModelRequest) -> ModelInfo:
             raise ModelError(error.message, hint=f"A folder of this name is here: write ./{source}") from error
         raise
     _refuse_code(found.checkpoint.config, request)
-    info = ModelInfo(
-        source=request.source,
-        digest=f"commit:{found.commit}",
-        flags=request.flags,
-        kind="hub",
-        location=None,
-        repo=repo,
-        commit=found.commit,
-        config=found.checkpoint.config,
-        tensors=found.checkpoint.tensors,
-        weight_files=found.checkpoint.weight_files,
-        disk_bytes=found.checkpoint.disk_bytes,
-        note=found.note,
+    return _noted(
+        ModelInfo(
+            request.source,
+            f"commit:{found.commit}",
+            request.flags,
+            "hub",
+            repo=repo,
+            commit=found.commit,
+            note=found.note,
+            **vars(found.checkpoint),
+        )
     )
-    return _noted(info)
 
 
 def _noted(info: ModelInfo) -> ModelInfo:

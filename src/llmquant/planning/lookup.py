@@ -117,8 +117,7 @@ def inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> Mod
 
 def _inspect_checkpoint(request: ModelRequest, cache: Cache) -> ModelInfo:
     if not request.source:
-        nothing = digest_of("no checkpoint")
-        return ModelInfo("", nothing, (), "none", None, None, None, {}, (), (), 0)
+        return ModelInfo("", digest_of("no checkpoint"), (), "none")
     try:
         return inspect_model(request, cache)
     except ModelError:
@@ -147,6 +146,3 @@ def _find_adapter(source: str, cache: Cache) -> tuple[Adapter, Mapping[str, Any]
         raise ModelError(f"{source} has an adapter_config.json, but no {_ADAPTER_WEIGHTS}")
     digest = folder_digest(folder, (_ADAPTER_WEIGHTS,), cache.digests)
     return Adapter(digest, folder), read_json(folder / "adapter_config.json")
-
-
-__all__ = ["inspect_embedder", "inspect_subject", "restore_subject"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError, raise_all
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_embedder, inspect_subject
 from llmquant.planning.notes import BASELINE, applicable, left_out, overlaps
@@ -116,7 +116,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         for chosen in [*applicable(info, quantizers, baseline), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
-    _raise_if_any(errors)
+    raise_all(list({str(error): error for error in errors}.values()))  # two models may have the same mistake
     coupled = [chosen.use.label for chosen in quantizers if not chosen.row_independent]
     coupled += [info.use().name for info in known if info.embedder is None and not info.row_independent]
     if coupled:
@@ -380,14 +380,3 @@ def _try(errors: list[RequestError], step: Callable[..., _T], *args: Any) -> _T 
     except RequestError as error:
         errors.append(error)
     return None
-
-
-def _raise_if_any(errors: Sequence[RequestError]) -> None:
-    unique = list({str(error): error for error in errors}.values())
-    if len(unique) == 1:
-        raise unique[0]
-    if unique:
-        raise RequestErrors(unique)
-
-
-__all__ = ["DEFAULT_BASELINE", "DEFAULT_EVALUATORS", "DEFAULT_QUANTIZERS", "Planned", "check_choice", "plan", "resolve"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,13 +103,7 @@ def _shown(written: Json, value: Any) -> Json:  # Any: option values
 
 def input_files(options: Options) -> dict[Digest, Path]:
     """Return the paths on this machine of the files named in options."""
-    found: dict[Digest, Path] = {}
-    for f in dataclasses.fields(options):
-        value = getattr(options, f.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, InputFile) and item.path is not None:
-                found[item.digest] = item.path
-    return found
+    return {file.digest: file.path for file in _files(options) if file.path is not None}
 
 
 def verify_inputs(options: Options, inputs: Mapping[Digest, Path]) -> None:
@@ -124,18 +118,22 @@ def verify_inputs(options: Options, inputs: Mapping[Digest, Path]) -> None:
         RunError: if a file changed since, or was damaged during the transfer.
         OptionError: if a file cannot be read.
     """
+    for file in _files(options):
+        path = inputs.get(file.digest)
+        if path is None or (path.is_dir() and not isinstance(file, InputFolder)):
+            continue
+        found = (InputFolder if path.is_dir() else InputFile).read(path).digest
+        if found != file.digest:
+            raise RunError(
+                f"{file.name} is not what the study was planned with: {found}, not {file.digest}",
+                hint="The file was changed, or damaged during the transfer. Run the same command again.",
+            )
+
+
+def _files(options: Options) -> Iterator[InputFile]:
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            path = inputs.get(item.digest) if isinstance(item, InputFile) else None
-            if path is None or (path.is_dir() and not isinstance(item, InputFolder)):
-                continue
-            found = (InputFolder if path.is_dir() else InputFile).read(path).digest
-            if found != item.digest:
-                raise RunError(
-                    f"{item.name} is not what the study was planned with: {found}, not {item.digest}",
-                    hint="The file was changed, or damaged during the transfer. Run the same command again.",
-                )
+        yield from (item for item in (value if isinstance(value, tuple) else [value]) if isinstance(item, InputFile))
 
 
 def _positional(call: Call, types: Mapping[str, Any]) -> dict[str, Json]:  # Any: types

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from llmquant.plugins.context import Context, LoadKwargs
 from llmquant.study.call import Json
+from llmquant.study.reading import Count
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +43,9 @@ class AppliedQuantization:
     code: str
     bits: float
     compute_dtype: str
-    dtypes: Mapping[str, int]
-    layers_quantized: int
-    block_size: int | None = None
+    dtypes: Mapping[str, Count]
+    layers_quantized: Count
+    block_size: Count | None = None
     double_quantization: bool = False
     layers_left: tuple[str, ...] = ()
     note: str = ""

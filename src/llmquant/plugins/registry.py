@@ -331,6 +331,3 @@ _REPLACED = {
     **dict.fromkeys(("auto-gptq", "auto_gptq", "autogptq"), _GPTQ),
     **dict.fromkeys(("autoawq", "auto-awq", "auto_awq"), _AWQ),
 }
-
-
-__all__ = ["DISABLE", "Broken", "Chosen", "Plugin", "Registry", "discover", "registry"]

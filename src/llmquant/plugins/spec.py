@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import pluggy
 
@@ -13,8 +13,6 @@ from llmquant.study.experiment import PluginKind
 
 hookspec = pluggy.HookspecMarker("llmquant")
 hookimpl = pluggy.HookimplMarker("llmquant")
-
-_TUPLES = ("accepts", "checkpoints", "requires")
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,3 @@ class Hooks(Protocol):
     @hookspec
     def llmquant_run_finished(self, event: RunEvent) -> None:
         """Observe that an experiment finished."""
-
-
-def spec_to_json(spec: PluginSpec) -> dict[str, Any]:  # Any: a JSON object
-    """Return a spec as a JSON object: how a job record carries plugins that were added with ``register``."""
-    presets = {name: dict(options) for name, options in spec.presets.items()}
-    lists = {name: list(getattr(spec, name)) for name in _TUPLES}
-    return {**vars(spec), "presets": presets, **lists}
-
-
-def spec_from_json(data: Mapping[str, Any]) -> PluginSpec:  # Any: a JSON object
-    """Read what `spec_to_json` wrote."""
-    return PluginSpec(**{**data, **{name: tuple(data[name]) for name in _TUPLES}})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from llmquant.errors import UnsupportedError
-from llmquant.models.headers import TensorInfo
+from llmquant.models.headers import DTYPE_BYTES, TensorInfo
 from llmquant.models.info import ModelInfo
 
-_INTEGER_BYTES = {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+_INTEGER_BYTES = {name: width for name, width in DTYPE_BYTES.items() if "float" not in name}
 
 
 def refuse_quantized(model: ModelInfo) -> None:
@@ -33,7 +33,9 @@ def plain_bytes(model: ModelInfo, dtype_bytes: int, *, quantized: Collection[Ten
     """
     names = {tensor.name for tensor in quantized}
     rest = (tensor for tensor in model.weights if tensor.name not in names)
-    return _rotary_bytes(model) + sum(t.elements * _INTEGER_BYTES.get(t.dtype, dtype_bytes) for t in rest)
+    return _rotary_bytes(model) + sum(
+        t.elements * (dtype_bytes if "int" not in t.dtype and t.dtype != "bool" else DTYPE_BYTES[t.dtype]) for t in rest
+    )
 
 
 def _rotary_bytes(model: ModelInfo) -> int:

@@ -15,7 +15,7 @@ from llmquant.errors import DamagedError, StoreError
 from llmquant.planning.resolve import Planned, plan
 from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.registry import Registry
-from llmquant.plugins.spec import RunEvent, spec_to_json
+from llmquant.plugins.spec import RunEvent
 from llmquant.running.jobs import make_groups
 from llmquant.running.progress import ActiveJob, Progress, progress
 from llmquant.storage.blanking import blank_secrets
@@ -205,7 +205,7 @@ class Scheduler:
             {digest: str(path) for digest, path in self._inputs.items()},
             self._executor.device,
             self._executor.threads,
-            tuple(spec_to_json(p.spec) for p in self._registry.plugins if p.package == "registered"),
+            tuple(vars(p.spec) for p in self._registry.plugins if p.package == "registered"),
             self._executor.name,
         )
 

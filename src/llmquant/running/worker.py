@@ -27,7 +27,7 @@ from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
-from llmquant.plugins.spec import spec_from_json
+from llmquant.plugins.spec import PluginSpec
 from llmquant.running.checked_results import checked_results
 from llmquant.running.output import flush_output, give_back, keep_output, log_since, log_size
 from llmquant.running.provenance import provenance
@@ -70,7 +70,7 @@ def work(record: Path, store: Store) -> bool:
         started = _now()
         try:
             for spec in job.plugins:
-                registry().register(spec_from_json(spec))
+                registry().register(PluginSpec(**spec))
             subject = _load(job, experiments[0][0], context, journal)
         except KeyboardInterrupt:
             raise

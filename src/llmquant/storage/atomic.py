@@ -164,21 +164,3 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(opened)
-
-
-__all__ = [
-    "SHARED_VARIABLE",
-    "begin_folder",
-    "beside",
-    "file_mode",
-    "file_name",
-    "folder_mode",
-    "is_shared",
-    "make_folder",
-    "own_folder",
-    "publish_folder",
-    "replacing",
-    "seal_folder",
-    "sweep",
-    "write_text",
-]

@@ -143,6 +143,3 @@ def _free(path: Path) -> Path:
     """Return an unused path: two names may differ only in their secrets."""
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
     return next(name for name in itertools.chain((path,), others) if not name.exists())
-
-
-__all__ = ["blank_run", "blank_secrets"]

@@ -121,6 +121,3 @@ def _sample(row: Mapping[str, Any]) -> Sample:  # Any: a table's columns
     values = {key: value for key, value in row.items() if not key.startswith(_SCORE)}
     scores = {k.removeprefix(_SCORE): v for k, v in row.items() if k.startswith(_SCORE) and v is not None}
     return read_as(Sample, {**values, "scores": scores})
-
-
-__all__ = ["REMADE", "batches", "read_samples", "write_samples"]

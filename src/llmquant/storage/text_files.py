@@ -106,6 +106,3 @@ def _row(text: str, where: str) -> Row:
     if not isinstance(row, dict):
         raise OptionError(f"{where} is {text[:40]!r}", hint=hint)
     return row
-
-
-__all__ = ["Row", "parse_rows", "read_rows", "read_text"]

@@ -85,6 +85,3 @@ def _composed(path: Path) -> str:
     except UnicodeEncodeError as error:
         raise OptionError(f"{str(path)!a} has a name that is not UTF-8", hint="Rename it.") from error
     return composed(path.name)
-
-
-__all__ = ["composed", "file_sha256", "list_files"]

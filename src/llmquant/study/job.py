@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llmquant.study.call import Json
-
 Device = Literal["cpu", "cuda", "mps"]
 
 
@@ -34,5 +32,5 @@ class Job:
     inputs: Mapping[str, str] = field(default_factory=dict)
     device: Device = "cpu"
     threads: int | None = None
-    plugins: tuple[Mapping[str, Json], ...] = ()
+    plugins: tuple[Mapping[str, Any], ...] = ()  # Any: a JSON object
     executor: str = "local"

@@ -28,6 +28,3 @@ def is_looping(text: str) -> bool:
         if end[unit:] == end[:-unit]:
             return True
     return False
-
-
-__all__ = ["is_looping"]

@@ -60,6 +60,3 @@ def json_text(value: Any) -> str:  # Any: a JSON value
         return char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1]
 
     return _OTHER.sub(escaped, json.dumps(value, indent=1, ensure_ascii=False))
-
-
-__all__ = ["csv_cell", "html_text", "json_text", "markdown_text", "printable"]

@@ -50,16 +50,6 @@ class Measurement:
         stderr = None if self.stderr is None else _number_out(self.stderr)
         return {**vars(self), "value": _number_out(self.value), "stderr": stderr, "at": dict(self.at)}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Measurement:  # Any: a JSON object
-        """Read what `to_json` wrote.
-
-        Raises:
-            DamagedError: if it is something else.
-        """
-        with stored("a measurement"):
-            return read_as(cls, data)
-
 
 @dataclass(frozen=True)
 class Sample:

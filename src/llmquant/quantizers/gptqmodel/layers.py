@@ -111,6 +111,3 @@ def _compute_dtype(layer: Any, plain: str) -> str:  # Any: a layer of GPTQModel
     if kernel == "AwqTorchLinear" and plain == "float32":
         return "float16"
     return plain
-
-
-__all__ = ["read_gptqmodel_layers"]

@@ -13,7 +13,7 @@ from typing import Any
 from llmquant.errors import MissingDependencyError, ModelError, OptionError, UnsupportedError
 from llmquant.models.causal import FUNCTION_SETTINGS
 from llmquant.models.folder import AUTO_GPTQ_CONFIG, read_json
-from llmquant.models.headers import TensorInfo
+from llmquant.models.headers import DTYPE_BYTES, TensorInfo
 from llmquant.models.hub import find_file
 from llmquant.models.info import ModelInfo, inspect_model
 from llmquant.quantizers.bitsandbytes.options import OFFSET_BYTES, fits_packed, packed_state_bytes, packs_on
@@ -39,7 +39,6 @@ _WORD_BITS = 32
 # Tensors that keep their stored type whatever the type of the others, and among them those that loading only reads.
 _STATE = re.compile(r"\.(scales|SCB|weight_format|weight_(scale|zero_point|shape|g_idx))$|\.weight\.")
 _DROPPED = re.compile(r"\.weight_format$|\.quant_state\.")
-_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1}
 # Numbers of 4 bytes in the table that a layer of GPTQModel keeps to unpack itself, by bits.
 _SHIFTS = {2: 16, 3: 36, 4: 8, 8: 4}
 
@@ -140,7 +139,7 @@ class PrequantizedOptions:
         method = settings.get("quant_method")
         width = 4 if self.dtype == "float32" else 2
         state = [tensor for tensor in found.weights if _STATE.search(tensor.name)]
-        kept = sum(t.elements * _BYTES.get(t.dtype, 2) for t in state if not _DROPPED.search(t.name))
+        kept = sum(t.elements * DTYPE_BYTES.get(t.dtype, 2) for t in state if not _DROPPED.search(t.name))
         if method == "compressed-tensors":  # its layers are dequantized
             return kept + plain_bytes(model, width)
         settled = 0
@@ -245,7 +244,7 @@ def _settled_4bit_bytes(
         if packs_on(device) and fits:
             stored = [t for t in found.weights if t.name.startswith(f"{name}.") and not _DROPPED.search(t.name)]
             more += packed_state_bytes(scales.elements, nested=nested)
-            more -= sum(tensor.elements * _BYTES.get(tensor.dtype, 2) for tensor in stored)
+            more -= sum(tensor.elements * DTYPE_BYTES.get(tensor.dtype, 2) for tensor in stored)
         elif nested:
             more += OFFSET_BYTES
         if fits or not packs_on(device):  # other layers compute in bfloat16
@@ -267,6 +266,3 @@ def _unpacked_bytes(found: ModelInfo, settings: Mapping[str, Any], device: str) 
         return tables + groups * 11 // 2 + index
     # The index in int64 and the zero points unpacked.
     return tables + 2 * index + groups * (2 if bits == 8 else 1) if gptq else 0
-
-
-__all__ = ["CPU_PRODUCT_GROUPS", "Checkpoint", "PrequantizedOptions", "quantization_settings"]
