@@ -53,11 +53,6 @@ class Setting:
             return None
 
 
-def attribute(name: str, holder: Any, field: str) -> Setting:  # Any: a module of torch, or an object
-    """Make a setting of an attribute."""
-    return Setting(name, partial(getattr, holder, field), partial(setattr, holder, field))
-
-
 def process_settings() -> list[Setting]:
     """List the settings of torch, Python and the operating system that change what later code computes or finds."""
     backends, cuda = torch.backends, torch.backends.cuda
@@ -74,7 +69,7 @@ def process_settings() -> list[Setting]:
         Setting("torch's anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
         Setting("torch's flushing of denormal numbers", _flushes_denormals, torch.set_flush_denormal),
         *(
-            attribute(f"torch.backends.{name}.{field}", holder, field)
+            Setting(f"torch.backends.{name}.{field}", partial(getattr, holder, field), partial(setattr, holder, field))
             for name, holder, names in (
                 ("cudnn", backends.cudnn, "enabled benchmark deterministic allow_tf32"),
                 ("mkldnn", backends.mkldnn, "enabled"),
@@ -93,11 +88,7 @@ def process_settings() -> list[Setting]:
             for kind in ("flash", "mem_efficient", "math", "cudnn")
         ),
         *(
-            Setting(
-                f"torch's autocast on {device}",
-                partial(_autocast, device),
-                partial(_put_autocast, device),
-            )
+            Setting(f"torch's autocast on {device}", partial(_autocast, device), partial(_put_autocast, device))
             for device in ("cpu", "cuda")
         ),
         *(

@@ -71,7 +71,7 @@ class ColGemma3:
         model = _load(path, info.source, keywords, allowed=(HEAD, _IN_FILE.pattern))
         projection = _linear(model, info.source, _projection(path, info.source)).to(model.device, model.dtype)
         both = torch.nn.ModuleDict({"model": model, PROJECTION: projection}).eval()
-        return OpenGemma3(both, model, _processor(path, info.source), partial(_project, projection=projection))
+        return OpenGemma3(both, model, _processor(path, info.source), lambda states, _: projection(states))
 
     def merge(self, base: Path, adapter: Path, out: Path) -> None:
         """Write the checkpoint at `base` to `out` with the LoRA adapter at `adapter` added to its weights.
@@ -231,8 +231,3 @@ def _pool(states: torch.Tensor, mask: torch.Tensor, *, pooling: str) -> torch.Te
     if pooling == "cls":
         return states[torch.arange(len(states), device=states.device), mask.int().argmax(1)]
     return states.float().masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True)
-
-
-def _project(states: torch.Tensor, mask: torch.Tensor, *, projection: torch.nn.Module) -> torch.Tensor:
-    projected: torch.Tensor = projection(states)
-    return projected

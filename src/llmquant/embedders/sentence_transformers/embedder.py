@@ -144,7 +144,7 @@ class OpenSentenceTransformers:
     def __init__(self, model: SentenceTransformer, prompts: Mapping[str, str | None], *, normalized: bool) -> None:
         self.module, self._normalized = model, normalized
         self._prompts = {
-            role: _own_prompt(model.prompts, _PROMPT_NAMES[role]) if prompt is None else prompt
+            role: next(filter(None, map(model.prompts.get, _PROMPT_NAMES[role])), "") if prompt is None else prompt
             for role, prompt in prompts.items()
         }
 
@@ -179,7 +179,3 @@ class OpenSentenceTransformers:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         found: NDArray[np.float32] = vectors.cpu().numpy()
         return found
-
-
-def _own_prompt(prompts: Mapping[str, str], names: Sequence[str]) -> str:
-    return next((prompts[name] for name in names if prompts.get(name)), "")

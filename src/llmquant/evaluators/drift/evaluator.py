@@ -108,21 +108,15 @@ class Drift(Evaluator[DriftOptions]):
         samples: list[Sample] = []
         alike: list[NDArray[np.float64]] = []
         k = min(results.shape[1] for _, results in reference)
+        metrics = (f"overlap_at_{k}", f"rank_flips_at_{k}", "top_1_changed")
         for found, (documents, results) in zip(subsets, reference, strict=True):
             alike.append(cosines(documents, found.documents))
-            shared = overlap(results, found.results)
             flips = np.concatenate(list(_flips(found, results)))
-            changed = (results[:, 0] != found.results[:, 0]).astype(float)
-            for row, number in enumerate(found.kept):
-                key = found.queries[int(number)].key.hex()
-                scores = {
-                    f"overlap_at_{k}": shared[row],
-                    f"rank_flips_at_{k}": flips[row],
-                    "top_1_changed": changed[row],
-                }
-                samples.append(
-                    Sample(f"{found.subset} {found.queries.ids[number]}", key, {m: float(v) for m, v in scores.items()})
-                )
+            changed = results[:, 0] != found.results[:, 0]
+            scores = np.stack([overlap(results, found.results), flips, changed], axis=1).tolist()
+            for number, values in zip(found.kept.tolist(), scores, strict=True):
+                document, key = f"{found.subset} {found.queries.ids[number]}", found.queries[number].key.hex()
+                samples.append(Sample(document, key, dict(zip(metrics, values, strict=True))))
         measurements = [
             Measurement(
                 task,
@@ -132,7 +126,7 @@ class Drift(Evaluator[DriftOptions]):
                 stderr=float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None,
                 n=len(values),
             )
-            for metric in samples[0].scores
+            for metric in metrics
             for values in [[sample.scores[metric] for sample in samples]]
         ]
         cosine = np.concatenate(alike)

@@ -6,6 +6,7 @@ Each distribution is shipped as it was installed: from an index as ``name==versi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -182,10 +183,8 @@ def pin(requirement: str) -> str:
     """
     wanted = Requirement(requirement)
     name = canonicalize_name(wanted.name)
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return pin_installed(importlib.metadata.distribution(name), wanted.extras)
-    except importlib.metadata.PackageNotFoundError:
-        pass
     if name in TESTED and wanted.specifier.contains(TESTED[name]):
         return f"{_with_extras(name, wanted.extras)}=={TESTED[name]}"
     exact = [part for part in wanted.specifier if part.operator == "==" and not part.version.endswith(".*")]
@@ -241,9 +240,7 @@ def _distribution(package: str) -> Distribution:
 def _origin(dist: Distribution) -> Mapping[str, Any] | None:  # Any: a JSON object
     """Read a distribution's origin; ``None`` for a package index."""
     text = dist.read_text("direct_url.json")
-    if text is None:
-        return None
-    origin: Mapping[str, Any] = json.loads(text)
+    origin: Mapping[str, Any] | None = None if text is None else json.loads(text)  # Any: as above
     return origin
 
 
