@@ -12,6 +12,7 @@ from llmquant.planning.resolve import resolve
 from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
+from llmquant.results.precision import Precision, precisions
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
@@ -31,12 +32,14 @@ class Preview:
         record: the study's experiments; ``None`` if the study names neither quantizers nor evaluators.
         runs: stored runs by run id; ``None`` for an experiment without a stored run.
         offer: the maximum cost of the remaining experiments; ``None`` if running is free.
+        precision: the margin that the documents of each task can reach.
     """
 
     sizes: Mapping[str, Sequence[SizeEstimate]]
     record: StudyRecord | None
     runs: Mapping[RunId, Run | None]
     offer: Offer | None = None
+    precision: tuple[Precision, ...] = ()
 
 
 def preview(study: Study, *, executor: str | Executor = "local", store: str | Path | Store = "results") -> Preview:
@@ -57,7 +60,7 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
         }
         offer = Scheduler(planned, registry(), store, where).check()
     runs = {experiment.run_id: store.readable(experiment.run_id) for experiment in planned.record.experiments}
-    return Preview(sizes, planned.record, runs, offer)
+    return Preview(sizes, planned.record, runs, offer, tuple(precisions(planned.record, store)))
 
 
 def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Study:

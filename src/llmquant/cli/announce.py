@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmquant.planning.estimate import estimate_seconds, estimate_size
+from llmquant.results.precision import precisions
 from llmquant.results.report.progress import duration
 from llmquant.results.rows import variants
+from llmquant.storage.store import Store
 from llmquant.study.experiment import Documents
 
 if TYPE_CHECKING:
@@ -33,4 +35,5 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
         documents = Documents(record.limit)
         seconds += estimate_seconds(info, planned.quantizers, planned.evaluators, documents, executor)
     lines.append(f"Expected time if nothing is reused: roughly {duration(seconds / 2)} to {duration(seconds * 2)}")
+    lines += [f"precision: {each}" for each in precisions(record, Store(store))]
     return [*lines, *(f"note: {note}" for note in record.notes)]

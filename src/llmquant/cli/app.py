@@ -213,6 +213,7 @@ def plan(
     """
     from llmquant.cli.plan_tables import plan_json, plan_tables, size_tables
     from llmquant.preview import preview
+    from llmquant.results.report.table import Table
 
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
     study = study_of(
@@ -223,7 +224,8 @@ def plan(
         print_json(plan_json(seen.sizes, seen.record, seen.runs, seen.offer))
     else:
         experiments = plan_tables(seen.record, seen.runs, seen.offer) if seen.record else []
-        print_tables([*size_tables(seen.sizes), *experiments])
+        precision = Table("precision", footnotes=tuple(map(str, seen.precision)))
+        print_tables([*size_tables(seen.sizes), *experiments, *([precision] if seen.precision else [])])
 
 
 @app.command()
