@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.results.comparison import Comparison
+from llmquant.results.slices import has_slices, needed
 from llmquant.running.progress import Progress
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.cache import Cache
@@ -103,6 +105,7 @@ def compare(
     baseline: str | None = None,
     margin: float | str | Sequence[float | str] | None = None,
     limit: int | None = 100,
+    until_sure: bool = False,
     seed: int = 0,
     executor: str | Executor = "local",
     store: str | Path | Store = "results",
@@ -122,6 +125,7 @@ def compare(
         margin: the largest acceptable loss: points for shares, for example ``2`` (default); ``"perplexity=2%"``
             (default); or ``"bleu=0.5"`` for any other score.
         limit: maximum documents per task (for retrieval: queries per task); ``None`` is all.
+        until_sure: score documents in random order, and stop as soon as each verdict is sure; `limit` is the maximum.
         executor: a name, a call such as ``local(threads=2)``, or an executor.
         store: folder of the results; stored runs are reused.
         fresh: repeat stored experiments and read local weights again; nothing is deleted.
@@ -135,7 +139,15 @@ def compare(
         RequestError: if the request is wrong; nothing was started.
     """
     study = Study.of(
-        models, quantizers, evaluators, vectors=vectors, baseline=baseline, margin=margin, limit=limit, seed=seed
+        models,
+        quantizers,
+        evaluators,
+        vectors=vectors,
+        baseline=baseline,
+        margin=margin,
+        limit=limit,
+        until_sure=until_sure,
+        seed=seed,
     )
     ui = WithProgress() if progress else Quiet()
     return run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout_s, ui=ui)
@@ -180,6 +192,11 @@ def submit_study(
         if not where.outlives:
             raise UnsupportedError(
                 f"jobs of the executor {where.name!r} end with the program that starts them",
+                hint="Leave out --detach, and use nohup, tmux or screen.",
+            )
+        if study.until_sure:
+            raise UnsupportedError(
+                "a detached study cannot stop when its verdicts are sure: this program decides after each slice",
                 hint="Leave out --detach, and use nohup, tmux or screen.",
             )
         planned = resolve(study, registry(), Cache.default(), where, fresh=fresh)
@@ -272,7 +289,19 @@ def _run(
     ui: Ui,
 ) -> Comparison:
     scheduler = _begin(planned, executor, store, fresh, timeout_s, ui)
-    return _watched(scheduler.run, scheduler, ui, executor)
+    return _watched(functools.partial(_until_sure, scheduler), scheduler, ui, executor)
+
+
+def _until_sure(scheduler: Scheduler, watch: Watch) -> Mapping[RunId, Run]:
+    """Run the missing experiments; slices of documents follow each other until every verdict is sure."""
+    if not has_slices(scheduler.record):
+        return scheduler.run(watch)
+    while True:
+        rows = Comparison.of(scheduler.record, scheduler.store, scheduler.runs).rows()
+        known = len(scheduler.runs)
+        scheduler.run(watch, needed(scheduler.record, scheduler.runs, rows))
+        if len(scheduler.runs) == known:
+            return scheduler.runs
 
 
 def _begin(

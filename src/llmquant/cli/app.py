@@ -40,6 +40,7 @@ from llmquant.cli.options import (
     Tasks,
     Timeout,
     Trust,
+    UntilSure,
     Verbose,
     Yes,
     executor_of,
@@ -77,6 +78,7 @@ def compare(
     pools: Pools = None,
     rescores: Rescores = None,
     limit: Limit = "100",
+    until_sure: UntilSure = False,
     seed: Seed = 0,
     baseline: Baseline = None,
     margin: MarginOption = None,
@@ -102,9 +104,8 @@ def compare(
     """Compare quantizations of one or more models."""
     gate = Gate.of(max_memory, max_latency, max_loss, None, fail_on, junit)
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
-    study = study_of(
-        models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin, trust_remote_code, allow_pickle
-    )
+    request = (models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin)
+    study = study_of(*request, trust_remote_code, allow_pickle, until_sure=until_sure)
     where = executor_of(on, gpu, budget, yes=yes)
     if every:
         from llmquant.preview import with_all_presets
@@ -196,6 +197,7 @@ def plan(
     pools: Pools = None,
     rescores: Rescores = None,
     limit: Limit = "100",
+    until_sure: UntilSure = False,
     seed: Seed = 0,
     baseline: Baseline = None,
     margin: MarginOption = None,
@@ -216,9 +218,8 @@ def plan(
     from llmquant.results.report.table import Table
 
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)
-    study = study_of(
-        models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin, trust_remote_code, allow_pickle
-    )
+    request = (models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin)
+    study = study_of(*request, trust_remote_code, allow_pickle, until_sure=until_sure)
     seen = preview(study, executor=executor_of(on, gpu, budget, yes=False), store=store)
     if as_json:
         print_json(plan_json(seen.sizes, seen.record, seen.runs, seen.offer))

@@ -41,6 +41,13 @@ Limit = Annotated[
         help='Maximum documents per task (for retrieval: queries per task), for example 50; "all" for no limit.'
     ),
 ]
+UntilSure = Annotated[
+    bool,
+    typer.Option(
+        "--until-sure",
+        help="Score documents in random order, and stop as soon as each verdict is sure; --limit is the maximum.",
+    ),
+]
 Dims = Annotated[
     str | None,
     typer.Option(help="Vector widths of embedders, in dimensions, for example 2560,1536,768 (default: the model's)."),
@@ -136,6 +143,8 @@ def study_of(
     margin: list[str] | None,
     trust_remote_code: bool,
     allow_pickle: bool,
+    *,
+    until_sure: bool = False,
 ) -> Study:
     """Build a study from the command line; ``-t coqa`` is short for ``-e "lm_eval(coqa)"``."""
     from llmquant.study.call import Call
@@ -150,6 +159,7 @@ def study_of(
         baseline=baseline,
         margin=margin,
         limit=_limit(limit),
+        until_sure=until_sure,
         seed=seed,
     )
 

@@ -10,7 +10,7 @@ from llmquant.planning.estimate import SizeEstimate
 from llmquant.plugins.executor import Offer
 from llmquant.results.report.table import Table
 from llmquant.results.rows import label
-from llmquant.study.experiment import RunId
+from llmquant.study.experiment import Experiment, RunId
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 
@@ -49,7 +49,7 @@ def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None], offer: Of
     tables = []
     for source in dict.fromkeys(e.variant.model.name for e in record.experiments):
         rows = tuple(
-            (label(record, e.variant), e.evaluator.label, _state(runs.get(e.run_id)), e.run_id)
+            (label(record, e.variant), e.evaluator.label + _documents(e), _state(runs.get(e.run_id)), e.run_id)
             for e in record.experiments
             if e.variant.model.name == source
         )
@@ -73,6 +73,15 @@ def plan_json(
             {"run_id": e.run_id, "state": _state(runs.get(e.run_id)), **e.to_json()} for e in record.experiments
         ]
     return data
+
+
+def _documents(experiment: Experiment) -> str:
+    """Return which documents of the random order a slice has, and whether they may not be needed."""
+    chosen = None if experiment.documents is None else experiment.documents.slice
+    if chosen is None:
+        return ""
+    end = "the rest" if chosen.end is None else f"{chosen.end:,}"
+    return f" · documents {chosen.start + 1:,} to {end}{', if needed' if chosen.start else ''}"
 
 
 def _state(run: Run | None) -> str:

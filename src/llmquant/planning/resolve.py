@@ -11,6 +11,7 @@ from llmquant.errors import OptionError, RequestError, RequestErrors, Unsupporte
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_embedder, inspect_subject
 from llmquant.planning.notes import BASELINE, applicable, left_out, overlaps
+from llmquant.planning.slicing import documents_of, runs_whole
 from llmquant.plugins.executor import Executor
 from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, Registry
@@ -19,7 +20,6 @@ from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import (
     Digest,
-    Documents,
     Experiment,
     InputFile,
     ModelRequest,
@@ -116,6 +116,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         for chosen in [*applicable(info, quantizers, baseline), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
+    whole = _try(errors, runs_whole, study, parts)
     raise_all(list({str(error): error for error in errors}.values()))  # two models may have the same mistake
     coupled = [chosen.use.label for chosen in quantizers if not chosen.row_independent]
     coupled += [info.use().name for info in known if info.embedder is None and not info.row_independent]
@@ -141,7 +142,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         experiments.values(), key=lambda e: (models.index(e.variant.model.digest), uses.index(e.variant.quantizer))
     )
     notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
-    notes += overlaps(quantizers, parts) + left_out(study, known, quantizers, baseline, parts)
+    notes += overlaps(quantizers, parts) + left_out(study, known, quantizers, baseline, parts) + (whole or [])
     record = StudyRecord(
         study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
         title=blank_secrets(", ".join(info.use().name for info in known)),
@@ -352,18 +353,19 @@ def _of_evaluator(
     evaluator: Chosen,
     hardware: str,
 ) -> list[Experiment]:
-    """List one evaluator's experiments on one model: one per quantizer and, if vectors matter, per vector form."""
+    """List one evaluator's experiments on one model: per quantizer, vector form if vectors matter, and slice."""
     spec = evaluator.plugin.spec
     found = [
         Experiment(
             Variant(info.use(), quantizer.use, form),
             evaluator.use,
-            Documents(study.limit) if spec.documents else None,
+            documents,
             study.seed,
             hardware if spec.hardware else None,
         )
         for quantizer in quantizers
         for form in (forms if spec.vectors and forms else (None,))
+        for documents in documents_of(study, evaluator)
     ]
     if not spec.reference or baseline is None:
         return found

@@ -88,6 +88,10 @@ class EvaluatorOptions:
         """Return the approximate number of tokens read and generated."""
         return None
 
+    def whole(self) -> str:
+        """Return why the evaluator cannot score slices of its documents (`Documents.slice`); ``""`` if it can."""
+        return "it scores all documents at once"
+
     def texts(self) -> Iterable[str]:
         """Return the available evaluated text, to warn about quantizers calibrated on it."""
         return ()

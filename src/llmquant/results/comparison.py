@@ -12,6 +12,7 @@ from llmquant.results import rows as comparison
 from llmquant.results.pareto import ParetoPoint, pareto
 from llmquant.results.recommend import Limits, Recommendation, recommend
 from llmquant.results.row import Row
+from llmquant.results.slices import joined, with_needed
 from llmquant.storage.store import Store
 from llmquant.study.experiment import RunId
 from llmquant.study.margins import loss_margins, read_margins
@@ -82,7 +83,8 @@ class Comparison:
         def samples(run_id: RunId) -> Mapping[str, Sequence[Sample]]:
             return store.samples(known[run_id]) if run_id in known else {}
 
-        return cls(record, known, samples, store.files, store.dollars(record.study_id), store.prompts)
+        shown, together, read, dollars = joined(record, known, samples, store.dollars(record.study_id))
+        return cls(shown, together, read, store.files, dollars, store.prompts)
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
@@ -122,7 +124,7 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """Return tidy rows, one per measurement and per mean over tasks, with the difference from the baseline."""
-        found = comparison.rows(self.record, self.runs, self._samples)
+        found = with_needed(comparison.rows(self.record, self.runs, self._samples), self.record.limit)
         return [replace(row, dollars=self.dollars.get(row.run_id)) for row in found]
 
     def recommend(

@@ -18,7 +18,7 @@ from llmquant.results.means import mean_rows
 from llmquant.results.pooled import pooled_rows
 from llmquant.results.row import Row
 from llmquant.study.call import Json
-from llmquant.study.experiment import Experiment, RunId, Variant, VectorForm, digest_of
+from llmquant.study.experiment import Documents, Experiment, RunId, Variant, VectorForm, digest_of
 from llmquant.study.margins import Margins, margin_of
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Measurement, Run, Sample
@@ -77,7 +77,7 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margi
         for measurement in run.measurements:
             like = None if other is None else _like(measurement, other.measurements)
             compared, pair = ({}, None) if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
-            note, total = _note(run, measurement.task), _population(run, measurement.task)
+            note, total = _note(run, measurement.task), population(run, measurement.task)
             found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note, population=total))
             pairs.append(pair)
         if run.status == "failed":
@@ -222,7 +222,9 @@ def _baseline_label(record: StudyRecord, variant: Variant) -> str | None:
 
 
 def _evaluator_key(experiment: Experiment) -> str:
-    limit = None if experiment.documents is None else experiment.documents.limit
+    documents = experiment.documents or Documents()
+    # Slices of one random order are comparable, however many of them a variant has.
+    limit = documents.limit if documents.slice is None else "slices"
     identity = [experiment.evaluator.identity(), limit, experiment.seed, experiment.hardware]
     return digest_of(identity).removeprefix("sha256:")[:12]
 
@@ -269,7 +271,7 @@ def _note(run: Run, task: str) -> str:
     return "; ".join(map(str, notes)) if isinstance(notes, list | tuple) else ""
 
 
-def _population(run: Run, task: str) -> int | None:
+def population(run: Run, task: str) -> int | None:
     """Return how many documents the whole task has."""
     total = _detail(run, task, "documents_total")
     return total if isinstance(total, int) and not isinstance(total, bool) else None
@@ -294,7 +296,9 @@ def _compare(
     value, baseline = measurement.value, like.value
     found: dict[str, Any] = {"baseline_value": baseline, "difference": value - baseline}
     try:
-        paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id))
+        sliced = run.experiment.documents is not None and run.experiment.documents.slice is not None
+        whole = population(run, measurement.task) if sliced else None
+        paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id), population=whole)
     except DamagedError as error:
         return {**found, "no_interval": error.message}, None
     if (paired.scale == "log" or measurement.unit) and value > 0 and baseline > 0:

@@ -76,7 +76,7 @@ def progress(
     own = [run for run_id, run in runs.items() if run_id not in reused]
     return Progress(
         len(record.experiments),
-        len(reused),
+        sum(experiment.run_id in reused for experiment in record.experiments),
         sum(run.status == "completed" for run in own),
         sum(run.status == "failed" for run in own),
         tuple(_running(job) for job in active if job.current or not job.loaded),

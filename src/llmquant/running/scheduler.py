@@ -53,7 +53,7 @@ class Scheduler:
         fresh: bool = False,
         timeout_s: float | None = None,
     ) -> None:
-        self.record = planned.record
+        self.record = self._asked = planned.record
         self.store = store
         self._inputs = planned.inputs
         self._registry = registry
@@ -108,16 +108,23 @@ class Scheduler:
                 self._active.append(ActiveJob(found.job, found.job_id or "", record, experiments, dict(ids)))
         return lost
 
-    def run(self, watch: Callable[[Progress], None] = lambda state: None) -> dict[RunId, Run]:
+    def run(
+        self,
+        watch: Callable[[Progress], None] = lambda state: None,
+        experiments: Sequence[Experiment] | None = None,
+    ) -> dict[RunId, Run]:
         """Run the missing experiments; return the runs of this study, including the reused ones.
 
         Args:
             watch: called about ten times per second.
+            experiments: the study's experiments to run now; ``None`` for all.
         """
+        if experiments is not None:
+            self._asked = replace(self.record, experiments=tuple(experiments))
         self.store.sweep()
         while self._submit() or self._active:
             self._look(watch)
-        watch(progress(self.record, self.reused, self.runs, self._active))
+        watch(progress(self._asked, self.reused, self.runs, self._active))
         return self.runs
 
     def wait(self, watch: Callable[[Progress], None] = lambda state: None) -> dict[RunId, Run]:
@@ -152,7 +159,7 @@ class Scheduler:
         time.sleep(_POLL_S)
         for active in list(self._active):
             self._advance(active)
-        watch(progress(self.record, self.reused, self.runs, self._active))
+        watch(progress(self._asked, self.reused, self.runs, self._active))
 
     def _missing(self, submitted: Sequence[_Submitted]) -> list[Job]:
         elsewhere = {run_id for _, _, ids in submitted for run_id, _ in ids}
@@ -186,13 +193,13 @@ class Scheduler:
         """Start jobs while there is room; return whether a job is running."""
         free = self._executor.slots - len(self._active)
         if free > 0:
-            ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
+            ready = [e for e in plan(self._asked, self.runs) if e.run_id not in self._taken]
             for group in self._groups(ready, free)[:free]:
                 self._active.append(self._start(group))
         return bool(self._active)
 
     def _groups(self, experiments: Sequence[Experiment], room: int) -> list[list[Experiment]]:
-        rest = [e for e in self.record.experiments if e.run_id not in self._taken]
+        rest = [e for e in self._asked.experiments if e.run_id not in self._taken]
         return make_groups(experiments, rest, self._registry, room)
 
     def _job(self, experiments: Sequence[Experiment], number: int) -> Job:

@@ -148,6 +148,10 @@ def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0
     of the same tasks. With fewer than six changed documents in total there is no interval, because no exact test could
     decide.
 
+    If one of the intervals is a betting sequence, the mean lies between the lowest and the highest end: the smallest
+    true difference is above the end of its own interval with the same confidence, and so is the mean, which is not
+    smaller; likewise the largest. Such an interval has the confidence of its parts, whatever `level`, and no p-value.
+
     Args:
         differences: at least one difference.
         level: confidence of the interval, between 0 and 1.
@@ -156,6 +160,9 @@ def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0
     stderr = mean_stderr([d.stderr for d in differences])
     counts = np.sum([(d.n, d.higher, d.lower, d.changed, d.units) for d in differences], axis=0)
     n, higher, lower, changed, units = map(int, counts)
+    if any(d.method == "betting sequence" for d in differences):
+        low, high = _around(value, differences)
+        return PairedDifference(value, stderr, low, high, n, higher, lower, changed, "betting sequence", units, None)
     if stderr is None or changed < MIN_CHANGED:
         return PairedDifference(value, stderr, None, None, n, higher, lower, changed, "", units, None)
     variances = [(d.stderr or 0.0) ** 2 for d in differences]
@@ -163,6 +170,15 @@ def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0
     freedom = math.fsum(variances) ** 2 / spread if spread else math.inf
     low, high, p = _student(value, stderr, freedom, level)
     return PairedDifference(value, stderr, low, high, n, higher, lower, changed, "t", units, p)
+
+
+def _around(value: float, differences: Sequence[PairedDifference]) -> tuple[float | None, float | None]:
+    ends = [(d.low, d.high) for d in differences if d.low is not None and d.high is not None]
+    if len(ends) < len(differences):
+        return None, None
+    if all(low == high for low, high in ends):  # every document of every task was seen
+        return value, value
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def scaled(difference: PairedDifference, factor: float) -> PairedDifference:

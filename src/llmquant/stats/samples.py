@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmquant.stats.paired import PairedDifference, paired_difference
+from llmquant.stats.sequences import sequential_difference
 from llmquant.study.run import Measurement, Sample
 
 
@@ -20,6 +21,8 @@ class SamplePairs:
         baseline: scores of the same documents.
         weights: weight of each document; ``None`` for equal weights.
         groups: group of each document.
+        population: documents in the whole benchmark, if the documents are drawn from it in random order and more may
+            follow: the interval is that of `sequential_difference`.
         scale: ``log`` means that a difference is the logarithm of a ratio.
         reason: why no samples pair; ``""`` if some do.
     """
@@ -30,9 +33,12 @@ class SamplePairs:
     groups: Sequence[str] | None = None
     scale: Literal["linear", "log"] = "linear"
     reason: str = ""
+    population: int | None = None
 
     def difference(self, *, level: float = 0.95) -> PairedDifference:
         """Estimate variant minus baseline."""
+        if self.population is not None:
+            return sequential_difference(self.variant, self.baseline, self.population, level=level)
         # Weighted documents are the windows of a text, stored in its order.
         ordered = self.weights is not None
         return paired_difference(
@@ -116,11 +122,16 @@ def pair_samples(
     baseline: Measurement,
     variant_samples: Mapping[str, Sequence[Sample]],
     baseline_samples: Mapping[str, Sequence[Sample]],
+    *,
+    population: int | None = None,
 ) -> SamplePairs:
     """Pair two runs' samples of one metric by document, occurrence and prompt.
 
     No samples pair if the scores of the documents do not add up to the measured values, because an interval for a mean
     does not apply to a metric that is not a mean. Samples are grouped by task, as in runs.
+
+    Args:
+        population: as in `SamplePairs`; the samples must be in the order in which their documents were drawn.
     """
     metric = _sum_of(variant.metric, variant_samples.get(variant.task, ()))
     mine, theirs = (
@@ -142,10 +153,19 @@ def pair_samples(
     ]
     if not any(metric.weight_of(one) > 0 for one, _ in same):
         return SamplePairs(scale=metric.scale, reason="the baseline was given other prompts")
+    scores = [metric.worth * one.scores[metric.score] for one, _ in same]
+    beside_them = [metric.worth * other.scores[metric.score] for _, other in same]
+    if population is not None:
+        if len(same) < len(pairs):
+            return SamplePairs(scale=metric.scale, reason="the baseline was given other prompts for some documents")
+        if metric.weight or metric.scale == "log" or not all(0 <= score <= 1 for score in (*scores, *beside_them)):
+            reason = "only scores from 0 to 1 have an interval that stays valid while documents are added"
+            return SamplePairs(scale=metric.scale, reason=reason)
     return SamplePairs(
-        [metric.worth * one.scores[metric.score] for one, _ in same],
-        [metric.worth * other.scores[metric.score] for _, other in same],
+        scores,
+        beside_them,
         [metric.weight_of(one) for one, _ in same] if metric.weight else None,
         [one.group for one, _ in same],
         metric.scale,
+        population=population,
     )

@@ -14,6 +14,7 @@ from llmquant.errors import OptionError
 from llmquant.study.call import Json
 from llmquant.study.folders import file_sha256, list_files
 from llmquant.study.reading import Count, Positive, nested, read_as, stored, table
+from llmquant.study.slices import Slice
 
 RunId = NewType("RunId", str)
 Digest = NewType("Digest", str)
@@ -246,9 +247,16 @@ class Documents:
 
     Attributes:
         limit: maximum documents per task, the first ones as lm-eval counts; ``None`` for all documents.
+        slice: the slice of the documents in random order that is used instead; ``None`` for the documents as they come.
     """
 
     limit: Positive | None = None
+    slice: Slice | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fields as a JSON object."""
+        found: dict[str, Json] = {"limit": self.limit}
+        return found if self.slice is None else {**found, "slice": vars(self.slice)}
 
 
 @dataclass(frozen=True)
@@ -277,7 +285,7 @@ class Experiment:
             "model": self.variant.model.identity(),
             "quantizer": self.variant.quantizer.identity(),
             "evaluator": self.evaluator.identity(),
-            "documents": None if self.documents is None else {"limit": self.documents.limit},
+            "documents": None if self.documents is None else self.documents.to_json(),
             "seed": self.seed,
             "hardware": self.hardware,
             "reference": self.reference,
@@ -293,7 +301,7 @@ class Experiment:
             "quantizer": self.variant.quantizer.to_json(),
             "vectors": None if self.variant.vectors is None else vars(self.variant.vectors),
             "evaluator": self.evaluator.to_json(),
-            "documents": None if self.documents is None else {"limit": self.documents.limit},
+            "documents": None if self.documents is None else self.documents.to_json(),
             "seed": self.seed,
             "hardware": self.hardware,
             "reference": self.reference,

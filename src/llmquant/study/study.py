@@ -15,8 +15,9 @@ from llmquant.study.margins import DEFAULT, Margins, read_margins
 from llmquant.study.reading import brief, read_as, value_of
 
 STUDY_SCHEMA = 1
-_KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "baseline", "margin", "limit", "seed")
-_FIELDS: Mapping[str, Any] = {"baseline": str | None, "limit": int | None, "seed": int}  # Any: types
+# Any: types
+_FIELDS: Mapping[str, Any] = {"baseline": str | None, "limit": int | None, "until_sure": bool, "seed": int}
+_KEYS = ("schema", "models", "quantizers", "evaluators", "vectors", "margin", *_FIELDS)
 
 T = TypeVar("T")
 Model: TypeAlias = str | Path | ModelRequest
@@ -34,6 +35,7 @@ class Study:
         evaluators: empty for the defaults.
         baseline: label of one of the quantizers; ``None`` for the first ``*_baseline``, which is added if missing.
         limit: maximum documents per task (for retrieval: queries per task), at least 1; ``None`` for all.
+        until_sure: score documents in random order, and stop as soon as each verdict is sure.
         vectors: the forms of vectors to compare, for embedders.
         margins: the largest acceptable losses, see `llmquant.study.margins`; they decide verdicts, not what is run.
     """
@@ -46,6 +48,7 @@ class Study:
     seed: int = 0
     vectors: VectorGrid = field(default_factory=VectorGrid)
     margins: Margins = field(default_factory=lambda: DEFAULT)
+    until_sure: bool = False
 
     def __post_init__(self) -> None:
         for key, kind in _FIELDS.items():
@@ -62,6 +65,7 @@ class Study:
         baseline: str | None = None,
         margin: float | str | Sequence[float | str] | None = None,
         limit: int | None = 100,
+        until_sure: bool = False,
         seed: int = 0,
     ) -> Study:
         """Build a study from the arguments of `compare`.
@@ -78,6 +82,7 @@ class Study:
                 "baseline": baseline,
                 "margin": margin,
                 "limit": "all" if limit is None else limit,
+                "until_sure": until_sure,
                 "seed": seed,
             }
         )
@@ -153,6 +158,8 @@ class Study:
             data["baseline"] = self.baseline
         if self.margins != DEFAULT:
             data["margin"] = dict(self.margins)
+        if self.until_sure:
+            data["until_sure"] = True
         return {**data, "limit": "all" if self.limit is None else self.limit, "seed": self.seed}
 
 

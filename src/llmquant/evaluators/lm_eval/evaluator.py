@@ -103,6 +103,7 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         task_manager=TaskManager(include_defaults=False),
         num_fewshot=options.num_fewshot,
         limit=ctx.documents.limit,
+        samples=_chosen(loaded["tasks"], ctx),
         bootstrap_iters=_BOOTSTRAPS,
         log_samples=True,
         system_instruction=options.system_instruction,
@@ -145,6 +146,16 @@ def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> li
     if model.endless:
         notes.append(f"{model.endless} answers have no {options.think_end_token}: these answers are scored unchanged")
     return notes
+
+
+def _chosen(tasks: Mapping[str, Any], ctx: Context) -> dict[str, list[int]] | None:  # Any: lm-eval's Task
+    """Return the places of a slice's documents by task, in the order in which lm-eval reads them."""
+    if ctx.documents.slice is None:
+        return None
+    found = {name: sorted(ctx.documents.slice.places(len(task.eval_docs), ctx.seed)) for name, task in tasks.items()}
+    if not all(found.values()):  # lm-eval would take all documents
+        raise RunError(f"a task has at most {ctx.documents.slice.start} documents; the slice after them is empty")
+    return found
 
 
 def _check_documents(task: Any, options: LmEvalOptions) -> None:  # Any: lm-eval's Task

@@ -110,6 +110,21 @@ class LmEvalOptions:
         """Return one evaluator per task."""
         return [replace(self, tasks=(task,)) for task in self.tasks]
 
+    def whole(self) -> str:
+        """Return why the documents cannot be scored in slices; ``""`` if they can."""
+        configurations = [c for task in self.tasks for c in self._configurations(task)]
+        if len(configurations) != 1:
+            return f"it stands for {len(configurations)} tasks"
+        (task,) = configurations
+        names = [
+            str(metric.get("metric"))
+            for metric in task.get("metric_list", ())
+            if metric.get("aggregation", "mean") != "mean"
+        ]
+        if "class" in task or task.get("output_type") == "loglikelihood_rolling" or names:
+            return f"{' and '.join(names) or 'its score'} may be no mean over documents"
+        return ""
+
     def texts(self) -> Iterator[str]:
         """Yield the local evaluation text: the texts of local rows."""
         from llmquant.evaluators.lm_eval.rows import row_texts
