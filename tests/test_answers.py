@@ -107,7 +107,7 @@ def test_variants_of_a_study_share_the_texts_of_their_prompts(tmp_path: Path):
         asked(store, label)
     store.sweep()
     assert [store.prompt(key) for key in ("p1", "p2", "p3")] == [*PROMPTS.values(), None]
-    assert len(list(tmp_path.rglob("prompts/*.parquet"))) == 1
+    assert len(list(tmp_path.rglob("prompts-*.parquet"))) == 1
 
 
 def test_several_programs_collect_prompts_at_once(tmp_path: Path):

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from llmquant.plugins.spec import PluginSpec as PluginSpec
     from llmquant.plugins.spec import RunEvent as RunEvent
     from llmquant.plugins.spec import hookimpl as hookimpl
+    from llmquant.results.changes import Change as Change
+    from llmquant.results.changes import DocumentChange as DocumentChange
     from llmquant.results.comparison import Comparison as Comparison
     from llmquant.results.pareto import ParetoPoint as ParetoPoint
     from llmquant.results.recommend import Limits as Limits
@@ -133,6 +135,7 @@ _HOMES = {
         "RunEvent",
         "hookimpl",
     ),
+    "llmquant.results.changes": ("Change", "DocumentChange"),
     "llmquant.results.comparison": ("Comparison",),
     "llmquant.results.pareto": ("ParetoPoint",),
     "llmquant.results.recommend": ("Limits", "Recommendation"),

@@ -44,6 +44,6 @@ def import_command(
     if as_json:
         print_json(found.rows_json())
         return
-    print_tables(summary(found.rows(), found.record))
+    print_tables(summary(found.rows(), found.record, changes=found.changes()))
     if not quiet:
         say("", f"Results: {store} (study {found.record.study_id}). Print again: llmquant report {store}", err=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import OptionError, RequestError, StoreError
+from llmquant.errors import OptionError, RequestError, StoreError, UnknownNameError, nearest
 from llmquant.results import rows as comparison
 from llmquant.results.pareto import ParetoPoint, pareto
 from llmquant.results.recommend import Limits, Recommendation, recommend
@@ -23,6 +23,8 @@ from llmquant.study.run import SCHEMA_VERSION, Run, Sample
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llmquant.results.changes import Change, DocumentChange
 
 
 class Comparison:
@@ -184,6 +186,65 @@ class Comparison:
         """Return the scored documents by run and task."""
         return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.measurements}
 
+    def changes(self) -> list[Change]:
+        """Return what changed in the answers, one record per variant and task that pairs with its baseline."""
+        from llmquant.results.changes import changes
+
+        return changes(self._measured(), self._samples)
+
+    def flipped(
+        self, variant: str, task: str, limit: int = 20, *, metric: str | None = None, model: str | None = None
+    ) -> list[DocumentChange]:
+        """Return the documents of a task whose score changed most, with both answers.
+
+        Args:
+            limit: maximum number of documents.
+            metric: ``None`` for the task's first one.
+            model: needed if several models have a variant of this name.
+
+        Raises:
+            UnknownNameError: if there is no such variant, task or metric.
+        """
+        from llmquant.results.changes import document_changes, with_prompts
+
+        rows = [row for row in self._measured() if model in (None, row.model)]
+        for name, wanted, known in (
+            ("variant", variant, {row.variant for row in rows if not row.is_baseline}),
+            ("task", task, {row.task for row in rows if row.variant == variant}),
+            ("metric", metric, {row.metric for row in rows if row.variant == variant and row.task == task}),
+        ):
+            if wanted is not None and wanted not in known:
+                raise UnknownNameError(f"there is no {name} {wanted!r}", hint=nearest(wanted, known))
+        here = [row for row in rows if row.task == task and (row.is_baseline or row.variant == variant)]
+        first = metric or next(row.metric for row in here)
+        found = [one for one in document_changes(here, self._samples) if one.metric == first and one.change]
+        found.sort(key=lambda one: -abs(one.change))
+        return with_prompts(found[:limit], self._prompts)
+
+    def samples_frame(self, variant: str | None = None, task: str | None = None) -> pd.DataFrame:
+        """Return a data frame with one line per variant, document and metric: scores and answers beside the baseline's.
+
+        Args:
+            variant: ``None`` for all; ``task`` likewise.
+
+        Raises:
+            MissingDependencyError: if pandas is not installed.
+        """
+        from llmquant.results.changes import DocumentChange, document_changes, with_prompts
+        from llmquant.results.report.export import frame_of
+
+        rows = [
+            row
+            for row in self._measured()
+            if task in (None, row.task) and (row.is_baseline or variant in (None, row.variant))
+        ]
+        found = with_prompts(list(document_changes(rows, self._samples)), self._prompts)
+        return frame_of([vars(one) for one in found], [field.name for field in fields(DocumentChange)])
+
+    def _measured(self) -> list[Row]:
+        """Return `rows` without what needs samples."""
+        return comparison.rows(self.record, self.runs, lambda run_id: {})
+
     def prompt(self, digest: str) -> str | None:
         """Return the text of the prompt with the hash `Sample.prompt`; ``None`` if it was not kept."""
         return self._prompts([digest]).get(digest)
@@ -248,7 +309,7 @@ class Comparison:
         """Return the study as one self-contained page: its tables, and the worst queries of embedders."""
         from llmquant.results.report.html import to_html_page
 
-        return to_html_page(self.rows(), self.record, self.runs, self._files)
+        return to_html_page(self.rows(), self.record, self.runs, self._files, self.changes())
 
     def save_html(self, path: str | Path) -> None:
         """Write `to_html` to a file."""

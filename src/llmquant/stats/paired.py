@@ -291,7 +291,6 @@ def _upper_bound(count: int, n: int, level: float) -> float:
 
 
 def _by_group(totals: Floats, sizes: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
-    units = [(group, 0 if group else place) for place, group in enumerate(groups)]
-    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
-    index = np.array([numbers[unit] for unit in units])
+    numbers: dict[str | int, int] = {}
+    index = np.array([numbers.setdefault(group or place, len(numbers)) for place, group in enumerate(groups)])
     return np.bincount(index, totals).astype(np.float64), np.bincount(index, sizes).astype(np.float64)

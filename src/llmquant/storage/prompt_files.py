@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from llmquant.storage.atomic import make_folder
 from llmquant.storage.sample_files import batches
 from llmquant.study.experiment import digest_of, visible
 from llmquant.study.reading import MOST_BYTES, stored
 
 LONGEST_BYTES = 2**16
+PREFIX = "prompts-"
 
 
 def write_prompts(folder: Path, texts: Mapping[str, str]) -> None:
@@ -23,7 +23,7 @@ def write_prompts(folder: Path, texts: Mapping[str, str]) -> None:
     shortened = pa.array((_shortened(visible(text), longest) for text in texts.values()), pa.string())
     name = digest_of(sorted(texts)).removeprefix("sha256:")
     table = pa.table({"prompt": hashes, "text": shortened})
-    pq.write_table(table, make_folder(folder) / f"{name}.parquet", compression="zstd")
+    pq.write_table(table, folder / f"{PREFIX}{name}.parquet", compression="zstd")
 
 
 def read_prompts(folder: Path, hashes: Collection[str]) -> dict[str, str]:
@@ -37,7 +37,7 @@ def read_prompts(folder: Path, hashes: Collection[str]) -> dict[str, str]:
 
     wanted = pa.array(list(hashes), pa.string())
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.glob(f"{PREFIX}*.parquet")):
         with stored(str(path), "Delete the file; the texts of its prompts are then unknown."):
             for batch in batches(path):
                 if [(field.name, field.type) for field in batch.schema] != [
@@ -58,4 +58,4 @@ def _shortened(text: str, longest: int) -> str:
     return f"{begin}\n[... {len(data) - 2 * half:,} bytes are left out ...]\n{end}"
 
 
-__all__ = ["LONGEST_BYTES", "read_prompts", "write_prompts"]
+__all__ = ["LONGEST_BYTES", "PREFIX", "read_prompts", "write_prompts"]

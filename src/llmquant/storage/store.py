@@ -3,12 +3,12 @@
 ::
 
     STORE/runs/<run_id>/{run.json, samples/<task>.parquet, files/, log.txt}      <run_id>-2 is its second attempt
-    STORE/prompts/<digest>.parquet                                               texts of prompts, each once
+    STORE/prompts/prompts-<digest>.parquet                                       texts of prompts, each once
     STORE/studies/<study_id>/{study.json, jobs/<n>.json, jobs/<n>.journal, jobs/<n>.log}
 
 A run is written next to its final path and renamed. A second writer's rename fails and its run is dropped.
 A file of samples contains its task's name, because a long name is shortened in the file name.
-A run comes with the texts of its prompts in a folder of its own; `Store.sweep` moves them, where equal files are one.
+A run comes with the texts of its prompts; `Store.sweep` moves them into one folder, where equal files are one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmquant.errors import DamagedError, OptionError, StoreError
 from llmquant.storage.atomic import begin_folder, file_mode, make_folder, publish_folder, sweep, write_text
 from llmquant.storage.blanking import blank_run
 from llmquant.storage.journal import JobRecord
-from llmquant.storage.prompt_files import read_prompts, write_prompts
+from llmquant.storage.prompt_files import PREFIX, read_prompts, write_prompts
 from llmquant.storage.sample_files import REMADE, read_samples, write_samples
 from llmquant.study.experiment import RunId, path_of, visible
 from llmquant.study.reading import brief, load
@@ -161,7 +161,7 @@ class Store:
             prompts: texts of these samples' prompts by hash; they stay part of the run.
         """
         if prompts:
-            write_prompts(partial / _PROMPTS, prompts)
+            write_prompts(partial, prompts)
         for task, scored in samples.items():
             if scored:
                 write_samples(make_folder(partial / _KEPT) / "samples", visible(task), scored)
@@ -253,12 +253,9 @@ class Store:
     def sweep(self) -> None:
         """Delete partial folders of dead writers, after a week on a disk without locks, and collect runs' prompts."""
         sweep(self._runs)
-        for file in self._runs.glob(f"[!.]*/{_PROMPTS}/*.parquet"):
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk, or another process was first: the next sweep moves the rest
+        for file in self._runs.glob(f"[!.]*/{PREFIX}*.parquet"):
+            with contextlib.suppress(OSError):  # another process was first, or the next sweep moves it
                 file.replace(make_folder(self.root / _PROMPTS) / file.name)
-                file.parent.rmdir()
 
     # -- studies ------------------------------------------------------------------------------------------------------
 

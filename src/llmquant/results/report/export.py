@@ -134,12 +134,21 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
     Raises:
         MissingDependencyError: if pandas is not installed.
     """
+    records = _flat(rows)
+    return frame_of(records, list(records[0]) if records else _columns())
+
+
+def frame_of(records: Sequence[Mapping[str, _Value]], columns: list[str]) -> pd.DataFrame:
+    """Return a frame with one line per record; gaps are missing values.
+
+    Raises:
+        MissingDependencyError: if pandas is not installed.
+    """
     try:
         import pandas as pd
     except ImportError as error:
         raise MissingDependencyError(
             "a data frame requires pandas, which is not installed", hint='Run: pip install "llmquant[frame]"'
         ) from error
-    records = _flat(rows)
     # A column of None alone has no type to guess; pandas' own missing value lets numbers be numbers.
-    return pd.DataFrame.from_records(records, columns=list(records[0]) if records else _columns()).convert_dtypes()
+    return pd.DataFrame.from_records(records, columns=columns).convert_dtypes()

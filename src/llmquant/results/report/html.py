@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmquant.results.report.summary import summary
 from llmquant.results.report.table import Table, Tone
@@ -13,6 +14,9 @@ from llmquant.study.experiment import RunId
 from llmquant.study.neutral import html_text
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
+
+if TYPE_CHECKING:
+    from llmquant.results.changes import Change
 
 _CLASSES: dict[Tone, str] = {"plain": "", "good": "good", "bad": "bad", "quiet": "quiet", "failed": "bad"}
 
@@ -106,12 +110,17 @@ h1 {{ font-size: 20px; margin: 0; }}
 
 
 def to_html_page(
-    rows: list[Row], record: StudyRecord, runs: Mapping[RunId, Run], files: Callable[[Run], Path | None]
+    rows: list[Row],
+    record: StudyRecord,
+    runs: Mapping[RunId, Run],
+    files: Callable[[Run], Path | None],
+    changes: Sequence[Change] = (),
 ) -> str:
     """Write the page; it loads nothing from elsewhere.
 
     Args:
         files: gives the folder of what a run kept; ``None`` if only the record is available.
+        changes: what changed in the answers.
     """
     return _PAGE.format(
         title=html_text(record.title),
@@ -120,6 +129,6 @@ def to_html_page(
         limit="all documents" if record.limit is None else html_text(f"maximum {record.limit} documents per task"),
         seed=html_text(str(record.seed)),
         started=f" · {html_text(record.started_at[:16].replace('T', ' '))} UTC" if record.started_at else "",
-        tables=to_html_table(summary(rows, record)),
+        tables=to_html_table(summary(rows, record, changes=changes)),
         worst=worst_queries_html(record, runs, files),
     )

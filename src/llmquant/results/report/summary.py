@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmquant.results.recommend import Limits, Recommendation
+from llmquant.results.report.answers import answers_table
 from llmquant.results.report.block import Block, blocks
 from llmquant.results.report.cost import cost_tables, money_table
 from llmquant.results.report.quality import quality_table
@@ -17,6 +18,7 @@ from llmquant.results.row import Row, failures, missing
 from llmquant.study.record import StudyRecord
 
 if TYPE_CHECKING:
+    from llmquant.results.changes import Change
     from llmquant.results.comparison import Comparison
 
 _MESSAGE = 400
@@ -28,11 +30,21 @@ def tables(
     max_loss: float | str | Sequence[float | str] | None = None,
 ) -> list[Table]:
     """Make the tables of a comparison; the last one is the recommendation within the limits."""
-    return summary(comparison.rows(), comparison.record, comparison.recommendations(limits, max_loss))
+    return summary(
+        comparison.rows(),
+        comparison.record,
+        comparison.recommendations(limits, max_loss),
+        comparison.changes(),
+    )
 
 
-def summary(rows: Sequence[Row], record: StudyRecord, recommended: Sequence[Recommendation] = ()) -> list[Table]:
-    """Make the tables of a study: verdicts, quality and cost per model, dollars paid, failed runs, notes, advice.
+def summary(
+    rows: Sequence[Row],
+    record: StudyRecord,
+    recommended: Sequence[Recommendation] = (),
+    changes: Sequence[Change] = (),
+) -> list[Table]:
+    """Make the tables of a study: verdicts, quality, answers and cost per model, dollars, failed runs, notes, advice.
 
     Returns:
         Tables in reading order. Only the smallest and largest conditions are shown; the rows have all.
@@ -43,8 +55,9 @@ def summary(rows: Sequence[Row], record: StudyRecord, recommended: Sequence[Reco
     retrieval = retrieval_table(grouped)
     found += [] if retrieval is None else [retrieval]
     for block in grouped:
-        first = quality_table(block)
-        tables = ([] if first is None else [first]) + cost_tables(block)
+        own = [change for change in changes if change.model_digest == block.rows[0].model_digest]
+        tables = [table for table in (quality_table(block), answers_table(own)) if table is not None]
+        tables += cost_tables(block)
         hardware = ", ".join(dict.fromkeys(row.hardware for row in block.rows if row.hardware))
         if hardware and tables:
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))

@@ -1,0 +1,77 @@
+"""The table of answers: documents lost and gained, answers that differ, and longer, cut and looping ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from llmquant.results.report.table import Cell, Column, Table
+
+if TYPE_CHECKING:
+    from llmquant.results.changes import Change
+
+# With more tasks, a variant has one line for all of them.
+_MOST_TASKS = 3
+_FLIPS = "Lost: documents that only the baseline answers correctly; gained: that only the variant does."
+_ENDS = "Cut: ended at the maximum number of new tokens. Loop: ended in repetitions. In brackets: the baseline."
+
+
+def answers_table(changes: Iterable[Change]) -> Table | None:
+    """Make the table of a model's answers; ``None`` if no answer was kept, counted, or right or wrong."""
+    shown = [c for c in changes if c.answers or c.generated or any(score.binary for score in c.scores)]
+    tasks = list(dict.fromkeys((change.evaluator, change.task) for change in shown))
+    if not tasks:
+        return None
+    several, together = 1 < len(tasks) <= _MOST_TASKS, len(tasks) > _MOST_TASKS
+    lines: dict[tuple[object, str], list[Change]] = {}
+    for task in tasks:
+        for change in shown:
+            if (change.evaluator, change.task) == task:
+                lines.setdefault((None if together else task, change.variant), []).append(change)
+    generated = any(change.generated for change in shown)
+    columns = [
+        Column(("variant",), align="left"),
+        *([Column(("task",), align="left")] if several else []),
+        Column(("lost /", "gained")),
+        Column(("answers", "changed %")),
+        *([Column(("tokens",)), Column(("cut %",)), Column(("loop %",))] if generated else []),
+    ]
+    rows = tuple(
+        (
+            Cell(variant),
+            *([Cell(own[0].task)] if several else []),
+            *_flips(own),
+            *(_ends(own) if generated else []),
+        )
+        for (_, variant), own in lines.items()
+    )
+    title = f"Answers to {tasks[0][1]}" if len(tasks) == 1 else f"Answers to {len(tasks)} tasks"
+    return Table(title, tuple(columns), rows, (_FLIPS, _ENDS) if generated else (_FLIPS,))
+
+
+def _flips(changes: Sequence[Change]) -> list[Cell]:
+    """Count over all tasks, each with its first metric of right and wrong."""
+    flips = [next(score for score in c.scores if score.binary) for c in changes if any(s.binary for s in c.scores)]
+    answers = [(change.answers.value, 0.0, change.answers.n) for change in changes if change.answers is not None]
+    return [
+        Cell(f"{sum(f.lost.count for f in flips):,} / {sum(f.gained.count for f in flips):,}" if flips else "–"),
+        Cell(f"{100 * _means(answers)[0]:.1f}" if answers else "–"),
+    ]
+
+
+def _ends(changes: Sequence[Change]) -> list[Cell]:
+    """Average over all documents."""
+    lengths = [(c.generated.mean, c.generated.baseline_mean, c.documents) for c in changes if c.generated is not None]
+    tokens, before = _means(lengths) if lengths else (0.0, 0.0)
+    cells = [Cell(f"{tokens:,.0f}" + (f" ({tokens / before:.2f}x)" if before else "") if lengths else "–")]
+    for shares in ([(c.cut, c.documents) for c in changes], [(c.looping, c.documents) for c in changes]):
+        known = [(share.value, share.baseline_value, n) for share, n in shares if share is not None]
+        value, before = _means(known) if known else (0.0, 0.0)
+        cells.append(Cell(f"{100 * value:.1f} ({100 * before:.1f})" if known else "–"))
+    return cells
+
+
+def _means(values: Sequence[tuple[float, float, int]]) -> tuple[float, float]:
+    """Return the means of the variant's and of the baseline's values, weighted by documents."""
+    total = sum(n for *_, n in values)
+    return sum(n * value for value, _, n in values) / total, sum(n * before for _, before, n in values) / total
