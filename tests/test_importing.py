@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
+from fuzzing import changed_json
 from llmquant.errors import OptionError
 from llmquant.importers.studies import import_results
 from llmquant.results.comparison import Comparison
@@ -20,6 +26,7 @@ from llmquant.stats.samples import pair_samples
 from lm_eval_output import CHOICE_ROWS, noisy, write_output, write_rows
 from subjects import load_subject
 
+TRIES = int(os.environ.get("LLMQUANT_FUZZ_TRIES", "0"))
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
 
 
@@ -482,3 +489,49 @@ def test_other_tokenizers_and_versions_are_named(edited, tmp_path):
     assert "have different tokenizer_bos_token" in said
     assert "transformers 4.0, the baseline" in said
     assert "nf4: its files name the model org/tiny-awq" in said
+
+
+# Of lm-eval's many keys, those that are read: a change of another one is no test.
+_READ = (
+    *("results", "versions", "n-shot", "n-samples", "higher_is_better", "group_subtasks", "date", "model_name"),
+    *("model_source", "chat_template", "system_instruction", "fewshot_as_multiturn", "task_hashes", "lm_eval_version"),
+)
+
+
+@settings(
+    max_examples=TRIES or 40,
+    derandomize=not TRIES,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+)
+@given(data=st.data())
+def test_a_damaged_value_ends_in_a_study_or_in_one_error(outputs, data):
+    """Whatever one place of the results or of a line holds: one error, or a study that is shown."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(outputs["nf4"][0], Path(scratch) / "out"))
+        (results,) = folder.rglob("results_*.json")
+        (samples,) = folder.rglob("samples_arc_easy_*.jsonl")
+        lines = samples.read_text().splitlines(keepends=True)
+        found = json.loads(results.read_text())
+        kept = {key: found[key] for key in _READ if key in found}
+        kept["config"] = {"model_args": "pretrained=tiny/llama", "limit": None}
+        keys = ("output_type", "metric_list", "generation_kwargs")
+        kept["configs"] = {
+            task: {key: config[key] for key in keys if key in config} for task, config in found["configs"].items()
+        }
+        if data.draw(st.booleans()):
+            del kept["task_hashes"]
+        if data.draw(st.integers(0, 2)):
+            kept = data.draw(changed_json(kept))
+        else:
+            at = data.draw(st.integers(0, len(lines) - 1))
+            lines[at] = json.dumps(data.draw(changed_json(json.loads(lines[at])))) + "\n"
+        results.write_text(json.dumps(kept))
+        samples.write_text("".join(lines))
+        with suppress(OptionError):
+            both(outputs["bf16"][0], folder, Path(scratch))
+            read = Comparison.from_store(Path(scratch) / "store")
+            assert len(read.runs) == len(read.record.experiments)
+            assert read.to_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from llmquant.study.reading import brief, read_bytes
 from llmquant.study.run import Result
 
 AGAIN = "Copy the file again, or run the evaluation again."
+# Half of a surrogate pair, or a whole one, as JSON escapes it.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def read_json(path: Path) -> Any:  # Any: a JSON value
         OptionError: if the file cannot be read or is something else.
     """
     try:
-        return json.loads(read_bytes(path).decode())
+        return _loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint=AGAIN) from error
 
@@ -71,7 +74,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:  # Any: J
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
-                entry = json.loads(line)
+                entry = _loads(line)
                 if not isinstance(entry, dict):
                     raise ValueError(f"it is {brief(entry)}")
                 yield number, entry
@@ -89,7 +92,8 @@ def written_by(program: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:  # what reading an unknown structure raises
+    # What reading an unknown structure raises.
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise OptionError(f"{path} is not as {program} writes it: {describe(error)}", hint=AGAIN) from error
 
 
@@ -104,6 +108,14 @@ def checked(result: Result, path: Path) -> Result:
     except PluginError as error:
         raise OptionError(error.message, hint=AGAIN) from error
     return found
+
+
+def _loads(data: bytes) -> Any:  # Any: a JSON value
+    """Parse JSON; half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
+    value = json.loads(data)
+    if _SURROGATE.search(data):
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 def digest_of_files(paths: Iterable[Path]) -> Digest:

@@ -24,8 +24,8 @@ _BEGIN = r"^(?:[\d.]+ [A-Z] )?"
 # "PPL over 10 chunks for n_ctx=512 = ..." is how ik_llama.cpp writes it.
 _FINAL = re.compile(rf"Final estimate: PPL(?: over \d+ chunks for n_ctx=\d+)? = {_NUMBER}{_ERROR}")
 _SETTINGS = {
-    "chunks": re.compile(r"(?:over|computing over) (\d+) chunks"),
-    "n_ctx": re.compile(r"chunks(?: for|,) n_ctx=(\d+)"),
+    "chunks": re.compile(r"(?:over|computing over) (\d{1,9}) chunks"),
+    "n_ctx": re.compile(r"chunks(?: for|,) n_ctx=(\d{1,9})"),
 }
 # Lines as they are since 2024, and for the divergence the earlier ones, each with its metric, unit, scale and whether
 # higher is better.

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from llmquant.importers.lm_eval_samples import read_samples
 from llmquant.stats.samples import scored_for
 from llmquant.study.call import Json
 from llmquant.study.experiment import digest_of
-from llmquant.study.run import Measurement, Result, Sample
+from llmquant.study.run import Measurement, Result, Sample, finite_json
 
 PROGRAM = "lm_eval"
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json")
 # lm-eval names a model at random if its arguments have no name.
 _RANDOM_NAME = re.compile("[a-z0-9]{8}")
@@ -118,8 +119,8 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
     else:
         details["config"] = {key: config[key] for key in _CONFIG if key in config}
         if path.is_file():
-            aggregations = _aggregations(config)
-            samples, details["grouped_by"] = read_samples(path, data, task, aggregations)
+            with written_by("lm-eval", path):
+                samples, details["grouped_by"] = read_samples(path, data, task, _aggregations(config))
         else:
             details["no_scores"] = "lm-eval was run without --log_samples"
             notes.append(f"{task}: {path} does not exist; run lm-eval with --log_samples to compare its documents")
@@ -139,7 +140,7 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
         digest_of_files([file, path] if samples else [file]),
         _model_name(data),
         {name: data[f"{name}_version"] for name in ("lm_eval", "transformers") if data.get(f"{name}_version")},
-        datetime.fromtimestamp(data["date"], UTC).isoformat() if is_number(data.get("date")) else "",
+        (_EPOCH + timedelta(seconds=data["date"])).isoformat() if is_number(data.get("date")) else "",
         tuple(notes),
     )
 
@@ -158,10 +159,10 @@ def _aggregations(config: Mapping[str, Any]) -> dict[str, str]:  # Any: a task's
     return own if config.get("metric_list") else dict(_AGGREGATIONS)
 
 
-def _protocol(data: Mapping[str, Any], task: str) -> dict[str, Json]:  # Any: lm-eval's results
+def _protocol(data: Mapping[str, Any], task: str) -> Mapping[str, Json]:  # Any: lm-eval's results
     chat = _chat_template(data)
     config = (data.get("configs") or {}).get(task) or {}
-    return {
+    found: dict[str, Json] = {
         "task_version": (data.get("versions") or {}).get(task),
         "num_fewshot": (data.get("n-shot") or {}).get(task),
         "chat_template": chat,
@@ -169,6 +170,7 @@ def _protocol(data: Mapping[str, Any], task: str) -> dict[str, Json]:  # Any: lm
         "system_instruction": digest_of(data["system_instruction"]) if data.get("system_instruction") else None,
         "generation_kwargs": config.get("generation_kwargs"),
     }
+    return {key: finite_json(value) for key, value in found.items()}
 
 
 def _chat_template(data: Mapping[str, Any]) -> str | None:  # Any: lm-eval's results

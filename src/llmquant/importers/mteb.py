@@ -66,7 +66,7 @@ def _task(file: Path, data: Mapping[str, Any]) -> Imported:  # Any: mteb's resul
     ]
     version = data.get("mteb_version")
     protocol = {
-        "dataset_revision": data["dataset_revision"],
+        "dataset_revision": str(data["dataset_revision"]),
         "subsets": [f"{split} {entry['hf_subset']}" for split, entry in entries],
     }
     return Imported(

@@ -14,7 +14,7 @@ from llmquant.results.comparison import Comparison
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.store import Store
 from llmquant.study.call import Call, Json
-from llmquant.study.experiment import Experiment, ModelUse, PluginUse, Variant, digest_of
+from llmquant.study.experiment import Experiment, ModelUse, PluginUse, Variant, digest_of, visible
 from llmquant.study.margins import read_margins
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
@@ -70,7 +70,7 @@ def import_results(
         if baseline not in named:
             raise OptionError(f"no variant is called {baseline!r}", hint=nearest(baseline, found))
         baseline = named[baseline].name
-    model = blank_secrets(model or _model_of(found[baseline], baseline))
+    model = _shown(model or _model_of(found[baseline], baseline))
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     labels = _labels([each for results in found.values() for each in results])
     runs = {
@@ -90,7 +90,7 @@ def import_results(
         title=model,
         experiments=tuple(run.experiment for run, _ in runs.values()),
         baselines={_model_use(model).digest: baseline},
-        notes=tuple(blank_secrets(note) for note in dict.fromkeys(notes)),
+        notes=tuple(map(_shown, dict.fromkeys(notes))),
         started_at=now,
         margins=margins,
     )
@@ -100,6 +100,10 @@ def import_results(
             store.commit(run, store.begin(), {each.task: each.result.samples})
     store.write_study(record.study_id, record.to_json())
     return Comparison.of(record, store)
+
+
+def _shown(text: str) -> str:
+    return blank_secrets(visible(text))
 
 
 def _model_of(results: Sequence[Imported], baseline: str) -> str:
