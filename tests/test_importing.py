@@ -360,6 +360,8 @@ def _other_scores(entries):
         ({"text": lambda text: "{}\n"}, "line 1 has no doc_id"),
         ({"results": lambda data: data["results"].update(arc_easy="gone")}, "is not as lm-eval writes it"),
         ({"results": lambda data: data.update({"n-shot": 3})}, "is not as lm-eval writes it"),
+        ({"results": lambda data: data.update(date=1e300)}, "is not as lm-eval writes it"),
+        ({"results": lambda data: data["results"]["arc_easy"].update({"acc,none": 10**400})}, "too large"),
     ],
     ids=[
         "cut",
@@ -375,6 +377,8 @@ def _other_scores(entries):
         "a-table",
         "no-values",
         "no-table",
+        "no-date",
+        "too-large",
     ],
 )
 def test_files_that_do_not_agree_are_refused(edited, tmp_path, changes, message):
@@ -397,6 +401,20 @@ def test_a_mean_that_is_not_a_number_has_no_verdict(edited, tmp_path):
     assert math.isnan(row.value)
     assert row.verdict is None
     assert row.no_interval
+
+
+def test_half_a_character_and_infinity_in_settings_are_stored(edited, tmp_path):
+    """What neither UTF-8 nor JSON holds is written so that the study can be read again."""
+
+    def strange(data):
+        data["model_name"] = "org/\ud800"
+        data["versions"]["arc_easy"] = math.inf
+        data["configs"]["words"]["generation_kwargs"]["until"] = ["\ud83d"]
+
+    found = both(edited("bf16"), edited("nf4", results=strange), tmp_path)
+    read = Comparison.from_store(tmp_path / "store")
+    assert len(read.runs) == len(found.runs) == 4
+    assert "task_version inf against 1.0" in "\n".join(read.record.notes)
 
 
 def test_results_without_samples_are_values_with_a_reason(edited, tmp_path):
@@ -499,7 +517,7 @@ _READ = (
 
 
 @settings(
-    max_examples=TRIES or 40,
+    max_examples=TRIES or 20,
     derandomize=not TRIES,
     database=None,
     deadline=None,

@@ -27,21 +27,21 @@ _SETTINGS = {
     "chunks": re.compile(r"(?:over|computing over) (\d{1,9}) chunks"),
     "n_ctx": re.compile(r"chunks(?: for|,) n_ctx=(\d{1,9})"),
 }
-# Lines as they are since 2024, and for the divergence the earlier ones, each with its metric, unit, scale and whether
-# higher is better.
-_LINES: tuple[tuple[str, str, str, float, bool | None], ...] = (
-    (r"Mean PPL\(Q\) +", "perplexity", "", 1, False),
-    (r"Mean ln\(PPL\(Q\)/PPL\(base\)\) +", "ln_ppl_ratio", "", 1, False),
-    (r"(?:Mean +KLD|Average)", "kl_divergence", "nats", 1, False),
-    (r"Median +(?:KLD)?", "kl_median", "nats", 1, False),
-    (r"(?:99\.0% +KLD|KLD_99 +)", "kl_p99", "nats", 1, False),
-    (r"99\.9% +KLD", "kl_p999", "nats", 1, False),
-    (r"Maximum(?: KLD)?", "kl_max", "nats", 1, False),
-    (r"Same top p", "top1_agreement", "", 0.01, True),
-    (r"Mean +Δp", "dp_mean", "", 0.01, None),
-    (r"RMS Δp +", "dp_rms", "", 0.01, False),
-    (r" ?1\.0% +Δp", "dp_p1", "", 0.01, None),
-    (r"99\.0% +Δp", "dp_p99", "", 0.01, None),
+# Lines as they are since 2024, and for the divergence the earlier ones, each with its metric of the evaluator
+# `fidelity`, its unit and its scale.
+_LINES: tuple[tuple[str, str, str, float], ...] = (
+    (r"Mean PPL\(Q\) +", "perplexity", "", 1),
+    (r"Mean ln\(PPL\(Q\)/PPL\(base\)\) +", "ln_ppl_ratio", "nats", 1),
+    (r"(?:Mean +KLD|Average)", "kl_divergence", "nats", 1),
+    (r"Median +(?:KLD)?", "kl_median", "nats", 1),
+    (r"(?:99\.0% +KLD|KLD_99 +)", "kl_p99", "nats", 1),
+    (r"99\.9% +KLD", "kl_p999", "nats", 1),
+    (r"Maximum(?: KLD)?", "kl_max", "nats", 1),
+    (r"Same top p", "top1_agreement", "", 0.01),
+    (r"Mean +Δp", "dp_mean", "", 0.01),
+    (r"RMS Δp +", "dp_rms", "", 0.01),
+    (r" ?1\.0% +Δp", "dp_p1", "", 0.01),
+    (r"99\.0% +Δp", "dp_p99", "", 0.01),
 )
 _HEADLINES = ("perplexity", "kl_divergence", "top1_agreement")
 
@@ -72,25 +72,24 @@ def llama_cpp_results(path: Path) -> list[Imported]:
 def _measurements(text: str) -> Iterator[Measurement]:
     final = _FINAL.findall(text)
     if final:  # of a file to which several outputs were appended the last one
-        yield _measurement("perplexity", "", 1, False, *final[-1])
+        yield _measurement("perplexity", "", 1, *final[-1])
     if "statistics" not in text:
         return
-    for line, metric, unit, scale, better in _LINES:
+    for line, metric, unit, scale in _LINES:
         said = re.findall(rf"{_BEGIN}{line}: *{_NUMBER}{_ERROR} *%?\s*$", text, re.MULTILINE)
         if said and not (metric == "perplexity" and final):
-            yield _measurement(metric, unit, scale, better, *said[-1])
+            yield _measurement(metric, unit, scale, *said[-1])
 
 
-def _measurement(
-    metric: str, unit: str, scale: float, better: bool | None, value: str, error: str | None
-) -> Measurement:
+def _measurement(metric: str, unit: str, scale: float, value: str, error: str) -> Measurement:
     stderr = scale * float(error) if error else math.nan
     return Measurement(
         TASK,
         metric,
         scale * float(value),
         unit,
-        better,
+        # A smaller divergence is not a better model; a smaller perplexity is.
+        False if "ppl" in metric or metric == "perplexity" else None,
         stderr if math.isfinite(stderr) else None,
         headline=metric in _HEADLINES,
     )
