@@ -418,7 +418,7 @@ def test_a_metric_without_a_formula_for_its_error_gets_one_without_forking(subje
     (perplexity,) = [m for m in result.measurements if m.metric == "perplexity"]
     assert perplexity.stderr > 0
     samples = {result.task: result.samples}
-    assert pair_samples(perplexity, perplexity, samples, samples).difference.value == 0
+    assert pair_samples(perplexity, perplexity, samples, samples).difference().value == 0
 
 
 def test_a_group_has_a_result_beside_its_members(subject, context, monkeypatch):

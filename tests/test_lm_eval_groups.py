@@ -150,8 +150,8 @@ def test_perplexity_over_documents_pairs():
 
     pairs = paired(after, before, "perplexity", value)
     assert pairs.scale == "log"
-    assert pairs.difference.value == pytest.approx((0.5 + 0.25 + 0.5) / 3)
-    assert pairs.difference.low < pairs.difference.value < pairs.difference.high
+    assert pairs.difference().value == pytest.approx((0.5 + 0.25 + 0.5) / 3)
+    assert pairs.difference().low < pairs.difference().value < pairs.difference().high
 
 
 class Choosing:

@@ -168,8 +168,7 @@ def test_two_variants_pair_window_by_window(subject, context, text_file):
     after, changed = evaluate(subject, context(), text_file, window=16, stride=16)
     for metric in ("perplexity", "nll_per_token", "bits_per_byte"):
         pairs = pair_samples(changed[metric], found[metric], {after.task: after.samples}, {before.task: before.samples})
-        assert pairs.difference is not None, pairs.reason
-        assert pairs.difference.n == len(before.samples)
+        assert pairs.difference().n == len(before.samples), pairs.reason
 
 
 def test_only_so_many_tokens_are_read(subject, context, text_file):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,12 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """Return tidy rows, one per measurement and per mean over tasks, with the difference from the baseline."""
+        return list(self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
         found = with_needed(comparison.rows(self.record, self.runs, self._samples), self.record.limit)
-        return [replace(row, dollars=self.dollars.get(row.run_id)) for row in found]
+        return tuple(replace(row, dollars=self.dollars.get(row.run_id)) for row in found)
 
     def recommend(
         self,

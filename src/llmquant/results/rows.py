@@ -80,11 +80,13 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margi
             note, total = _note(run, measurement.task), population(run, measurement.task)
             found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note, population=total))
             pairs.append(pair)
+        if not head["is_baseline"]:
+            read.pop(run.run_id, None)
         if run.status == "failed":
             found.append(Row(**head))
             pairs.append(None)
     differences = [None if pair is None else pair.difference() for pair in pairs]
-    found = _without_signal(_judged(found, pairs, differences, margins), samples_of)
+    found = _without_signal(_judged(found, pairs, differences, margins), pairs)
     linear = [
         d if pair is not None and pair.scale == "linear" else None for pair, d in zip(pairs, differences, strict=True)
     ]
@@ -160,30 +162,26 @@ def _ends(paired: PairedDifference, scale: Literal["linear", "log"]) -> tuple[fl
     return low, high
 
 
-def _without_signal(rows: Sequence[Row], samples_of: Callable[[RunId], Mapping[str, Sequence[Sample]]]) -> list[Row]:
+def _without_signal(rows: Sequence[Row], pairs: Sequence[SamplePairs | None]) -> list[Row]:
     """Give the verdict *no signal* if every variant has the same score on every document, such as 0 or 1.
 
     Such documents cannot distinguish a good variant from a broken one.
     """
-    measured: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        measured.setdefault((row.model_digest, row.evaluator_key, row.task, row.metric, repr(row.at)), []).append(row)
+    measured: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        if pairs[place] is not None:
+            key = (row.model_digest, row.evaluator_key, row.task, row.metric, repr(row.at))
+            measured.setdefault(key, []).append(place)
     silent = {
-        id(row)
+        place
         for alike in measured.values()
-        if all(row.pairs is None or not (row.pairs_higher or row.pairs_lower) for row in alike)
-        for row in alike
-        if row.pairs is not None and _constant(samples_of(row.run_id)[row.task], row.metric)
+        if all(pair.silent for each in alike if (pair := pairs[each]) is not None)
+        for place in alike
     }
     return [
-        replace(row, verdict="no signal", no_verdict="", documents_needed=None) if id(row) in silent else row
-        for row in rows
+        replace(row, verdict="no signal", no_verdict="", documents_needed=None) if place in silent else row
+        for place, row in enumerate(rows)
     ]
-
-
-def _constant(samples: Sequence[Sample], metric: str) -> bool:
-    scores = {sample.scores.get(metric) for sample in samples}
-    return len(scores) == 1 and None not in scores
 
 
 def label(record: StudyRecord, variant: Variant) -> str:

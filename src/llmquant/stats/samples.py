@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from llmquant.stats.paired import PairedDifference, paired_difference
+import numpy as np
+
+from llmquant.stats.paired import Floats, PairedDifference, paired_difference
 from llmquant.stats.sequences import sequential_difference
 from llmquant.study.run import Measurement, Sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SamplePairs:
     """Two runs' scores of the same documents, for one measurement.
 
@@ -27,13 +29,18 @@ class SamplePairs:
         reason: why no samples pair; ``""`` if some do.
     """
 
-    variant: Sequence[float] = ()
-    baseline: Sequence[float] = ()
-    weights: Sequence[float] | None = None
+    variant: Floats = field(default_factory=lambda: np.empty(0))
+    baseline: Floats = field(default_factory=lambda: np.empty(0))
+    weights: Floats | None = None
     groups: Sequence[str] | None = None
     scale: Literal["linear", "log"] = "linear"
     reason: str = ""
     population: int | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether every document has one and the same score in both."""
+        return bool((self.variant == self.variant[0]).all() and (self.baseline == self.variant[0]).all())
 
     def difference(self, *, level: float = 0.95) -> PairedDifference:
         """Estimate variant minus baseline."""
@@ -153,19 +160,23 @@ def pair_samples(
     ]
     if not any(metric.weight_of(one) > 0 for one, _ in same):
         return SamplePairs(scale=metric.scale, reason="the baseline was given other prompts")
-    scores = [metric.worth * one.scores[metric.score] for one, _ in same]
-    beside_them = [metric.worth * other.scores[metric.score] for _, other in same]
+    scores = metric.worth * np.array([one.scores[metric.score] for one, _ in same], np.float64)
+    beside_them = metric.worth * np.array([other.scores[metric.score] for _, other in same], np.float64)
     if population is not None:
         if len(same) < len(pairs):
             return SamplePairs(scale=metric.scale, reason="the baseline was given other prompts for some documents")
-        if metric.weight or metric.scale == "log" or not all(0 <= score <= 1 for score in (*scores, *beside_them)):
+        if metric.weight or metric.scale == "log" or not _are_shares(scores, beside_them):
             reason = "only scores from 0 to 1 have an interval that stays valid while documents are added"
             return SamplePairs(scale=metric.scale, reason=reason)
     return SamplePairs(
         scores,
         beside_them,
-        [metric.weight_of(one) for one, _ in same] if metric.weight else None,
-        [one.group for one, _ in same],
+        np.array([metric.weight_of(one) for one, _ in same], np.float64) if metric.weight else None,
+        [other.group for _, other in same] if any(other.group for _, other in same) else None,
         metric.scale,
         population=population,
     )
+
+
+def _are_shares(*scores: Floats) -> bool:
+    return all(bool((each >= 0).all() and (each <= 1).all()) for each in scores)
