@@ -20,8 +20,9 @@ from llmquant.cli.terminal import Printable
 from llmquant.errors import StoreError
 from llmquant.models.info import ModelInfo
 from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.results.comparison import Comparison
 from llmquant.results.report.export import to_csv
-from llmquant.results.report.html import to_html_page, to_html_table
+from llmquant.results.report.html import to_html_table
 from llmquant.results.report.progress import show_progress
 from llmquant.results.report.summary import summary
 from llmquant.results.report.table import Table
@@ -129,6 +130,23 @@ def test_html_has_the_tags_of_the_report_alone(text):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
+def test_a_page_has_the_tags_of_the_report_alone(text):
+    """The whole report, its charts included, has the same tags and attributes as one of harmless texts."""
+    found, expected = (_Page(_report(name)) for name in (text, "harmless"))
+    assert set(found.tags) == set(expected.tags)
+    assert found.attributes == expected.attributes
+    assert printable(text) in found.text
+
+
+def _report(text):
+    study = hostile_study(text)
+    record = replace(study.record, notes=(text, f"{text}: {text}"), title=text)
+    page = Comparison(record, study.runs, study.read).to_html()
+    assert _is_quiet(page)
+    return page
+
+
+@pytest.mark.parametrize("text", HOSTILE)
 def test_markdown_has_whole_tables_and_no_markup(text):
     """Each line of a pipe table has its cells, and no tag, code, image or link is left."""
     found = to_markdown(tables_of(hostile_study(text), text))
@@ -156,7 +174,7 @@ def test_a_page_allows_nothing_but_its_own_style_and_pictures():
     """The page's policy allows no script and no address, and its title and study are escaped."""
     study = hostile_study("<b>")
     record = replace(study.record, title="</title><script>", study_id='"><script>')
-    page = to_html_page(rows(record, study.runs, study.read), record, study.runs, lambda run: None)
+    page = Comparison(record, study.runs, study.read).to_html()
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
     assert "<script" not in page
 
@@ -172,8 +190,7 @@ def _page_of_kept(folder, document, *, file="failures/q.json", **query):
     (folder / "files" / "failures").mkdir(parents=True, exist_ok=True)
     kept = {"query": "q", "score": 0.0, "found": [], "missed": [{"id": "p", "grade": 1, **document}], **query}
     (folder / "files" / "failures" / "q.json").write_text(json.dumps({"metric": "ndcg_at_5", "queries": [kept]}))
-    found = rows(study.record, study.runs, study.read)
-    return to_html_page(found, study.record, study.runs, lambda run: folder / "files")
+    return Comparison(study.record, study.runs, study.read, lambda run: folder / "files").to_html()
 
 
 @pytest.mark.parametrize("field", ["id", "text"])

@@ -10,7 +10,6 @@ from scipy import stats
 
 from llmquant.results.comparison import Comparison
 from llmquant.results.report.block import blocks
-from llmquant.results.report.html import to_html_page
 from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.summary import summary
 from llmquant.results.report.text import render
@@ -194,7 +193,7 @@ def test_models_stand_side_by_side():
 
 def test_the_page_shows_the_worst_queries(tmp_path):
     """The HTML page has the text of the worst queries and the thumbnails inside it; texts are escaped."""
-    record, runs, found = study(forms=(FULL,), quantizers=("bf16_baseline",))
+    record, runs, _ = study(forms=(FULL,), quantizers=("bf16_baseline",))
     folder = tmp_path / "failures"
     folder.mkdir()
     (folder / "a.webp").write_bytes(b"RIFF")
@@ -207,7 +206,7 @@ def test_the_page_shows_the_worst_queries(tmp_path):
     (folder / "DocVQA.json").write_text(json.dumps({"metric": "ndcg_at_5", "queries": [query]}))
     (run_id,) = runs
     runs = {run_id: replace(runs[run_id], details={"DocVQA": {"failures": "failures/DocVQA.json"}})}
-    page = to_html_page(found, record, runs, lambda run: tmp_path)
+    page = Comparison(record, runs, lambda run_id: {}, lambda run: tmp_path).to_html()
     assert "How &lt;heavy&gt; is it?" in page
     assert "data:image/webp;base64,UklGRg==" in page
     assert "the weight &amp; size" in page

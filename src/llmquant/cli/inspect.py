@@ -75,6 +75,9 @@ def report(
         str | None,
         typer.Option("--out", "-o", help="File to write, such as a.html (default: standard output)."),
     ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", help="Write the HTML report to this file too, for example report.html.")
+    ] = None,
 ) -> None:
     """Show a stored study.
 
@@ -93,7 +96,7 @@ def report(
         "markdown": found.to_markdown,
         "csv": found.to_csv,
         "json": lambda: json_text(found.to_json()),
-        "html": found.to_html,
+        "html": lambda: found.to_html(gate.limits, gate.max_loss),
         "table": found.to_text,
     }
     if form not in writers:
@@ -105,6 +108,9 @@ def report(
         print_tables(tables(found, gate.limits, gate.max_loss))
     else:
         typer.echo(writers[form]())  # each writer escapes its own texts
+    if html is not None:
+        Path(html).write_text(writers["html"](), encoding="utf-8")
+        say(f"written to {html}", err=True)
     if code := gate.exit_code(found):
         sys.exit(code)
 

@@ -310,11 +310,16 @@ class Comparison:
             "failures": failures,
         }
 
-    def to_html(self) -> str:
-        """Return the study as one self-contained page: its tables, and the worst queries of embedders."""
-        from llmquant.results.report.html import to_html_page
+    def to_html(self, limits: Limits | None = None, max_loss: float | str | Sequence[float | str] | None = None) -> str:
+        """Return the study as one self-contained page: the verdict, charts, tables, and how it was made.
 
-        return to_html_page(self.rows(), self.record, self.runs, self._files, self.changes())
+        Args:
+            limits: what a recommended variant may need.
+            max_loss: the largest acceptable loss of a recommended variant.
+        """
+        from llmquant.results.report.page import to_html_page
+
+        return to_html_page(self, self._files, limits, max_loss)
 
     def save_html(self, path: str | Path) -> None:
         """Write `to_html` to a file."""

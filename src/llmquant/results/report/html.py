@@ -1,27 +1,16 @@
-"""A study's tables as a small piece of HTML for notebooks, and as one self-contained page."""
+"""Tables as a small piece of HTML, for notebooks and for pages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from llmquant.results.report.summary import summary
 from llmquant.results.report.table import Table, Tone
-from llmquant.results.report.worst_queries import STYLE, worst_queries_html
-from llmquant.results.row import Row
-from llmquant.study.experiment import RunId
 from llmquant.study.neutral import html_text
-from llmquant.study.record import StudyRecord
-from llmquant.study.run import Run
-
-if TYPE_CHECKING:
-    from llmquant.results.changes import Change
 
 _CLASSES: dict[Tone, str] = {"plain": "", "good": "good", "bad": "bad", "quiet": "quiet", "failed": "bad"}
 
 # Text takes the page's own colour. Green and red are of middling lightness: above 4.1 to 1 on white and on #111.
-_STYLE = """
+STYLE = """
 .llmquant { font: 13px/1.45 system-ui, sans-serif; color: inherit; max-width: 100%; }
 .llmquant h4 { font-size: 15px; font-weight: 600; margin: 1em 0 .2em; }
 .llmquant .title { font-weight: 600; margin: 1.1em 0 0; }
@@ -48,6 +37,11 @@ _STYLE = """
 
 def to_html_table(tables: Iterable[Table]) -> str:
     """Write tables as one ``<div>`` with its own style; every text is escaped."""
+    return f'<div class="llmquant"><style>{STYLE}</style>{to_html_parts(tables)}</div>'
+
+
+def to_html_parts(tables: Iterable[Table]) -> str:
+    """Write tables for a page with `STYLE`; every text is escaped."""
     parts = []
     heading = ""
     for table in (each.mapped(html_text) for each in tables):
@@ -57,7 +51,7 @@ def to_html_table(tables: Iterable[Table]) -> str:
         parts.append(_table(table) if table.columns else f'<p class="title">{table.title}</p>')
         if table.footnotes:
             parts.append("<ul>" + "".join(f"<li>{note}</li>" for note in table.footnotes) + "</ul>")
-    return f'<div class="llmquant"><style>{_STYLE}</style>' + "\n".join(parts) + "</div>"
+    return "\n".join(parts)
 
 
 def _table(table: Table) -> str:
@@ -78,57 +72,10 @@ def _table(table: Table) -> str:
             for kind, cell in zip(classes[1:], cells, strict=True)
         )
         body.append(f'<tr><th scope="row" class="l">{label.text}</th>{line}</tr>')
+    caption = f"<caption>{table.title}</caption>" if table.title else ""
     return (
-        f'<div class="part"><table><caption>{table.title}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="part"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ margin: 2em auto; max-width: 78em; padding: 0 1.5em; font: 14px/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 20px; margin: 0; }}
-.study {{ opacity: .7; font-size: 12px; margin: 0 0 1em; }}
-{style}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p class="study">study {study} · {limit} · seed {seed}{started}</p>
-{tables}
-{worst}
-</body>
-</html>
-"""
-
-
-def to_html_page(
-    rows: list[Row],
-    record: StudyRecord,
-    runs: Mapping[RunId, Run],
-    files: Callable[[Run], Path | None],
-    changes: Sequence[Change] = (),
-) -> str:
-    """Write the page; it loads nothing from elsewhere.
-
-    Args:
-        files: gives the folder of what a run kept; ``None`` if only the record is available.
-        changes: what changed in the answers.
-    """
-    return _PAGE.format(
-        title=html_text(record.title),
-        style=STYLE,
-        study=html_text(record.study_id),
-        limit="all documents" if record.limit is None else html_text(f"maximum {record.limit} documents per task"),
-        seed=html_text(str(record.seed)),
-        started=f" · {html_text(record.started_at[:16].replace('T', ' '))} UTC" if record.started_at else "",
-        tables=to_html_table(summary(rows, record, changes=changes)),
-        worst=worst_queries_html(record, runs, files),
-    )
+__all__ = ["STYLE", "to_html_parts", "to_html_table"]

@@ -27,8 +27,8 @@ def is_quality(block: Block, measure: Measure) -> bool:
     return measure.unit != "bytes" and all(row.hardware is None for row in block.column(measure))
 
 
-def quality_table(block: Block) -> Table | None:
-    """Make the table; ``None`` if there are no measurements."""
+def quality_measures(block: Block) -> list[Measure]:
+    """Return the measures that the table shows."""
     measures = [measure for measure in block.measures if is_quality(block, measure)]
     with_perplexity = {(m.evaluator_key, m.task) for m in measures if m.metric == "perplexity"}
     measures = [
@@ -36,7 +36,13 @@ def quality_table(block: Block) -> Table | None:
     ]
     searched = headlines(block)
     if len(searched) == 1:  # the table of retrieval shows the measure
-        measures = [measure for measure in measures if measure != searched[0]]
+        return [measure for measure in measures if measure != searched[0]]
+    return measures
+
+
+def quality_table(block: Block) -> Table | None:
+    """Make the table; ``None`` if there are no measurements."""
+    measures = quality_measures(block)
     if not measures:
         return None
     compared = len(block.variants) > 1 and block.baseline is not None
@@ -56,7 +62,7 @@ def _columns(
     """Write a measure's columns: value, difference, verdict."""
     column = block.column(measure)
     scale, unit = _scale(column)
-    least = 1 if scale == 100 else 0
+    least = _least(scale)
     decimals = decimals_for((scale * row.stderr for row in column if row.stderr), least=least)
     if decimals is None:
         decimals = least or decimals_of((row.value for row in column), digits=4)
@@ -70,11 +76,10 @@ def _columns(
     written = [[block.cell(variant, measure, value) for variant in block.variants]]
     writers: list[tuple[Column, Callable[[Row], Cell]]] = []
     if compared:
-        # A ratio of a number without a unit is a ratio of perplexities.
-        ratio = any(row.ratio is not None for row in column) and not measure.unit
+        differences = Differences.of(block, measure)
         interval = "[95% interval]" if any(row.pairs is not None for row in column) else ""
-        head = Column((f"× {block.baseline}" if ratio else "difference", interval), group)
-        writers.append((head, _Difference(column, scale, least, ratio=ratio)))
+        head = Column((f"× {block.baseline}" if differences.ratio else "difference", interval), group)
+        writers.append((head, differences))
     if any(row.verdict is not None for row in column):
         writers.append((Column(("verdict",), group, "left"), _verdict))
     for head, write in writers:
@@ -99,39 +104,55 @@ def _beside_value(block: Block, variant: str, measure: Measure, write: Callable[
     return Cell("") if row is None or row.value is None else write(row)
 
 
-class _Difference:
-    """Writes a column's differences, or ratios, with as many decimals as their intervals leave."""
+class Differences:
+    """Writes a measure's differences, or ratios, with as many decimals as their intervals leave.
 
-    def __init__(self, column: Sequence[Row], scale: float, least: int, *, ratio: bool) -> None:
-        self._scale, self._ratio = scale, ratio
-        parts = [self._parts(row) for row in column]
+    Attributes:
+        scale: factor of the numbers: 100 for shares.
+        unit: unit of the scaled values.
+        ratio: whether ratios are written.
+    """
+
+    def __init__(self, column: Sequence[Row], scale: float, unit: str, *, ratio: bool) -> None:
+        self.scale, self.unit, self.ratio = scale, unit, ratio
+        parts = [self.parts(row) for row in column]
         reaches = [(high - low) / 2 for _, low, high in parts if low is not None and high is not None]
         fallback = decimals_of((value for value, _, _ in parts), digits=3)
         found = decimals_for(reaches)
-        self._decimals = max(least, fallback if found is None else found)
+        self._decimals = max(_least(scale), fallback if found is None else found)
         if ratio:
             self._decimals = min(_RATIO_DECIMALS, self._decimals)
 
+    @classmethod
+    def of(cls, block: Block, measure: Measure) -> Differences:
+        """Prepare for a measure's rows."""
+        column = block.column(measure)
+        # A ratio of a number without a unit is a ratio of perplexities.
+        ratio = any(row.ratio is not None for row in column) and not measure.unit
+        return cls(column, *_scale(column), ratio=ratio)
+
     def __call__(self, row: Row) -> Cell:
-        value, low, high = self._parts(row)
+        """Write a row's difference with its interval."""
+        value, low, high = self.parts(row)
         if value is None:
             return Cell("baseline" if row.is_baseline else "–", "quiet")
         if low is None or high is None:
             return Cell(self._text(value))
         # An interval's end is shown as no difference only if it is exactly that, never with better or worse.
-        none = 1.0 if self._ratio else 0.0
-        ends = (number_apart(end, none, self._decimals, sign=not self._ratio) for end in (low, high))
+        none = 1.0 if self.ratio else 0.0
+        ends = (number_apart(end, none, self._decimals, sign=not self.ratio) for end in (low, high))
         return Cell(f"{self._text(value)} [{', '.join(ends)}]")
 
-    def _parts(self, row: Row) -> tuple[float | None, float | None, float | None]:
-        if self._ratio:
+    def parts(self, row: Row) -> tuple[float | None, float | None, float | None]:
+        """Return the scaled value and the ends of its interval."""
+        if self.ratio:
             return row.ratio, row.ratio_low, row.ratio_high
         found = (row.difference, row.difference_low, row.difference_high)
-        value, low, high = (None if part is None else self._scale * part for part in found)
+        value, low, high = (None if part is None else self.scale * part for part in found)
         return value, low, high
 
     def _text(self, value: float) -> str:
-        return number(value, self._decimals, sign=not self._ratio)
+        return number(value, self._decimals, sign=not self.ratio)
 
 
 def _verdict(row: Row) -> Cell:
@@ -187,6 +208,11 @@ def _unpaired(block: Block, measures: Sequence[Measure]) -> list[str]:
             whose = "" if len(concerned) == len(others) else f" of {', '.join(concerned)}"
             by_reason.setdefault(reason, []).append(_title(measure, measures) + whose)
     return [f"No interval for {', '.join(names)}: {reason}." for reason, names in by_reason.items()]
+
+
+def _least(scale: float) -> int:
+    """Return the least decimals: one of a percentage."""
+    return 1 if scale == 100 else 0
 
 
 def _scale(column: Sequence[Row]) -> tuple[float, str]:

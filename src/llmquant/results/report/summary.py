@@ -51,7 +51,7 @@ def summary(
     """
     grouped = blocks(rows)
     verdicts = [(block, table) for block in grouped if (table := verdict_table(block)) is not None]
-    found = [replace(table, heading=_heading(block)) for block, table in verdicts]
+    found = [replace(table, heading=heading(block)) for block, table in verdicts]
     retrieval = retrieval_table(grouped)
     found += [] if retrieval is None else [retrieval]
     for block in grouped:
@@ -63,7 +63,7 @@ def summary(
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
         notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
         tables += [Table("Model and variants", footnotes=notes)] if notes else []
-        found += [replace(table, heading=_heading(block)) for table in tables]
+        found += [replace(table, heading=heading(block)) for table in tables]
     paid = money_table(rows)
     found += [] if paid is None else [paid]
     ends = (("Failed", _failed(rows)), ("Not run", _not_run(rows)), ("Notes", _notes(rows, record)))
@@ -75,7 +75,8 @@ def summary(
     ]
 
 
-def _heading(block: Block) -> str:
+def heading(block: Block) -> str:
+    """Name a model and its baseline."""
     return block.model + (f" · baseline {block.baseline}" if block.baseline is not None else "")
 
 

@@ -50,6 +50,7 @@ class Table:
         rows: a cell for each column; a string is a plain cell.
         footnotes: whole sentences.
         heading: what several tables belong to, such as a model; shown once for consecutive tables.
+        is_verdict: whether the title is the verdict on the variants.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Table:
     rows: tuple[tuple[str | Cell, ...], ...] = ()
     footnotes: tuple[str, ...] = ()
     heading: str = ""
+    is_verdict: bool = False
 
     def column(self, index: int) -> Column:
         """Return a column; a plain heading's is aligned right if its cells are numbers."""
@@ -79,6 +81,7 @@ class Table:
             tuple(tuple(replace(cell, text=write(cell.text)) for cell in row) for row in self.cells()),
             tuple(map(write, self.footnotes)),
             write(self.heading),
+            self.is_verdict,
         )
 
     def without_empty_rows(self) -> Table:

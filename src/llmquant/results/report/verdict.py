@@ -17,12 +17,7 @@ def verdict_table(block: Block) -> Table | None:
     rows = [row for row in block.rows if row.pooled]
     if not rows:
         return None
-    halves = [
-        (row.difference_high - row.difference_low) / 2
-        for row in rows
-        if row.difference_high is not None and row.difference_low is not None
-    ]
-    decimals = decimals_for(halves, least=1) or 1
+    decimals = pooled_decimals(rows)
     unit = rows[0].unit if len({row.unit for row in rows}) == 1 else "points or margins"
     columns = (
         Column(("variant",), align="left"),
@@ -33,13 +28,13 @@ def verdict_table(block: Block) -> Table | None:
     cells = tuple(
         (
             Cell(row.variant),
-            Cell(_difference(row, decimals)),
+            Cell(pooled_difference(row, decimals)),
             Cell("–" if row.no_worse_than is None else number(row.no_worse_than, decimals, sign=True)),
             Cell(said(row), TONES.get(row.verdict, "plain")),
         )
         for row in rows
     )
-    return Table(_sentence(block, rows), columns, cells, tuple(_footnotes(rows)))
+    return Table(_sentence(block, rows), columns, cells, tuple(_footnotes(rows)), is_verdict=True)
 
 
 def said(row: Row) -> str:
@@ -67,13 +62,28 @@ def _sentence(block: Block, rows: Sequence[Row]) -> str:
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row.verdict or "not judged", []).append(row.variant)
-    parts = [f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} {word}" for word, labels in groups.items()]
+    parts = [f"{_listed(labels)} {'is' if len(labels) == 1 else 'are'} {word}" for word, labels in groups.items()]
     counted = {name for row in rows for name in row.mean_of}
     limit = margin_text([row for row in block.rows if f"{row.task} {row.metric}" in counted])
     return f"Verdict{f' at a margin of {limit}' if limit else ''}: {'; '.join(parts)}."
 
 
-def _difference(row: Row, decimals: int) -> str:
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def pooled_decimals(rows: Sequence[Row]) -> int:
+    """Return the decimals that the intervals of pooled rows leave."""
+    halves = [
+        (row.difference_high - row.difference_low) / 2
+        for row in rows
+        if row.difference_high is not None and row.difference_low is not None
+    ]
+    return decimals_for(halves, least=1) or 1
+
+
+def pooled_difference(row: Row, decimals: int) -> str:
+    """Write a pooled difference and its interval."""
     if row.difference is None:
         return "–"
     value = number(row.difference, decimals, sign=True)
@@ -106,4 +116,4 @@ def _rounded(count: int) -> str:
     return f"{round(count, -digits):,}"
 
 
-__all__ = ["TONES", "margin_text", "said", "verdict_table"]
+__all__ = ["TONES", "margin_text", "pooled_decimals", "pooled_difference", "said", "verdict_table"]

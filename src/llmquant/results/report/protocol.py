@@ -1,0 +1,152 @@
+"""How a study was made: its settings as read back from the runs, and how to make it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llmquant.results.report.table import Column, Table
+from llmquant.results.rows import label
+from llmquant.study.experiment import RunId, VectorForm
+from llmquant.study.margins import DEFAULT, PERPLEXITIES, SHARES, is_share
+from llmquant.study.record import StudyRecord
+from llmquant.study.run import Run
+
+# Facts of a task's details, in order, by name for people.
+_DETAILS = {
+    "task_version": "task version",
+    "chat_template": "chat template",
+    "system_instruction": "system instruction",
+    "num_fewshot": "few-shot examples",
+    "config.generation_kwargs": "generation",
+    "max_length": "maximum length",
+    "batch_size": "batch size",
+    "log_softmax": "log-softmax in",
+    "window": "window",
+    "stride": "stride",
+    "tokens": "tokens",
+    "bos": "first token",
+    "prompt_template": "prompts",
+    "kv_cache.dtype": "KV cache",
+}
+_DIGEST = 12
+
+
+def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
+    """Make the table of settings; where variants differ, each value has the names of its variants."""
+    facts: dict[str, dict[str, dict[str, None]]] = {}
+    tasks: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
+    for experiment in record.experiments:
+        variant, model = label(record, experiment.variant), experiment.variant.model
+        _add(facts, "model", f"{model.source} ({model.digest.partition(':')[0]} {_short(model.digest)})", "")
+        _add(facts, "baseline", record.baselines.get(model.digest), "")
+        run = runs.get(experiment.run_id)
+        if run is None:
+            continue
+        applied, made = run.applied or {}, run.provenance
+        _add(facts, "weights", _weights(applied), variant)
+        _add(facts, "computes in", applied.get("compute_dtype"), variant)
+        _add(facts, "other weights", made.get("dtype"), variant)
+        _add(facts, "hardware" if experiment.hardware else "device", experiment.hardware or made.get("device"), "")
+        _add(facts, "executor", made.get("executor"), "")
+        for task, details in run.details.items():
+            for key, name in _DETAILS.items():
+                _add(tasks.setdefault(task, {}), name, _inside(details, key.split(".")), variant)
+    facts["documents"] = {"all" if record.limit is None else f"at most {record.limit:,} per task": {}}
+    facts["seed"] = {str(record.seed): {}}
+    rows = [(name, _said(values)) for name, values in facts.items()]
+    rows += [
+        (task, "; ".join(f"{name} {_said(values)}" for name, values in found.items()))
+        for task, found in tasks.items()
+        if found
+    ]
+    return Table("Protocol", (Column(("setting",), align="left"), Column(("value",), align="left")), tuple(rows))
+
+
+def _add(facts: dict[str, dict[str, dict[str, None]]], name: str, value: object, variant: str) -> None:
+    if value not in (None, "", {}, []):
+        facts.setdefault(name, {}).setdefault(_text(value), {})[variant] = None
+
+
+def versions(runs: Iterable[Run]) -> str:
+    """Return the versions that all runs share, as one line."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        packages = run.provenance.get("packages")
+        for name, version in (packages if isinstance(packages, Mapping) else {}).items():
+            found.setdefault(name, {})[_text(version)] = None
+        for name in ("python", "platform", "cuda", "driver", "git_commit"):
+            if run.provenance.get(name):
+                found.setdefault(name, {})[_text(run.provenance[name])] = None
+    return ", ".join(f"{name} {' or '.join(values)}" for name, values in found.items())
+
+
+def study_toml(record: StudyRecord) -> str:
+    """Write a study file that asks for the same runs; files named in options must lie in the working folder."""
+    forms = [form for each in record.forms.values() for form in each]
+    lines = {
+        "models": list(dict.fromkeys(e.variant.model.source for e in record.experiments)),
+        "quantizers": list(dict.fromkeys(e.variant.quantizer.label for e in record.experiments)),
+        "evaluators": list(dict.fromkeys(e.evaluator.label for e in record.experiments)),
+        "baseline": next(iter(record.baselines.values()), None),
+        "margin": [_margin(name, value) for name, value in record.margins.items() if DEFAULT.get(name) != value],
+        "limit": record.limit or "all",
+        "seed": record.seed,
+    }
+    text = "".join(f"{key} = {_toml(value)}\n" for key, value in lines.items() if value not in (None, []))
+    return text + (f"\n[vectors]\n{_vectors(forms)}" if forms else "")
+
+
+def _vectors(forms: Sequence[VectorForm]) -> str:
+    names = {"dim": "dims", "codec": "codecs", "pool": "pools", "rescore": "rescores"}
+    values = {plural: list(dict.fromkeys(getattr(form, name) for form in forms)) for name, plural in names.items()}
+    return "".join(f"{name} = {_toml(found)}\n" for name, found in values.items() if None not in found)
+
+
+def _margin(name: str, value: float) -> str:
+    points = f"{100 * value:g}"
+    if name == PERPLEXITIES or "perplexity" in name:
+        return f"{name}={points}%"
+    return points if name == SHARES else f"{name}={points if is_share(name) else f'{value:g}'}"
+
+
+def _toml(value: object) -> str:
+    # JSON's strings, numbers and lists are TOML's too.
+    return json.dumps(value) if not isinstance(value, list) else f"[{', '.join(_toml(each) for each in value)}]"
+
+
+def _weights(applied: Mapping[str, Any]) -> str:
+    code, bits, size = applied.get("code"), applied.get("bits"), applied.get("block_size")
+    if code is None:
+        return ""
+    return (
+        f"{code}, {bits:g} bits{f', groups of {size}' if size else ''}" if isinstance(bits, int | float) else str(code)
+    )
+
+
+def _inside(details: object, keys: Sequence[str]) -> object:
+    for key in keys:
+        details = details.get(key) if isinstance(details, Mapping) else None
+    return _short(details) if isinstance(details, str) and details.startswith("sha256:") else details
+
+
+def _said(values: Mapping[str, Mapping[str, None]]) -> str:
+    if len(values) == 1:
+        return next(iter(values))
+    return "; ".join(
+        f"{value} ({', '.join(variants)})" if any(variants) else value for value, variants in values.items()
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value.removeprefix("torch.") if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _short(digest: str) -> str:
+    return digest.partition(":")[2][:_DIGEST]
+
+
+__all__ = ["protocol_table", "study_toml", "versions"]

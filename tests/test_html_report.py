@@ -1,0 +1,163 @@
+"""The HTML report: the verdict on top, charts whose numbers are the rows', nothing that a browser loads or runs."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmquant.results.comparison import Comparison
+from llmquant.results.report.block import blocks
+from llmquant.results.report.curves import divergence_charts, pareto_charts
+from llmquant.results.report.protocol import protocol_table, study_toml
+from llmquant.results.report.strips import cost_charts, forests, pooled_forest
+from llmquant.results.report.svg import Axis
+from llmquant.results.rows import rows
+from llmquant.study.run import Measurement
+from llmquant.study.study import Study
+from made_up import BASELINE, MadeUpStudy, completed, experiment, realistic_study
+
+_DATA = re.compile(r'data-value="([^"]*)"')
+
+
+def comparison(study: MadeUpStudy) -> Comparison:
+    return Comparison(study.record, study.runs, study.read)
+
+
+def with_divergence() -> MadeUpStudy:
+    study = realistic_study()
+    for label, factor in ((BASELINE, 0.0), ("bnb_4bit_nf4", 1.0), ("bnb_4bit_fp4", 2.0)):
+        parts = [
+            Measurement("text.txt", "kl_divergence", factor * 0.01 * (place + 1), "nats", at=at, headline=False)
+            for name, bins in (("position", ("0-127", "128-255")), ("confidence", ("0-0.5", "0.5-0.9", "0.9-1")))
+            for place, at in enumerate({name: each} for each in bins)
+        ]
+        study.add(completed(experiment(label, "fidelity(text.txt)"), *parts))
+    return study
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return comparison(with_divergence()).to_html()
+
+
+def test_the_page_starts_with_the_verdict_and_the_recommendation(page):
+    """Before any table of tasks come the sentence of the verdict and what to ship, with its reasons."""
+    places = [page.index(text) for text in ("Verdict at a margin of 2 points", "Recommendation", "Protocol", "Quality")]
+    assert places == sorted(places)
+    assert "Not gptq_3bit_g128: worse" in page
+
+
+def test_the_page_runs_and_loads_nothing(page):
+    """There is no script, no handler and no address, and the policy allows none."""
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
+    assert not re.search(r"<script|<link|<iframe|<img|\son\w+=|https?:|@import|url\(", page)
+
+
+def test_every_number_of_a_chart_is_one_of_the_rows():
+    """Each mark's number is exactly a value, a difference or a ratio in the rows."""
+    found = comparison(with_divergence())
+    known = {number for row in found.rows() for number in (row.value, row.difference, row.ratio) if number is not None}
+    (block,) = blocks(found.rows())
+    charts = [
+        pooled_forest(block),
+        *forests(block),
+        *cost_charts(block),
+        *divergence_charts(block),
+        *pareto_charts(block, found.pareto()),
+    ]
+    for chart in charts:
+        numbers = [float(text) for text in _DATA.findall(chart)]
+        assert numbers
+        assert known.issuperset(numbers)
+
+
+def test_a_dot_stands_where_its_number_is():
+    """From a dot's position and two ticks the row's difference is found again."""
+    (block,) = blocks(comparison(realistic_study()).rows())
+    chart = pooled_forest(block)
+    dots = [(float(x), float(value)) for x, value in re.findall(r'cx="([\d.]+)%".*?data-value="([^"]*)"', chart)]
+    ticks = [(float(x), float(said)) for x, said in re.findall(r'<text class="" x="([\d.]+)%"[^>]*>([^<]+)<', chart)]
+    (x0, v0), (x1, v1) = ticks[0], ticks[-1]
+    assert len(dots) == 4
+    for x, value in dots:
+        assert v0 + (x - x0) * (v1 - v0) / (x1 - x0) == pytest.approx(value, abs=abs(v1 - v0) * 1e-3)
+
+
+def test_divergence_is_drawn_by_position_and_by_confidence(page):
+    """Both charts have a line per variant and say that a small divergence proves nothing."""
+    assert "Divergence by position in the text, text.txt" in page
+    assert "Divergence by the baseline&#x27;s confidence, text.txt" in page
+    assert "A small divergence does not show that a variant is no worse" in page
+    assert "bnb_4bit_fp4: 0-127: 0.02; 128-255: 0.04" in page
+
+
+def test_the_protocol_names_variants_only_where_they_differ():
+    """A setting that all share stands alone; one that differs has its variants."""
+    study = realistic_study()
+    settings = {row[0]: row[1] for row in protocol_table(study.record, study.runs).rows}
+    assert settings["hardware"] == "NVIDIA A100-SXM4-40GB"
+    assert settings["computes in"].startswith("bfloat16 (bf16_baseline, bnb_8bit); float16 (bnb_4bit_nf4, ")
+
+
+def test_the_protocol_says_how_a_task_was_asked():
+    """Chat template, few-shot examples, batch size and the KV cache's dtype are in the protocol."""
+    study = MadeUpStudy()
+    run = completed(experiment(BASELINE, "lm_eval(coqa)"), Measurement("coqa", "f1", 0.5))
+    study.add(run)
+    details = {
+        "coqa": {"chat_template": False, "num_fewshot": 0, "batch_size": 4, "prompt_template": "sha256:" + "ab" * 32},
+        "memory": {"kv_cache": {"dtype": "torch.bfloat16"}},
+    }
+    object.__setattr__(run, "details", details)
+    settings = {row[0]: row[1] for row in protocol_table(study.record, study.runs).rows}
+    assert settings["coqa"] == "chat template no; few-shot examples 0; batch size 4; prompts abababababab"
+    assert settings["memory"] == "KV cache bfloat16"
+
+
+def test_the_study_file_of_a_report_asks_for_the_same_study():
+    """The TOML is read as a study with the same models, quantizers, evaluators, baseline, limit and margins."""
+    record = realistic_study().record
+    again = Study.from_json(tomllib.loads(study_toml(record)))
+    assert [str(call) for call in again.quantizers] == list(
+        dict.fromkeys(each.variant.quantizer.label for each in record.experiments)
+    )
+    assert [str(call) for call in again.evaluators] == list(
+        dict.fromkeys(each.evaluator.label for each in record.experiments)
+    )
+    assert (again.baseline, again.limit, again.seed, again.margins) == (BASELINE, 50, 0, record.margins)
+
+
+def test_every_format_has_the_verdict():
+    """Text, Markdown, the page and the notebook begin with the same sentence; rows have the verdicts."""
+    found = comparison(realistic_study())
+    sentence = "Verdict at a margin of 2 points or 2% of perplexity:"
+    for written in (found.to_text(width=200), found.to_markdown(), found.to_html(), found._repr_html_()):
+        assert sentence in written
+    assert "worse" in found.to_csv()
+    assert {row["verdict"] for row in found.rows_json()["rows"] if row["pooled"]} >= {"worse"}
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), st.booleans())
+def test_an_axis_holds_its_values(values, log):
+    """Values are in order on an axis and inside its ends, and so are a few round ticks."""
+    values = [abs(value) + 1e-6 for value in values] if log else values
+    axis = Axis.over(values, log=log)
+    places = [axis.at(value) for value in sorted(values)]
+    assert places == sorted(places)
+    assert all(axis.start <= place <= axis.end for place in places)
+    ticks = axis.ticks()
+    assert len(ticks) <= 13
+    assert all(axis.low - 1e-9 * abs(axis.low) <= tick <= axis.high + 1e-9 * abs(axis.high) for tick in ticks)
+
+
+def test_a_study_without_a_baseline_or_results_has_a_page():
+    """Where nothing can be compared, the page says what there is, without charts of differences."""
+    study = MadeUpStudy()
+    study.add(experiment("nf4", "lm_eval(coqa)"))
+    found = comparison(study)
+    assert "Not run" in found.to_html()
+    assert not rows(study.record, study.runs, study.read)[0].verdict
