@@ -134,7 +134,7 @@ def test_intervals_hold_what_they_promise_where_stories_are_shared():
         after = [b + shifts[n // 10] + draw.gauss(0, 0.1) for n, b in enumerate(before)]
         for grouped in held:
             given = groups if grouped else [""] * 150
-            difference = paired(sampled(after, given), sampled(before, given)).difference
+            difference = paired(sampled(after, given), sampled(before, given)).difference()
             held[grouped] += difference.low <= 0 <= difference.high
     assert held[True] >= 180
     assert held[False] <= 140
