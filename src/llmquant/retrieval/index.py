@@ -12,15 +12,7 @@ from llmquant.errors import OptionError, PluginError, SanityError, UnsupportedEr
 from llmquant.retrieval.ann import Graph, faiss_graph, usearch_graph
 from llmquant.retrieval.codecs import Coded, Floats
 from llmquant.retrieval.pooling import pooled, unit
-from llmquant.retrieval.scoring import (
-    Hits,
-    Ids,
-    dense_rescore,
-    dense_top,
-    maxsim_rescore,
-    maxsim_top,
-    offsets_of,
-)
+from llmquant.retrieval.scoring import Hits, Ids, dense_rescore, dense_top, maxsim_rescore, maxsim_top, offsets_of
 from llmquant.retrieval.vectors import Embeddings
 from llmquant.study.embedding import Similarity
 from llmquant.study.experiment import Codec, VectorForm

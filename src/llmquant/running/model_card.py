@@ -43,10 +43,7 @@ def model_card(
         ("preset", quantizer),
         ("method", f"{applied.method}, {applied.code}, {applied.bits:g} bits per weight"),
         ("group size", "one row" if applied.block_size is None else str(applied.block_size)),
-        (
-            "layers",
-            f"{applied.layers_quantized} quantized; not quantized: {', '.join(applied.layers_left) or 'none'}",
-        ),
+        ("layers", f"{applied.layers_quantized} quantized; not quantized: {', '.join(applied.layers_left) or 'none'}"),
         ("weights", f"{weight_bytes / 2**20:,.1f} MiB on disk"),
         *_made(recipe),
         *([("note", applied.note)] if applied.note else []),

@@ -53,12 +53,7 @@ class SentenceTransformers:
         return OpenSentenceTransformers(model, prompts, normalized=options.info(info).similarity == "cosine")
 
 
-def load(
-    path: Path,
-    info: ModelInfo,
-    load_kwargs: LoadKwargs,
-    ctx: Context,
-) -> SentenceTransformer:
+def load(path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> SentenceTransformer:
     """Load a model from local files only.
 
     Raises:
