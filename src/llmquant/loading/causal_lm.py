@@ -41,15 +41,19 @@ _SANITY_TOKENS = 16
 _MOVES_FLOAT32, _MOVES_16_BIT, _MIXTURE = 1e-4, 0.01, 10
 
 
-def materialize(info: ModelInfo, cache: Cache) -> Path:
+def materialize(info: ModelInfo, cache: Cache, *, modules: bool = False) -> Path:
     """Return a local folder that ``from_pretrained`` reads; download or convert the model once if necessary.
+
+    Args:
+        modules: whether to download the folders of sentence-transformers' modules too.
 
     Raises:
         ModelError: if it cannot be downloaded or converted.
         MissingDependencyError: if a GGUF file needs the ``gguf`` package.
     """
     if info.kind == "hub" and info.repo and info.commit:
-        return download(info.repo, info.commit, info.weight_files, code="trust_remote_code" in info.flags)
+        code = "trust_remote_code" in info.flags
+        return download(info.repo, info.commit, info.weight_files, code=code, modules=modules)
     if info.location is None:
         raise ModelError(f"{info.source} has neither a folder nor a Hub id")
     if info.kind == "folder":

@@ -42,11 +42,7 @@ def materialize_embedder(info: ModelInfo, embedder: Any, cache: Cache) -> Path |
     """
     if info.kind == "none":
         return None
-    if info.kind == "hub" and info.repo and info.commit:
-        code = "trust_remote_code" in info.flags
-        path = download(info.repo, info.commit, info.weight_files, code=code, modules=True)
-    else:
-        path = materialize(info, cache)
+    path = materialize(info, cache, modules=True)
     adapter = info.adapter
     if adapter is None:
         return path

@@ -23,8 +23,6 @@ INDEX = ".index.json"
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
 # What auto-gptq calls its one file, as in gptq_model-4bit-128g.safetensors; transformers does not find it.
 _AUTO_GPTQ = re.compile(r"gptq_model-\d+bit-(-1|\d+)g\.safetensors")
-# What auto-gptq writes its settings to, beside a config.json without them.
-AUTO_GPTQ_CONFIG = "quantize_config.json"
 _SUFFIXES = frozenset({".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".spm"})
 _FOR_PEOPLE = ("readme", "license", "notice", "requirements")
 # Files above this size are hashed once and remembered; below, looking up is no faster than hashing.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmquant.errors import ModelError
-from llmquant.models.folder import AUTO_GPTQ_CONFIG, file_digest, folder_digest, read_checkpoint
+from llmquant.models.folder import file_digest, folder_digest, read_checkpoint
 from llmquant.models.gguf import read_gguf_header
 from llmquant.models.headers import TensorInfo
 from llmquant.models.hub import find_file, read_hub
@@ -39,6 +39,7 @@ _BLOCK = re.compile(r"\.\d+\.")
 _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)$)")
 # ... and the experts of a mixture, which transformers fuses into one tensor for all experts.
 _EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
+_AUTO_GPTQ_CONFIG = "quantize_config.json"
 _ROPE_BY_LENGTH = ("dynamic", "longrope", "su")  # "su" is what longrope was called first
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 # Of positions, steps and masks, besides weights.
@@ -122,10 +123,16 @@ class ModelInfo:
         return not any((kind.get("rope_type") or kind.get("type")) in _ROPE_BY_LENGTH for kind in kinds)
 
     @property
+    def quantization_config(self) -> Mapping[str, Any]:  # Any: a JSON object
+        """Return the quantization's settings in the configuration; empty if there are none."""
+        found = self.config.get("quantization_config") or self.text_config.get("quantization_config")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
     def quantized_as(self) -> str | None:
         """Name the method the checkpoint is quantized by already; ``None`` for floating-point weights."""
-        found = self.config.get("quantization_config") or self.text_config.get("quantization_config")
-        if not isinstance(found, Mapping) or not found:
+        found = self.quantization_config
+        if not found:
             return "gptq" if self.codes else None  # auto-gptq's settings are in a file beside: see `_noted`
         bits = found.get("bits") or (4 if found.get("load_in_4bit") else 8 if found.get("load_in_8bit") else None)
         return str(found.get("quant_method", "unknown")) + (f" {bits}-bit" if bits else "")
@@ -290,8 +297,7 @@ def _inspect_hub(source: str, request: ModelRequest) -> ModelInfo:
 
 def _noted(info: ModelInfo) -> ModelInfo:
     """Note that a checkpoint is quantized, and refuse codes without settings: they would be taken for weights."""
-    configured = info.config.get("quantization_config") or info.text_config.get("quantization_config")
-    if info.codes and not configured and not _has_auto_gptq(info):
+    if info.codes and not info.quantization_config and auto_gptq_settings(info) is None:
         first = info.codes[0]
         raise ModelError(
             f"{info.source} stores {len(info.codes)} tensors as {first.dtype}, first {first.name!r}, and its "
@@ -302,10 +308,12 @@ def _noted(info: ModelInfo) -> ModelInfo:
     return replace(info, note="; ".join(part for part in (info.note, said) if part))
 
 
-def _has_auto_gptq(info: ModelInfo) -> bool:
+def auto_gptq_settings(info: ModelInfo) -> Path | None:
+    """Return the file with auto-gptq's settings, which is beside a ``config.json`` without them."""
     if info.location is not None:
-        return (info.location / AUTO_GPTQ_CONFIG).is_file()
-    return bool(info.repo and info.commit and find_file(info.repo, info.commit, AUTO_GPTQ_CONFIG))
+        path = info.location / _AUTO_GPTQ_CONFIG
+        return path if path.is_file() else None
+    return find_file(info.repo, info.commit, _AUTO_GPTQ_CONFIG) if info.repo and info.commit else None
 
 
 def is_path(source: str) -> bool:

@@ -61,21 +61,14 @@ class Broken:
     reason: str
 
 
-@dataclass(frozen=True)
-class Discovered:
-    """The plugins found through entry points.
+def load_entry_points(
+    entry_points: Iterable[importlib.metadata.EntryPoint], disabled: Sequence[str]
+) -> tuple[list[Plugin], list[Broken], pluggy.PluginManager]:
+    """Load every entry point whose package is not disabled; llmquant's own come first.
 
-    Attributes:
-        hooks: the loaded packages, for their observers.
+    Returns:
+        The plugins, the entry points that could not be loaded, and the loaded packages, for their observers.
     """
-
-    plugins: tuple[Plugin, ...]
-    broken: tuple[Broken, ...]
-    hooks: pluggy.PluginManager
-
-
-def load_entry_points(entry_points: Iterable[importlib.metadata.EntryPoint], disabled: Sequence[str]) -> Discovered:
-    """Load every entry point whose package is not disabled; llmquant's own come first."""
     hooks = pluggy.PluginManager(GROUP)
     hooks.add_hookspecs(Hooks)
     plugins: list[Plugin] = []
@@ -105,7 +98,7 @@ def load_entry_points(entry_points: Iterable[importlib.metadata.EntryPoint], dis
                 broken.append(Broken(name, _reason(error)))
             else:
                 plugins.append(plugin)
-    return Discovered(tuple(plugins), tuple(broken), hooks)
+    return plugins, broken, hooks
 
 
 def package_of(entry: importlib.metadata.EntryPoint) -> str:

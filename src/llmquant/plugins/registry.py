@@ -83,9 +83,9 @@ class Registry:
         broken: packages that could not be loaded; other packages still work.
     """
 
-    def __init__(self, plugins: Sequence[Plugin], broken: Sequence[Broken], hooks: pluggy.PluginManager) -> None:
-        self.plugins = list(plugins)
-        self.broken = list(broken)
+    def __init__(self, plugins: list[Plugin], broken: list[Broken], hooks: pluggy.PluginManager) -> None:
+        self.plugins = plugins
+        self.broken = broken
         self._hooks = hooks
 
     def names(self, kind: PluginKind) -> list[str]:
@@ -296,8 +296,7 @@ def registry() -> Registry:
 
 def discover(entry_points: Iterable[importlib.metadata.EntryPoint], *, disabled: Sequence[str] = ()) -> Registry:
     """Load each entry point separately; a failure becomes a `Broken` row."""
-    found = load_entry_points(entry_points, disabled)
-    return Registry(found.plugins, found.broken, found.hooks)
+    return Registry(*load_entry_points(entry_points, disabled))
 
 
 def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NewType
 
@@ -133,8 +133,7 @@ class ModelUse:
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the fields as a JSON object."""
-        embedder = None if self.embedder is None else self.embedder.to_json()
-        return {"source": self.source, "digest": self.digest, "flags": list(self.flags), "embedder": embedder}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelUse:  # Any: a JSON object

@@ -55,9 +55,7 @@ class StudyRecord:
             **{each.name: getattr(self, each.name) for each in fields(self)},
             "experiments": [experiment.to_json() for experiment in self.experiments],
             "baselines": dict(self.baselines),
-            "notes": list(self.notes),
             "margins": dict(self.margins),
-            "benchmarks": {name: list(parts) for name, parts in self.benchmarks.items()},
         }
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,6 @@ from llmquant.errors import RunError, UnsupportedError
 from llmquant.loading.strict import check_source
 from llmquant.models.folder import folder_digest
 from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
-from llmquant.quantizers.calibration.options import Calibrated
 from llmquant.quantizers.calibration.texts import calibration_tokens
 from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
 from llmquant.quantizers.gptqmodel.options import AwqOptions, Dtype, GptqOptions, RoundToNearestOptions
@@ -33,7 +33,15 @@ _Options = TypeVar("_Options", bound=GptqOptions | AwqOptions | RoundToNearestOp
 
 
 class _PackedByGptqModel(Quantizer[_Options]):
-    """The shared part of the three quantizers: their checkpoint, how it is loaded, and how it is read back."""
+    """The shared part of the three quantizers: how their checkpoint is made, loaded and read back."""
+
+    @abstractmethod
+    def _config(self) -> Any:  # Any: a QuantizeConfig
+        """Translate the options; GPTQModel is imported here, after `prepare_environment`."""
+
+    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
+        prepare_environment(ctx.device)
+        return _quantize(model, out, self._config(), self.options, ctx)
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         prepare_environment(ctx.device)
@@ -46,12 +54,11 @@ class _PackedByGptqModel(Quantizer[_Options]):
 class Gptq(_PackedByGptqModel[GptqOptions]):
     """GPTQ (Frantar et al., arXiv:2210.17323)."""
 
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        prepare_environment(ctx.device)
+    def _config(self) -> Any:  # Any: see above
         from gptqmodel import QuantizeConfig
 
         options = self.options
-        config = QuantizeConfig(
+        return QuantizeConfig(
             method="gptq",
             format=options.format,
             bits=options.bits,
@@ -61,39 +68,26 @@ class Gptq(_PackedByGptqModel[GptqOptions]):
             damp_percent=options.damp_percent,
             act_group_aware=options.act_group_aware,
         )
-        return _quantize(model, out, config, options, ctx)
 
 
 class Awq(_PackedByGptqModel[AwqOptions]):
     """AWQ (Lin et al., arXiv:2306.00978)."""
 
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        prepare_environment(ctx.device)
-        from gptqmodel import BACKEND, QuantizeConfig
+    def _config(self) -> Any:  # Any: see above
+        from gptqmodel import QuantizeConfig
 
-        options = self.options
-        config = QuantizeConfig(
-            method="awq",
-            format="gemm",
-            bits=4,
-            group_size=options.group_size,
-            sym=not options.zero_point,
-        )
-        # By default GPTQModel checks its result with a kernel that needs CUDA.
-        backend = BACKEND.AWQ_TORCH if ctx.device == "cpu" else BACKEND.AUTO
-        return _quantize(model, out, config, options, ctx, backend)
+        sym, group_size = not self.options.zero_point, self.options.group_size
+        return QuantizeConfig(method="awq", format="gemm", bits=4, group_size=group_size, sym=sym)
 
 
 class RoundToNearest(_PackedByGptqModel[RoundToNearestOptions]):
     """Rounds every weight to the nearest value that its group can represent."""
 
-    def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
-        prepare_environment(ctx.device)
+    def _config(self) -> Any:  # Any: see above
         from gptqmodel.quantization.config import RTNConfig
 
         options = self.options
-        config = RTNConfig(bits=options.bits, group_size=options.group_size, sym=options.sym)
-        return _quantize(model, out, config, None, ctx)
+        return RTNConfig(bits=options.bits, group_size=options.group_size, sym=options.sym)
 
 
 def loaded_dtype(name: Dtype, device: str) -> torch.dtype:
@@ -108,16 +102,15 @@ def _quantize(
     model: Path,
     out: Path,
     config: Any,  # Any: a QuantizeConfig
-    calibrated: Calibrated | None,
+    options: GptqOptions | AwqOptions | RoundToNearestOptions,
     ctx: Context,
-    backend: str = "auto",
 ) -> Path:
     """Load, calibrate, quantize and write, in the checkpoint's type, or in bfloat16 for a float32 checkpoint.
 
     For GPTQ and some architectures GPTQModel stores every finished layer; a killed quantization resumes after the last
     stored layer. GPTQModel 7.6 cannot resume AWQ from the layers it stores.
     """
-    from gptqmodel import GPTQModel
+    from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
     from gptqmodel.models.auto import MODEL_MAP
     from transformers import AutoConfig
@@ -131,18 +124,20 @@ def _quantize(
     check_source(model, model.name)  # GPTQModel loads layer by layer, and reports no missing weights
     tokenizer = AutoTokenizer.from_pretrained(model)
     digest, sequences = None, None
-    if calibrated is not None:
-        tokens = calibration_tokens(calibrated, tokenizer, ctx)
+    if not isinstance(options, RoundToNearestOptions):
+        tokens = calibration_tokens(options, tokenizer, ctx)
         tokens.record(out)
         digest = tokens.digest
         sequences = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens.ids]
     content = folder_digest(model, [path.name for path in model.iterdir()], ctx.cache.digests)
-    asked = digest_of([content, repr(calibrated), digest]).removeprefix("sha256:")
+    asked = digest_of([content, repr(options), digest]).removeprefix("sha256:")
     unfinished = ctx.cache.root / "unfinished" / asked[:32]
     make_folder(unfinished)
     config.offload_to_disk_path = str(unfinished / "offload")
-    resumable = isinstance(calibrated, GptqOptions) and kind in _RESUMABLE
+    resumable = isinstance(options, GptqOptions) and kind in _RESUMABLE
     layers = CheckpointConfig(path=unfinished / "layers") if resumable else None
+    # By default GPTQModel checks AWQ's result with a kernel that needs CUDA.
+    backend = BACKEND.AWQ_TORCH if isinstance(options, AwqOptions) and ctx.device == "cpu" else BACKEND.AUTO
     engine = GPTQModel.load(str(model), config, device=ctx.device)
     count = engine.model.config.get_text_config().num_hidden_layers
     engine.layer_callback = lambda layer_idx, submodule_finalized: ctx.progress(layer_idx + 1, count)

@@ -12,10 +12,9 @@ from typing import Any
 
 from llmquant.errors import MissingDependencyError, ModelError, OptionError, UnsupportedError
 from llmquant.models.causal import FUNCTION_SETTINGS
-from llmquant.models.folder import AUTO_GPTQ_CONFIG, read_json
+from llmquant.models.folder import read_json
 from llmquant.models.headers import DTYPE_BYTES, TensorInfo
-from llmquant.models.hub import find_file
-from llmquant.models.info import ModelInfo, inspect_model
+from llmquant.models.info import ModelInfo, auto_gptq_settings, inspect_model
 from llmquant.quantizers.bitsandbytes.options import OFFSET_BYTES, fits_packed, packed_state_bytes, packs_on
 from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size
 from llmquant.quantizers.gptqmodel.options import Dtype
@@ -159,15 +158,8 @@ def quantization_settings(info: ModelInfo) -> Mapping[str, Any]:  # Any: a JSON 
     Returns:
         The settings, with their ``quant_method``; nothing for a checkpoint that is not quantized.
     """
-    found = info.config.get("quantization_config") or info.text_config.get("quantization_config")
-    if found:
-        return dict(found)
-    beside: Path | None = None
-    if info.location is not None:
-        beside = info.location / AUTO_GPTQ_CONFIG
-    elif info.repo and info.commit:
-        beside = find_file(info.repo, info.commit, AUTO_GPTQ_CONFIG)
-    return {"quant_method": "gptq", **read_json(beside)} if beside is not None and beside.exists() else {}
+    beside = None if info.quantization_config else auto_gptq_settings(info)
+    return info.quantization_config if beside is None else {"quant_method": "gptq", **read_json(beside)}
 
 
 @functools.cache
