@@ -23,6 +23,7 @@ from llmquant.errors import OptionError
 from llmquant.importers.studies import import_results
 from llmquant.results.comparison import Comparison
 from llmquant.stats.samples import pair_samples
+from llmquant.storage.store import Store
 from lm_eval_output import CHOICE_ROWS, noisy, write_output, write_rows
 from subjects import load_subject
 
@@ -128,6 +129,16 @@ def test_imported_documents_are_those_of_our_own_runs(outputs, tmp_path):
             own.group,
         )
     assert {sample.prompt for sample in samples}.isdisjoint(sample.prompt for sample in ours.samples)
+
+
+def test_prompts_are_stored_as_text(outputs, tmp_path):
+    """A sample's prompt is found by its hash, so that a report can show it."""
+    import_results([outputs["bf16"][0]], store=tmp_path / "store")
+    store = Store(tmp_path / "store")
+    samples = [s for run in store.runs().values() for s in store.samples(run).get("arc_easy", ())]
+    assert len(samples) == len(CHOICE_ROWS)
+    for sample, row in zip(samples, CHOICE_ROWS, strict=True):
+        assert row["question"] in (store.prompt(sample.prompt) or "")
 
 
 def test_filters_are_metrics_of_one_document(outputs, tmp_path):

@@ -112,6 +112,7 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
     }
     path = file.with_name(f"samples_{task}_{_date(file)}.jsonl")
     samples: list[Sample] = []
+    prompts: dict[str, str] = {}
     notes: list[str] = []
     if config is None:
         details["no_scores"] = "a group's value has no documents of its own"
@@ -120,7 +121,7 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
         details["config"] = {key: config[key] for key in _CONFIG if key in config}
         if path.is_file():
             with written_by("lm-eval", path):
-                samples, details["grouped_by"] = read_samples(path, data, task, _aggregations(config))
+                samples, details["grouped_by"], prompts = read_samples(path, data, task, _aggregations(config))
         else:
             details["no_scores"] = "lm-eval was run without --log_samples"
             notes.append(f"{task}: {path} does not exist; run lm-eval with --log_samples to compare its documents")
@@ -132,6 +133,7 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
         samples,
         details,
         [value.metric for value in values if aggregations.get(value.metric.partition(",")[0]) not in MEANS],
+        prompts,
     )
     return Imported(
         PROGRAM,

@@ -23,12 +23,15 @@ _LIKELIHOODS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 
 def read_samples(
     path: Path, data: Mapping[str, Any], task: str, aggregations: Mapping[str, str]
-) -> tuple[list[Sample], str]:  # Any: lm-eval's results
-    """Read a task's samples, one per document, and the field by which documents share a source.
+) -> tuple[list[Sample], str, dict[str, str]]:  # Any: lm-eval's results
+    """Read a task's samples, one per document.
 
     Args:
         data: the results that the samples belong to.
         aggregations: names of the functions that make the task's values, by metric.
+
+    Returns:
+        The samples, the field by which documents share a source, and the texts of the prompts.
 
     Raises:
         OptionError: if a line is damaged or missing, the file belongs to other results, or all log-likelihoods are
@@ -61,7 +64,8 @@ def read_samples(
         own = {metric: score for metric, score in own.items() if math.isfinite(score) or not whole}
         found.append(Sample(document, _prompt(first), own, answer, target, group, seen[document]))
         seen[document] += 1
-    return found, field
+    texts = {sample.prompt: _prompt_text(entries[0]) for sample, entries in zip(found, documents, strict=True)}
+    return found, field, texts
 
 
 def _entry(entry: Mapping[str, Any], where: str, filters: Sequence[str]) -> Entry:  # Any: JSON values
@@ -124,6 +128,10 @@ def _prompt(entry: Entry) -> str:
     """Digest a document's prompts as text, with the right answer; lm-eval's own hash has only the first prompt."""
     prompts: list[Any] = [[part for part in request if not isinstance(part, dict)] for request in _requests(entry)]
     return digest_of([entry["prompt_hash"], entry["target_hash"], *prompts]).removeprefix("sha256:")
+
+
+def _prompt_text(entry: Entry) -> str:
+    return "\n\n".join(filter(None, dict.fromkeys(str(request[0]) for request in _requests(entry))))
 
 
 def _requests(entry: Entry) -> list[list[Any]]:  # Any: texts, and the settings of generation

@@ -97,7 +97,9 @@ def import_results(
     store = store if isinstance(store, Store) else Store(store)
     for run, each in runs.values():
         if store.readable(run.run_id) is None:
-            store.commit(run, store.begin(), {each.task: each.result.samples})
+            partial = store.begin()
+            store.keep(run, partial, {}, each.result.prompts)
+            store.commit(run, partial, {each.task: each.result.samples})
     store.write_study(record.study_id, record.to_json())
     return Comparison.of(record, store)
 
