@@ -165,6 +165,8 @@ def test_a_study_of_imports_is_stored_and_shown_like_any_other(outputs, tmp_path
     for shown in (read.to_text(), read.to_markdown(), read.to_html(), read.to_csv()):
         assert "tiny/llama" in shown
         assert "nf4" in shown
+    assert "llmquant import" in read.to_html()
+    assert "study.toml" not in read.to_html()
 
 
 def test_the_command_prints_the_comparison(outputs, tmp_path):

@@ -19,7 +19,7 @@ from llmquant.study.margins import read_margins
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 
-# A plugin's full name has a slash, so that no run made here has the identity of an imported one.
+# A plugin's full name has a slash: no run made here has the identity of an imported one, see `Experiment.imported`.
 _PLUGIN = "imported"
 _VERSION = "1"
 

@@ -277,6 +277,11 @@ class Experiment:
     reference: RunId | None = None
 
     @property
+    def imported(self) -> bool:
+        """Whether the results come from another program's files: only plugins' full names have a slash."""
+        return "/" not in self.evaluator.plugin
+
+    @property
     def run_id(self) -> RunId:
         """The run's id: a digest of the request, 20 hexadecimal digits."""
         vectors = self.variant.vectors

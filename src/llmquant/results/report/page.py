@@ -152,10 +152,11 @@ def _box(title: str, body: str) -> str:
 
 def _reproduce(found: Comparison) -> str:
     toml = html_lines(study_toml(found.record).splitlines())
+    how = f"Write this to <code>study.toml</code> and run <code>llmquant run study.toml</code>:</p><pre>{toml}</pre>"
+    if all(experiment.imported for experiment in found.record.experiments):
+        how = "These are results of other programs; <code>llmquant import</code> reads the same files again.</p>"
     return (
-        "<section><h2>Make it again</h2><p>Write this to <code>study.toml</code> and run "
-        f"<code>llmquant run study.toml</code>:</p><pre>{toml}</pre>"
-        f"<p>Versions: {html_text(versions(found.runs.values()))}.</p></section>"
+        f"<section><h2>Make it again</h2><p>{how}<p>Versions: {html_text(versions(found.runs.values()))}.</p></section>"
     )
 
 

@@ -22,6 +22,7 @@ _DETAILS = {
     "config.generation_kwargs": "generation",
     "max_length": "maximum length",
     "batch_size": "batch size",
+    "limit": "limit",
     "log_softmax": "log-softmax in",
     "window": "window",
     "stride": "stride",
@@ -50,11 +51,13 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
         _add(facts, "other weights", made.get("dtype"), variant)
         _add(facts, "hardware" if experiment.hardware else "device", experiment.hardware or made.get("device"), "")
         _add(facts, "executor", made.get("executor"), "")
+        _add(facts, "imported from", made.get("imported_from"), "")
         for task, details in run.details.items():
             for key, name in _DETAILS.items():
                 _add(tasks.setdefault(task, {}), name, _inside(details, key.split(".")), variant)
-    facts["documents"] = {"all" if record.limit is None else f"at most {record.limit:,} per task": {}}
-    facts["seed"] = {str(record.seed): {}}
+    if not all(experiment.imported for experiment in record.experiments):
+        facts["documents"] = {"all" if record.limit is None else f"at most {record.limit:,} per task": {}}
+        facts["seed"] = {str(record.seed): {}}
     rows = [(name, _said(values)) for name, values in facts.items()]
     rows += [
         (task, "; ".join(f"{name} {_said(values)}" for name, values in found.items()))
