@@ -20,7 +20,7 @@ _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm")
 
 
 @dataclass(frozen=True)
-class HubCheckpoint:
+class HubCheckpoint(Checkpoint):
     """A checkpoint at one commit.
 
     Attributes:
@@ -29,7 +29,6 @@ class HubCheckpoint:
     """
 
     commit: str
-    checkpoint: Checkpoint
     note: str = ""
 
 
@@ -99,7 +98,7 @@ def _read_online(api: HfApi, repo: str, revision: str | None, name: str, *, allo
     with ThreadPoolExecutor(8) as pool:
         headers = pool.map(lambda file: _read_header(api, repo, file, commit), files)
         tensors = joined(dict(zip(files, headers, strict=True)), read, name)
-    return HubCheckpoint(commit, Checkpoint(config, tensors, files, sum(sizes[file] for file in files)))
+    return HubCheckpoint(config, tensors, files, sum(sizes[file] for file in files), commit)
 
 
 def _read_header(api: HfApi, repo: str, file: str, commit: str) -> tuple[TensorInfo, ...]:
@@ -127,9 +126,8 @@ def _read_cached(repo: str, revision: str | None, name: str, reason: Exception, 
         raise ModelError(f"the local copy of {name} is not whole: {error.message}", hint=error.hint or hint) from error
     except (OSError, ValueError) as error:  # LocalEntryNotFoundError is an OSError
         raise ModelError(f"{name} is not in the local Hugging Face cache", hint=hint) from error
-    return HubCheckpoint(
-        folder.name, checkpoint, f"commit {folder.name[:12]} of the local cache; the Hub was not asked"
-    )
+    note = f"commit {folder.name[:12]} of the local cache; the Hub was not asked"
+    return HubCheckpoint(**vars(checkpoint), commit=folder.name, note=note)
 
 
 def read_hub_adapter(repo: str, revision: str | None) -> tuple[str, dict[str, Any]] | None:  # Any: a JSON object

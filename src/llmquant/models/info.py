@@ -280,19 +280,8 @@ def _inspect_hub(source: str, request: ModelRequest) -> ModelInfo:
         if Path(source).is_dir():
             raise ModelError(error.message, hint=f"A folder of this name is here: write ./{source}") from error
         raise
-    _refuse_code(found.checkpoint.config, request)
-    return _noted(
-        ModelInfo(
-            request.source,
-            f"commit:{found.commit}",
-            request.flags,
-            "hub",
-            repo=repo,
-            commit=found.commit,
-            note=found.note,
-            **vars(found.checkpoint),
-        )
-    )
+    _refuse_code(found.config, request)
+    return _noted(ModelInfo(request.source, f"commit:{found.commit}", request.flags, "hub", repo=repo, **vars(found)))
 
 
 def _noted(info: ModelInfo) -> ModelInfo:

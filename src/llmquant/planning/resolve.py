@@ -307,7 +307,8 @@ def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their o
     written = Call.parse(chosen.use.label)
     first = fields(part)[0].name
     value = getattr(part, first)
-    args = tuple(item.name if isinstance(item, InputFile) else item for item in _items(value))
+    items = value if isinstance(value, tuple) else (value,)
+    args = tuple(item.name if isinstance(item, InputFile) else item for item in items)
     return str(Call(written.name, args, {key: v for key, v in written.options.items() if key != first}))
 
 
@@ -316,10 +317,6 @@ def one_at_a_time(registry: Registry, chosen: Chosen) -> Chosen:
     if getattr(chosen.options, "batch_size", None) != "auto":
         return chosen
     return registry.chosen(chosen.plugin, replace(chosen.options, batch_size=1), label=chosen.use.label)
-
-
-def _items(value: Any) -> tuple[Any, ...]:  # Any: option values
-    return value if isinstance(value, tuple) else (value,)
 
 
 def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:

@@ -40,22 +40,14 @@ class Executor(Protocol):
         notices: notices for people before the start, such as a busy GPU.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102 - in Attributes
-    @property
-    def outlives(self) -> bool: ...  # noqa: D102
-    @property
-    def installs(self) -> bool: ...  # noqa: D102
-    @property
-    def hardware(self) -> str: ...  # noqa: D102
-    @property
-    def device(self) -> Device: ...  # noqa: D102
-    @property
-    def slots(self) -> int: ...  # noqa: D102
-    @property
-    def threads(self) -> int | None: ...  # noqa: D102
-    @property
-    def notices(self) -> tuple[str, ...]: ...  # noqa: D102
+    name: str
+    outlives: bool
+    installs: bool
+    hardware: str
+    device: Device
+    slots: int
+    threads: int | None
+    notices: tuple[str, ...]
 
     def check(self, jobs: Sequence[Job], *, running: Sequence[str] = ()) -> Offer | None:
         """Refuse jobs that cannot run before anything is started or paid for, and return the maximum cost.

@@ -14,18 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llmquant.errors import OptionError, PluginError, nearest
-from llmquant.study.experiment import Digest, InputFile, path_of
+from llmquant.study.experiment import InputFile, path_of
 from llmquant.study.reading import NAMES, SCALARS, brief, check_json, of_union, read_as
 
 Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
-
-
-@dataclasses.dataclass(frozen=True)
-class _KeptFile:
-    """A file in an experiment's options."""
-
-    digest: Digest
-    name: str
 
 
 def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own dataclass
@@ -133,8 +125,7 @@ def _input_file(value: Any, cls: type[InputFile], where: str) -> InputFile:  # A
     if isinstance(value, InputFile):
         return value
     if isinstance(value, Mapping) and set(value) == {"digest", "name"}:
-        kept = read_as(_KeptFile, value, where)
-        return cls(kept.digest, kept.name)
+        return read_as(cls, value, where)
     if not isinstance(value, str | Path):
         raise OptionError(f"{where} must be a file's path, found {brief(value)}")
     try:
