@@ -18,6 +18,7 @@ from llmquant.planning.resolve import Planned
 from llmquant.plugins.executor import JobState
 from llmquant.plugins.registry import registry
 from llmquant.preview import preview
+from llmquant.results.precision import precisions
 from llmquant.results.row import Row
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.store import Store
@@ -125,6 +126,7 @@ def test_a_variant_stops_as_soon_as_its_verdict_is_sure(tmp_path: Path):
         assert starts[label] == starts[BASE][: len(starts[label])]
         n = 50 * 2 ** (len(starts[label]) - 1)
         assert (rows[label].n, rows[label].interval_method) == (n, "betting sequence")
+        assert rows[label].baseline_value == pytest.approx(rows[label].value - rows[label].difference)
         assert f"{n} of 1,000 documents were needed, {1000 - n} were saved" in rows[label].evaluator_note
 
 
@@ -192,6 +194,8 @@ def test_a_stored_study_is_what_was_returned(tmp_path: Path):
     assert lq.Comparison.from_store(study.store).rows() == found.rows()
     found.save_json(tmp_path / "study.json")
     assert lq.Comparison.load(tmp_path / "study.json").rows() == found.rows()
+    (pilot, *_) = precisions(study.record, study.store)  # a later study is planned from these documents
+    assert (pilot.documents, pilot.pilot) == (TOTAL, True)
 
 
 @pytest.mark.parametrize("limit", [None, 30, 50, 51, 400, 500])

@@ -9,6 +9,7 @@ from functools import partial
 
 from llmquant.errors import LlmquantError
 from llmquant.results.rows import rows
+from llmquant.results.slices import joined
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Experiment, RunId
 from llmquant.study.margins import SHARES, is_share
@@ -67,8 +68,7 @@ def precisions(record: StudyRecord, store: Store) -> list[Precision]:
         sd, total = spreads.get(key, (math.sqrt(_DISCORDANCE) if plugin == _PLANNED else None, None))
         if sd is None:
             continue
-        limit = experiment.documents.limit if experiment.documents is not None else None
-        documents = min((n for n in (limit, total) if n is not None), default=None)
+        documents = min((n for n in (record.limit, total) if n is not None), default=None)
         reach = None if documents is None else reachable_margin(documents, sd)
         needed = documents_needed(margin, sd) if margin else None
         found.append(Precision(experiment.evaluator.label, documents, reach, margin, needed, key in spreads))
@@ -91,7 +91,7 @@ def _spreads(
             alike = tuple(each for each in old.experiments if _key(each) in left)
             runs = {each.run_id: run for each in alike if (run := store.readable(each.run_id)) is not None}
             old = replace(old, experiments=alike, baselines=record.baselines)
-            compared = rows(old, runs, partial(_samples, store, runs))
+            compared = rows(*joined(old, runs, partial(_samples, store, runs), {})[:3])
         except LlmquantError:  # a damaged study is no pilot
             continue
         keys = {each.run_id: _key(each) for each in alike}

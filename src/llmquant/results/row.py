@@ -39,7 +39,7 @@ class Row:
         stderr: standard error of the value.
         n: samples or repeats behind the value.
         baseline: label of the baseline; ``None`` on its own rows.
-        baseline_value: the baseline's value.
+        baseline_value: the baseline's value; of a variant that stopped when it was sure, over its own documents.
         difference: value minus baseline; over the paired documents if there are pairs.
         difference_stderr: standard error of the difference, from pairs.
         difference_low: lower end of the difference's 95% interval.

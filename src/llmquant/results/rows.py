@@ -299,6 +299,8 @@ def _compare(
         paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id), population=whole)
     except DamagedError as error:
         return {**found, "no_interval": error.message}, None
+    if paired.population is not None:  # the baseline may have continued for another variant
+        found["baseline_value"] = math.fsum(paired.baseline) / len(paired.baseline)
     if (paired.scale == "log" or measurement.unit) and value > 0 and baseline > 0:
         found["ratio"] = value / baseline
     reason = paired.reason and str(_detail(run, measurement.task, "no_scores") or paired.reason)
