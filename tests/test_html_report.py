@@ -16,7 +16,7 @@ from llmquant.results.report.protocol import protocol_table, study_toml
 from llmquant.results.report.strips import cost_charts, forests, pooled_forest
 from llmquant.results.report.svg import Axis
 from llmquant.results.rows import rows
-from llmquant.study.run import Measurement
+from llmquant.study.run import Measurement, Sample
 from llmquant.study.study import Study
 from made_up import BASELINE, MadeUpStudy, completed, experiment, realistic_study
 
@@ -152,6 +152,26 @@ def test_an_axis_holds_its_values(values, log):
     ticks = axis.ticks()
     assert len(ticks) <= 13
     assert all(axis.low - 1e-9 * abs(axis.low) <= tick <= axis.high + 1e-9 * abs(axis.high) for tick in ticks)
+
+
+def test_documents_that_changed_are_shown_with_both_answers():
+    """The page and the Markdown have the question, the expected answer and both answers, as text."""
+    study = MadeUpStudy()
+    for label, answers in ((BASELINE, ["yes", "<b>4</b>"]), ("nf4", ["no", "5"])):
+        samples = [
+            Sample(f"d{i}", f"p{i}", {"acc": float(answer != "no")}, answer, "the & target")
+            for i, answer in enumerate(answers)
+        ]
+        mean = Measurement("t", "acc", 0.5, higher_is_better=True, n=2)
+        study.add(completed(experiment(label, "lm_eval(t)"), mean), {"t": samples})
+    prompts = {"p0": "Is 2 < 3?\nAnswer:", "p1": "2 + 2"}
+    found = Comparison(study.record, study.runs, study.read, prompts=lambda hashes: prompts)
+    page = found.to_html()
+    assert "<pre>Is 2 &lt; 3?\nAnswer:</pre>" in page
+    assert "acc 1 → 0" in page
+    assert "<dt>expected</dt><dd>the &amp; target</dd><dt>baseline</dt><dd>yes</dd><dt>nf4</dt><dd>no</dd>" in page
+    assert "| nf4 · t | acc 1 → 0 | the & target | yes | no |" in found.to_markdown()
+    assert "2 + 2" not in page
 
 
 def test_a_study_without_a_baseline_or_results_has_a_page():

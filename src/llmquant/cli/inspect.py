@@ -61,7 +61,9 @@ AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Pri
 def report(
     store: Annotated[str, typer.Argument(help="Store folder, or a file from `report --format json`.")] = "results",
     study: Annotated[str | None, typer.Option(help="Study id, or its beginning (default: the newest study).")] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="Format: table, markdown, csv, json or html.")] = "table",
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="Format: table, markdown, csv, parquet, json or html.")
+    ] = "table",
     margin: MarginOption = None,
     max_memory: MaxMemory = None,
     max_latency: MaxLatency = None,
@@ -81,7 +83,7 @@ def report(
 ) -> None:
     """Show a stored study.
 
-    The report is a table, Markdown, CSV, one portable JSON file, or one HTML page.
+    The report is a table, Markdown, CSV, Parquet, one portable JSON file, or one HTML page.
     """
     from pathlib import Path
 
@@ -93,15 +95,20 @@ def report(
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
     found = found.at_margin(margin) if margin else found
     writers: dict[str, Callable[[], str]] = {
-        "markdown": found.to_markdown,
+        "markdown": lambda: found.to_markdown(gate.limits, gate.max_loss),
         "csv": found.to_csv,
         "json": lambda: json_text(found.to_json()),
         "html": lambda: found.to_html(gate.limits, gate.max_loss),
         "table": found.to_text,
     }
-    if form not in writers:
-        raise OptionError(f"format is {form!r}", hint=nearest(form, writers))
-    if out is not None:
+    if form not in (*writers, "parquet"):
+        raise OptionError(f"format is {form!r}", hint=nearest(form, (*writers, "parquet")))
+    if form == "parquet":
+        if out is None:
+            raise OptionError("parquet is not text", hint="Give a file: --out report.parquet")
+        found.save_parquet(out)
+        say(f"written to {out}")
+    elif out is not None:
         Path(out).write_text(writers[form](), encoding="utf-8")
         say(f"written to {out}")
     elif form == "table":

@@ -7,6 +7,7 @@ differences, and shares of documents with shared sources, have that of `llmquant
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 import operator
@@ -239,6 +240,26 @@ def document_changes(rows: Iterable[Row], samples: Samples) -> Iterator[Document
                         generated=one.generated,
                         cut=one.cut,
                     )
+
+
+def most_changed(
+    rows: Sequence[Row], samples: Samples, limit: int, metric: str | None = None
+) -> Iterator[DocumentChange]:
+    """Yield the documents whose score changed most, of each variant and task.
+
+    Args:
+        rows: of the variants and tasks, with the baseline's rows.
+        samples: returns a run's samples by task.
+        limit: maximum number of documents per variant and task.
+        metric: ``None`` for each task's first one.
+    """
+    firsts: dict[tuple[str, str], str] = {}
+    for row in rows:
+        firsts.setdefault((row.evaluator_key, row.task), metric or row.metric)
+    wanted = [row for row in rows if row.metric == firsts[row.evaluator_key, row.task]]
+    changed = (one for one in document_changes(wanted, samples) if one.change)
+    for _, group in itertools.groupby(changed, lambda one: (one.model, one.variant, one.evaluator, one.task)):
+        yield from heapq.nlargest(limit, group, lambda one: abs(one.change))
 
 
 def with_prompts(

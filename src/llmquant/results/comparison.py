@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmquant.errors import OptionError, RequestError, StoreError, UnknownNameError, nearest
 from llmquant.results import rows as comparison
 from llmquant.results.pareto import ParetoPoint, pareto
+from llmquant.results.reading import read_runs
 from llmquant.results.recommend import Limits, Recommendation, recommend
 from llmquant.results.row import Row
 from llmquant.results.slices import joined, with_needed
@@ -24,6 +25,7 @@ from llmquant.study.run import SCHEMA_VERSION, Run, Sample
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from llmquant.results.changes import Change, DocumentChange
 
@@ -79,7 +81,7 @@ class Comparison:
                 read is missing, with a note.
         """
         if runs is None:
-            runs, notes = _read_runs(record, store)
+            runs, notes = read_runs(record, store)
             record = replace(record, notes=(*record.notes, *notes))
         known = dict(runs)
 
@@ -198,33 +200,38 @@ class Comparison:
         return changes(self._measured(), self._samples)
 
     def flipped(
-        self, variant: str, task: str, limit: int = 20, *, metric: str | None = None, model: str | None = None
+        self,
+        variant: str | None = None,
+        task: str | None = None,
+        limit: int = 20,
+        *,
+        metric: str | None = None,
+        model: str | None = None,
     ) -> list[DocumentChange]:
-        """Return the documents of a task whose score changed most, with both answers.
+        """Return the documents whose score changed most, with both answers.
 
         Args:
-            limit: maximum number of documents.
-            metric: ``None`` for the task's first one.
-            model: needed if several models have a variant of this name.
+            variant: ``None`` for all; ``task`` likewise.
+            limit: maximum number of documents per variant and task.
+            metric: ``None`` for each task's first one.
+            model: ``None`` for all.
 
         Raises:
             UnknownNameError: if there is no such variant, task or metric.
         """
-        from llmquant.results.changes import document_changes, with_prompts
+        from llmquant.results.changes import most_changed, with_prompts
 
         rows = [row for row in self._measured() if model in (None, row.model)]
+        here = [row for row in rows if row.is_baseline or variant in (None, row.variant)]
         for name, wanted, known in (
             ("variant", variant, {row.variant for row in rows if not row.is_baseline}),
-            ("task", task, {row.task for row in rows if row.variant == variant}),
-            ("metric", metric, {row.metric for row in rows if row.variant == variant and row.task == task}),
+            ("task", task, {row.task for row in here}),
+            ("metric", metric, {row.metric for row in here if task in (None, row.task)}),
         ):
             if wanted is not None and wanted not in known:
                 raise UnknownNameError(f"there is no {name} {wanted!r}", hint=nearest(wanted, known))
-        here = [row for row in rows if row.task == task and (row.is_baseline or row.variant == variant)]
-        first = metric or next(row.metric for row in here)
-        found = [one for one in document_changes(here, self._samples) if one.metric == first and one.change]
-        found.sort(key=lambda one: -abs(one.change))
-        return with_prompts(found[:limit], self._prompts)
+        here = [row for row in here if task in (None, row.task)]
+        return with_prompts(list(most_changed(here, self._samples, limit, metric)), self._prompts)
 
     def samples_frame(self, variant: str | None = None, task: str | None = None) -> pd.DataFrame:
         """Return a data frame with one line per variant, document and metric: scores and answers beside the baseline's.
@@ -271,12 +278,44 @@ class Comparison:
 
         return render(tables(self), width)
 
-    def to_markdown(self) -> str:
-        """Return the summary as Markdown."""
-        from llmquant.results.report.summary import tables
-        from llmquant.results.report.text import to_markdown
+    def to_markdown(
+        self, limits: Limits | None = None, max_loss: float | str | Sequence[float | str] | None = None
+    ) -> str:
+        """Return the report as Markdown; `limits` and `max_loss` as in `to_html`."""
+        from llmquant.results.report.markdown import to_markdown_report
 
-        return to_markdown(tables(self))
+        return to_markdown_report(self, limits, max_loss)
+
+    def to_model_card(self, variant: str) -> str:
+        """Return a model card of a variant for the Hub: its results as ``model-index``, verdict, tables and protocol.
+
+        Raises:
+            UnknownNameError: if there is no such variant.
+        """
+        from llmquant.results.report.hub import model_card
+
+        return model_card(self, variant)
+
+    def to_eval_results(self, variant: str) -> dict[str, str]:
+        """Return a variant's results as the Hub's ``.eval_results/*.yaml`` files, by path, for data sets of the Hub.
+
+        Raises:
+            UnknownNameError: if there is no such variant.
+        """
+        from llmquant.results.report.hub import eval_results
+
+        return eval_results(self, variant)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure: the differences over all tasks, and quality against memory and latency.
+
+        Raises:
+            MissingDependencyError: if matplotlib is not installed.
+            RequestError: if no variant was compared with a baseline.
+        """
+        from llmquant.results.report.plot import plot
+
+        return plot(self.rows(), self.pareto())
 
     def to_csv(self) -> str:
         """Return `rows` as comma-separated values."""
@@ -325,6 +364,12 @@ class Comparison:
         """Write `to_html` to a file."""
         Path(path).write_text(self.to_html(), encoding="utf-8")
 
+    def save_parquet(self, path: str | Path) -> None:
+        """Write `rows` to a Parquet file."""
+        from llmquant.results.report.export import write_parquet
+
+        write_parquet(self.rows(), Path(path))
+
     def save_json(self, path: str | Path) -> None:
         """Write the study to one portable file."""
         Path(path).write_text(json_text(self.to_json()), encoding="utf-8")
@@ -337,19 +382,3 @@ class Comparison:
         from llmquant.results.report.summary import tables
 
         return to_html_table(tables(self))
-
-
-def _read_runs(record: StudyRecord, store: Store) -> tuple[dict[RunId, Run], list[str]]:
-    """Read a study's runs, and note the runs that cannot be read."""
-    found: dict[RunId, Run] = {}
-    notes: list[str] = []
-    for experiment in record.experiments:
-        try:
-            run = store.run(experiment.run_id)
-        except StoreError as error:
-            label = f"{comparison.label(record, experiment.variant)} · {experiment.evaluator.label}"
-            notes.append(f"{label} is missing, as its run cannot be read: {error.message}. {error.hint}")
-        else:
-            if run is not None:
-                found[run.run_id] = run
-    return found, notes

@@ -40,6 +40,11 @@ def html_text(text: str) -> str:
     return html.escape(printable(text))
 
 
+def html_lines(text: str) -> str:
+    """Escape a text of several lines; its line breaks stay."""
+    return "\n".join(html_text(line) for line in text.split("\n"))
+
+
 def markdown_text(text: str) -> str:
     """Escape text for one line or cell of GitHub's Markdown."""
     return _MARKUP.sub(r"\\\g<0>", " ".join(printable(text).split()))

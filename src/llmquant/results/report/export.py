@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import DamagedError, MissingDependencyError
@@ -152,3 +153,23 @@ def frame_of(records: Sequence[Mapping[str, _Value]], columns: list[str]) -> pd.
         ) from error
     # A column of None alone has no type to guess; pandas' own missing value lets numbers be numbers.
     return pd.DataFrame.from_records(records, columns=columns).convert_dtypes()
+
+
+def write_parquet(rows: Sequence[Row], path: Path) -> None:
+    """Write a file with one line per row, the columns of the CSV, and the types of `Row`'s fields."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    records = _flat(rows)
+    types = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}
+    declared = {field.name: str(field.type).partition(" ")[0] for field in fields(Row)}
+    schema = []
+    for name in list(records[0]) if records else _columns():
+        values = [record[name] for record in records if record[name] is not None]
+        # Conditions have no declared type.
+        kind = declared.get(name) or ("float" if all(isinstance(value, int | float) for value in values) else "str")
+        schema.append(pa.field(name, types.get(kind, pa.string())))
+        if kind not in types:
+            for record in records:
+                record[name] = None if record[name] is None else str(record[name])
+    parquet.write_table(pa.Table.from_pylist(records, schema=pa.schema(schema)), path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,14 +12,15 @@ from llmquant.results.pareto import ParetoPoint, pareto
 from llmquant.results.recommend import Limits, Recommendation
 from llmquant.results.report.block import Block, blocks
 from llmquant.results.report.curves import divergence_charts, pareto_charts
+from llmquant.results.report.flips import flips_html
 from llmquant.results.report.html import STYLE, to_html_parts
-from llmquant.results.report.protocol import protocol_table, study_toml, versions
+from llmquant.results.report.protocol import again, protocol_table, study_toml, versions
 from llmquant.results.report.strips import cost_charts, forests, pooled_forest
 from llmquant.results.report.summary import heading, summary
 from llmquant.results.report.table import Table
 from llmquant.results.report.worst_queries import STYLE as WORST_STYLE
 from llmquant.results.report.worst_queries import worst_queries_html
-from llmquant.study.neutral import html_text
+from llmquant.study.neutral import html_lines, html_text
 from llmquant.study.run import Run
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
+# Documents per variant and task.
+_FLIPS = 5
 _COSTS = ("Memory", "Speed", "Other measurements")
 _ENDS = ("Failed", "Not run", "Notes")
 
@@ -72,6 +75,7 @@ def to_html_page(
         _box("Protocol: how this was measured", to_html_parts([replace(protocol_table(record, found.runs), title="")])),
         *(_model(block, tables, [p for p in points if p.model == block.model]) for block in grouped),
         *(_section(table.title, table) for table in tables if not table.heading and table.title not in _ENDS),
+        flips_html(found.flipped(limit=_FLIPS)),
         worst_queries_html(record, found.runs, kept),
         *(_section(table.title, table) for table in tables if table.title in _ENDS),
         _reproduce(found),
@@ -103,7 +107,8 @@ def _answer(grouped: Sequence[Block], tables: Sequence[Table], advice: Sequence[
 def _advice(advice: Recommendation) -> str:
     first, *reasons = advice.lines()[: len(advice.lines()) - len(advice.use)]
     items = "".join(f"<li>{html_text(reason)}</li>" for reason in reasons)
-    use = f"<pre>{html_lines(advice.use)}</pre>" if advice.use else ""
+    lines = "\n".join(map(html_text, advice.use))
+    use = f"<pre>{lines}</pre>" if lines else ""
     return f'<h3>Recommendation</h3><p class="ship">{html_text(first)}</p><ul>{items}</ul>{use}'
 
 
@@ -151,18 +156,11 @@ def _box(title: str, body: str) -> str:
 
 
 def _reproduce(found: Comparison) -> str:
-    toml = html_lines(study_toml(found.record).splitlines())
-    how = f"Write this to <code>study.toml</code> and run <code>llmquant run study.toml</code>:</p><pre>{toml}</pre>"
-    if all(experiment.imported for experiment in found.record.experiments):
-        how = "These are results of other programs; <code>llmquant import</code> reads the same files again.</p>"
+    toml = study_toml(found.record)
+    how = f"{html_text(again(toml))}</p>" + (f"<pre>{html_lines(toml)}</pre>" if toml else "")
     return (
         f"<section><h2>Make it again</h2><p>{how}<p>Versions: {html_text(versions(found.runs.values()))}.</p></section>"
     )
-
-
-def html_lines(lines: Iterable[str]) -> str:
-    """Escape a text of several lines."""
-    return "\n".join(html_text(line) for line in lines)
 
 
 __all__ = ["to_html_page"]

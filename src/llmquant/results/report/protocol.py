@@ -85,8 +85,17 @@ def versions(runs: Iterable[Run]) -> str:
     return ", ".join(f"{name} {' or '.join(values)}" for name, values in found.items())
 
 
+def again(toml: str) -> str:
+    """Say how results are made again, before the study file."""
+    if not toml:
+        return "These are results of other programs; llmquant import reads the same files again."
+    return "Write this to study.toml and run: llmquant run study.toml"
+
+
 def study_toml(record: StudyRecord) -> str:
-    """Write a study file that asks for the same runs; files named in options must lie in the working folder."""
+    """Write a study file that asks for the same runs, with files in the working folder; ``""`` for imported results."""
+    if all(experiment.imported for experiment in record.experiments):
+        return ""
     forms = [form for each in record.forms.values() for form in each]
     lines = {
         "models": list(dict.fromkeys(e.variant.model.source for e in record.experiments)),
@@ -152,4 +161,4 @@ def _short(digest: str) -> str:
     return digest.partition(":")[2][:_DIGEST]
 
 
-__all__ = ["protocol_table", "study_toml", "versions"]
+__all__ = ["again", "protocol_table", "study_toml", "versions"]
