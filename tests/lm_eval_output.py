@@ -49,6 +49,40 @@ filter_list:
 metadata:
   version: 1.0
 """
+# Log-likelihoods of whole texts, and of the last word of a text.
+_ROLLING = """
+task: rolling
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list:
+  - metric: word_perplexity
+  - metric: byte_perplexity
+  - metric: bits_per_byte
+"""
+_LAST_WORD = """
+task: last_word
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{question}}}}"
+doc_to_target: " {{{{answer}}}}"
+metric_list:
+  - metric: perplexity
+    aggregation: perplexity
+    higher_is_better: false
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
 _CHOICES = """
 include: {installed}
 dataset_path: json
@@ -77,9 +111,7 @@ def write_rows(path: Path, rows) -> Path:
     return path
 
 
-def write_output(
-    folder: Path, subject, rows: Path, words: Path, *, name: str | None = "tiny/llama", **arguments
-) -> Path:
+def write_output(folder: Path, subject, rows: Path, words: Path) -> Path:
     """Run lm-eval itself and let it write its files; return the folder."""
     import lm_eval.tasks
     from lm_eval.evaluator import simple_evaluate
@@ -91,12 +123,13 @@ def write_output(
     tasks.mkdir(parents=True)
     installed = Path(lm_eval.tasks.__file__).parent / "arc" / "arc_easy.yaml"
     (tasks / "choices.yaml").write_text(_CHOICES.format(installed=installed, rows=rows), encoding="utf-8")
-    (tasks / "words.yaml").write_text(_WORDS.format(rows=words), encoding="utf-8")
+    for name, text in (("words", _WORDS), ("rolling", _ROLLING), ("last_word", _LAST_WORD)):
+        (tasks / f"{name}.yaml").write_text(text.format(rows=words), encoding="utf-8")
     tracker = EvaluationTracker(output_path=str(folder / "out"))
     output = simple_evaluate(
         model=HFLM(pretrained=subject.module, tokenizer=subject.tokenizer, batch_size=1, softmax_dtype="float32"),
         model_args={"pretrained": "tiny/llama"},
-        tasks=["arc_easy", "words"],
+        tasks=["arc_easy", "words", "rolling", "last_word"],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         log_samples=True,
         evaluation_tracker=tracker,

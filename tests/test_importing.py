@@ -93,9 +93,8 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def row_of(found: Comparison, variant: str, metric: str):
-    (row,) = [row for row in found.rows() if (row.variant, row.metric) == (variant, metric)]
-    return row
+def row_of(found: Comparison, variant: str, metric: str, task: str = ""):
+    return next(row for row in found.rows() if (row.variant, row.metric) == (variant, metric) and task in row.task)
 
 
 def both(bf16, nf4, tmp_path, **options) -> Comparison:
@@ -131,6 +130,33 @@ def test_imported_documents_are_those_of_our_own_runs(outputs, tmp_path):
     assert {sample.prompt for sample in samples}.isdisjoint(sample.prompt for sample in ours.samples)
 
 
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("rolling", "word_perplexity"),
+        ("rolling", "byte_perplexity"),
+        ("rolling", "bits_per_byte"),
+        ("last_word", "perplexity"),
+        ("last_word", "acc"),
+    ],
+)
+def test_likelihoods_of_texts_pair(outputs, tmp_path, task, metric):
+    """The documents' log-likelihoods add up to lm-eval's value, so that each document is a pair."""
+    row = row_of(both(outputs["bf16"][0], outputs["nf4"][0], tmp_path), "nf4", metric, task)
+    assert (row.pairs, row.no_interval) == (6, "")
+    assert (row.ratio is not None) == ("perplexity" in metric)
+
+
+def test_equal_likelihoods_of_texts_are_refused(edited, tmp_path):
+    """Also where a document has no choices."""
+
+    def none(entries):
+        return [{**entry, "filtered_resps": ["0.0"]} for entry in entries]
+
+    with pytest.raises(OptionError, match=r"all 6 log-likelihoods are 0\.0"):
+        import_results([edited("nf4", "rolling", samples=none)], store=tmp_path / "store")
+
+
 def test_prompts_are_stored_as_text(outputs, tmp_path):
     """A sample's prompt is found by its hash, so that a report can show it."""
     import_results([outputs["bf16"][0]], store=tmp_path / "store")
@@ -156,7 +182,7 @@ def test_a_study_of_imports_is_stored_and_shown_like_any_other(outputs, tmp_path
     found = both(outputs["bf16"][0], outputs["nf4"][0], tmp_path)
     again = both(outputs["bf16"][0], outputs["nf4"][0], tmp_path)
     assert again.record.study_id == found.record.study_id
-    assert len(list((tmp_path / "store" / "runs").iterdir())) == len(found.runs) == 4
+    assert len(list((tmp_path / "store" / "runs").iterdir())) == len(found.runs) == 8
     read = Comparison.from_store(tmp_path / "store")
     read.save_json(tmp_path / "study.json")
     assert [row.to_json() for row in Comparison.load(tmp_path / "study.json").rows()] == [
@@ -366,7 +392,7 @@ def _other_scores(entries):
         ({"samples": _another_document}, "but the results have 18 of 18"),
         ({"samples": lambda entries: [*entries, entries[0]]}, "has document 0 for the filters 'none', 'none'"),
         ({"results": lambda data: data["n-samples"]["arc_easy"].update(original=3)}, "18 of 3"),
-        ({"samples": _no_likelihoods}, "every choice of every document is 0.0"),
+        ({"samples": _no_likelihoods}, r"all 72 log-likelihoods are 0\.0"),
         ({"samples": _other_scores}, "is not the mean of its 18 samples' scores"),
         ({"samples": lambda entries: []}, "has 0 documents"),
         ({"text": lambda text: "[]\n"}, r"line 1, cannot be read: it is \[\]"),
@@ -426,7 +452,7 @@ def test_half_a_character_and_infinity_in_settings_are_stored(edited, tmp_path):
 
     found = both(edited("bf16"), edited("nf4", results=strange), tmp_path)
     read = Comparison.from_store(tmp_path / "store")
-    assert len(read.runs) == len(found.runs) == 4
+    assert len(read.runs) == len(found.runs) == 8
     assert "task_version inf against 1.0" in "\n".join(read.record.notes)
 
 
@@ -455,7 +481,7 @@ def test_of_several_results_the_newest_is_imported(edited, tmp_path):
     _copy_of(folder, "2020-01-01T00-00-00.000001", lambda data: None)
     found = import_results([f"bf16={folder}"], store=tmp_path / "store")
     assert row_of(found, "bf16", "acc").n == len(CHOICE_ROWS)
-    assert Counter("the newest one is imported" in note for note in found.record.notes)[True] == 2
+    assert Counter("the newest one is imported" in note for note in found.record.notes)[True] == 4
     next(folder.rglob("results_2020*.json")).unlink()
     (file,) = folder.rglob("results_*.json")
     _copy_of(folder, "2020-01-01T00-00-00.000001", _shots)
@@ -506,6 +532,14 @@ def test_names_of_variants_are_clear(edited, tmp_path):
         import_results([f"bf16={tmp_path}/nowhere"], store=tmp_path / "store")
     with pytest.raises(OptionError, match="gives the variant no name"):
         import_results([f"={one}"], store=tmp_path / "store")
+
+
+def test_a_copy_is_compared_and_named(outputs, tmp_path):
+    """Two variants of the same files are both shown, and a note says that they are one."""
+    found = both(outputs["bf16"][0], outputs["bf16"][0], tmp_path)
+    row = row_of(found, "nf4", "acc")
+    assert (row.difference, row.pairs) == (0, len(CHOICE_ROWS))
+    assert any("nf4 are a copy of those of bf16" in note for note in found.record.notes)
 
 
 def test_other_tokenizers_and_versions_are_named(edited, tmp_path):

@@ -33,6 +33,8 @@ def _reasons(mine: Imported, theirs: Imported | None, variant: str, baseline: st
     if theirs is None:
         yield f"{variant} is not compared, as {baseline} has no results"
         return
+    if mine.digest == theirs.digest:
+        yield f"the files of {variant} are a copy of those of {baseline}"
     if mine.protocol != theirs.protocol:
         keys = [key for key in {**theirs.protocol, **mine.protocol} if _of(mine, key) != _of(theirs, key)]
         settings = "; ".join(f"{key} {_of(mine, key)} against {_of(theirs, key)}" for key in keys)

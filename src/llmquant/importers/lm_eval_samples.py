@@ -111,7 +111,7 @@ def _check_likelihoods(documents: Sequence[Sequence[Entry]], path: Path) -> None
     found = [value for entries in documents for value in _log_likelihoods(entries[0])]
     if len(found) > 1 and len(set(found)) == 1:
         raise OptionError(
-            f"{path}: the log-likelihood of every choice of every document is {found[0]}",
+            f"{path}: all {len(found)} log-likelihoods are {found[0]}",
             hint="The server returned none; evaluate with one that returns log-probabilities of the prompt.",
         )
 

@@ -120,7 +120,7 @@ def _model_use(model: str) -> ModelUse:
 
 
 def _run(model: str, name: str, each: Imported, label: str, now: str) -> Run:
-    variant = Variant(_model_use(model), PluginUse(_PLUGIN, _VERSION, {"files": each.digest}, name))
+    variant = Variant(_model_use(model), PluginUse(_PLUGIN, _VERSION, {"files": each.digest, "name": name}, name))
     evaluator = PluginUse(f"{_PLUGIN} {each.program}", _VERSION, {"task": each.task, **each.protocol}, label)
     return Run(
         Experiment(variant, evaluator, None, 0),
