@@ -75,6 +75,12 @@ def results_at(path: Path) -> list[Imported]:
         OptionError: if a file is damaged, or nothing there is a result of a program that is known.
     """
     if path.is_dir():
+        if (path / "studies").is_dir() and (path / "runs").is_dir():
+            raise OptionError(
+                f"{path} is a store of llmquant, whose runs do not pair with imported ones: they identify a prompt by "
+                "its token ids, and other programs' files have only its text",
+                hint="Import the results of one program for every variant, or run all of them with llmquant.",
+            )
         files = result_files(path)
         found = lm_eval_results(files, path) if files else mteb_results(path)
         if not found:
