@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,8 +20,9 @@ from llmquant.results.report.svg import Axis
 from llmquant.results.rows import rows
 from llmquant.study.run import Measurement, Sample
 from llmquant.study.study import Study
-from made_up import BASELINE, MadeUpStudy, completed, experiment, realistic_study
+from made_up import BASELINE, MadeUpStudy, completed, experiment, realistic_study, scored
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _DATA = re.compile(r'data-value="([^"]*)"')
 
 
@@ -152,6 +155,27 @@ def test_an_axis_holds_its_values(values, log):
     ticks = axis.ticks()
     assert len(ticks) <= 13
     assert all(axis.low - 1e-9 * abs(axis.low) <= tick <= axis.high + 1e-9 * abs(axis.high) for tick in ticks)
+
+
+def test_a_report_of_twenty_variants_is_small():
+    """With five tasks, answers, divergences and costs of 20 variants the page has under 5 MB."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from report_page import made_up_comparison
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    page = made_up_comparison(variants=20, documents=60).to_html()
+    assert 100_000 < len(page.encode()) < 5_000_000
+    assert "Why not the other" in page
+
+
+def test_the_sentence_of_many_variants_counts_them():
+    """With more than six variants, those of one verdict are counted and not listed."""
+    study = MadeUpStudy()
+    for index in range(9):
+        mean, samples = scored("t", "acc", [1.0, 0.0] * (200 if index < 8 else 0) or [0.0] * 400)
+        study.add(completed(experiment(f"v{index}" if index else BASELINE, "lm_eval(t)"), mean), {"t": samples})
+    assert "Verdict at a margin of 2 points: 7 variants are no worse; v8 is worse." in comparison(study).to_text()
 
 
 def test_documents_that_changed_are_shown_with_both_answers():

@@ -14,9 +14,10 @@ from llmquant.results.row import Row
 from llmquant.study.neutral import html_text
 
 _HEIGHT = 280.0
-_TOP, _BOTTOM = 12.0, _HEIGHT - 40.0
+_FOOT = 40.0  # of the horizontal axis
+_TOP, _BOTTOM = 12.0, _HEIGHT - _FOOT
 _LEFT, _RIGHT = 11.0, 96.0
-# Of lines that are told apart by colour; more share one colour and are told apart by their names.
+# So many lines are told apart by colour; more have one colour, and the one under the pointer stands out.
 _COLOURS = 6
 # Labels are placed for a chart of this width in pixels, with letters of this size.
 _WIDTH, _LETTER, _LINE = 520.0, 6.6, 13.0
@@ -70,7 +71,9 @@ def _scatter(caption: str, points: Sequence[_Point], x_title: str, y_title: str)
     for left, right in pairwise(front):
         body += line(across.at(left.x), up.at(left.y), across.at(right.x), up.at(left.y), "front")
         body += line(across.at(right.x), up.at(left.y), across.at(right.x), up.at(right.y), "front")
-    taken: list[tuple[float, float, float, float]] = []
+    wide = 6 * 100 / _WIDTH
+    dots = [(across.at(point.x), up.at(point.y)) for point in points]
+    taken = [(x - wide, y - 6, x + wide, y + 6) for x, y in dots]
     for point in sorted(points, key=lambda point: not point.at.on_front):
         x, y, name = across.at(point.x), up.at(point.y), point.at.variant
         marks = line(x, up.at(point.low), x, up.at(point.high), "error")
@@ -124,30 +127,35 @@ def _curves(caption: str, lines: Mapping[str, Mapping[str, Row]], x_title: str) 
     """Draw a line per variant over bins of equal width; divergences above 0 on a scale of ratios."""
     bins = list(dict.fromkeys(name for points in lines.values() for name in points))
     values = [row.value for points in lines.values() for row in points.values() if row.value is not None]
-    up = Axis.over(values, _BOTTOM, _TOP, log=min(values) > 0)
-    last = 78.0  # names follow
+    bottom = max(_BOTTOM, _TOP + _LINE * len(lines))
+    up = Axis.over(values, bottom, _TOP, log=min(values) > 0)
+    last = 72.0  # names follow
     places = {name: _LEFT + 3 + (last - _LEFT - 3) * i / max(1, len(bins) - 1) for i, name in enumerate(bins)}
     body = _grid(up, "nats (mean)", last)
-    body += "".join(text(places[name], _BOTTOM + 16, name, "tick-label") for name in bins)
-    body += text((_LEFT + last) / 2, _BOTTOM + 33, x_title, "axis-title")
-    ends = _apart([up.at(list(points.values())[-1].value or 0.0) for points in lines.values()])
+    body += "".join(text(places[name], bottom + 16, name, "tick-label") for name in bins)
+    body += text((_LEFT + last) / 2, bottom + 33, x_title, "axis-title")
+    ends = _apart([up.at(list(points.values())[-1].value or 0.0) for points in lines.values()], bottom)
     for index, (variant, points) in enumerate(lines.items()):
         spots = [(places[name], up.at(row.value or 0.0), row.value or 0.0) for name, row in points.items()]
-        kind = f"c{index}" if index < _COLOURS else "c"
+        kind = f"series c{index}" if len(lines) <= _COLOURS else "series"
         marks = "".join(line(a[0], a[1], b[0], b[1], "curve") for a, b in pairwise(spots))
         marks += "".join(dot(x, y, "mark", value, 3.5) for x, y, value in spots)
         marks += text(spots[-1][0], ends[index] + 4, variant, "name", "start", 9)
         said = "; ".join(f"{name}: {row.value:.3g}" for name, row in points.items())
-        body += group(marks, f"{variant}: {said}", f"series {kind}")
-    return _figure(caption, svg(_HEIGHT, body, caption, "plot"))
+        body += group(marks, f"{variant}: {said}", kind)
+    return _figure(caption, svg(bottom + _FOOT, body, caption, "plot"))
 
 
-def _apart(heights: Sequence[float]) -> list[float]:
-    """Move labels so that none covers another, in their order."""
+def _apart(heights: Sequence[float], bottom: float) -> list[float]:
+    """Move labels so that none covers another, in their order and above the bottom."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     found = list(heights)
     for before, index in pairwise(order):
         found[index] = max(found[index], found[before] + _LINE)
+    limit = bottom
+    for index in reversed(order):
+        found[index] = min(found[index], limit)
+        limit = found[index] - _LINE
     return found
 
 

@@ -48,6 +48,8 @@ _PAGE = """<!doctype html>
 """
 # Documents per variant and task.
 _FLIPS = 5
+# More of them are shown on a click.
+_REASONS = 6
 _COSTS = ("Memory", "Speed", "Other measurements")
 _ENDS = ("Failed", "Not run", "Notes")
 
@@ -106,10 +108,12 @@ def _answer(grouped: Sequence[Block], tables: Sequence[Table], advice: Sequence[
 
 def _advice(advice: Recommendation) -> str:
     first, *reasons = advice.lines()[: len(advice.lines()) - len(advice.use)]
-    items = "".join(f"<li>{html_text(reason)}</li>" for reason in reasons)
+    items = "<ul>" + "".join(f"<li>{html_text(reason)}</li>" for reason in reasons) + "</ul>"
+    if len(reasons) > _REASONS:
+        items = f"<details><summary>Why not the other {len(advice.ruled_out)}</summary>{items}</details>"
     lines = "\n".join(map(html_text, advice.use))
     use = f"<pre>{lines}</pre>" if lines else ""
-    return f'<h3>Recommendation</h3><p class="ship">{html_text(first)}</p><ul>{items}</ul>{use}'
+    return f'<h3>Recommendation</h3><p class="ship">{html_text(first)}</p>{items}{use}'
 
 
 _KEYS = {

@@ -55,6 +55,8 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
         for task, details in run.details.items():
             for key, name in _DETAILS.items():
                 _add(tasks.setdefault(task, {}), name, _inside(details, key.split(".")), variant)
+    if "hardware" in facts:  # which names the device
+        facts.pop("device", None)
     if not all(experiment.imported for experiment in record.experiments):
         facts["documents"] = {"all" if record.limit is None else f"at most {record.limit:,} per task": {}}
         facts["seed"] = {str(record.seed): {}}

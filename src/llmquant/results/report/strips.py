@@ -11,7 +11,7 @@ from llmquant.results.report.quality import Differences, is_quality, quality_mea
 from llmquant.results.report.retrieval import headlines
 from llmquant.results.report.svg import Axis, bar, dot, line, svg, text, tick_text
 from llmquant.results.report.table import MIB, Tone, number
-from llmquant.results.report.verdict import TONES, pooled_decimals, pooled_difference, said
+from llmquant.results.report.verdict import TONES, pooled_decimals, pooled_difference
 from llmquant.results.row import Row
 from llmquant.study.neutral import html_text
 
@@ -88,7 +88,7 @@ def _forest(caption: str, intervals: Sequence[_Interval], scale: float, *, ratio
         exact = each.row.ratio if ratio else each.row.difference
         if each.value is not None and exact is not None:
             marks += dot(axis.at(each.value), _MIDDLE, f"mark {tone}".strip(), exact)
-        strips.append(_Strip(each.row.variant, marks, f"{each.said} {said(each.row)}", tone))
+        strips.append(_Strip(each.row.variant, marks, f"{each.said} {each.row.verdict or ''}".strip(), tone))
     return _figure(caption, strips, axis, backdrop)
 
 

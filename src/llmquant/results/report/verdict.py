@@ -11,6 +11,9 @@ from llmquant.study.margins import is_share
 
 TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good", "no worse": "good"}
 
+# Of more variants, those of one verdict are counted.
+_NAMED = 6
+
 
 def verdict_table(block: Block) -> Table | None:
     """Make the table of a model's pooled rows; ``None`` if there are none."""
@@ -62,13 +65,19 @@ def _sentence(block: Block, rows: Sequence[Row]) -> str:
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row.verdict or "not judged", []).append(row.variant)
-    parts = [f"{_listed(labels)} {'is' if len(labels) == 1 else 'are'} {word}" for word, labels in groups.items()]
+    many = len(rows) > _NAMED
+    parts = [
+        f"{_listed(labels, many=many)} {'is' if len(labels) == 1 else 'are'} {word}" for word, labels in groups.items()
+    ]
     counted = {name for row in rows for name in row.mean_of}
     limit = margin_text([row for row in block.rows if f"{row.task} {row.metric}" in counted])
     return f"Verdict{f' at a margin of {limit}' if limit else ''}: {'; '.join(parts)}."
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], *, many: bool) -> str:
+    """Name a few variants, and count them where the sentence would become a list."""
+    if many and len(names) > 2:
+        return f"{len(names)} variants"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -94,7 +103,8 @@ def pooled_difference(row: Row, decimals: int) -> str:
 
 
 def _footnotes(rows: Sequence[Row]) -> list[str]:
-    over = dict.fromkeys(row.task for row in rows if row.verdict is not None and row.mean_of)
+    judged = (row for row in rows if row.verdict is not None and row.mean_of)
+    over = dict.fromkeys(f"{len(row.mean_of)} tasks" if len(row.mean_of) > 2 else row.task for row in judged)
     notes = []
     if over:
         unit = "a difference of -1 is a loss as large as the margin of its task"
