@@ -74,10 +74,12 @@ class Study:
         )
         self.record = StudyRecord("study", "title", experiments, {MODEL.digest: BASE}, limit=limit)
 
-    def run(self) -> lq.Comparison:
+    def scheduler(self) -> Scheduler:
         planned = Planned(self.record, {}, (), (), {})
-        scheduler = Scheduler(planned, registry(), self.store, MemoryExecutor(self._work))
-        return lq.Comparison.of(self.record, self.store, api._until_sure(scheduler, lambda state: None))
+        return Scheduler(planned, registry(), self.store, MemoryExecutor(self._work))
+
+    def run(self) -> lq.Comparison:
+        return lq.Comparison.of(self.record, self.store, api._until_sure(self.scheduler(), lambda state: None))
 
     def _work(self, worker: Worker) -> Iterator[JobState]:
         if len(self.asked) == self.most:
@@ -184,6 +186,21 @@ def test_scores_outside_0_to_1_run_whole(tmp_path: Path):
     row = by_variant(Study(tmp_path, scores, limit=200).run())[WORSE]
     assert (row.n, row.difference_low) == (200, None)
     assert "only scores from 0 to 1" in row.no_interval
+
+
+def test_no_signal_is_sure_once_its_interval_is(tmp_path: Path):
+    """Fifty documents that every variant gets wrong do not show that the others will be wrong, too."""
+    scores = {label: np.zeros(TOTAL) for label in (BASE, EQUAL)}
+    row = by_variant(Study(tmp_path, scores).run())[EQUAL]
+    assert row.verdict == "no signal"
+    assert 50 < row.n < TOTAL
+    assert abs(row.no_worse_than) < row.margin
+
+
+def test_a_price_is_that_of_all_slices(tmp_path: Path):
+    """Each may need a job of its own."""
+    jobs = Study(tmp_path, answers(), limit=200).scheduler().jobs()
+    assert len(jobs) == 4 * len(slices(200)) == 12
 
 
 def test_a_stored_study_is_what_was_returned(tmp_path: Path):

@@ -20,7 +20,8 @@ from llmquant.stats.paired import PairedDifference, paired_difference
 _DISTANCES = np.array([0.005, 0.01, 0.02, 0.04, 0.08])
 # A bet risks at most this share of the capital, so that no document can ruin the gambler.
 _AT_RISK = 0.75
-_HALVINGS = 30
+# To a millionth.
+_HALVINGS = 20
 
 
 def betting_interval(scores: ArrayLike, population: int, *, level: float = 0.95) -> tuple[float, float]:
