@@ -1,1 +1,1 @@
-"""Inspection of models before they are loaded, without torch."""
+"""Inspection of models before they are loaded, without torch unless they are pickles."""

@@ -1,4 +1,4 @@
-"""Requested models, and their description before anything is loaded, without torch."""
+"""Requested models, and their description before anything is loaded."""
 
 from __future__ import annotations
 

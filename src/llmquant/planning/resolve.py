@@ -88,22 +88,11 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     infos = [_try(errors, _inspect, study, request, registry, cache) for request in dict.fromkeys(study.models)]
     known = _once([info for info in infos if info is not None], notes)
     embedders = bool(known) and all(info.embedder is not None for info in known)
-    quantizers = _choose(
-        registry,
-        "quantizer",
-        study.quantizers or (EMBEDDER_QUANTIZERS if embedders else DEFAULT_QUANTIZERS),
-        errors,
-        notes,
-    )
+    defaults = (EMBEDDER_QUANTIZERS, EMBEDDER_EVALUATORS) if embedders else (DEFAULT_QUANTIZERS, DEFAULT_EVALUATORS)
+    quantizers = _choose(registry, "quantizer", study.quantizers or defaults[0], errors, notes)
     if not study.quantizers:
         quantizers = _usable(registry, quantizers, known, executor, notes)
-    evaluators = _choose(
-        registry,
-        "evaluator",
-        study.evaluators or (EMBEDDER_EVALUATORS if embedders else DEFAULT_EVALUATORS),
-        errors,
-        notes,
-    )
+    evaluators = _choose(registry, "evaluator", study.evaluators or defaults[1], errors, notes)
     baseline = None
     if all(registry.offers("quantizer", call.name) for call in study.quantizers):
         baseline = _try(errors, _baseline, study, registry, quantizers)
