@@ -267,6 +267,17 @@ def _resident_peak(peak: PeakMemory) -> Iterator[PeakMemory]:
             peak.bytes, peak.reason = max(0, most - before), ""
 
 
+def give_back_freed() -> None:
+    """Return freed memory to the system, between measurements and between steps that allocate large tensors on a CPU.
+
+    glibc keeps freed blocks, and versions before 2.38 seldom use them again for tensors below 32 MiB: in a loop over
+    tensors of 16 MiB the resident memory grew by 600 MB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def _status_bytes(name: str) -> int | None:
     """Read one line of ``/proc/self/status``, such as ``VmRSS:  1234 kB``; ``None`` where there is none."""
     try:
@@ -285,8 +296,4 @@ def _free() -> None:
     """Release unused memory, so that a measurement counts it when later work allocates it again."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing before CUDA is used
-    if sys.platform == "linux":
-        # glibc keeps freed blocks; without this a second run of the same work would seem to take no memory.
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    give_back_freed()

@@ -37,17 +37,17 @@ def divergence(baseline: Tensor, variant: Tensor, right: Tensor) -> PerToken:
         five (``top5_agreement``); the change of the right token's probability (``dp_mean``) and of its negative
         log-probability (``ln_ppl_ratio``); the baseline's largest probability (``confidence``).
     """
-    p_log, q_log = (wide_log_softmax(logits) for logits in (baseline, variant))
-    p, q = p_log.exp(), q_log.exp()
-    apart = p_log - q_log
-    p_right, q_right = (at(logs, right) for logs in (p_log, q_log))
     size = min(_TOP, baseline.shape[-1])
     ours, theirs = (logits.topk(size, dim=-1).indices for logits in (baseline, variant))
+    same_top = baseline.argmax(-1) == variant.argmax(-1)
+    p_log, q_log = (wide_log_softmax(logits) for logits in (baseline, variant))
+    p_right, q_right = (at(logs, right) for logs in (p_log, q_log))
+    apart = p_log - q_log
+    p, q = p_log.exp_(), q_log.exp_()  # in place: these tensors are most of the memory
     return {
-        # An impossible token adds nothing: 0 ln 0 = 0.
-        "kl_divergence": (p * apart.masked_fill(p == 0, 0)).sum(-1),
-        "kl_reverse": (q * -apart.masked_fill(q == 0, 0)).sum(-1),
-        "top1_agreement": (baseline.argmax(-1) == variant.argmax(-1)).to(p.dtype),
+        "kl_divergence": torch.linalg.vecdot(p, apart),
+        "kl_reverse": -torch.linalg.vecdot(q, apart),
+        "top1_agreement": same_top.to(p.dtype),
         "top5_agreement": (ours[:, :, None] == theirs[:, None, :]).any(-1).to(p.dtype).mean(-1),
         "dp_mean": q_right.exp() - p_right.exp(),
         "ln_ppl_ratio": p_right - q_right,
@@ -58,7 +58,9 @@ def divergence(baseline: Tensor, variant: Tensor, right: Tensor) -> PerToken:
 def wide_log_softmax(logits: Tensor) -> Tensor:
     """Return log-probabilities over the last axis, in float64 where the device has it."""
     # In float32 the rounding of one log-probability, 1e-6, is as large as a small divergence. MPS has no float64.
-    return torch.log_softmax(logits, -1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    # A masked logit, -inf, becomes a finite log-probability, so that 0 ln 0 = 0.
+    return torch.log_softmax(logits, -1, dtype=wide).clamp_(min=torch.finfo(torch.float32).min)
 
 
 def at(values: Tensor, right: Tensor) -> Tensor:

@@ -27,13 +27,15 @@ from llmquant.evaluators.fidelity.reference import Floor, HeadWeight, Reference,
 from llmquant.evaluators.perplexity.reading import Cut, Floats, TextWindows, read_windows
 from llmquant.evaluators.perplexity.windows import Window, sliding_windows
 from llmquant.loading.causal_lm import materialize
+from llmquant.loading.memory import give_back_freed
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator, LoadedModel
 from llmquant.study.call import Json
 from llmquant.study.run import REFERENCE_FILE, Result
 
-_LOGITS = 1 << 21  # logits per model and step: 16 MiB in float64, of which a step holds about six
-_FLOOR_TOKENS = 4096
+_LOGITS = 1 << 21  # logits per model and step: 16 MiB in float64, of which a step holds about four
+# The floor is measured in so many tokens and windows, or in all if there are fewer; six windows give an interval.
+_FLOOR_TOKENS, _FLOOR_WINDOWS = 4096, 8
 _NO_RANKING = (
     "A small KL divergence from the baseline does not mean that nothing is lost: near the baseline, KL divergence does "
     "not rank variants (arXiv 2606.19558). Decide by tasks."
@@ -124,7 +126,8 @@ class Fidelity(Evaluator[FidelityOptions]):
         """Compare the baseline with itself in another dtype and batch size, in evenly spaced windows."""
         dtype = torch.bfloat16 if states.dtype == torch.float32 else torch.float32
         sizes = [w.scored for w in text.windows]
-        chosen = range(0, len(sizes), max(1, round(sum(sizes) / _FLOOR_TOKENS)))
+        wanted = max(_FLOOR_WINDOWS, -(-_FLOOR_TOKENS * len(sizes) // sum(sizes)))
+        chosen = sorted({number * len(sizes) // wanted for number in range(wanted)})
         parts = [states.split(sizes)[number] for number in chosen]
         other = replace(head, project=module.get_output_embeddings())
         sums: list[float] = []
@@ -149,6 +152,7 @@ def _per_token(
     rows = max(1, _LOGITS // baseline.vocabulary)
     found: dict[str, list[Tensor]] = defaultdict(list)
     for some, own, following in zip(theirs.split(rows), mine.split(rows), right.split(rows), strict=True):
+        give_back_freed()
         numbers = compare(baseline.logits(some.to(own.device)), variant.logits(own), following.to(own.device))
         for name, values in numbers.items():
             found[name].append(values.cpu())
