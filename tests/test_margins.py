@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from llmquant.results.row import Row
 from llmquant.results.rows import rows
 from llmquant.study.margins import margin_of, read_margins
 from llmquant.study.record import StudyRecord
-from llmquant.study.run import Measurement
+from llmquant.study.run import GROUP, Measurement
 from llmquant.study.study import Study
 from made_up import BASELINE, MadeUpStudy, completed, experiment, failed, perplexity, scored
 
@@ -177,3 +178,15 @@ def test_values_without_samples_are_left_out_of_the_verdict():
     (row,) = [row for row in rows(study.record, study.runs, study.read) if row.pooled]
     assert row.verdict is None
     assert "no scores of single documents" in row.no_verdict
+
+
+def test_a_group_is_its_tasks():
+    """The value of a group is not left out: its tasks are what counts."""
+    study = MadeUpStudy()
+    for label, place in ((BASELINE, 0), ("nf4", 1)):
+        mean, samples = scored("a", "acc", SAME[place])
+        total = Measurement("group", "acc", 0.5, higher_is_better=True)
+        run = completed(experiment(label, "lm_eval(group)"), total, mean)
+        study.add(replace(run, details={"group": {"no_scores": GROUP}}), {"a": samples})
+    (row,) = [row for row in rows(study.record, study.runs, study.read) if row.pooled]
+    assert (row.verdict, row.mean_of, row.evaluator_note) == ("no worse", ("a acc",), "")

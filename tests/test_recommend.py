@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -105,6 +106,16 @@ def test_unmeasured_memory_and_failed_tasks_rule_out():
     assert (found.variant, found.ruled_out["bnb_8bit"]) == (BASELINE, "its memory was not measured")
     found = comparison(labels=(BASELINE, "bnb_8bit"), lost="bnb_8bit").recommend()
     assert "did not finish" in found.ruled_out["bnb_8bit"]
+
+
+def test_where_no_memory_was_measured_the_proven_variants_are_named():
+    """Without any memory the smallest is unknown, but what has no loss is not."""
+    study = comparison(labels=(BASELINE, "bnb_8bit", "bnb_4bit_fp4"))
+    quality = tuple(each for each in study.record.experiments if each.hardware is None)
+    found = Comparison(replace(study.record, experiments=quality), study.runs, study._samples).recommend()
+    assert found.variant is None
+    assert found.relax.endswith(f"without a loss: {BASELINE}, bnb_8bit.")
+    assert set(found.ruled_out) == {"bnb_4bit_fp4"}
 
 
 def test_nothing_compared_is_an_error():

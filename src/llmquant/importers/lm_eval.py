@@ -17,7 +17,7 @@ from llmquant.importers.lm_eval_samples import read_samples
 from llmquant.stats.samples import scored_for
 from llmquant.study.call import Json
 from llmquant.study.experiment import digest_of
-from llmquant.study.run import Measurement, Result, Sample, finite_json
+from llmquant.study.run import GROUP, Measurement, Result, Sample, finite_json
 
 PROGRAM = "lm_eval"
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -115,7 +115,7 @@ def _task(file: Path, data: Mapping[str, Any], task: str, protocol: Mapping[str,
     prompts: dict[str, str] = {}
     notes: list[str] = []
     if config is None:
-        details["no_scores"] = "a group's value has no documents of its own"
+        details["no_scores"] = GROUP
         details["members"] = (data.get("group_subtasks") or {}).get(task)
     else:
         details["config"] = {key: config[key] for key in _CONFIG if key in config}

@@ -15,6 +15,7 @@ from llmquant.results.means import Task, task_of
 from llmquant.results.row import Row
 from llmquant.study.experiment import RunId, digest_of
 from llmquant.study.margins import Margins, is_share, margin_of
+from llmquant.study.run import GROUP
 
 if TYPE_CHECKING:
     from llmquant.stats.paired import PairedDifference
@@ -61,7 +62,8 @@ def _pooled(
     differences: Mapping[int, PairedDifference | None],
     margins: Margins,
 ) -> Row | None:
-    parts = [row for row in rows if counted.get(task_of(row)) == row.metric]
+    # A group's documents are those of its tasks, which count.
+    parts = [row for row in rows if counted.get(task_of(row)) == row.metric and row.no_interval != GROUP]
     failed = sorted({row.evaluator for row in rows if row.status != "completed" and _counts(row, counted)})
     if not parts and not failed:
         return None

@@ -119,13 +119,20 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
     if not any(row.pooled for row in rows):
         return None
     labels = dict.fromkeys(row.variant for row in rows)
-    candidates = [_candidate(label, [row for row in rows if row.variant == label], limits) for label in labels]
+    measured = limits.max_memory is not None or peak_memory(rows) is not None
+    candidates = [
+        _candidate(label, [row for row in rows if row.variant == label], limits, measured=measured) for label in labels
+    ]
     left = sorted((each for each in candidates if not each.against), key=lambda each: each.memory or 0.0)
     ruled_out = {each.label: "; ".join(each.against) for each in candidates if each.against}
     model = rows[0].model
     if not left:
         nearest_ = min(candidates, key=lambda each: (len(each.relax), each.memory or 0.0))
         return Recommendation(model, None, ruled_out=ruled_out, relax=f"{' and '.join(nearest_.relax)}.")
+    if not measured:
+        named = ", ".join(each.label for each in left)
+        why = f"Memory was not measured (evaluator memory), so the smallest is unknown; without a loss: {named}."
+        return Recommendation(model, None, ruled_out=ruled_out, relax=why)
     first = left[0]
     larger = {each.label: f"it needs {size(each.memory or 0.0)} of memory" for each in left[2:]}
     return Recommendation(
@@ -138,7 +145,7 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
     )
 
 
-def _candidate(label: str, rows: Sequence[Row], limits: Limits) -> _Candidate:
+def _candidate(label: str, rows: Sequence[Row], limits: Limits, *, measured: bool) -> _Candidate:
     memory, speed = peak_memory(rows), latency(rows)
     judged = next((row for row in rows if row.pooled), None)
     against: list[str] = []
@@ -151,10 +158,10 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits) -> _Candidate:
     is_baseline = any(row.is_baseline for row in rows)
     if not is_baseline and (judged is None or judged.verdict not in ("better", "no worse")):
         rule_out(*_unproven(label, judged))
-    if memory is None:
+    if memory is None and measured:
         failed = any(row.evaluator.startswith("memory") and row.status == "failed" for row in rows)
         rule_out("its memory was not measured" if not failed else "its memory could not be measured", "Add -e memory")
-    elif limits.max_memory is not None and memory > limits.max_memory:
+    elif memory is not None and limits.max_memory is not None and memory > limits.max_memory:
         where = f" of a {limits.gpu} with 10% kept free" if limits.gpu else ""
         rule_out(
             f"it needs {size(memory)} of memory, above the limit {size(limits.max_memory)}{where}",

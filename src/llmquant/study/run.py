@@ -18,6 +18,9 @@ SCHEMA_VERSION = 1
 # The file that an evaluator with ``reference=True`` writes into `Context.files` on the baseline.
 REFERENCE_FILE = "reference.safetensors"
 
+# Of a result without samples because its value is computed from other tasks' results.
+GROUP = "a group's value has no documents of its own"
+
 FailureKind = Literal["error", "out_of_memory", "timeout", "cancelled", "lost", "reference_failed"]
 
 

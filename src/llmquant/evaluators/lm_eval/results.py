@@ -13,7 +13,7 @@ from llmquant.evaluators.lm_eval.answers import has_right_answer
 from llmquant.evaluators.lm_eval.model import Prompt, Written
 from llmquant.study.call import Json
 from llmquant.study.experiment import digest_of
-from llmquant.study.run import Result, Sample
+from llmquant.study.run import GROUP, Result, Sample
 
 # Keys of a task's configuration that are kept; functions are kept as their source.
 _KEPT = ("output_type", "num_fewshot", "generation_kwargs", "repeats", "filter_list", "dataset_path", "dataset_name")
@@ -65,6 +65,7 @@ def results(
             "num_fewshot": output["n-shot"].get(name),
         }
         if name not in tasks:
+            own["no_scores"] = GROUP
             own["members"] = list(output["group_subtasks"].get(name, ()))
             yield Result(name, values, (), own)
             continue

@@ -89,7 +89,7 @@ def _applied(block: Block) -> list[str]:
             dtypes.setdefault(row.compute_dtype, {})[row.variant] = None
         if row.applied_note:
             notes.setdefault(row.applied_note, {})[row.variant] = None
-        if row.evaluator_note:
+        if row.evaluator_note and not row.pooled:
             notes.setdefault(f"{row.task}: {row.evaluator_note}", {})[row.variant] = None
     found = []
     if len(dtypes) > 1:
