@@ -38,7 +38,14 @@ def with_divergence() -> MadeUpStudy:
             for name, bins in (("position", ("0-127", "128-255")), ("confidence", ("0-0.5", "0.5-0.9", "0.9-1")))
             for place, at in enumerate({name: each} for each in bins)
         ]
-        study.add(completed(experiment(label, "fidelity(text.txt)"), *parts))
+        whole = [
+            Measurement("text.txt", "kl_divergence", 0.0123 * factor, "nats", stderr=0.0004, n=9),
+            Measurement("text.txt", "kl_p999", 0.9 * factor, "nats", headline=False),
+            Measurement("text.txt", "top1_agreement", 1 - 0.05 * factor, stderr=0.002, n=9),
+            Measurement("text.txt", "kl_floor", 0.0003, "nats", headline=False),
+            Measurement("text.txt", "kl_excess", 0.012 * factor, "nats", stderr=0.0004, n=9),
+        ]
+        study.add(completed(experiment(label, "fidelity(text.txt)"), *whole, *parts))
     return study
 
 
@@ -96,6 +103,17 @@ def test_divergence_is_drawn_by_position_and_by_confidence(page):
     assert "Divergence by the baseline&#x27;s confidence, text.txt" in page
     assert "A small divergence does not show that a variant is no worse" in page
     assert "bnb_4bit_fp4: 0-127: 0.02; 128-255: 0.04" in page
+
+
+def test_fidelity_has_a_table_of_its_own_with_its_floor():
+    """The table has divergence, excess over the floor and agreement of each variant, and Quality has none of them."""
+    text = comparison(with_divergence()).to_text(width=80)
+    assert "Fidelity to bf16_baseline on text.txt" in text
+    (line,) = [line for line in text.splitlines() if "0.01230 ± 0.00040" in line]
+    assert line.split("  ")[-1].strip() == "95.00 ± 0.20"
+    assert "0.01200 ± 0.00040" in line
+    assert "0.0003 nats from itself" in text
+    assert "kl divergence" not in text
 
 
 def test_the_protocol_names_variants_only_where_they_differ():

@@ -131,13 +131,15 @@ def _model(block: Block, tables: Sequence[Table], points: Sequence[ParetoPoint])
     costs = [table for table in own if table.title in _COSTS]
     quality = [table for table in own if table.title == "Quality"]
     answers = [table for table in own if table.title.startswith("Answers")]
-    rest = [table for table in own if table not in (*quality, *answers, *costs)]
+    fidelity = [table for table in own if table.title.startswith("Fidelity")]
+    rest = [table for table in own if table not in (*quality, *answers, *fidelity, *costs)]
     parts = [
         to_html_parts(quality),
         _charts(forests(block), "forests"),
         _charts(pareto_charts(block, points), "pareto"),
-        _charts(divergence_charts(block), "divergence"),
         to_html_parts(answers),
+        to_html_parts(fidelity),
+        _charts(divergence_charts(block), "divergence"),
         to_html_parts(costs),
         _charts(cost_charts(block)),
         to_html_parts(rest),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from llmquant.errors import OptionError
 from llmquant.results.report.block import Block, Measure, conditions, varying
+from llmquant.results.report.fidelity import is_fidelity
 from llmquant.results.report.retrieval import headlines
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
 from llmquant.results.report.verdict import TONES, margin_text
@@ -29,7 +30,7 @@ def is_quality(block: Block, measure: Measure) -> bool:
 
 def quality_measures(block: Block) -> list[Measure]:
     """Return the measures that the table shows."""
-    measures = [measure for measure in block.measures if is_quality(block, measure)]
+    measures = [m for m in block.measures if is_quality(block, m) and not is_fidelity(block, m)]
     with_perplexity = {(m.evaluator_key, m.task) for m in measures if m.metric == "perplexity"}
     measures = [
         m for m in measures if m.metric not in _SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity

@@ -10,6 +10,7 @@ from llmquant.results.recommend import Limits, Recommendation
 from llmquant.results.report.answers import answers_table
 from llmquant.results.report.block import Block, blocks
 from llmquant.results.report.cost import cost_tables, money_table
+from llmquant.results.report.fidelity import fidelity_tables
 from llmquant.results.report.quality import quality_table
 from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.table import Table
@@ -57,7 +58,7 @@ def summary(
     for block in grouped:
         own = [change for change in changes if change.model_digest == block.rows[0].model_digest]
         tables = [table for table in (quality_table(block), answers_table(own)) if table is not None]
-        tables += cost_tables(block)
+        tables += fidelity_tables(block) + cost_tables(block)
         hardware = ", ".join(dict.fromkeys(row.hardware for row in block.rows if row.hardware))
         if hardware and tables:
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
