@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from llmquant.errors import DamagedError
 from llmquant.results.row import Row
-from llmquant.results.rows import Samples
+from llmquant.results.rows import ByTask
 from llmquant.stats.paired import paired_difference
 from llmquant.study.experiment import RunId
 from llmquant.study.run import Sample
@@ -29,8 +27,6 @@ from llmquant.study.run import Sample
 _Floats: TypeAlias = NDArray[np.float64]
 
 _LOWER = 0.025
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -188,6 +184,12 @@ class _Beside:
     theirs: Sequence[Sample]
     groups: Sequence[str] | None
 
+    def scored(self, metric: str) -> Iterator[tuple[Sample, Sample]]:
+        """Yield the pairs that have scores of a metric."""
+        for one, other in zip(self.mine, self.theirs, strict=True):
+            if metric in one.scores and metric in other.scores:
+                yield one, other
+
     def values(self, of: Callable[[Sample], float | None]) -> tuple[_Floats, _Floats, Sequence[str] | None]:
         """Return the values of the variant and of the baseline where both are finite, and the groups."""
         # As floats, None becomes NaN.
@@ -198,68 +200,69 @@ class _Beside:
         return v[known], b[known], None if self.groups is None else list(itertools.compress(self.groups, known))
 
 
-def changes(rows: Iterable[Row], samples: Samples) -> list[Change]:
-    """Compare the answers of each variant and task with the baseline's.
+def changes_of(rows: Sequence[Row], variant: ByTask, baseline: ByTask) -> list[Change]:
+    """Compare the answers to each task of a variant's run with the baseline's.
 
     Args:
-        rows: of a study.
-        samples: returns a run's samples by task; called once per run.
+        rows: of the run.
+        variant: the run's samples by task.
+        baseline: the baseline's samples by task.
     """
-    return [_change(found) for found in _beside(rows, samples)]
+    return [_change(found) for found in _beside(rows, variant, baseline)]
 
 
-def document_changes(rows: Iterable[Row], samples: Samples) -> Iterator[DocumentChange]:
-    """Yield each document and metric of each variant, without the texts of prompts.
+def document_changes(rows: Sequence[Row], variant: ByTask, baseline: ByTask) -> Iterator[DocumentChange]:
+    """Yield each document and metric of a variant's run, without the texts of prompts.
 
     Args:
-        rows: of the variants and tasks, with the baseline's rows.
-        samples: returns a run's samples by task.
+        rows: of the run.
+        variant: the run's samples by task.
+        baseline: the baseline's samples by task.
     """
-    for found in _beside(rows, samples):
-        row = found.row
+    for found in _beside(rows, variant, baseline):
         for metric in found.metrics:
-            for one, other in zip(found.mine, found.theirs, strict=True):
-                if metric in one.scores and metric in other.scores:
-                    score, before = one.scores[metric], other.scores[metric]
-                    yield DocumentChange(
-                        model=row.model,
-                        variant=row.variant,
-                        evaluator=row.evaluator,
-                        task=row.task,
-                        document=one.document,
-                        occurrence=one.occurrence,
-                        prompt_hash=one.prompt,
-                        prompt=None,
-                        reference=one.target,
-                        baseline_answer=other.answer,
-                        answer=one.answer,
-                        metric=metric,
-                        baseline_score=before,
-                        score=score,
-                        change=score - before,
-                        generated=one.generated,
-                        cut=one.cut,
-                    )
+            for one, other in found.scored(metric):
+                yield _document_change(found.row, metric, one, other)
 
 
 def most_changed(
-    rows: Sequence[Row], samples: Samples, limit: int, metric: str | None = None
+    rows: Sequence[Row], variant: ByTask, baseline: ByTask, limit: int, metric: str | None = None
 ) -> Iterator[DocumentChange]:
-    """Yield the documents whose score changed most, of each variant and task.
+    """Yield the documents of each task of a variant's run whose score changed most, as `document_changes`.
 
     Args:
-        rows: of the variants and tasks, with the baseline's rows.
-        samples: returns a run's samples by task.
-        limit: maximum number of documents per variant and task.
+        limit: maximum number of documents per task.
         metric: ``None`` for each task's first one.
     """
-    firsts: dict[tuple[str, str], str] = {}
-    for row in rows:
-        firsts.setdefault((row.evaluator_key, row.task), metric or row.metric)
-    wanted = [row for row in rows if row.metric == firsts[row.evaluator_key, row.task]]
-    changed = (one for one in document_changes(wanted, samples) if one.change)
-    for _, group in itertools.groupby(changed, lambda one: (one.model, one.variant, one.evaluator, one.task)):
-        yield from heapq.nlargest(limit, group, lambda one: abs(one.change))
+    for found in _beside(rows, variant, baseline):
+        name = metric or next(iter(found.metrics))
+        sizes = ((abs(one.scores[name] - other.scores[name]), one, other) for one, other in found.scored(name))
+        changed = (each for each in sizes if each[0] > 0)  # NaN is not
+        for _, one, other in heapq.nlargest(limit, changed, operator.itemgetter(0)):
+            yield _document_change(found.row, name, one, other)
+
+
+def _document_change(row: Row, metric: str, one: Sample, other: Sample) -> DocumentChange:
+    score, before = one.scores[metric], other.scores[metric]
+    return DocumentChange(
+        model=row.model,
+        variant=row.variant,
+        evaluator=row.evaluator,
+        task=row.task,
+        document=one.document,
+        occurrence=one.occurrence,
+        prompt_hash=one.prompt,
+        prompt=None,
+        reference=one.target,
+        baseline_answer=other.answer,
+        answer=one.answer,
+        metric=metric,
+        baseline_score=before,
+        score=score,
+        change=score - before,
+        generated=one.generated,
+        cut=one.cut,
+    )
 
 
 def with_prompts(
@@ -274,41 +277,18 @@ def with_prompts(
     return [replace(change, prompt=texts.get(change.prompt_hash)) for change in changes]
 
 
-def _beside(rows: Iterable[Row], samples: Samples) -> Iterator[_Beside]:
-    """Yield the tasks of each variant; the samples of one baseline and one variant are in memory at a time."""
-    alike: dict[tuple[str, str], dict[RunId, list[Row]]] = {}
-    for row in rows:
-        if row.run_id and row.metric:
-            alike.setdefault((row.model_digest, row.evaluator_key), {}).setdefault(row.run_id, []).append(row)
-    for runs in alike.values():
-        baseline = next((run_id for run_id, own in runs.items() if own[0].is_baseline), None)
-        if baseline is None or len(runs) == 1:
-            continue
-        theirs = {
-            task: {(one.document, one.occurrence, one.prompt): one for one in scored}
-            for task, scored in _read(samples, baseline).items()
-        }
-        for run_id, own in runs.items():
-            mine = {} if run_id == baseline else _read(samples, run_id)
-            for task in dict.fromkeys(row.task for row in own):
-                others = theirs.get(task, {})
-                ones = mine.get(task, ())
-                beside = [others.get((one.document, one.occurrence, one.prompt)) for one in ones]
-                both = [one for one, other in zip(ones, beside, strict=True) if other is not None]
-                if both:
-                    here = [row for row in own if row.task == task]
-                    metrics = {row.metric: row.higher_is_better for row in here}
-                    named = [one.group for one in both if one.group]
-                    groups = [one.group for one in both] if len(set(named)) < len(named) else None
-                    yield _Beside(here[0], metrics, both, [other for other in beside if other is not None], groups)
-
-
-def _read(samples: Samples, run_id: RunId) -> Mapping[str, Sequence[Sample]]:
-    try:
-        return samples(run_id)
-    except DamagedError as error:  # the run's rows give this reason
-        _log.warning("answers are not compared: %s", error.message)
-        return {}
+def _beside(rows: Sequence[Row], variant: ByTask, baseline: ByTask) -> Iterator[_Beside]:
+    for task in dict.fromkeys(row.task for row in rows if row.metric):
+        others = {(one.document, one.occurrence, one.prompt): one for one in baseline.get(task, ())}
+        ones = variant.get(task, ())
+        beside = [others.get((one.document, one.occurrence, one.prompt)) for one in ones]
+        mine = [one for one, other in zip(ones, beside, strict=True) if other is not None]
+        if mine:
+            here = [row for row in rows if row.task == task]
+            metrics = {row.metric: row.higher_is_better for row in here}
+            named = [one.group for one in mine if one.group]
+            groups = [one.group for one in mine] if len(set(named)) < len(named) else None
+            yield _Beside(here[0], metrics, mine, [other for other in beside if other is not None], groups)
 
 
 def _change(found: _Beside) -> Change:
@@ -351,10 +331,10 @@ def _score_change(found: _Beside, metric: str, higher_is_better: bool | None) ->
 
 
 def _answers(found: _Beside) -> Share | None:
-    both = list(zip(found.mine, found.theirs, strict=True))
-    if any(one.answer is None or other.answer is None for one, other in both):
+    mine, theirs = ([sample.answer for sample in samples] for samples in (found.mine, found.theirs))
+    if None in mine or None in theirs:
         return None
-    return _share(np.array([one.answer != other.answer for one, other in both]), found.groups)
+    return _share(np.array(list(map(operator.ne, mine, theirs))), found.groups)
 
 
 def _length_change(found: _Beside) -> LengthChange | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import OptionError, RequestError, StoreError, UnknownNameError, nearest
-from llmquant.results import rows as comparison
+from llmquant.results.analysis import analyse, beside
 from llmquant.results.pareto import ParetoPoint, pareto
 from llmquant.results.reading import read_runs
 from llmquant.results.recommend import Limits, Recommendation, recommend
@@ -129,12 +129,17 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """Return tidy rows, one per measurement and per mean over tasks, with the difference from the baseline."""
-        return list(self._rows)
+        return list(self._analysed[0])
+
+    def changes(self) -> list[Change]:
+        """Return what changed in the answers, one record per variant and task that pairs with its baseline."""
+        return list(self._analysed[1])
 
     @cached_property
-    def _rows(self) -> tuple[Row, ...]:
-        found = with_needed(comparison.rows(self.record, self.runs, self._samples), self.record.limit)
-        return tuple(replace(row, dollars=self.dollars.get(row.run_id)) for row in found)
+    def _analysed(self) -> tuple[Sequence[Row], Sequence[Change]]:
+        rows, changes = analyse(self.record, self.runs, self._samples)
+        rows = with_needed(rows, self.record.limit)
+        return [replace(row, dollars=self.dollars.get(row.run_id)) for row in rows], changes
 
     def recommend(
         self,
@@ -193,12 +198,6 @@ class Comparison:
         """Return the scored documents by run and task."""
         return {run_id: self._samples(run_id) for run_id, run in self.runs.items() if run.measurements}
 
-    def changes(self) -> list[Change]:
-        """Return what changed in the answers, one record per variant and task that pairs with its baseline."""
-        from llmquant.results.changes import changes
-
-        return changes(self._measured(), self._samples)
-
     def flipped(
         self,
         variant: str | None = None,
@@ -221,7 +220,7 @@ class Comparison:
         """
         from llmquant.results.changes import most_changed, with_prompts
 
-        rows = [row for row in self._measured() if model in (None, row.model)]
+        rows = [row for row in self.rows() if row.run_id and model in (None, row.model)]
         here = [row for row in rows if row.is_baseline or variant in (None, row.variant)]
         for name, wanted, known in (
             ("variant", variant, {row.variant for row in rows if not row.is_baseline}),
@@ -231,7 +230,8 @@ class Comparison:
             if wanted is not None and wanted not in known:
                 raise UnknownNameError(f"there is no {name} {wanted!r}", hint=nearest(wanted, known))
         here = [row for row in here if task in (None, row.task)]
-        return with_prompts(list(most_changed(here, self._samples, limit, metric)), self._prompts)
+        runs = beside(here, self._samples)
+        return with_prompts([one for run in runs for one in most_changed(*run, limit, metric)], self._prompts)
 
     def samples_frame(self, variant: str | None = None, task: str | None = None) -> pd.DataFrame:
         """Return a data frame with one line per variant, document and metric: scores and answers beside the baseline's.
@@ -247,15 +247,13 @@ class Comparison:
 
         rows = [
             row
-            for row in self._measured()
+            for row in self.rows()
             if task in (None, row.task) and (row.is_baseline or variant in (None, row.variant))
         ]
-        found = with_prompts(list(document_changes(rows, self._samples)), self._prompts)
-        return frame_of([vars(one) for one in found], [field.name for field in fields(DocumentChange)])
-
-    def _measured(self) -> list[Row]:
-        """Return `rows` without what needs samples."""
-        return comparison.rows(self.record, self.runs, lambda run_id: {})
+        found = [one for run in beside(rows, self._samples) for one in document_changes(*run)]
+        columns = [field.name for field in fields(DocumentChange)]
+        frame = frame_of([vars(one) for one in with_prompts(found, self._prompts)], columns)
+        return frame.astype(dict.fromkeys(("baseline_score", "score", "change"), "Float64"))
 
     def prompt(self, digest: str) -> str | None:
         """Return the text of the prompt with the hash `Sample.prompt`; ``None`` if it was not kept."""

@@ -27,14 +27,26 @@ if TYPE_CHECKING:
     from llmquant.stats.paired import PairedDifference
     from llmquant.stats.samples import SamplePairs
 
-Samples: TypeAlias = Callable[[RunId], Mapping[str, Sequence[Sample]]]
-"""Returns a run's samples by task."""
+ByTask: TypeAlias = Mapping[str, Sequence[Sample]]
+"""A run's samples by task."""
+
+Samples: TypeAlias = Callable[[RunId], ByTask]
+"""Returns a run's samples."""
+
+Watch: TypeAlias = Callable[[Sequence[Row], ByTask, ByTask], None]
+"""Gets the rows of a variant's run, its samples and the baseline's samples."""
 
 # Of a run's provenance, what can make equal questions give unequal answers; packages are compared one by one.
 _COMPARED = ("python", "platform", "device", "cuda", "threads")
 
 
-def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margins: Margins | None = None) -> list[Row]:
+def rows(
+    record: StudyRecord,
+    runs: Mapping[RunId, Run],
+    samples: Samples,
+    margins: Margins | None = None,
+    watch: Watch = lambda rows, variant, baseline: None,
+) -> list[Row]:
     """Compare every measurement of a study with its baseline's.
 
     Args:
@@ -42,6 +54,7 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margi
         runs: stored runs of the study's experiments; other runs are ignored.
         samples: called once per run with measurements.
         margins: the largest acceptable losses; ``None`` for the study's own.
+        watch: called per variant's run while its samples are in memory; its rows have no intervals yet.
 
     Returns:
         One row per measurement, in the order of the study; one row for each experiment that failed or is missing. A
@@ -74,6 +87,7 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margi
         finished = {**head, "status": "completed", "failure": None, "failure_kind": None}
         if other is not None:
             finished["provenance_differences"] = _provenance_differences(run, other)
+        first = len(found)
         for measurement in run.measurements:
             like = None if other is None else _like(measurement, other.measurements)
             compared, pair = ({}, None) if head["is_baseline"] else _compare(measurement, like, run, other, samples_of)
@@ -81,7 +95,8 @@ def rows(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples, margi
             found.append(Row(**finished, **vars(measurement), **compared, evaluator_note=note, population=total))
             pairs.append(pair)
         if not head["is_baseline"]:
-            read.pop(run.run_id, None)
+            mine, theirs = read.pop(run.run_id, {}), {} if other is None else read.get(other.run_id, {})
+            watch(found[first:], mine, theirs)
         if run.status == "failed":
             found.append(Row(**head))
             pairs.append(None)
@@ -323,4 +338,4 @@ def _flat_provenance(run: Run) -> dict[str, Json]:
     return found | {key: run.provenance[key] for key in _COMPARED if key in run.provenance}
 
 
-__all__ = ["Samples", "label", "rows", "variants"]
+__all__ = ["ByTask", "Samples", "Watch", "label", "rows", "variants"]
