@@ -91,3 +91,16 @@ def test_scores_that_cannot_come_from_the_population_are_refused(scores):
     """None, one above 1, one that is not a number, or more than there are."""
     with pytest.raises(ValueError, match="score"):
         stats.betting_interval(scores, 10)
+
+
+def test_a_mean_over_tasks_is_between_the_ends_of_its_tasks():
+    """It is sure where every task is, and exact where every task was scored to the end."""
+    rng = np.random.default_rng(5)
+    scores = [(rng.random(n) < 0.5, rng.random(n) < 0.5) for n in (150, 80)]
+    parts = [stats.sequential_difference(*pair, population=200) for pair in scores]
+    mean = stats.mean_difference(parts)
+    assert (mean.low, mean.high) == (min(part.low for part in parts), max(part.high for part in parts))
+    assert (mean.method, mean.p) == ("betting sequence", None)
+    ended = [stats.sequential_difference(*pair, population=pair[0].size) for pair in scores]
+    mean = stats.mean_difference(ended)
+    assert mean.low == mean.value == mean.high == pytest.approx((ended[0].value + ended[1].value) / 2)

@@ -100,7 +100,7 @@ def with_needed(rows: Sequence[Row], limit: int | None) -> list[Row]:
 
 
 def _with_needed(row: Row, limit: int | None) -> Row:
-    if row.interval_method != "betting sequence" or row.mean_of:
+    if row.interval_method != "betting sequence" or row.verdict is None or row.mean_of:
         return row
     most = min(number for number in (limit, row.population) if number is not None)
     n = row.n or 0
