@@ -190,3 +190,28 @@ def test_an_embedder_whose_padding_shows_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(OpenChance, "embed", padded)
     with pytest.raises(PluginError, match="has other vectors in a batch"):
         check_embedder(spec, "random", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("documents", "complaint"),
+    [
+        ("range(total)", "a slice has the documents"),
+        ("sorted(ctx.documents.slice.places(total, ctx.seed)) if ctx.documents.slice else range(total)", None),
+    ],
+)
+def test_an_evaluator_of_slices_must_score_them(make, tmp_path, documents, complaint):
+    """And no other documents, in their order."""
+    evaluate = f"""
+    def evaluate(self, subject, ctx):
+        total = 9
+        samples = [Sample(str(place), "", {{"m": 1.0}}) for place in ({documents})]
+        details = {{"documents_total": total}}
+        yield Result.from_samples("t", samples, "m", higher_is_better=True, details=details)
+"""
+    options = 'bits: int = 4\n    def whole(self):\n        return ""\n'
+    spec = make("evaluator", evaluate, options=options, documents=True)
+    if complaint is None:
+        assert len(check_evaluator(spec, "mine", object(), tmp_path / "files")) == 1
+        return
+    with pytest.raises(PluginError, match=complaint):
+        check_evaluator(spec, "mine", object(), tmp_path / "files")

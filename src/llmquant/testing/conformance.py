@@ -37,6 +37,7 @@ from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents, ModelRequest, PluginUse
 from llmquant.study.run import Result
+from llmquant.study.slices import Slice
 
 _HEAVY = (
     "accelerate",
@@ -52,6 +53,7 @@ _HEAVY = (
 )
 
 
+_SLICE = Slice(0, 2)
 _TEXTS = ("An invoice.", "The weather in the mountains changes quickly, so the pass was closed for two days.")
 
 
@@ -130,7 +132,7 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
 
     A worker must accept the results (`checked_results`); weights, model and process must stay unchanged
     (`llmquant.running.guard`); and, unless the results depend on the machine, both evaluations must give equal results
-    on equal samples.
+    on equal samples. An evaluator that can score slices of its documents must score those of a slice, and no others.
 
     Args:
         call: the evaluator's name or call.
@@ -157,6 +159,9 @@ def check_evaluator(spec: PluginSpec, call: str, subject: LoadedModel, folder: P
         raise PluginError(f"{call} changed {' and '.join(changed)}", hint="Restore every change.")
     if not spec.hardware:
         _check_equal(first, second, call)
+    if spec.documents and chosen.ask("whole") == "":
+        sliced = dataclasses.replace(context, documents=Documents(slice=_SLICE))
+        _check_slice(first, list(known.construct(chosen).evaluate(subject, sliced)), call)
     return first
 
 
@@ -255,6 +260,23 @@ def _check_equal(first: Sequence[Result], second: Sequence[Result], call: str) -
                     f"{call}, task {one.task!r}: {a.metric} was {a.value} first and {b.value} the second time",
                     hint="Draw from ctx.seed, or declare hardware=True if the numbers depend on the machine.",
                 )
+
+
+def _check_slice(whole: Sequence[Result], part: Sequence[Result], call: str) -> None:
+    for one, other in zip(whole, part, strict=True):
+        total = one.details.get("documents_total")
+        if total != len(one.samples):
+            raise PluginError(
+                f"{call}, task {one.task!r}: documents_total is {total!r}, but there are {len(one.samples)} samples",
+                hint="Give the number of documents in the whole task.",
+            )
+        wanted = [one.samples[place].document for place in sorted(_SLICE.places(len(one.samples), 0))]
+        found = [sample.document for sample in other.samples]
+        if found != wanted:
+            raise PluginError(
+                f"{call}, task {one.task!r}: a slice has the documents {found}, expected {wanted}",
+                hint="Score the documents at sorted(ctx.documents.slice.places(total, ctx.seed)).",
+            )
 
 
 def _outline(result: Result) -> tuple[str, list[str], list[str]]:
