@@ -21,6 +21,7 @@ from llmquant.results.rows import rows
 from llmquant.study.run import Measurement, Sample
 from llmquant.study.study import Study
 from made_up import BASELINE, MadeUpStudy, completed, experiment, realistic_study, scored
+from test_neutral import HOSTILE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _DATA = re.compile(r'data-value="([^"]*)"')
@@ -173,6 +174,30 @@ def test_an_axis_holds_its_values(values, log):
     ticks = axis.ticks()
     assert len(ticks) <= 13
     assert all(axis.low - 1e-9 * abs(axis.low) <= tick <= axis.high + 1e-9 * abs(axis.high) for tick in ticks)
+
+
+def test_a_notebook_begins_with_the_answer():
+    """The verdict and the recommendation come before all other tables."""
+    shown = comparison(realistic_study())._repr_html_()
+    assert shown.index("Verdict at") < shown.index("Recommendation") < shown.index("Quality")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_questions_and_answers_bring_no_markup(text):
+    """Whatever a model answers or a data set asks, the page has the same tags as with harmless texts."""
+
+    def tags(text: str) -> list[str]:
+        study = MadeUpStudy()
+        for label, score in ((BASELINE, 1.0), ("nf4", 0.0)):
+            samples = [Sample("d", "p", {"acc": score}, f"{label}{text}", text)]
+            mean = Measurement("t", "acc", score, higher_is_better=True, n=1)
+            study.add(completed(experiment(label, "lm_eval(t)"), mean), {"t": samples})
+        found = Comparison(study.record, study.runs, study.read, prompts=lambda hashes: {"p": f"a\n{text}"})
+        page = found.to_html()
+        assert "Documents that changed" in page
+        return re.findall(r"<[a-z]+[^>]*>", re.sub(r"<title>.*?</title>", "", page))
+
+    assert tags(text) == tags("harmless")
 
 
 def test_a_report_of_twenty_variants_is_small():

@@ -377,6 +377,6 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         from llmquant.results.report.html import to_html_table
-        from llmquant.results.report.summary import tables
+        from llmquant.results.report.summary import answer_first, tables
 
-        return to_html_table(tables(self))
+        return to_html_table(answer_first(tables(self)))

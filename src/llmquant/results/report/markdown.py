@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmquant.results.changes import DocumentChange
 from llmquant.results.report.protocol import again, protocol_table, study_toml, versions
-from llmquant.results.report.summary import tables
+from llmquant.results.report.summary import answer_first, tables
 from llmquant.results.report.table import Table
 from llmquant.results.report.text import to_markdown
 from llmquant.study.neutral import markdown_text, printable
@@ -24,11 +24,9 @@ def to_markdown_report(
     found: Comparison, limits: Limits | None = None, max_loss: float | str | Sequence[float | str] | None = None
 ) -> str:
     """Write the verdict and the recommendation, the protocol, the tables, changed answers, and how to run it again."""
-    every = tables(found, limits, max_loss)
-    first = [table for table in every if table.is_verdict or table.title.startswith("Recommendation")]
-    rest = [table for table in every if table not in first]
+    shown = [protocol_table(found.record, found.runs), *tables(found, limits, max_loss)]
     flips = _flips(found.flipped(limit=_FLIPS))
-    shown = [*first, protocol_table(found.record, found.runs), *rest, *([flips] if flips.rows else [])]
+    shown = [*answer_first(shown), *([flips] if flips.rows else [])]
     # Indented, so that no text in it can end the block.
     toml = study_toml(found.record)
     code = "\n".join(f"    {printable(line)}" for line in toml.splitlines())

@@ -39,6 +39,11 @@ def tables(
     )
 
 
+def answer_first(tables: Iterable[Table]) -> list[Table]:
+    """Put the verdicts and recommendations before all other tables; in a terminal the last lines are read first."""
+    return sorted(tables, key=lambda table: not (table.is_verdict or table.title.startswith("Recommendation")))
+
+
 def summary(
     rows: Sequence[Row],
     record: StudyRecord,
