@@ -438,7 +438,7 @@ def test_html_is_escaped_and_well_formed():
     assert not parser.open
     assert "<script>" not in page
     assert "<script>alert(1)</script>" in parser.text
-    assert "+0.5 [-5.7, +6.8]" in parser.text
+    assert "+0.5 [-6.6, +7.8]" in parser.text
     assert "http" not in page
 
 

@@ -17,6 +17,7 @@ stay valid however often one looks.
 from llmquant.stats.paired import (
     MIN_CHANGED,
     PairedDifference,
+    adjusted_interval,
     mean_difference,
     mean_stderr,
     paired_difference,
@@ -32,6 +33,7 @@ __all__ = [
     "MIN_CHANGED",
     "Judgement",
     "PairedDifference",
+    "adjusted_interval",
     "betting_interval",
     "document_sd",
     "documents_needed",

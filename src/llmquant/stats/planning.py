@@ -12,7 +12,7 @@ import math
 
 from scipy import special
 
-from llmquant.stats.paired import PairedDifference
+from llmquant.stats.paired import MIN_CHANGED, PairedDifference
 
 _POWER = 0.8
 
@@ -56,9 +56,9 @@ def reachable_margin(documents: int, sd: float, *, power: float = _POWER, level:
 def document_sd(pilot: PairedDifference) -> float | None:
     """Estimate the standard deviation of the differences of single documents: ``stderr sqrt(n)``.
 
-    Where documents share a source or follow each other in one text, it includes what that costs. For exact bounds it is
-    at least that of one more document that changes from right to wrong, because a pilot in which nothing changed does
-    not show that nothing ever will.
+    Where documents share a source or follow each other in one text, it includes what that costs. If fewer than six
+    documents changed, one more is counted that changes from right to wrong, because a pilot in which nothing changed
+    does not show that nothing ever will.
 
     Returns:
         ``None`` if the pilot has no standard error, or no interval.
@@ -66,7 +66,7 @@ def document_sd(pilot: PairedDifference) -> float | None:
     if pilot.stderr is None or not pilot.method:
         return None
     seen = pilot.stderr * math.sqrt(pilot.n)
-    return math.hypot(seen, 1 / math.sqrt(pilot.n)) if pilot.method == "exact bounds" else seen
+    return math.hypot(seen, 1 / math.sqrt(pilot.n)) if pilot.changed < MIN_CHANGED else seen
 
 
 def _reach(power: float, level: float) -> float:
