@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import tomllib
@@ -20,7 +21,7 @@ from llmquant.results.report.svg import Axis
 from llmquant.results.rows import rows
 from llmquant.study.run import Measurement, Sample
 from llmquant.study.study import Study
-from made_up import BASELINE, MadeUpStudy, completed, experiment, realistic_study, scored
+from made_up import BASELINE, HARDWARE, MadeUpStudy, completed, experiment, realistic_study, scored
 from test_neutral import HOSTILE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -239,6 +240,25 @@ def test_documents_that_changed_are_shown_with_both_answers():
     assert "<dt>expected</dt><dd>the &amp; target</dd><dt>baseline</dt><dd>yes</dd><dt>nf4</dt><dd>no</dd>" in page
     assert "| nf4 · t | acc 1 → 0 | the & target | yes | no |" in found.to_markdown()
     assert "2 + 2" not in page
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_not_drawn(value):
+    """A score, a time or a divergence that overflowed breaks no chart."""
+    study = MadeUpStudy()
+    for label, number in ((BASELINE, 1.0), ("nf4", value), ("int8", 0.5)):
+        mean, samples = scored("t", "f1", [number, 0.5] * 20)
+        study.add(completed(experiment(label, "lm_eval(t)"), mean), {"t": samples})
+        times = Measurement("latency", "decode_ms_per_token", number, "ms", higher_is_better=False)
+        study.add(completed(experiment(label, "latency", hardware=HARDWARE), times))
+        parts = [
+            Measurement("x", "kl_divergence", number, "nats", at={"position": name}, headline=False)
+            for name in ("0-127", "128-255")
+        ]
+        study.add(completed(experiment(label, "fidelity(x)"), *parts))
+    page = comparison(study).to_html()
+    assert not re.search(r'="-?(nan|inf)', page)
+    assert page.count('data-value="0.5"') == 4  # the time in two charts, and the divergence in two bins
 
 
 def test_a_study_without_a_baseline_or_results_has_a_page():

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from llmquant.results.pareto import ParetoPoint
 from llmquant.results.report.block import Block
-from llmquant.results.report.svg import Axis, dot, group, line, svg, text, tick_text
+from llmquant.results.report.svg import Axis, dot, group, is_finite, line, svg, text, tick_text
 from llmquant.results.report.table import MIB
 from llmquant.results.row import Row
 from llmquant.study.neutral import html_text
@@ -50,7 +50,7 @@ def pareto_charts(block: Block, points: Sequence[ParetoPoint]) -> list[str]:
         placed = []
         for point in points:
             cost, row = of(point), intervals.get(point.variant)
-            if cost is not None:
+            if is_finite(cost) and is_finite(point.gain):
                 ends = (None, None) if row is None else (row.difference_low, row.difference_high)
                 low, high = (point.gain if end is None else end for end in ends)
                 placed.append(_Point(point, cost, factor * cost, low, high))
@@ -116,7 +116,7 @@ def divergence_charts(block: Block) -> list[str]:
         for key in dict.fromkeys((row.evaluator_key, row.task) for row in rows):
             lines: dict[str, dict[str, Row]] = {}
             for row in rows:
-                if (row.evaluator_key, row.task) == key and row.value is not None and not row.is_baseline:
+                if (row.evaluator_key, row.task) == key and is_finite(row.value) and not row.is_baseline:
                     lines.setdefault(row.variant, {})[str(row.at[part])] = row
             if lines:
                 found.append(_curves(f"{caption}, {key[1]}", lines, x_title))

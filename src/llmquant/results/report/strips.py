@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llmquant.results.report.block import Block, Measure, conditions, ordered
 from llmquant.results.report.quality import Differences, is_quality, quality_measures
 from llmquant.results.report.retrieval import headlines
-from llmquant.results.report.svg import Axis, bar, dot, line, svg, text, tick_text
+from llmquant.results.report.svg import Axis, bar, dot, is_finite, line, svg, text, tick_text
 from llmquant.results.report.table import MIB, Tone, number
 from llmquant.results.report.verdict import TONES, pooled_decimals, pooled_difference
 from llmquant.results.row import Row
@@ -32,13 +32,17 @@ class _Strip:
 
 def pooled_forest(block: Block) -> str:
     """Draw the differences of a model's variants over all tasks; ``""`` if there are none."""
-    rows = [row for row in block.rows if row.pooled and row.difference is not None]
-    decimals = pooled_decimals(rows)
-    marks = [
-        _Interval(row, row.difference, row.difference_low, row.difference_high, pooled_difference(row, decimals))
-        for row in rows
-    ]
-    return _forest(f"All tasks: difference in {rows[0].unit}", marks, 1.0, ratio=False) if rows else ""
+    charts = []
+    pooled = [row for row in block.rows if row.pooled and row.difference is not None]
+    for unit in dict.fromkeys(row.unit for row in pooled):
+        rows = [row for row in pooled if row.unit == unit]
+        decimals = pooled_decimals(rows)
+        marks = [
+            _Interval(row, row.difference, row.difference_low, row.difference_high, pooled_difference(row, decimals))
+            for row in rows
+        ]
+        charts.append(_forest(f"All tasks: difference in {unit}", marks, 1.0, ratio=False))
+    return "".join(charts)
 
 
 def forests(block: Block) -> list[str]:
@@ -83,10 +87,10 @@ def _forest(caption: str, intervals: Sequence[_Interval], scale: float, *, ratio
     for each in intervals:
         tone = _CLASSES.get(TONES.get(each.row.verdict, "plain"), "")
         marks = ""
-        if each.low is not None and each.high is not None:
+        if each.low is not None and each.high is not None and not math.isnan(each.low + each.high):
             marks = line(axis.at(each.low), _MIDDLE, axis.at(each.high), _MIDDLE, f"interval {tone}".strip())
         exact = each.row.ratio if ratio else each.row.difference
-        if each.value is not None and exact is not None:
+        if each.value is not None and exact is not None and math.isfinite(exact):
             marks += dot(axis.at(each.value), _MIDDLE, f"mark {tone}".strip(), exact)
         strips.append(_Strip(each.row.variant, marks, f"{each.said} {each.row.verdict or ''}".strip(), tone))
     return _figure(caption, strips, axis, backdrop)
@@ -124,7 +128,7 @@ def _largest(measures: Sequence[Measure]) -> Measure | None:
 
 def _bars(block: Block, measures: Sequence[Measure], caption: str, factor: float) -> str:
     """Draw bars from zero; the first measure's is solid, and lies on the second's."""
-    rows = {m: {row.variant: row for row in block.column(m) if row.value is not None} for m in measures}
+    rows = {m: {row.variant: row for row in block.column(m) if is_finite(row.value)} for m in measures}
     values = [row.value * factor for found in rows.values() for row in found.values() if row.value is not None]
     axis = Axis.over([0.0, *values], start=0.5)
     strips = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from llmquant.study.neutral import html_text
 
@@ -71,6 +72,11 @@ class Axis:
         return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Return whether a value can be drawn."""
+    return value is not None and math.isfinite(value)
+
+
 def tick_text(value: float) -> str:
     """Write the number at a tick."""
     return f"{value:,.10g}" if abs(value) >= 1e-4 or not value else f"{value:.0e}"
@@ -110,4 +116,4 @@ def group(body: str, title: str, kind: str = "") -> str:
     return f'<g class="{kind}"><title>{html_text(title)}</title>{body}</g>'
 
 
-__all__ = ["Axis", "bar", "dot", "group", "line", "svg", "text", "tick_text"]
+__all__ = ["Axis", "bar", "dot", "group", "is_finite", "line", "svg", "text", "tick_text"]
