@@ -8,6 +8,7 @@ from typing import Any
 
 from llmquant.results.report.table import Column, Table
 from llmquant.results.rows import label
+from llmquant.results.slices import has_slices
 from llmquant.study.experiment import RunId, VectorForm
 from llmquant.study.margins import DEFAULT, PERPLEXITIES, SHARES, is_share
 from llmquant.study.record import StudyRecord
@@ -58,7 +59,8 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
     if "hardware" in facts:  # which names the device
         facts.pop("device", None)
     if not all(experiment.imported for experiment in record.experiments):
-        facts["documents"] = {"all" if record.limit is None else f"at most {record.limit:,} per task": {}}
+        most = "all" if record.limit is None else f"at most {record.limit:,} per task"
+        facts["documents"] = {most + (", in random order until sure" if has_slices(record) else ""): {}}
         facts["seed"] = {str(record.seed): {}}
     rows = [(name, _said(values)) for name, values in facts.items()]
     rows += [
@@ -106,6 +108,7 @@ def study_toml(record: StudyRecord) -> str:
         "baseline": next(iter(record.baselines.values()), None),
         "margin": [_margin(name, value) for name, value in record.margins.items() if DEFAULT.get(name) != value],
         "limit": record.limit or "all",
+        "until_sure": has_slices(record) or None,
         "seed": record.seed,
     }
     text = "".join(f"{key} = {_toml(value)}\n" for key, value in lines.items() if value not in (None, []))
