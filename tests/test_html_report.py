@@ -242,6 +242,16 @@ def test_documents_that_changed_are_shown_with_both_answers():
     assert "2 + 2" not in page
 
 
+def test_variants_without_a_verdict_share_their_reason():
+    """Several variants that cannot be judged for one reason have one footnote, and no empty chart."""
+    study = MadeUpStudy()
+    for label in (BASELINE, "a", "b"):
+        study.add(completed(experiment(label, "lm_eval(t)"), Measurement("t", "acc", 0.5, higher_is_better=True)))
+    text = comparison(study).to_text(width=300)
+    assert len([line for line in text.splitlines() if "a, b: not judged" in line]) == 1
+    assert "All tasks" not in comparison(study).to_html()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_is_not_drawn(value):
     """A score, a time or a divergence that overflowed breaks no chart."""

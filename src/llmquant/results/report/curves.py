@@ -15,7 +15,7 @@ from llmquant.study.neutral import html_text
 
 _HEIGHT = 280.0
 _FOOT = 40.0  # of the horizontal axis
-_TOP, _BOTTOM = 12.0, _HEIGHT - _FOOT
+_TOP, _BOTTOM = 24.0, _HEIGHT - _FOOT
 _LEFT, _RIGHT = 11.0, 96.0
 # So many lines are told apart by colour; more have one colour, and the one under the pointer stands out.
 _COLOURS = 6
@@ -173,7 +173,7 @@ def _grid(up: Axis, title: str, right: float) -> str:
         + text(_LEFT, up.at(tick) + 4, tick_text(tick), "tick-label", "end", -6)
         for tick in up.ticks()
     )
-    return body + text(_LEFT, _TOP - 2, title, "axis-title", "start", 0)
+    return body + text(_LEFT, _TOP - 12, title, "axis-title", "start", 0)
 
 
 def _figure(caption: str, image: str) -> str:

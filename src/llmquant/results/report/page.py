@@ -144,7 +144,8 @@ def _model(block: Block, tables: Sequence[Table], points: Sequence[ParetoPoint])
         _charts(cost_charts(block)),
         to_html_parts(rest),
     ]
-    return f"<h2>{html_text(heading(block))}</h2>" + "\n".join(filter(None, parts))
+    body = "\n".join(filter(None, parts))
+    return f"<h2>{html_text(heading(block))}</h2>{body}" if body else ""
 
 
 def _charts(charts: Sequence[str], key: str = "") -> str:

@@ -116,8 +116,11 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         if row.documents_needed is not None and row.n is not None
     ]
     notes += [f"Documents that would decide: {'; '.join(needed)}."] if needed else []
-    notes += [f"{row.variant}: not judged, as {row.no_verdict}." for row in rows if row.no_verdict]
-    return notes + [f"{row.variant}: {row.evaluator_note}." for row in rows if row.evaluator_note]
+    silent = [f"not judged, as {row.no_verdict}" if row.no_verdict else row.evaluator_note for row in rows]
+    for reason in dict.fromkeys(filter(None, silent)):
+        labels = [row.variant for row, own in zip(rows, silent, strict=True) if own == reason]
+        notes.append(f"{', '.join(labels)}: {reason}.")
+    return notes
 
 
 def _rounded(count: int) -> str:
