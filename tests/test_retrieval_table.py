@@ -124,9 +124,8 @@ def test_the_mean_is_a_row():
     assert mean.difference_stderr == pytest.approx(tasks[0].difference_stderr / 2)
     # Four tasks of 40 queries that spread alike have 4 * 39 degrees of freedom.
     reach = stats.t.ppf(0.975, 156) * mean.difference_stderr
-    assert (mean.difference_low, mean.difference_high) == pytest.approx(
-        (mean.difference - reach, mean.difference + reach)
-    )
+    assert mean.difference_high == pytest.approx(mean.difference + reach)
+    assert mean.difference_low < mean.difference - reach  # only a few queries are worse, all others equal: skewed
     assert (mean.n, mean.pairs, mean.pairs_lower) == (160, 160, 16)
 
 

@@ -13,11 +13,11 @@ from scipy import optimize, stats
 from llmquant.stats.paired import (
     MIN_CHANGED,
     PairedDifference,
-    adjusted_interval,
     mean_difference,
     paired_difference,
-    score_interval,
+    scaled,
 )
+from llmquant.stats.proportions import adjusted_interval, score_interval
 from llmquant.stats.verdicts import judge
 
 BINARY = st.sampled_from([0.0, 1.0])
@@ -463,3 +463,25 @@ def test_a_loss_is_rarely_overlooked(draw, truth, n):
     above = sum(paired_difference(*draw(rng, n)).low > truth + 1e-9 for _ in range(studies))
     # 1,500 studies estimate 2.5% to within 0.4 points.
     assert above / studies <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / studies)
+
+
+def test_the_mean_over_tasks_rarely_overlooks_a_loss():
+    """Three tasks of 50 documents with a few broken answers show a false gain in about 2.5% of studies, not in 7%."""
+    rng = np.random.default_rng(13)
+    studies = 800
+    above = 0
+    for _ in range(studies):
+        found = mean_difference([paired_difference(*_broken_few(rng, 50)) for _ in range(3)])
+        above += found.low is not None and found.low > 1e-9
+    assert above / studies <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / studies)
+
+
+@given(st.lists(pairs(UNIT, least=8, most=12), min_size=2, max_size=4), st.sampled_from([100.0, -100.0, 50.0]))
+@settings(deadline=None)
+def test_a_mean_in_other_units_is_the_mean_in_other_units(tasks, factor):
+    """Points or margins, losses or gains: the interval of the mean only changes its scale, and p not at all."""
+    found = [paired_difference(*np.array(task).T) for task in tasks]
+    before, after = scaled(mean_difference(found), factor), mean_difference([scaled(one, factor) for one in found])
+    assert (after.value, after.higher) == (pytest.approx(before.value), before.higher)
+    if before.low is not None:
+        assert (after.low, after.high, after.p) == pytest.approx((before.low, before.high, before.p))

@@ -17,14 +17,13 @@ stay valid however often one looks.
 from llmquant.stats.paired import (
     MIN_CHANGED,
     PairedDifference,
-    adjusted_interval,
     mean_difference,
     mean_stderr,
     paired_difference,
     scaled,
-    score_interval,
 )
 from llmquant.stats.planning import document_sd, documents_needed, reachable_margin
+from llmquant.stats.proportions import adjusted_interval, score_interval
 from llmquant.stats.sequences import betting_interval, log_capital, sequential_difference
 from llmquant.stats.significance import holm, mcnemar_exact, mcnemar_mid_p, sidak_level
 from llmquant.stats.verdicts import Judgement, judge

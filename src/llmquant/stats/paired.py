@@ -22,7 +22,7 @@ the standard error are both too small at once. `benchmarks/coverage.py` shows ho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from llmquant.stats.proportions import adjusted_interval, score_interval, upper_bound
 from llmquant.stats.significance import mcnemar_exact, mcnemar_mid_p
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -58,6 +59,8 @@ class PairedDifference:
         units: number of pairs, or of groups if documents have groups.
         p: two-sided p-value of no difference, by the method of the interval: McNemar's mid-p for 0/1 scores, the exact
             sign test for exact bounds, Student's t for t; ``None`` without an interval.
+        skewness: skewness of the differences over ``sqrt(n)``, for scores in [0, 1]; else 0.
+        largest: the largest possible change of a document: 1 for scores in [0, 1], 0 if there is none.
     """
 
     value: float
@@ -71,6 +74,8 @@ class PairedDifference:
     method: Method
     units: int
     p: float | None
+    skewness: float = 0.0
+    largest: float = 0.0
 
 
 def paired_difference(
@@ -135,11 +140,15 @@ def paired_difference(
     kind = "unbounded" if ordered or weights is not None else _kind(np.concatenate([v, b]))
     student = _Student(value, stderr or 0.0, freedom)
     if kind != "unbounded":
-        student = _bounded(student, residuals, d.size)
+        # One document of difference 1 among n has the variance 1 / n of a single draw, 1 / n^2 of the mean.
+        student = _Student(value, math.hypot(student.stderr, 1 / d.size), freedom, _skewness(residuals), 1.0, d.size)
     low, high, p, method = _interval(totals, student, kind, level, grouped=totals.size < d.size)
     changed = int(np.count_nonzero(totals))
     higher, lower = int((d > 0).sum()), int((d < 0).sum())
-    return PairedDifference(value, stderr, low, high, d.size, higher, lower, changed, method, totals.size, p)
+    counts = d.size, higher, lower, changed
+    return PairedDifference(
+        value, stderr, low, high, *counts, method, totals.size, p, student.skewness, student.largest
+    )
 
 
 def mean_stderr(stderrs: Sequence[float | None]) -> float | None:
@@ -156,9 +165,10 @@ def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0
     """Estimate the mean of the differences of ``k`` tasks with equal weights, and its interval.
 
     The interval is Student's t on ``sqrt(sum(se_i^2)) / k`` with Satterthwaite's degrees of freedom,
-    ``sum(se_i^2)^2 / sum(se_i^4 / (n_i - 1))`` for the ``n_i`` units of a task. The interval is about other documents
-    of the same tasks. With fewer than six changed documents in total there is no interval, because no exact test could
-    decide.
+    ``sum(se_i^2)^2 / sum(se_i^4 / (n_i - 1))`` for the ``n_i`` units of a task. It is longer where the differences are
+    skewed, and has the least reach of `paired_difference` for ``k`` times the documents of the smallest task. The
+    interval is about other documents of the same tasks. With fewer than six changed documents in total there is no
+    interval, because no exact test could decide.
 
     If one of the intervals is a betting sequence, the mean lies between the lowest and the highest end: the smallest
     true difference is above the end of its own interval with the same confidence, and so is the mean, which is not
@@ -180,9 +190,19 @@ def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0
     variances = [(d.stderr or 0.0) ** 2 for d in differences]
     spread = math.fsum(s * s / (d.units - 1) for s, d in zip(variances, differences, strict=True))
     freedom = math.fsum(variances) ** 2 / spread if spread else math.inf
-    student = _Student(value, stderr, freedom)
+    cubes = math.fsum(s**1.5 * d.skewness for s, d in zip(variances, differences, strict=True))
+    student = _Student(
+        value,
+        stderr,
+        freedom,
+        cubes / math.fsum(variances) ** 1.5 if stderr else 0.0,
+        math.fsum(d.largest for d in differences) / len(differences),
+        len(differences) * min(d.n for d in differences),
+    )
     low, high = student.interval(level)
-    return PairedDifference(value, stderr, low, high, n, higher, lower, changed, "t", units, student.p())
+    return PairedDifference(
+        value, stderr, low, high, n, higher, lower, changed, "t", units, student.p(), student.skewness, student.largest
+    )
 
 
 def _around(value: float, differences: Sequence[PairedDifference]) -> tuple[float | None, float | None]:
@@ -201,51 +221,17 @@ def scaled(difference: PairedDifference, factor: float) -> PairedDifference:
     if factor < 0:
         ends.reverse()
         counts = counts[::-1]
-    stderr = None if difference.stderr is None else abs(factor) * difference.stderr
-    value, (low, high), (higher, lower) = factor * difference.value, ends, counts
-    return replace(difference, value=value, stderr=stderr, low=low, high=high, higher=higher, lower=lower)
-
-
-def score_interval(higher: int, lower: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Compute Tango's score interval for a difference of paired proportions, ``(higher - lower) / n``.
-
-    The interval holds the differences ``x`` with ``(h - l - n x)^2 <= z^2 n (2 q + x (1 - x))``, where ``q`` is the
-    most likely share of ``lower`` pairs given ``x``: the larger root of ``2 n q^2 + B q - l x (1 - x) = 0``,
-    ``B = (2 n - h + l) x - h - l``. T. Tango, Statistics in Medicine 17:891-908 (1998).
-
-    Args:
-        higher: pairs in which only the variant scores 1.
-        lower: pairs in which only the baseline scores 1.
-        n: number of all pairs, at least 1.
-        level: confidence of the interval, between 0 and 1.
-    """
-    z2 = float(special.ndtri((1 + level) / 2)) ** 2
-    value = (higher - lower) / n
-
-    def excess(x: float) -> float:
-        linear = (2 * n - higher + lower) * x - higher - lower
-        root = np.sqrt(max(linear * linear + 8 * n * lower * x * (1 - x), 0.0))
-        q = (root - linear) / (4 * n)
-        return float((higher - lower - n * x) ** 2 - z2 * n * (2 * q + x * (1 - x)))
-
-    return _boundary(excess, value, -1.0), _boundary(excess, value, 1.0)
-
-
-def adjusted_interval(higher: int, lower: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Compute Bonett and Price's adjusted interval for a difference of paired proportions.
-
-    ``u - d +- z sqrt((u + d - (u - d)^2) / (n + 2))`` with ``u = (h + 1) / (n + 2)`` and ``d = (l + 1) / (n + 2)``.
-    D. G. Bonett, R. M. Price, Journal of Educational and Behavioral Statistics 37:479-488 (2012).
-
-    Args:
-        higher: pairs in which only the variant scores 1.
-        lower: pairs in which only the baseline scores 1.
-        n: number of all pairs.
-        level: confidence of the interval, between 0 and 1.
-    """
-    up, down = (higher + 1) / (n + 2), (lower + 1) / (n + 2)
-    reach = float(special.ndtri((1 + level) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return max(-1.0, up - down - reach), min(1.0, up - down + reach)
+    return replace(
+        difference,
+        value=factor * difference.value,
+        stderr=None if difference.stderr is None else abs(factor) * difference.stderr,
+        low=ends[0],
+        high=ends[1],
+        higher=counts[0],
+        lower=counts[1],
+        skewness=math.copysign(1.0, factor) * difference.skewness,
+        largest=abs(factor) * difference.largest,
+    )
 
 
 def _right_wrong_interval(higher: int, lower: int, n: int, level: float) -> tuple[float, float, float]:
@@ -263,17 +249,6 @@ def _right_wrong_interval(higher: int, lower: int, n: int, level: float) -> tupl
     if not other[0] <= 0 <= other[1]:
         low, high = min(low, other[0]), max(high, other[1])
     return low, high, p
-
-
-def _boundary(excess: Callable[[float], float], inside: float, outside: float) -> float:
-    """Find by bisection where the excess turns from negative to positive."""
-    for _ in range(60):
-        middle = (inside + outside) / 2
-        if excess(middle) < 0:
-            inside = middle
-        else:
-            outside = middle
-    return outside
 
 
 def _stderr(residuals: Floats, sizes: Floats) -> float | None:
@@ -295,18 +270,20 @@ class _Student:
 
     Attributes:
         skewness: skewness of the residuals over ``sqrt(n)``; the interval is longer on that side.
-        unseen: number of documents that could have shown a change by 1; 0 if scores have no bounds.
+        largest: the largest possible change of a document; 0 if there is none.
+        documents: number of documents that could have shown it.
     """
 
     value: float
     stderr: float
     freedom: float
     skewness: float = 0.0
-    unseen: int = 0
+    largest: float = 0.0
+    documents: int = 1
 
     def interval(self, level: float) -> tuple[float, float]:
         q = float(special.stdtrit(self.freedom, (1 + level) / 2))
-        least = _upper_bound(0, self.unseen, level) if self.unseen else 0.0
+        least = self.largest * upper_bound(0, self.documents, level)
         low, high = (
             max(self.stderr * (q + max(0.0, side * self.skewness) * (2 * q * q + 1) / 6), least) for side in (-1, 1)
         )
@@ -317,7 +294,7 @@ class _Student:
         if not self.value:
             return 1.0
         distance = abs(self.value)
-        p = 2 * max(0.0, 1 - distance) ** self.unseen if self.unseen else 0.0
+        p = 2 * max(0.0, 1 - distance / self.largest) ** self.documents if self.largest else 0.0
         if self.stderr:
             # The positive q with q + k (2 q^2 + 1) / 6 = distance / stderr.
             k = max(0.0, -math.copysign(1.0, self.value) * self.skewness) / 3
@@ -327,13 +304,9 @@ class _Student:
         return min(1.0, p)
 
 
-def _bounded(student: _Student, residuals: Floats, documents: int) -> _Student:
-    """Allow for what a sample of scores in [0, 1] may not show."""
+def _skewness(residuals: Floats) -> float:
     squares = float(residuals @ residuals)
-    skewness = math.fsum(residuals**3) / squares**1.5 if squares else 0.0  # whatever the order of documents
-    # One document of difference 1 among n has the variance 1 / n of a single draw, 1 / n^2 of the mean.
-    stderr = math.hypot(student.stderr, 1 / documents)
-    return replace(student, stderr=stderr, skewness=skewness, unseen=documents)
+    return math.fsum(residuals**3) / squares**1.5 if squares else 0.0  # whatever the order of documents
 
 
 def _kind(scores: Floats) -> Literal["binary", "unit", "unbounded"]:
@@ -358,14 +331,9 @@ def _interval(
         return *_right_wrong_interval(higher, lower, n, level), "score"
     if few:
         # A mean difference of scores in [0, 1] is at most the share of improved documents.
-        low, high = -_upper_bound(lower, n, level), _upper_bound(higher, n, level)
+        low, high = -upper_bound(lower, n, level), upper_bound(higher, n, level)
         return low, high, mcnemar_exact(higher, lower), "exact bounds"
     return *student.interval(level), student.p(), "t"
-
-
-def _upper_bound(count: int, n: int, level: float) -> float:
-    """Bound a proportion from above, at ``level`` together with the bound from below (Clopper and Pearson)."""
-    return 1.0 if count == n else float(special.betaincinv(count + 1, n - count, (1 + level) / 2))
 
 
 def _by_group(totals: Floats, sizes: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
