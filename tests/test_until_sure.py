@@ -210,6 +210,7 @@ def test_a_stored_study_is_what_was_returned(tmp_path: Path):
     study.store.write_study("study", study.record.to_json())
     assert lq.Comparison.from_store(study.store).rows() == found.rows()
     assert "until_sure = true" in found.to_html()
+    assert "95% intervals for this whole benchmark, valid at every look" in " ".join(found.to_text(width=999).split())
     found.save_json(tmp_path / "study.json")
     assert lq.Comparison.load(tmp_path / "study.json").rows() == found.rows()
     (pilot, *_) = precisions(study.record, study.store)  # a later study is planned from these documents

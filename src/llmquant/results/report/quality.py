@@ -169,9 +169,9 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
         return notes
     paired = [row for row in rows if row.pairs is not None]
     if paired:
-        about = (
-            f"Differences are to {block.baseline} on the same documents, with 95% intervals for documents like these."
-        )
+        sequential = any(row.interval_method == "betting sequence" for row in paired)
+        scope = "this whole benchmark, valid at every look" if sequential else "documents like these"
+        about = f"Differences are to {block.baseline} on the same documents, with 95% intervals for {scope}."
         notes = [" ".join([*notes, about])]
     whole = {row.task: row.pairs for row in paired if row.pairs == row.population}
     notes += [
