@@ -92,12 +92,21 @@ def test_one_point_of_a_discordance_of_five_percent_needs_3925_documents():
     assert stats.documents_needed(0.01, 0.05**0.5, difference=-0.01) is None
 
 
-@given(st.integers(1, 10**6), st.floats(0.01, 2), st.floats(0.5, 0.99))
+@given(st.integers(2, 10**6), st.floats(0.01, 1), st.floats(0.5, 0.99), st.sampled_from([0.0, 1.0, 100.0]))
 @settings(deadline=None)
-def test_the_reachable_margin_needs_just_the_documents_that_reach_it(documents, sd, power):
+def test_the_reachable_margin_needs_just_the_documents_that_reach_it(documents, sd, power, largest):
     """Planning forwards and backwards agrees."""
-    margin = stats.reachable_margin(documents, sd, power=power)
-    assert abs((stats.documents_needed(margin, sd, power=power) or 0) - documents) <= 1
+    margin = stats.reachable_margin(documents, sd, largest=largest, power=power)
+    assert abs((stats.documents_needed(margin, sd, largest=largest, power=power) or 0) - documents) <= 1
+
+
+def test_answers_that_never_changed_still_need_the_documents_in_which_one_could():
+    """Two points need 183 right or wrong answers even if none changes: as many as the interval then needs."""
+    needed = stats.documents_needed(0.02, 0.001, largest=1.0)
+    assert needed == 183
+    equal = np.full(needed + 10, 0.5)
+    assert stats.paired_difference(equal, equal).low > -0.02
+    assert stats.paired_difference(equal[:150], equal[:150]).low < -0.02
 
 
 def test_a_study_of_the_planned_size_decides_as_often_as_planned():

@@ -69,8 +69,8 @@ def precisions(record: StudyRecord, store: Store) -> list[Precision]:
         if sd is None:
             continue
         documents = min((n for n in (record.limit, total) if n is not None), default=None)
-        reach = None if documents is None else reachable_margin(documents, sd)
-        needed = documents_needed(margin, sd) if margin else None
+        reach = None if documents is None else reachable_margin(documents, sd, largest=1.0)
+        needed = documents_needed(margin, sd, largest=1.0) if margin else None
         found.append(Precision(experiment.evaluator.label, documents, reach, margin, needed, key in spreads))
     return list(dict.fromkeys(found))
 

@@ -81,7 +81,7 @@ def _documents_needed(difference: PairedDifference, gain: float, margin: float) 
         return None
     # An estimate at the margin itself would take infinitely many: plan for half a margin from it.
     away = gain if abs(gain + margin) > margin / 2 else -margin / 2
-    needed = documents_needed(margin, sd, difference=away)
+    needed = documents_needed(margin, sd, difference=away, largest=difference.largest)
     return None if needed is None else max(difference.n + 1, needed)
 
 
