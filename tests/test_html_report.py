@@ -19,6 +19,7 @@ from llmquant.results.report.protocol import protocol_table, study_toml
 from llmquant.results.report.strips import cost_charts, forests, pooled_forest
 from llmquant.results.report.svg import Axis
 from llmquant.results.rows import rows
+from llmquant.study.experiment import ModelUse
 from llmquant.study.run import Measurement, Sample
 from llmquant.study.study import Study
 from made_up import BASELINE, HARDWARE, MadeUpStudy, completed, experiment, realistic_study, scored
@@ -151,7 +152,17 @@ def test_the_study_file_of_a_report_asks_for_the_same_study():
     assert [str(call) for call in again.evaluators] == list(
         dict.fromkeys(each.evaluator.label for each in record.experiments)
     )
+    assert [model.source for model in again.models] == [
+        "meta-llama/Llama-3.2-1B@4e20de362430cd3b72f300e6b0f18e50e7166e08"
+    ]
     assert (again.baseline, again.limit, again.seed, again.margins) == (BASELINE, 50, 0, record.margins)
+
+
+def test_the_study_file_keeps_a_models_settings():
+    """A model that runs its own code is asked for with that setting, from the same folder."""
+    model = ModelUse("./own", "sha256:1", ("trust_remote_code",))
+    (again,) = Study.from_json(tomllib.loads(study_toml(realistic_study(model=model).record))).models
+    assert (again.source, again.trust_remote_code, again.allow_pickle) == ("./own", True, False)
 
 
 def test_every_format_has_the_verdict():

@@ -9,7 +9,7 @@ from typing import Any
 from llmquant.results.report.table import Column, Table
 from llmquant.results.rows import label
 from llmquant.results.slices import has_slices
-from llmquant.study.experiment import RunId, VectorForm
+from llmquant.study.experiment import ModelUse, RunId, VectorForm
 from llmquant.study.margins import DEFAULT, PERPLEXITIES, SHARES, is_share
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
@@ -39,8 +39,10 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
     """Make the table of settings; where variants differ, each value has the names of its variants."""
     facts: dict[str, dict[str, dict[str, None]]] = {}
     tasks: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
+    several = len({experiment.variant.model.digest for experiment in record.experiments}) > 1
     for experiment in record.experiments:
         variant, model = label(record, experiment.variant), experiment.variant.model
+        variant = f"{model.name} {variant}" if several else variant
         _add(facts, "model", f"{model.source} ({model.digest.partition(':')[0]} {_short(model.digest)})", "")
         _add(facts, "baseline", record.baselines.get(model.digest), "")
         run = runs.get(experiment.run_id)
@@ -102,7 +104,9 @@ def study_toml(record: StudyRecord) -> str:
         return ""
     forms = [form for each in record.forms.values() for form in each]
     lines = {
-        "models": list(dict.fromkeys(e.variant.model.source for e in record.experiments)),
+        "models": [
+            _model(each) for each in {e.variant.model.digest: e.variant.model for e in record.experiments}.values()
+        ],
         "quantizers": list(dict.fromkeys(e.variant.quantizer.label for e in record.experiments)),
         "evaluators": list(dict.fromkeys(e.evaluator.label for e in record.experiments)),
         "baseline": next(iter(record.baselines.values()), None),
@@ -113,6 +117,13 @@ def study_toml(record: StudyRecord) -> str:
     }
     text = "".join(f"{key} = {_toml(value)}\n" for key, value in lines.items() if value not in (None, []))
     return text + (f"\n[vectors]\n{_vectors(forms)}" if forms else "")
+
+
+def _model(model: ModelUse) -> str | dict[str, str | bool]:
+    """Return the model of a study file: a model of the Hub at its commit, with its settings."""
+    kind, _, commit = model.digest.partition(":")
+    source = f"{model.source.partition('@')[0]}@{commit}" if kind == "commit" else model.source
+    return {"source": source, **dict.fromkeys(model.flags, True)} if model.flags else source
 
 
 def _vectors(forms: Sequence[VectorForm]) -> str:
@@ -129,6 +140,8 @@ def _margin(name: str, value: float) -> str:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}"
     # JSON's strings, numbers and lists are TOML's too.
     return json.dumps(value) if not isinstance(value, list) else f"[{', '.join(_toml(each) for each in value)}]"
 
