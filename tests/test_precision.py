@@ -38,7 +38,7 @@ def store_of(found: MadeUpStudy, path: Path) -> Store:
 
 def test_without_a_pilot_one_answer_in_ten_is_assumed_to_change(tmp_path: Path):
     """100 documents reach about 8.9 points; 2 points need about 1,960, and 1 point about 7,850."""
-    record = study(100, changed=0.1).record
+    record = replace(study(100, changed=0.1).record, limit=100)
     (found,) = precisions(record, Store(tmp_path))
     assert not found.pilot
     assert found.reachable == pytest.approx(reachable_margin(100, 0.1**0.5))
@@ -53,7 +53,7 @@ def test_without_a_pilot_one_answer_in_ten_is_assumed_to_change(tmp_path: Path):
 def test_earlier_runs_of_the_model_are_the_pilot(tmp_path: Path):
     """The spread of stored runs on the same task replaces the assumption, whatever their limit was."""
     store = store_of(study(400, changed=0.02, limit=400), tmp_path)
-    (found,) = precisions(study(100, changed=0.1).record, store)
+    (found,) = precisions(replace(study(100, changed=0.1).record, limit=100), store)
     assert found.pilot
     assert found.reachable == pytest.approx(reachable_margin(100, 0.02**0.5), rel=0.35)
     assert "by earlier runs" in str(found)

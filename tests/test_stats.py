@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from llmquant.stats.paired import (
-    MIN_CHANGED,
-    PairedDifference,
-    mean_difference,
-    paired_difference,
-    scaled,
-)
+from llmquant.stats.means import mean_difference, scaled
+from llmquant.stats.paired import MIN_CHANGED, PairedDifference, Student, paired_difference
 from llmquant.stats.proportions import adjusted_interval, score_interval
 from llmquant.stats.verdicts import judge
 
@@ -217,12 +212,49 @@ def test_the_mean_over_tasks_is_the_plain_one():
 
 
 def test_a_few_changed_documents_of_several_tasks_decide_nothing():
-    """Fewer than six changed documents give no interval; seven tasks of one each show a real loss."""
+    """The interval of five changed documents includes zero; seven tasks of one each show a real loss."""
     one = paired_difference([1.0] * 19 + [0.0], [1.0] * 20)
     assert verdict(mean_difference([one] * 5)) == "undecided"
-    assert mean_difference([one] * 5).low is None
+    assert mean_difference([one] * 5).high == 0
     found = judge(mean_difference([one] * 7), higher_is_better=True, margin=0.02)
     assert (found.verdict, found.real) == ("undecided", "loss")
+
+
+def test_tasks_without_a_change_bound_what_may_change_together():
+    """Ten documents each show nothing, and neither do twenty; the bound is near that of the rule of three."""
+    ten = paired_difference([1.0] * 10, [1.0] * 10)
+    assert verdict(mean_difference([ten, ten])) == "undecided"
+    many = mean_difference([ten] * 20)
+    assert -many.low == pytest.approx(1 - 0.025 ** (1 / 200))
+
+
+def test_the_mean_is_no_more_certain_than_one_of_its_tasks_allows():
+    """A task of 50 documents without a change leaves half of its own uncertainty in the mean with a precise one."""
+    rough = paired_difference([1.0] * 50, [1.0] * 50)
+    precise = paired_difference([1.0, 0.0] * 500, [0.0, 1.0] * 10 + [1.0, 0.0] * 490)
+    found = mean_difference([rough, precise])
+    assert found.low == pytest.approx(rough.low / 2)
+    assert found.high == pytest.approx(rough.high / 2)
+
+
+def test_groups_without_a_change_decide_nothing():
+    """No changed answer in six stories is not proof that no answer changes; there is no interval, also in a mean."""
+    few = paired_difference([1.0] * 30, [1.0] * 30, groups=[str(place // 5) for place in range(30)])
+    many = paired_difference([1.0, 0.0] * 50, [0.0, 1.0] * 50)
+    assert verdict(few) == "undecided"
+    assert mean_difference([few, many]).low is None
+
+
+def test_a_mean_errs_no_more_than_its_tasks():
+    """A small task whose 4% of broken answers a sample may miss makes no mean over two tasks surer than 95%."""
+    rng = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(400):
+        rough = paired_difference(1.0 - (rng.random(50) < 0.04), np.ones(50))
+        changes = rng.random((2, 1000)) < 0.02
+        precise = paired_difference(0.5 * np.ones(1000) + 0.5 * changes[0] - 0.5 * changes[1], 0.5 * np.ones(1000))
+        wrong += mean_difference([rough, precise]).low > -0.02
+    assert wrong <= 0.05 * 400
 
 
 def test_tasks_in_which_all_documents_change_alike_have_no_spread():
@@ -298,7 +330,9 @@ def test_scores_that_do_not_pair_are_refused(scores):
 def interval(low: float, high: float, n: int = 100) -> PairedDifference:
     """Make a difference with an interval."""
     half = (high - low) / 2
-    return PairedDifference((low + high) / 2, half / 1.98, low, high, n, 40, 40, 80, "t", n, 0.5)
+    return PairedDifference(
+        (low + high) / 2, half / 1.98, low, high, n, 40, 40, 80, "t", n, 0.5, Student(0.0, 1.0, n - 1.0)
+    )
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def _groups(
 
 def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifference | None], margins: Margins) -> Row:
     # Here, since numpy and scipy take most of a second, which a study without benchmarks should not wait for.
-    from llmquant.stats.paired import mean_difference, mean_stderr
+    from llmquant.stats.means import mean_difference, mean_stderr
     from llmquant.stats.verdicts import Judgement, judge
 
     first = rows[0]

@@ -111,7 +111,7 @@ def _judged(
     *,
     in_points: bool,
 ) -> Row:
-    from llmquant.stats.paired import mean_difference, scaled
+    from llmquant.stats.means import mean_difference, scaled
     from llmquant.stats.verdicts import judge
 
     gains = []

@@ -14,13 +14,11 @@ averages the differences of several tasks. `judge` turns a difference and a marg
 stay valid however often one looks.
 """
 
+from llmquant.stats.means import mean_difference, mean_stderr, scaled
 from llmquant.stats.paired import (
     MIN_CHANGED,
     PairedDifference,
-    mean_difference,
-    mean_stderr,
     paired_difference,
-    scaled,
 )
 from llmquant.stats.planning import document_sd, documents_needed, reachable_margin
 from llmquant.stats.proportions import adjusted_interval, score_interval

@@ -11,7 +11,6 @@ fewer than six changed             zero, like every exact test of so few documen
 other scores in [0, 1]             Student's t, allowing for skewed scores and for unseen documents
 anything else                      Student's t
 windows of one text, in order      Student's t, with the autocorrelation of neighbours
-a mean over tasks                  Student's t with Satterthwaite's degrees of freedom
 =================================  ======================================================================
 
 Quantization's typical damage is slightly reworded answers in many documents and broken answers in a few. Plain t is
@@ -23,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -43,6 +42,47 @@ _MAX_AUTOCORRELATION = 0.95
 
 
 @dataclass(frozen=True)
+class Student:
+    """Student's t around a value.
+
+    Attributes:
+        skewness: skewness of the residuals over ``sqrt(n)``; the interval is longer on that side.
+        largest: the largest possible change of a document; 0 if there is none.
+        documents: number of documents that could have shown it.
+    """
+
+    value: float
+    stderr: float
+    freedom: float
+    skewness: float = 0.0
+    largest: float = 0.0
+    documents: float = 1.0
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Return the ends of the interval."""
+        q = float(special.stdtrit(self.freedom, (1 + level) / 2))
+        least = self.largest * upper_bound(0, self.documents, level)
+        low, high = (
+            max(self.stderr * (q + max(0.0, side * self.skewness) * (2 * q * q + 1) / 6), least) for side in (-1, 1)
+        )
+        return self.value - low, self.value + high
+
+    def p(self) -> float:
+        """Return 1 minus the level of the interval that ends at zero."""
+        if not self.value:
+            return 1.0
+        distance = abs(self.value)
+        p = 2 * max(0.0, 1 - distance / self.largest) ** self.documents if self.largest else 0.0
+        if self.stderr:
+            # The positive q with q + k (2 q^2 + 1) / 6 = distance / stderr.
+            k = max(0.0, -math.copysign(1.0, self.value) * self.skewness) / 3
+            beyond = max(0.0, distance / self.stderr - k / 2)
+            q = 2 * beyond / (1 + math.sqrt(1 + 4 * k * beyond))
+            p = max(p, 2 * float(special.stdtr(self.freedom, -q)))
+        return min(1.0, p)
+
+
+@dataclass(frozen=True)
 class PairedDifference:
     """Variant minus baseline over paired documents.
 
@@ -59,8 +99,7 @@ class PairedDifference:
         units: number of pairs, or of groups if documents have groups.
         p: two-sided p-value of no difference, by the method of the interval: McNemar's mid-p for 0/1 scores, the exact
             sign test for exact bounds, Student's t for t; ``None`` without an interval.
-        skewness: skewness of the differences over ``sqrt(n)``, for scores in [0, 1]; else 0.
-        largest: the largest possible change of a document: 1 for scores in [0, 1], 0 if there is none.
+        student: what a mean over tasks takes from the difference.
     """
 
     value: float
@@ -74,8 +113,7 @@ class PairedDifference:
     method: Method
     units: int
     p: float | None
-    skewness: float = 0.0
-    largest: float = 0.0
+    student: Student
 
 
 def paired_difference(
@@ -138,100 +176,17 @@ def paired_difference(
     if ordered and stderr:
         stderr, freedom = _autocorrelated(residuals, stderr)
     kind = "unbounded" if ordered or weights is not None else _kind(np.concatenate([v, b]))
-    student = _Student(value, stderr or 0.0, freedom)
+    student = Student(value, stderr or 0.0, freedom)
+    grouped = totals.size < d.size
     if kind != "unbounded":
-        # One document of difference 1 among n has the variance 1 / n of a single draw, 1 / n^2 of the mean.
-        student = _Student(value, math.hypot(student.stderr, 1 / d.size), freedom, _skewness(residuals), 1.0, d.size)
-    low, high, p, method = _interval(totals, student, kind, level, grouped=totals.size < d.size)
+        # One document of difference 1 among n has the variance 1 / n of a single draw, 1 / n^2 of the mean. Among 0/1
+        # scores the interval allows for it otherwise.
+        wide = student.stderr if kind == "binary" and not grouped else math.hypot(student.stderr, 1 / d.size)
+        student = Student(value, wide, freedom, _skewness(residuals), 1.0, d.size)
+    low, high, p, method = _interval(totals, student, kind, level, grouped=grouped, ordered=ordered)
     changed = int(np.count_nonzero(totals))
     higher, lower = int((d > 0).sum()), int((d < 0).sum())
-    counts = d.size, higher, lower, changed
-    return PairedDifference(
-        value, stderr, low, high, *counts, method, totals.size, p, student.skewness, student.largest
-    )
-
-
-def mean_stderr(stderrs: Sequence[float | None]) -> float | None:
-    """Compute the standard error of the mean of ``k`` independent values: ``sqrt(sum(se_i^2)) / k``.
-
-    Returns:
-        ``None`` if one of the standard errors is ``None``.
-    """
-    known = [stderr for stderr in stderrs if stderr is not None]
-    return math.hypot(*known) / len(known) if known and len(known) == len(stderrs) else None
-
-
-def mean_difference(differences: Sequence[PairedDifference], *, level: float = 0.95) -> PairedDifference:
-    """Estimate the mean of the differences of ``k`` tasks with equal weights, and its interval.
-
-    The interval is Student's t on ``sqrt(sum(se_i^2)) / k`` with Satterthwaite's degrees of freedom,
-    ``sum(se_i^2)^2 / sum(se_i^4 / (n_i - 1))`` for the ``n_i`` units of a task. It is longer where the differences are
-    skewed, and has the least reach of `paired_difference` for ``k`` times the documents of the smallest task. The
-    interval is about other documents of the same tasks. With fewer than six changed documents in total there is no
-    interval, because no exact test could decide.
-
-    If one of the intervals is a betting sequence, the mean lies between the lowest and the highest end: the smallest
-    true difference is above the end of its own interval with the same confidence, and so is the mean, which is not
-    smaller; likewise the largest. Such an interval has the confidence of its parts, whatever `level`, and no p-value.
-
-    Args:
-        differences: at least one difference.
-        level: confidence of the interval, between 0 and 1.
-    """
-    value = math.fsum(d.value for d in differences) / len(differences)
-    stderr = mean_stderr([d.stderr for d in differences])
-    counts = np.sum([(d.n, d.higher, d.lower, d.changed, d.units) for d in differences], axis=0)
-    n, higher, lower, changed, units = map(int, counts)
-    if any(d.method == "betting sequence" for d in differences):
-        low, high = _around(value, differences)
-        return PairedDifference(value, stderr, low, high, n, higher, lower, changed, "betting sequence", units, None)
-    if stderr is None or changed < MIN_CHANGED:
-        return PairedDifference(value, stderr, None, None, n, higher, lower, changed, "", units, None)
-    variances = [(d.stderr or 0.0) ** 2 for d in differences]
-    spread = math.fsum(s * s / (d.units - 1) for s, d in zip(variances, differences, strict=True))
-    freedom = math.fsum(variances) ** 2 / spread if spread else math.inf
-    cubes = math.fsum(s**1.5 * d.skewness for s, d in zip(variances, differences, strict=True))
-    student = _Student(
-        value,
-        stderr,
-        freedom,
-        cubes / math.fsum(variances) ** 1.5 if stderr else 0.0,
-        math.fsum(d.largest for d in differences) / len(differences),
-        len(differences) * min(d.n for d in differences),
-    )
-    low, high = student.interval(level)
-    return PairedDifference(
-        value, stderr, low, high, n, higher, lower, changed, "t", units, student.p(), student.skewness, student.largest
-    )
-
-
-def _around(value: float, differences: Sequence[PairedDifference]) -> tuple[float | None, float | None]:
-    ends = [(d.low, d.high) for d in differences if d.low is not None and d.high is not None]
-    if len(ends) < len(differences):
-        return None, None
-    if all(low == high for low, high in ends):  # every document of every task was seen
-        return value, value
-    return min(low for low, _ in ends), max(high for _, high in ends)
-
-
-def scaled(difference: PairedDifference, factor: float) -> PairedDifference:
-    """Return a difference in other units; a negative factor counts losses as gains."""
-    ends = [None if end is None else factor * end for end in (difference.low, difference.high)]
-    counts = (difference.higher, difference.lower)
-    if factor < 0:
-        ends.reverse()
-        counts = counts[::-1]
-    return replace(
-        difference,
-        value=factor * difference.value,
-        stderr=None if difference.stderr is None else abs(factor) * difference.stderr,
-        low=ends[0],
-        high=ends[1],
-        higher=counts[0],
-        lower=counts[1],
-        skewness=math.copysign(1.0, factor) * difference.skewness,
-        largest=abs(factor) * difference.largest,
-    )
+    return PairedDifference(value, stderr, low, high, d.size, higher, lower, changed, method, totals.size, p, student)
 
 
 def _right_wrong_interval(higher: int, lower: int, n: int, level: float) -> tuple[float, float, float]:
@@ -264,46 +219,6 @@ def _autocorrelated(residuals: Floats, stderr: float) -> tuple[float, float]:
     return stderr * math.sqrt((1 + r) / (1 - r)), n * (1 - r * r) / (3 + r * r)
 
 
-@dataclass(frozen=True)
-class _Student:
-    """Student's t around a value.
-
-    Attributes:
-        skewness: skewness of the residuals over ``sqrt(n)``; the interval is longer on that side.
-        largest: the largest possible change of a document; 0 if there is none.
-        documents: number of documents that could have shown it.
-    """
-
-    value: float
-    stderr: float
-    freedom: float
-    skewness: float = 0.0
-    largest: float = 0.0
-    documents: int = 1
-
-    def interval(self, level: float) -> tuple[float, float]:
-        q = float(special.stdtrit(self.freedom, (1 + level) / 2))
-        least = self.largest * upper_bound(0, self.documents, level)
-        low, high = (
-            max(self.stderr * (q + max(0.0, side * self.skewness) * (2 * q * q + 1) / 6), least) for side in (-1, 1)
-        )
-        return self.value - low, self.value + high
-
-    def p(self) -> float:
-        """Return 1 minus the level of the interval that ends at zero."""
-        if not self.value:
-            return 1.0
-        distance = abs(self.value)
-        p = 2 * max(0.0, 1 - distance / self.largest) ** self.documents if self.largest else 0.0
-        if self.stderr:
-            # The positive q with q + k (2 q^2 + 1) / 6 = distance / stderr.
-            k = max(0.0, -math.copysign(1.0, self.value) * self.skewness) / 3
-            beyond = max(0.0, distance / self.stderr - k / 2)
-            q = 2 * beyond / (1 + math.sqrt(1 + 4 * k * beyond))
-            p = max(p, 2 * float(special.stdtr(self.freedom, -q)))
-        return min(1.0, p)
-
-
 def _skewness(residuals: Floats) -> float:
     squares = float(residuals @ residuals)
     return math.fsum(residuals**3) / squares**1.5 if squares else 0.0  # whatever the order of documents
@@ -317,14 +232,18 @@ def _kind(scores: Floats) -> Literal["binary", "unit", "unbounded"]:
 
 def _interval(
     totals: Floats,
-    student: _Student,
+    student: Student,
     kind: Literal["binary", "unit", "unbounded"],
     level: float,
     *,
     grouped: bool,
+    ordered: bool,
 ) -> tuple[float | None, float | None, float | None, Method]:
     n, higher, lower = totals.size, int((totals > 0).sum()), int((totals < 0).sum())
     few = higher + lower < MIN_CHANGED
+    if ordered and not higher + lower and n >= MIN_CHANGED:
+        # Likelihoods equal to the last bit in each window are of the same weights: nothing is unseen.
+        return 0.0, 0.0, 1.0, "t"
     if few and (grouped or kind == "unbounded"):
         return None, None, None, ""
     if kind == "binary" and not grouped:

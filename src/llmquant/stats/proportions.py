@@ -51,7 +51,7 @@ def adjusted_interval(higher: int, lower: int, n: int, *, level: float = 0.95) -
     return max(-1.0, up - down - reach), min(1.0, up - down + reach)
 
 
-def upper_bound(count: int, n: int, level: float) -> float:
+def upper_bound(count: int, n: float, level: float) -> float:
     """Bound a proportion from above, at ``level`` together with the bound from below (Clopper and Pearson)."""
     return 1.0 if count == n else float(special.betaincinv(count + 1, n - count, (1 + level) / 2))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmquant.stats.paired import MIN_CHANGED, PairedDifference
+from llmquant.stats.paired import PairedDifference
 from llmquant.stats.planning import document_sd, documents_needed
 
 Verdict = Literal["better", "no worse", "worse", "differs", "no signal", "undecided"]
@@ -53,10 +53,6 @@ def judge(difference: PairedDifference, *, higher_is_better: bool | None, margin
     """
     low, high = difference.low, difference.high
     if low is None or high is None:
-        # Equal in every unit to the last bit, such as the same weights twice: there is nothing to estimate.
-        same = not difference.changed and difference.units >= MIN_CHANGED and higher_is_better is not None
-        if same:
-            return Judgement(None if margin is None else "no worse", no_worse_than=0.0)
         return Judgement(None if margin is None and higher_is_better is not None else "undecided")
     if higher_is_better is None:
         return Judgement("differs" if low > 0 or high < 0 else "undecided")
@@ -69,7 +65,7 @@ def judge(difference: PairedDifference, *, higher_is_better: bool | None, margin
         return Judgement("worse", real, sign * least)
     if least > 0:
         return Judgement("better", real, sign * least)
-    if least > -margin:
+    if least > -margin or least == most == 0:
         return Judgement("no worse", real, sign * least)
     return Judgement("undecided", real, sign * least, _documents_needed(difference, sign * difference.value, margin))
 
@@ -81,7 +77,7 @@ def _documents_needed(difference: PairedDifference, gain: float, margin: float) 
         return None
     # An estimate at the margin itself would take infinitely many: plan for half a margin from it.
     away = gain if abs(gain + margin) > margin / 2 else -margin / 2
-    needed = documents_needed(margin, sd, difference=away, largest=difference.largest)
+    needed = documents_needed(margin, sd, difference=away, largest=difference.student.largest)
     return None if needed is None else max(difference.n + 1, needed)
 
 
