@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llmquant.errors import DamagedError, UnknownNameError
+from llmquant.errors import DamagedError, OptionError, UnknownNameError
 from llmquant.results.comparison import Comparison
 from llmquant.results.report.summary import tables
 from llmquant.study.run import Measurement, Sample
@@ -238,3 +238,19 @@ def test_text_in_answers_is_not_markup():
     text = study(samples(BEFORE), samples(AFTER), task="t\x1b[31m").to_text()
     assert "\x1b" not in text
     assert "Answers to t" in text
+
+
+def test_more_documents_than_are_kept_are_refused():
+    """The message names the way to all of them."""
+    with pytest.raises(OptionError, match="limit is 51") as raised:
+        study(samples(BEFORE), samples(AFTER)).flipped(limit=51)
+    assert "samples_frame()" in raised.value.hint
+
+
+def test_each_run_is_read_once_for_rows_changes_and_documents():
+    """A large study takes minutes to read."""
+    found = study(samples(BEFORE), samples(AFTER))
+    read = []
+    counted = Comparison(found.record, found.runs, lambda run_id: [read.append(run_id), found._samples(run_id)][1])
+    counted.rows(), counted.changes(), counted.flipped(), counted.to_text()
+    assert sorted(read) == sorted(found.runs)

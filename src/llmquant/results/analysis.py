@@ -37,7 +37,12 @@ def analyse(record: StudyRecord, runs: Mapping[RunId, Run], samples: Samples) ->
             changes.extend(changes_of(of_run, variant, baseline))
 
     with _without_garbage_collection():
-        return rows(record, runs, samples, watch=watch), changes
+        found = rows(record, runs, samples, watch=watch)
+    if changes:
+        from llmquant.results.changes import with_differences
+
+        changes = with_differences(changes, found)
+    return found, changes
 
 
 def beside(rows: Sequence[Row], samples: Samples) -> Iterator[tuple[Sequence[Row], ByTask, ByTask]]:

@@ -7,26 +7,26 @@ differences, and shares of documents with shared sources, have that of `llmquant
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from llmquant.results.row import Row
 from llmquant.results.rows import ByTask
 from llmquant.stats.paired import paired_difference
+from llmquant.stats.proportions import upper_bound
 from llmquant.study.experiment import RunId
 from llmquant.study.run import Sample
 
 _Floats: TypeAlias = NDArray[np.float64]
 
-_LOWER = 0.025
+MOST_DOCUMENTS = 50
+_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class ScoreChange:
         gained: documents with a better score than the baseline's: for binary scores, wrong to right.
         lost: documents with a worse score: for binary scores, right to wrong.
         changed: gained and lost documents together.
-        difference: mean score minus the baseline's, as in `Row`.
-        low: lower end of the difference's interval; ``None`` without one, as is `high`.
+        difference: the difference of the metric's `Row`.
+        low: lower end of that row's interval; ``None`` without one, as is `high`.
     """
 
     metric: str
@@ -63,9 +63,9 @@ class ScoreChange:
     gained: Share
     lost: Share
     changed: Share
-    difference: float
-    low: float | None
-    high: float | None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,40 +98,6 @@ class ShareChange:
     difference: float
     low: float | None
     high: float | None
-
-
-@dataclass(frozen=True)
-class Change:
-    """What changed in a variant's answers to one task, compared with its baseline's.
-
-    Attributes:
-        model: as in `Row`, and likewise up to `task`.
-        documents: number of documents asked with the same prompt in both.
-        scores: by metric; only metrics with scores of single documents.
-        answers: documents whose answer's text differs; ``None`` without texts of answers.
-        generated: generated tokens; ``None`` if they were not counted, and for the next two.
-        cut: documents with an answer that ended at the maximum number of new tokens.
-        looping: documents with an answer that ended in a loop, see `llmquant.study.looping`.
-    """
-
-    model: str
-    model_digest: str
-    variant: str
-    baseline: str | None
-    evaluator: str
-    evaluator_key: str
-    run_id: RunId
-    task: str
-    documents: int
-    scores: tuple[ScoreChange, ...]
-    answers: Share | None
-    generated: LengthChange | None
-    cut: ShareChange | None
-    looping: ShareChange | None
-
-    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        """Return a JSON object."""
-        return {**asdict(self), "scores": [asdict(score) for score in self.scores]}
 
 
 @dataclass(frozen=True)
@@ -168,6 +134,44 @@ class DocumentChange:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What changed in a variant's answers to one task, compared with its baseline's.
+
+    Attributes:
+        model: as in `Row`, and likewise up to `task`.
+        documents: number of documents asked with the same prompt in both.
+        scores: by metric; only metrics with scores of single documents.
+        answers: documents whose answer's text differs; ``None`` without texts of answers.
+        generated: generated tokens; ``None`` if they were not counted, and for the next two.
+        cut: documents with an answer that ended at the maximum number of new tokens.
+        looping: documents with an answer that ended in a loop, see `llmquant.study.looping`.
+        documents_changed: per metric, the documents whose score changed most, without the texts of prompts.
+    """
+
+    model: str
+    model_digest: str
+    variant: str
+    baseline: str | None
+    evaluator: str
+    evaluator_key: str
+    run_id: RunId
+    task: str
+    documents: int
+    scores: tuple[ScoreChange, ...]
+    answers: Share | None
+    generated: LengthChange | None
+    cut: ShareChange | None
+    looping: ShareChange | None
+    documents_changed: tuple[DocumentChange, ...] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        """Return a JSON object, without the documents."""
+        found = asdict(replace(self, documents_changed=()))
+        del found["documents_changed"]
+        return {**found, "scores": list(found["scores"])}
+
+
+@dataclass(frozen=True)
 class _Beside:
     """A variant's samples of one task beside the baseline's.
 
@@ -184,16 +188,14 @@ class _Beside:
     theirs: Sequence[Sample]
     groups: Sequence[str] | None
 
-    def scored(self, metric: str) -> Iterator[tuple[Sample, Sample]]:
-        """Yield the pairs that have scores of a metric."""
-        for one, other in zip(self.mine, self.theirs, strict=True):
-            if metric in one.scores and metric in other.scores:
-                yield one, other
+    def both(self, of: Callable[[Sample], float | None]) -> tuple[_Floats, _Floats]:
+        """Return the values of the variant and of the baseline; None becomes NaN."""
+        v, b = (np.array(list(map(of, samples)), np.float64) for samples in (self.mine, self.theirs))
+        return v, b
 
     def values(self, of: Callable[[Sample], float | None]) -> tuple[_Floats, _Floats, Sequence[str] | None]:
         """Return the values of the variant and of the baseline where both are finite, and the groups."""
-        # As floats, None becomes NaN.
-        v, b = (np.array(list(map(of, samples)), np.float64) for samples in (self.mine, self.theirs))
+        v, b = self.both(of)
         known = np.isfinite(v) & np.isfinite(b)
         if known.all():
             return v, b, self.groups
@@ -201,7 +203,7 @@ class _Beside:
 
 
 def changes_of(rows: Sequence[Row], variant: ByTask, baseline: ByTask) -> list[Change]:
-    """Compare the answers to each task of a variant's run with the baseline's.
+    """Compare the answers to each task of a variant's run with the baseline's, without the rows' differences.
 
     Args:
         rows: of the run.
@@ -209,6 +211,17 @@ def changes_of(rows: Sequence[Row], variant: ByTask, baseline: ByTask) -> list[C
         baseline: the baseline's samples by task.
     """
     return [_change(found) for found in _beside(rows, variant, baseline)]
+
+
+def with_differences(changes: Sequence[Change], rows: Sequence[Row]) -> list[Change]:
+    """Fill in the differences of the rows."""
+    by_metric = {(row.run_id, row.task, row.metric): row for row in reversed(rows)}
+
+    def filled(change: Change, score: ScoreChange) -> ScoreChange:
+        row = by_metric[change.run_id, change.task, score.metric]
+        return replace(score, difference=row.difference, low=row.difference_low, high=row.difference_high)
+
+    return [replace(change, scores=tuple(filled(change, score) for score in change.scores)) for change in changes]
 
 
 def document_changes(rows: Sequence[Row], variant: ByTask, baseline: ByTask) -> Iterator[DocumentChange]:
@@ -221,25 +234,18 @@ def document_changes(rows: Sequence[Row], variant: ByTask, baseline: ByTask) -> 
     """
     for found in _beside(rows, variant, baseline):
         for metric in found.metrics:
-            for one, other in found.scored(metric):
-                yield _document_change(found.row, metric, one, other)
+            for one, other in zip(found.mine, found.theirs, strict=True):
+                if metric in one.scores and metric in other.scores:
+                    yield _document_change(found.row, metric, one, other)
 
 
-def most_changed(
-    rows: Sequence[Row], variant: ByTask, baseline: ByTask, limit: int, metric: str | None = None
-) -> Iterator[DocumentChange]:
-    """Yield the documents of each task of a variant's run whose score changed most, as `document_changes`.
-
-    Args:
-        limit: maximum number of documents per task.
-        metric: ``None`` for each task's first one.
-    """
-    for found in _beside(rows, variant, baseline):
-        name = metric or next(iter(found.metrics))
-        sizes = ((abs(one.scores[name] - other.scores[name]), one, other) for one, other in found.scored(name))
-        changed = (each for each in sizes if each[0] > 0)  # NaN is not
-        for _, one, other in heapq.nlargest(limit, changed, operator.itemgetter(0)):
-            yield _document_change(found.row, name, one, other)
+def _most_changed(found: _Beside, metric: str) -> Iterator[DocumentChange]:
+    v, b = found.both(lambda sample: sample.scores.get(metric))
+    with np.errstate(invalid="ignore"):  # infinite in both is no change
+        sizes = np.nan_to_num(np.abs(v - b), posinf=np.inf)
+    for place in np.argsort(-sizes, kind="stable")[:MOST_DOCUMENTS]:
+        if sizes[place] > 0:
+            yield _document_change(found.row, metric, found.mine[place], found.theirs[place])
 
 
 def _document_change(row: Row, metric: str, one: Sample, other: Sample) -> DocumentChange:
@@ -309,6 +315,7 @@ def _change(found: _Beside) -> Change:
         generated=_length_change(found),
         cut=_share_change(found, "cut"),
         looping=_share_change(found, "looping"),
+        documents_changed=tuple(one for metric in found.metrics for one in _most_changed(found, metric)),
     )
 
 
@@ -317,16 +324,12 @@ def _score_change(found: _Beside, metric: str, higher_is_better: bool | None) ->
     if not v.size:
         return None
     better, worse = (v < b, v > b) if higher_is_better is False else (v > b, v < b)
-    paired = paired_difference(v, b, groups=groups)
     return ScoreChange(
         metric,
         bool((((v == 0) | (v == 1)) & ((b == 0) | (b == 1))).all()),
         _share(better, groups),
         _share(worse, groups),
         _share(better | worse, groups),
-        paired.value,
-        paired.low,
-        paired.high,
     )
 
 
@@ -366,6 +369,5 @@ def _share(flags: NDArray[np.bool_], groups: Sequence[str] | None) -> Share:
         paired = paired_difference(flags, np.zeros(n), groups=groups)
         low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (paired.low, paired.high))
     else:
-        low = float(special.betaincinv(count, n - count + 1, _LOWER)) if count else 0.0
-        high = float(special.betaincinv(count + 1, n - count, 1 - _LOWER)) if count < n else 1.0
+        low, high = 1 - upper_bound(n - count, n, _LEVEL), upper_bound(count, n, _LEVEL)
     return Share(count / n, count, n, low, high)

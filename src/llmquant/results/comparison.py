@@ -211,27 +211,35 @@ class Comparison:
 
         Args:
             variant: ``None`` for all; ``task`` likewise.
-            limit: maximum number of documents per variant and task.
+            limit: maximum number of documents per variant and task, at most 50.
             metric: ``None`` for each task's first one.
             model: ``None`` for all.
 
         Raises:
-            UnknownNameError: if there is no such variant, task or metric.
+            UnknownNameError: if there is no such variant, task, metric or model with changes.
+            OptionError: if the limit is too high.
         """
-        from llmquant.results.changes import most_changed, with_prompts
+        from llmquant.results.changes import MOST_DOCUMENTS, with_prompts
 
-        rows = [row for row in self.rows() if row.run_id and model in (None, row.model)]
-        here = [row for row in rows if row.is_baseline or variant in (None, row.variant)]
+        if limit > MOST_DOCUMENTS:
+            hint = f"Give at most {MOST_DOCUMENTS}; samples_frame() returns all documents."
+            raise OptionError(f"limit is {limit}", hint=hint)
+        found = self.changes()
         for name, wanted, known in (
-            ("variant", variant, {row.variant for row in rows if not row.is_baseline}),
-            ("task", task, {row.task for row in here}),
-            ("metric", metric, {row.metric for row in here if task in (None, row.task)}),
+            ("model", model, {change.model for change in found}),
+            ("variant", variant, {change.variant for change in found}),
+            ("task", task, {change.task for change in found}),
+            ("metric", metric, {score.metric for change in found for score in change.scores}),
         ):
             if wanted is not None and wanted not in known:
                 raise UnknownNameError(f"there is no {name} {wanted!r}", hint=nearest(wanted, known))
-        here = [row for row in here if task in (None, row.task)]
-        runs = beside(here, self._samples)
-        return with_prompts([one for run in runs for one in most_changed(*run, limit, metric)], self._prompts)
+        documents: list[DocumentChange] = []
+        for change in found:
+            asked = ((model, change.model), (variant, change.variant), (task, change.task))
+            if change.scores and all(wanted in (None, own) for wanted, own in asked):
+                first = metric or change.scores[0].metric
+                documents += [one for one in change.documents_changed if one.metric == first][:limit]
+        return with_prompts(documents, self._prompts)
 
     def samples_frame(self, variant: str | None = None, task: str | None = None) -> pd.DataFrame:
         """Return a data frame with one line per variant, document and metric: scores and answers beside the baseline's.
