@@ -121,6 +121,8 @@ def study_toml(record: StudyRecord) -> str:
 
 def _model(model: ModelUse) -> str | dict[str, str | bool]:
     """Return the model of a study file: a model of the Hub at its commit, with its settings."""
+    if model.embedder is not None:
+        return model.embedder.label
     kind, _, commit = model.digest.partition(":")
     source = f"{model.source.partition('@')[0]}@{commit}" if kind == "commit" else model.source
     return {"source": source, **dict.fromkeys(model.flags, True)} if model.flags else source
