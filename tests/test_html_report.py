@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,15 +132,29 @@ def test_the_protocol_says_how_a_task_was_asked():
     """Chat template, few-shot examples, batch size and the KV cache's dtype are in the protocol."""
     study = MadeUpStudy()
     run = completed(experiment(BASELINE, "lm_eval(coqa)"), Measurement("coqa", "f1", 0.5))
-    study.add(run)
     details = {
         "coqa": {"chat_template": False, "num_fewshot": 0, "batch_size": 4, "prompt_template": "sha256:" + "ab" * 32},
         "memory": {"kv_cache": {"dtype": "torch.bfloat16"}},
     }
-    object.__setattr__(run, "details", details)
+    study.add(replace(run, details=details))
     settings = {row[0]: row[1] for row in protocol_table(study.record, study.runs).rows}
     assert settings["coqa"] == "chat template no; few-shot examples 0; batch size 4; prompts abababababab"
     assert settings["memory"] == "KV cache bfloat16"
+
+
+def test_two_evaluators_of_one_text_have_their_own_settings():
+    """Where several evaluators read one task, the protocol names each with its own settings."""
+    study = MadeUpStudy()
+    for label, stride in (("perplexity(x)", 256), ("fidelity(x)", 512), ("fidelity(x, window=9)", 9)):
+        run = completed(experiment(BASELINE, label), Measurement("x", "perplexity", 9.0))
+        study.add(replace(run, details={"x": {"stride": stride}}))
+    settings = {row[0]: row[1] for row in protocol_table(study.record, study.runs).rows}
+    found = {name: value for name, value in settings.items() if value.startswith("stride")}
+    assert found == {
+        "x, perplexity": "stride 256",
+        "fidelity(x)": "stride 512",
+        "fidelity(x, window=9)": "stride 9",
+    }
 
 
 def test_the_study_file_of_a_report_asks_for_the_same_study():

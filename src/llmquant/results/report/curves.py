@@ -20,7 +20,7 @@ _LEFT, _RIGHT = 11.0, 96.0
 # So many lines are told apart by colour; more have one colour, and the one under the pointer stands out.
 _COLOURS = 6
 # Labels are placed for a chart of this width in pixels, with letters of this size.
-_WIDTH, _LETTER, _LINE = 520.0, 6.6, 13.0
+_WIDTH, _LETTER, _LINE = 400.0, 6.2, 13.0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _DIGEST = 12
 def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
     """Make the table of settings; where variants differ, each value has the names of its variants."""
     facts: dict[str, dict[str, dict[str, None]]] = {}
-    tasks: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
+    tasks: dict[tuple[str, str], dict[str, dict[str, dict[str, None]]]] = {}
     several = len({experiment.variant.model.digest for experiment in record.experiments}) > 1
     for experiment in record.experiments:
         variant, model = label(record, experiment.variant), experiment.variant.model
@@ -57,7 +57,8 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
         _add(facts, "imported from", made.get("imported_from"), "")
         for task, details in run.details.items():
             for key, name in _DETAILS.items():
-                _add(tasks.setdefault(task, {}), name, _inside(details, key.split(".")), variant)
+                own = tasks.setdefault((task, experiment.evaluator.label), {})
+                _add(own, name, _inside(details, key.split(".")), variant)
     if "hardware" in facts:  # which names the device
         facts.pop("device", None)
     if not all(experiment.imported for experiment in record.experiments):
@@ -66,11 +67,21 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
         facts["seed"] = {str(record.seed): {}}
     rows = [(name, _said(values)) for name, values in facts.items()]
     rows += [
-        (task, "; ".join(f"{name} {_said(values)}" for name, values in found.items()))
-        for task, found in tasks.items()
+        (_subject(key, list(tasks)), "; ".join(f"{name} {_said(values)}" for name, values in found.items()))
+        for key, found in tasks.items()
         if found
     ]
     return Table("Protocol", (Column(("setting",), align="left"), Column(("value",), align="left")), tuple(rows))
+
+
+def _subject(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
+    """Name a task; where several evaluators read it, with the evaluator, in full if only its options differ."""
+    task, evaluator = key
+    others = [label for name, label in keys if name == task and label != evaluator]
+    short = evaluator.partition("(")[0]
+    if not others:
+        return task
+    return evaluator if any(label.partition("(")[0] == short for label in others) else f"{task}, {short}"
 
 
 def _add(facts: dict[str, dict[str, dict[str, None]]], name: str, value: object, variant: str) -> None:
