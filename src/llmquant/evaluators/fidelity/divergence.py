@@ -66,6 +66,3 @@ def wide_log_softmax(logits: Tensor) -> Tensor:
 def at(values: Tensor, right: Tensor) -> Tensor:
     """Return the ``(n,)`` values of the tokens `right`."""
     return values.gather(-1, right[:, None])[:, 0]
-
-
-__all__ = ["METRICS", "Compare", "PerToken", "at", "divergence", "wide_log_softmax"]

@@ -27,7 +27,7 @@ from llmquant.evaluators.fidelity.reference import Floor, HeadWeight, Reference,
 from llmquant.evaluators.perplexity.reading import Cut, Floats, TextWindows, read_windows
 from llmquant.evaluators.perplexity.windows import Window, sliding_windows
 from llmquant.loading.causal_lm import materialize
-from llmquant.loading.memory import give_back_freed
+from llmquant.loading.memory import give_back_freed, is_out_of_memory
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator, LoadedModel
 from llmquant.study.call import Json
@@ -105,7 +105,7 @@ class Fidelity(Evaluator[FidelityOptions]):
         """Compare the model with the baseline; return numbers per token."""
         module = subject.module
         head = checked_head(module, _first(text, module.device), module.get_output_embeddings())
-        baseline = reference.head(materialize(subject.info, ctx.cache), module.device)
+        baseline = reference.head(materialize(subject.info, ctx.cache), head.device)
         if head.vocabulary != baseline.vocabulary:
             raise RunError(
                 f"fidelity: the baseline has logits for {baseline.vocabulary} tokens, the variant for "
@@ -134,9 +134,17 @@ class Fidelity(Evaluator[FidelityOptions]):
         some = replace(text, windows=[text.windows[number] for number in chosen])
         for batch, ids in some.batches(2 if self.options.batch_size == 1 else 1, module.device):
             theirs = torch.cat(parts[len(sums) : len(sums) + len(batch)])
-            with computing_in(module, dtype):
-                mine = _scored(final_states(module, ids)[0], batch)
-                numbers = _per_token(head, theirs, other, mine, _right(ids, batch), compare)
+            try:
+                with computing_in(module, dtype):
+                    mine = _scored(final_states(module, ids)[0], batch)
+                    numbers = _per_token(head, theirs, other, mine, _right(ids, batch), compare)
+            except RuntimeError as error:  # torch's, where a model's own code mixes dtypes
+                if is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+                raise RunError(
+                    f"fidelity: the noise floor in {dtype} failed: {reason}", hint="Use floor=false."
+                ) from error
             sums += numbers["kl_divergence"].reshape(len(batch), -1).sum(axis=1).tolist()
         return Floor(np.array(chosen), np.array(sums), str(dtype).removeprefix("torch."))
 
@@ -153,7 +161,7 @@ def _per_token(
     found: dict[str, list[Tensor]] = defaultdict(list)
     for some, own, following in zip(theirs.split(rows), mine.split(rows), right.split(rows), strict=True):
         give_back_freed()
-        numbers = compare(baseline.logits(some.to(own.device)), variant.logits(own), following.to(own.device))
+        numbers = compare(baseline.logits(some), variant.logits(own), following.to(own.device))
         for name, values in numbers.items():
             found[name].append(values.cpu())
     whole = {name: torch.cat(values).double().numpy() for name, values in found.items()}
@@ -176,6 +184,3 @@ def _right(ids: Tensor, batch: Sequence[Window]) -> Tensor:
 def _first(text: TextWindows, device: torch.device) -> Tensor:
     """Return the first window's token ids."""
     return next(text.batches(1, device))[1]
-
-
-__all__ = ["Fidelity"]

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import linear
 
-from llmquant.errors import UnsupportedError
+from llmquant.errors import RunError, UnsupportedError
 
 # Settings with which a model scales its logits, and the power to which it takes them.
 _SCALES = (("logit_scale", 1), ("logits_scaling", -1), ("logits_scaling", 1), ("lm_head_multiplier", 1))
@@ -30,17 +30,19 @@ class Head:
     Attributes:
         project: from ``(n, width)`` states to ``(n, vocabulary)``.
         vocabulary: number of logits per token.
+        device: where `project` computes.
         cap: ``None`` for no soft cap.
     """
 
     project: Callable[[Tensor], Tensor]
     vocabulary: int
+    device: torch.device
     scale: float = 1.0
     cap: float | None = None
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits of ``(n, width)`` states in the model's own arithmetic, as float32."""
-        found = self.project(states)
+        found = self.project(states.to(self.device))
         if self.scale != 1:
             found = found * self.scale
         if self.cap is not None:
@@ -87,23 +89,26 @@ def checked_head(module: Any, ids: Tensor, project: Callable[[Tensor], Tensor]) 
     """Find how a model turns the output of `project` into logits, by comparing one chunk with its own logits.
 
     Raises:
+        RunError: if the model returns NaN.
         UnsupportedError: if neither the plain output nor a scale or soft cap that the configuration declares gives the
             model's own logits.
     """
     states, logits = final_states(module, ids[:1, : _CHECKED + 1], only_last=False)
     own = logits[0].float()
+    if own.isnan().any():
+        raise RunError(f"{type(module).__name__} returns NaN")
     # Twice the largest rounding error of a number, and as much again for sums in another order.
-    tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(own.abs().max())
+    tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(own[own.isfinite()].abs().max())
     found = float("nan")
     for scale, cap in product(*_declared(module.config.get_text_config())):
-        head = Head(project, own.shape[-1], scale, cap)
+        head = Head(project, own.shape[-1], states.device, scale, cap)
         computed = head.logits(states[0])
         if computed.shape != own.shape:
             found = float("inf")
             break
-        found = float((computed - own).abs().max())
-        if found <= tolerance:
+        if torch.allclose(computed, own, rtol=0, atol=tolerance):
             return head
+        found = float((computed - own).abs().max())
     raise UnsupportedError(
         f"fidelity: the logits of {type(module).__name__} are not those of a linear head with a declared scale or soft "
         f"cap: they differ by {found:.3g}",
@@ -175,15 +180,3 @@ def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
             names = list(opened.keys())
         for name in names:
             yield file, name
-
-
-__all__ = [
-    "Head",
-    "checked_head",
-    "digest_of",
-    "final_states",
-    "linear_head",
-    "project_with",
-    "read_weight",
-    "stored_name",
-]

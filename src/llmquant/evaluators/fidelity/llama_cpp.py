@@ -64,6 +64,3 @@ def llama_cpp_divergence(baseline: Tensor, variant: Tensor, right: Tensor) -> Pe
         "ln_ppl_ratio": p_right - q_right,
         "confidence": p_log.amax(-1).exp(),
     }
-
-
-__all__ = ["LLAMA_CPP_METRICS", "llama_cpp_divergence", "llama_cpp_windows"]

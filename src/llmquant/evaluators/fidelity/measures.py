@@ -187,6 +187,3 @@ def _measurement(
         at=at or {},
         headline=metric in _HEADLINES and not at,
     )
-
-
-__all__ = ["Scored", "measurements", "scores_of"]

@@ -51,6 +51,3 @@ def computing_in(module: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 def _floats(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in layer.parameters(recurse=False) if parameter.is_floating_point()]
-
-
-__all__ = ["computing_in"]

@@ -99,7 +99,7 @@ class Reference:
                 hint="The baseline and the variant must be made from the same checkpoint.",
             )
         bias = self._file.get_tensor("bias").to(device) if about["bias"] else None
-        return Head(project_with(weight.to(device), bias), weight.shape[0], about["scale"], about["cap"])
+        return Head(project_with(weight.to(device), bias), weight.shape[0], device, about["scale"], about["cap"])
 
 
 def write_reference(
@@ -136,6 +136,3 @@ def _read(text: TextWindows) -> dict[str, Tensor]:
     bos = -1 if text.encoded.bos is None else text.encoded.bos
     ids = [bos, *text.encoded.ids[: text.windows[-1].end]]
     return {"token ids": torch.tensor(ids, dtype=torch.int32), "windows": torch.tensor(windows, dtype=torch.int32)}
-
-
-__all__ = ["Floor", "HeadWeight", "Reference", "write_reference"]
