@@ -22,7 +22,7 @@ _TASK = b"task"
 _TEXTS, _COUNTS, _FLAGS = (
     ("document", "prompt", "answer", "target", "group"),
     ("occurrence", "generated"),
-    ("cut", "looping"),
+    ("cut", "looping", "early"),
 )
 _NEEDED = ("document", "prompt", "group", "occurrence")
 _OTHERS = [field.name for field in fields(Sample)][3:]
@@ -47,6 +47,7 @@ def write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
         "generated": pa.array([s.generated for s in samples], pa.int64()),
         "cut": pa.array([s.cut for s in samples], pa.bool_()),
         "looping": pa.array([s.looping for s in samples], pa.bool_()),
+        "early": pa.array([s.early for s in samples], pa.bool_()),
         **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
     }
     make_folder(folder)

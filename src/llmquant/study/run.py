@@ -68,9 +68,11 @@ class Sample:
         target: the expected answer, if it is a text.
         group: subtask or cluster, such as a story with several questions; ``""`` for none.
         generated: number of generated tokens, reasoning included and the end token excluded, of all answers to the
-            document; ``None`` if nothing was generated, and for the next two.
+            document; ``None`` if nothing was generated, and for the next three.
         cut: whether an answer ended at the maximum number of new tokens, not at a stop string or an end token.
         looping: whether an answer ended in a loop, see `llmquant.study.looping`.
+        early: whether generation ended as soon as nothing that follows could change the scores; the answer may be
+            longer otherwise.
     """
 
     document: str
@@ -83,6 +85,7 @@ class Sample:
     generated: Count | None = None
     cut: bool | None = None
     looping: bool | None = None
+    early: bool | None = None
 
 
 @dataclass(frozen=True)

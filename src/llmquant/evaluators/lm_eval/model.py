@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,12 +20,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from llmquant.errors import RunError
+from llmquant.evaluators.lm_eval.scored_part import Complete
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.study.looping import is_looping
 
 # Llama 3.1's own fallback date: templates that write today's date would produce another prompt every day.
 CHAT_DATE = datetime.date(2024, 7, 26)
+# A token of one byte: a decoder joins such tokens, so that its text is not final.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 _T = TypeVar("_T")
@@ -52,9 +55,15 @@ class Written:
     generated: int = 0
     cut: bool = False
     looping: bool = False
+    early: bool = False
 
     def __add__(self, other: Written) -> Written:
-        return Written(self.generated + other.generated, self.cut or other.cut, self.looping or other.looping)
+        return Written(
+            self.generated + other.generated,
+            self.cut or other.cut,
+            self.looping or other.looping,
+            self.early or other.early,
+        )
 
 
 class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
@@ -67,6 +76,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         max_length: maximum tokens of prompt and answer; ``None`` means the model's number of positions.
         enable_thinking: passed to the chat template; ``None`` leaves the choice to the template.
         think_end_token: text that ends the reasoning; only the text after it is the answer.
+        complete: rules by task: an answer ends as soon as nothing that follows can change its score.
         progress: called with (done, total) requests.
 
     Attributes:
@@ -87,6 +97,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         progress: Callable[[int, int], None],
         enable_thinking: bool | None = None,
         think_end_token: str | None = None,
+        complete: Mapping[str, Complete] | None = None,
     ) -> None:
         # A copy, because lm-eval gives the tokenizer a padding token that other evaluators must not see.
         tokenizer = copy.deepcopy(subject.tokenizer)
@@ -113,6 +124,8 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self._answers: list[Written] = []  # in the order in which lm-eval generates
         self.endless = self.reasoned = 0
         self.unsaid = False
+        self.complete = complete or {}
+        self._rule: Complete | None = None  # of the tasks that are generated now
         self._think_end = think_end_token
         self._shrink = shrink
         self._progress = progress
@@ -135,6 +148,27 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             RunError: if a task asks for more tokens than the model has positions.
         """
         self._expect(len(requests))
+        self.note_prompts(requests)
+        rules = {self.complete.get(request.task_name) for request in requests}
+        self._rule = rules.pop() if len(rules) == 1 else None
+        self._answers.clear()
+        order = self.cache_hook = _Order()
+        answers: list[str] = super().generate_until(requests, disable_tqdm=True)
+        found: dict[str, deque[Written]] = defaultdict(deque)
+        for context, answer in zip(order.contexts, self._answers, strict=True):
+            found[context].append(answer)
+        for request in requests:
+            self.written[request.task_name, request.doc_id] += found[request.args[0]].popleft()
+        if not self._think_end:
+            self.reasoned += sum("</think>" in answer for answer in answers)
+        return answers
+
+    def note_prompts(self, requests: Sequence[Any]) -> None:  # Any: Instance
+        """Note the prompts of answers to generate.
+
+        Raises:
+            RunError: if a task asks for more tokens than the model has positions.
+        """
         for context, settings in (request.args for request in requests):
             wanted = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
             if wanted >= self.max_length:
@@ -149,17 +183,6 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                     hint="Add a question to every document.",
                 )
             self._note((context,), ids, len(ids), self.max_length - wanted)
-        self._answers.clear()
-        order = self.cache_hook = _Order()
-        answers: list[str] = super().generate_until(requests, disable_tqdm=True)
-        found: dict[str, deque[Written]] = defaultdict(deque)
-        for context, answer in zip(order.contexts, self._answers, strict=True):
-            found[context].append(answer)
-        for request in requests:
-            self.written[request.task_name, request.doc_id] += found[request.args[0]].popleft()
-        if not self._think_end:
-            self.reasoned += sum("</think>" in answer for answer in answers)
-        return answers
 
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
@@ -187,9 +210,16 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> torch.Tensor:
         mask = generation_kwargs.pop("attention_mask")
         generate, until = super()._model_generate, stop
+        if self._think_end or self._rule:
+
+            def ended(ids: list[int]) -> bool:
+                if self._think_end:
+                    return _ends(self.tokenizer.decode(ids), until, self._think_end)
+                return self.is_complete(ids, until, self._rule)
+
+            ending = _Ending(ended, self.tokenizer.eos_token_id, context.shape[1])
+            generation_kwargs["logits_processor"] = LogitsProcessorList([ending])
         if self._think_end:
-            after = _AfterThinking(self.tokenizer, self._think_end, stop, context.shape[1])
-            generation_kwargs["logits_processor"] = LogitsProcessorList([after])
             stop = []
 
         def rows(start: int, end: int) -> torch.Tensor:
@@ -206,10 +236,16 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         fill = self.tokenizer.pad_token_id
         padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
         for answer in padded[:, context.shape[1] :].tolist():
-            self._answers.append(self._written(answer, until, max_length - context.shape[1]))
+            self._answers.append(self.measure(answer, until, max_length - context.shape[1], self._rule))
         return padded
 
-    def _written(self, ids: list[int], stop: Sequence[str], limit: int) -> Written:
+    def is_complete(self, ids: Sequence[int], stop: Sequence[str], rule: Complete | None) -> bool:
+        """Return whether nothing that follows can change the score of an answer."""
+        if rule is None or not ids or _BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(ids[-1]))):
+            return False
+        return rule(self.tok_decode(ids), stop)
+
+    def measure(self, ids: Sequence[int], stop: Sequence[str], limit: int, rule: Complete | None) -> Written:
         """Measure an answer up to its end: in a batch, lm-eval's generation continues until all answers have ended."""
         ends = self.model.generation_config.eos_token_id
         last = {self.tokenizer.pad_token_id, self.eot_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -221,7 +257,9 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         stopped = ended(count)
         if stopped:
             count = bisect.bisect_left(range(count), True, key=ended)
-        return Written(count, not stopped and count == limit, is_looping(self.tokenizer.decode(ids[:count])))
+        early = not stopped and self.is_complete(ids[:count], stop, rule)
+        cut = not stopped and not early and count == limit
+        return Written(count, cut, is_looping(self.tokenizer.decode(ids[:count])), early)
 
     def _loglikelihood_tokens(
         self,
@@ -310,17 +348,17 @@ class _Order:
             self.contexts.append(request[0])
 
 
-class _AfterThinking(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
-    """Ends an answer at a stop sequence; stop sequences inside the preceding reasoning are ignored."""
+class _Ending(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """Ends each answer of a batch by itself."""
 
-    def __init__(self, tokenizer: Any, think_end: str, stop: Sequence[str], start: int) -> None:  # Any: as above
-        self._tokenizer, self._think_end, self._stop, self._start = tokenizer, think_end, stop, start
+    def __init__(self, ended: Callable[[list[int]], bool], end: int, start: int) -> None:
+        self._ended, self._end, self._start = ended, end, start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for row, text in enumerate(self._tokenizer.batch_decode(input_ids[:, self._start :])):
-            if _ends(text, self._stop, self._think_end):
+        for row, ids in enumerate(input_ids[:, self._start :].tolist()):
+            if self._ended(ids):
                 scores[row] = -torch.inf
-                scores[row, self._tokenizer.eos_token_id] = 0.0
+                scores[row, self._end] = 0.0
         return scores
 
 
