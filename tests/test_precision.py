@@ -43,7 +43,8 @@ def test_without_a_pilot_one_answer_in_ten_is_assumed_to_change(tmp_path: Path):
     assert not found.pilot
     assert found.reachable == pytest.approx(reachable_margin(100, 0.1**0.5))
     assert str(found) == (
-        "lm_eval(coqa): 100 documents can prove a margin of about 8.9 points; 2 points need about 2,000 "
+        "lm_eval(coqa): 100 documents can prove a margin of about 8.9 points; a margin of 2 points needs "
+        "about 2,000 "
         "(if 10% of answers change)"
     )
     (finer,) = precisions(replace(record, margins={**record.margins, "shares": 0.01}), Store(tmp_path))

@@ -82,6 +82,7 @@ def junit_xml(found: Comparison, rows: Sequence[Row], *, fail_on: str | None) ->
     """
     from xml.etree import ElementTree
 
+    from llmquant.results.report.verdict import pooled_decimals, pooled_difference
     from llmquant.study.neutral import printable
 
     suite = ElementTree.Element("testsuite", name="llmquant", tests=str(len(rows)))
@@ -93,13 +94,16 @@ def junit_xml(found: Comparison, rows: Sequence[Row], *, fail_on: str | None) ->
         fails = row.verdict == "worse" or fail_on == "undecided"
         kind = "failure" if fails else "skipped"
         counts[kind] += 1
-        bound = "" if row.no_worse_than is None else f", no worse than {row.no_worse_than:+.3g} {row.unit}"
-        text = row.no_verdict if row.verdict is None else f"{row.verdict} over {', '.join(row.mean_of)}{bound}"
+        text = row.no_verdict or f"{row.verdict} {row.evaluator_note}"
+        if row.difference is not None:
+            difference = pooled_difference(row, pooled_decimals([row]))
+            text = f"{row.verdict} over {', '.join(row.mean_of)}: {difference} {row.unit}"
         ElementTree.SubElement(case, kind, message=printable(text))
     suite.set("failures", str(counts["failure"]))
     suite.set("skipped", str(counts["skipped"]))
     suite.set("errors", "0")
-    suite.set("timestamp", found.record.started_at[:19])
+    if found.record.started_at:
+        suite.set("timestamp", found.record.started_at[:19])
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 

@@ -60,8 +60,11 @@ def _of_model(rows: Sequence[Row], seed: int) -> list[ParetoPoint]:
         return []
     labels = [baseline, *pooled]
     own = [[row for row in rows if row.variant == label] for label in labels]
-    gains = np.array([0.0, *(row.difference or 0.0 for row in pooled.values())])
-    errors = np.array([0.0, *(row.difference_stderr or 0.0 for row in pooled.values())])
+    # Variants with other tasks may have other units: points are margins too.
+    mixed = len({row.unit for row in pooled.values()}) > 1
+    scales = np.array([1.0, *(row.margin or 1.0 if mixed and row.unit == "points" else 1.0 for row in pooled.values())])
+    gains = np.array([0.0, *(row.difference or 0.0 for row in pooled.values())]) / scales
+    errors = np.array([0.0, *(row.difference_stderr or 0.0 for row in pooled.values())]) / scales
     memory = [peak_memory(each) for each in own]
     speed = [None if (row := latency(each)) is None else row.value for each in own]
     costs = [np.array(values, float) for values in (memory, speed) if None not in values]
@@ -69,7 +72,7 @@ def _of_model(rows: Sequence[Row], seed: int) -> list[ParetoPoint]:
     probability = _front(draws, costs).mean(axis=0)
     front = _front(gains[np.newaxis], costs)[0]
     shown = [values if None not in values else [None] * len(labels) for values in (memory, speed)]
-    unit = next(iter(pooled.values())).unit
+    unit = "margins" if mixed else next(iter(pooled.values())).unit
     return [
         ParetoPoint(
             rows[0].model,

@@ -70,9 +70,8 @@ def _pooled(
     used = [row for row in parts if row.verdict not in (None, "no signal") and differences[id(row)] is not None]
     left_out = [f"{row.task} ({row.verdict or row.no_interval or row.no_verdict})" for row in parts if row not in used]
     first = rows[0]
-    shares = {row.margin if is_share(row.metric) else None for row in used}
-    in_points = len(shares) == 1 and None not in shares
-    names = tuple(f"{row.task} {row.metric}" for row in used)
+    tasks = [row.task for row in used]
+    named = tuple(names(row)[tasks.count(row.task) > 1] for row in used)
     row = Row(
         model=first.model,
         model_digest=first.model_digest,
@@ -82,10 +81,9 @@ def _pooled(
         evaluator_key=digest_of(sorted(row.evaluator_key for row in used)).removeprefix("sha256:")[:12],
         run_id=RunId(""),
         status="completed",
-        task=" and ".join(names) if len(names) < 3 else f"mean of {len(names)} tasks",
-        mean_of=names,
+        task=" and ".join(named) if len(named) < 3 else f"mean of {len(named)} tasks",
+        mean_of=named,
         metric="difference",
-        unit="points" if in_points else "margins",
         higher_is_better=True,
         baseline=first.baseline,
         evaluator_note=f"without {', '.join(left_out)}" if left_out else "",
@@ -95,8 +93,17 @@ def _pooled(
         return replace(row, no_verdict=f"{', '.join(failed)} did not finish")
     if not used:
         silent = all(row.verdict == "no signal" for row in parts)
-        return replace(row, verdict="no signal") if silent else replace(row, no_verdict="; ".join(left_out))
-    return _judged(row, used, [differences[id(row)] for row in used], margins, in_points=in_points)
+        reason = f"no task can be compared: {', '.join(left_out)}"
+        return replace(row, verdict="no signal") if silent else replace(row, no_verdict=reason)
+    return _judged(row, used, [differences[id(row)] for row in used], margins)
+
+
+def names(row: Row) -> tuple[str, str]:
+    """Name a row's metric by its task, and by its evaluator if several have a task of this name."""
+    by_task, by_evaluator = (
+        name if name == row.metric else f"{name} {row.metric}" for name in (row.task, row.evaluator)
+    )
+    return by_task, by_evaluator
 
 
 def _counts(row: Row, counted: Mapping[Task, str]) -> bool:
@@ -108,17 +115,17 @@ def _judged(
     parts: Sequence[Row],
     differences: Sequence[PairedDifference | None],
     margins: Margins,
-    *,
-    in_points: bool,
 ) -> Row:
     from llmquant.stats.means import mean_difference, scaled
     from llmquant.stats.verdicts import judge
 
+    shares = {part.margin if is_share(part.metric) else None for part in parts}
+    in_points = len(shares) == 1 and None not in shares
     gains = []
     for part, difference in zip(parts, differences, strict=True):
         margin = margin_of(part.metric, margins)
         if difference is None or margin is None or not (in_points or margin):
-            return replace(row, no_verdict=f"{part.metric} has a margin of 0, and the other tasks' units differ")
+            return replace(row, no_verdict=f"{part.metric} has a margin of 0, which no difference can be counted in")
         sign = 1 if part.higher_is_better else -1
         gains.append(scaled(difference, sign * (100.0 if in_points else 1 / margin)))
     pooled = gains[0] if len(gains) == 1 else mean_difference(gains)
@@ -126,6 +133,7 @@ def _judged(
     judged = judge(pooled, higher_is_better=True, margin=margin)
     return replace(
         row,
+        unit="points" if in_points else "margins",
         n=pooled.n,
         difference=pooled.value,
         difference_stderr=pooled.stderr,
@@ -152,4 +160,4 @@ def _one_family(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 
 
-__all__ = ["ALL_TASKS", "pooled_rows"]
+__all__ = ["ALL_TASKS", "names", "pooled_rows"]

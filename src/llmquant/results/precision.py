@@ -12,7 +12,7 @@ from llmquant.results.rows import rows
 from llmquant.results.slices import joined
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Experiment, RunId
-from llmquant.study.margins import SHARES, is_share
+from llmquant.study.margins import SHARES, is_share, points
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run, Sample
 
@@ -50,7 +50,7 @@ class Precision:
             parts.append(f"{count} can prove a margin of about {100 * self.reachable:.1f} points")
         if self.needed is not None and not (self.documents and self.documents >= self.needed):
             digits = max(0, len(str(self.needed)) - 2)
-            parts.append(f"{100 * self.margin:g} points need about {round(self.needed, -digits):,}")
+            parts.append(f"a margin of {points(100 * self.margin)} needs about {round(self.needed, -digits):,}")
         return f"{self.task}: {'; '.join(parts)} ({source})"
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from llmquant.errors import OptionError, nearest
 from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
 from llmquant.results.costs import latency, peak_memory
+from llmquant.results.pooled import names
 from llmquant.results.row import Row
+from llmquant.study.margins import points
 
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.IGNORECASE)
@@ -92,6 +94,7 @@ class _Candidate:
         memory: peak bytes while running.
         speed: row of its latency.
         verdict: its row over all tasks; ``None`` for the baseline.
+        worse: single tasks in which it is worse.
         against: reasons, the first of which is shown.
         relax: what would admit the variant.
     """
@@ -100,6 +103,7 @@ class _Candidate:
     memory: float | None
     speed: Row | None
     verdict: Row | None
+    worse: tuple[str, ...]
     against: tuple[str, ...]
     relax: tuple[str, ...]
 
@@ -128,7 +132,7 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
     model = rows[0].model
     if not left:
         nearest_ = min(candidates, key=lambda each: (len(each.relax), each.memory or 0.0))
-        return Recommendation(model, None, ruled_out=ruled_out, relax=f"{' and '.join(nearest_.relax)}.")
+        return Recommendation(model, None, ruled_out=ruled_out, relax=f"{_capital(' and '.join(nearest_.relax))}.")
     if not measured:
         named = ", ".join(each.label for each in left)
         why = f"Memory was not measured (evaluator memory), so the smallest is unknown; without a loss: {named}."
@@ -160,38 +164,36 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, *, measured: boo
         rule_out(*_unproven(label, judged))
     if memory is None and measured:
         failed = any(row.evaluator.startswith("memory") and row.status == "failed" for row in rows)
-        rule_out("its memory was not measured" if not failed else "its memory could not be measured", "Add -e memory")
+        rule_out("its memory was not measured" if not failed else "its memory could not be measured", "add -e memory")
     elif memory is not None and limits.max_memory is not None and memory > limits.max_memory:
         where = f" of a {limits.gpu} with 10% kept free" if limits.gpu else ""
         rule_out(
             f"it needs {size(memory)} of memory, above the limit {size(limits.max_memory)}{where}",
-            f"Allow {size(memory)} of memory for {label}",
+            f"allow {size(memory)} of memory for {label}",
         )
     if limits.max_latency is not None:
         if speed is None or speed.value is None:
-            rule_out("its latency was not measured", "Add -e latency")
+            rule_out("its latency was not measured", "add -e latency")
         elif speed.value > limits.max_latency:
             needs = f"{speed.value:.3g} ms"
-            rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"Allow {needs} for {label}")
-    return _Candidate(label, memory, speed, judged, tuple(against), tuple(relax))
+            rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"allow {needs} for {label}")
+    worse = tuple(names(row)[0] for row in rows if row.verdict == "worse" and row.headline and not row.mean_of)
+    return _Candidate(label, memory, speed, judged, worse, tuple(against), tuple(relax))
 
 
 def _unproven(label: str, judged: Row | None) -> tuple[str, str]:
     if judged is None or judged.verdict is None:
         why = judged.no_verdict if judged is not None and judged.no_verdict else "it was not compared"
-        return f"it has no verdict, as {why}", f"Compare {label} on a task with a margin"
-    loss = f"{judged.no_worse_than:+.3g} {judged.unit}" if judged.no_worse_than is not None else ""
-    if judged.verdict == "undecided":
-        more = f"Run about {judged.documents_needed:,} documents" if judged.documents_needed else "Run more documents"
-        bound = f" (only no worse than {loss})" if loss else ""
-        return f"undecided {_margin(judged)}{bound}", f"{more} to decide on {label}"
+        return f"it has no verdict, as {why}", f"compare {label} on a task with a margin"
     if judged.verdict == "no signal":
-        return "its tasks give no signal", "Use easier or harder tasks"
-    bound = f", and a loss of up to {loss.lstrip('-')} is possible" if loss else ""
-    return (
-        f"worse {_margin(judged)}{bound}",
-        f"Accept a larger loss for {label}",
-    )
+        return "its tasks give no signal", "use easier or harder tasks"
+    loss = None if judged.no_worse_than is None else -judged.no_worse_than
+    why = f"{judged.verdict} {_margin(judged)}"
+    why += "" if loss is None else f", and a loss of up to {loss:.3g} {judged.unit} is possible"
+    if judged.verdict == "worse":
+        return why, f"accept a larger loss for {label}"
+    more = f"about {judged.documents_needed:,}" if judged.documents_needed else "more"
+    return why, f"run {more} documents to decide on {label}"
 
 
 def _reasons(chosen: _Candidate) -> list[str]:
@@ -203,6 +205,8 @@ def _reasons(chosen: _Candidate) -> list[str]:
         found.append(f"{judged.verdict} {_margin(judged)} (no worse than {judged.no_worse_than:+.2g} {judged.unit})")
     else:
         found.append(f"{judged.verdict} {_margin(judged)}")
+    if chosen.worse:
+        found.append(f"but worse in {', '.join(chosen.worse)} alone")
     if chosen.speed is not None and chosen.speed.value is not None:
         unit = "ms per token" if chosen.speed.metric.startswith("decode") else "ms per query"
         found.append(f"{chosen.speed.value:.3g} {unit}")
@@ -210,7 +214,11 @@ def _reasons(chosen: _Candidate) -> list[str]:
 
 
 def _margin(judged: Row) -> str:
-    return f"at a margin of {judged.margin:g} points" if judged.unit == "points" else "at its tasks' margins"
+    return f"at a margin of {points(judged.margin or 0.0)}" if judged.unit == "points" else "at its tasks' margins"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def size(number: float) -> str:

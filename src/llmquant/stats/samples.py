@@ -147,6 +147,9 @@ def pair_samples(
     )
     if not mine or not theirs:
         return SamplePairs(scale=metric.scale, reason="no scores of single documents were kept")
+    for whose, found in (("the", variant), ("the baseline's", baseline)):
+        if not math.isfinite(found.value):
+            return SamplePairs(scale=metric.scale, reason=f"{whose} value is not a finite number")
     if not (metric.gives(variant.value, mine) and metric.gives(baseline.value, theirs)):
         return SamplePairs(scale=metric.scale, reason="the value is not the mean of its documents' scores")
     beside = {(sample.document, sample.occurrence): sample for sample in theirs}

@@ -32,6 +32,11 @@ def is_share(metric: str) -> bool:
     return _SHARE.fullmatch(metric) is not None
 
 
+def points(number: float) -> str:
+    """Write a number of points: ``1 point``, ``2.5 points``."""
+    return f"{number:g} point{'' if number == 1 else 's'}"
+
+
 def margin_of(metric: str, margins: Margins) -> float | None:
     """Return the margin for the difference of a metric; for perplexity and nats per token for its logarithm.
 

@@ -192,7 +192,13 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
         )
     wanting = dict.fromkeys(row.no_verdict for row in rows if row.no_verdict)
     notes += [f"No verdict: {reason}." for reason in wanting]
-    partial = [row for row in paired if row.n is not None and row.pairs is not None and row.pairs < row.n]
+    scored = {Measure.of(row): row.n or 0 for row in rows if row.is_baseline}
+    partial = [
+        row
+        for row in paired
+        if row.interval_method != "betting sequence"
+        and (row.pairs or 0) < max(row.n or 0, scored.get(Measure.of(row), 0))
+    ]
     notes += [
         f"{row.variant}, {_title(Measure.of(row), measures)}: compared on the {row.pairs} documents that pair."
         for row in partial

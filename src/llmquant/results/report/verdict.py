@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmquant.results.pooled import names
 from llmquant.results.report.block import Block
 from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, number, number_apart
 from llmquant.results.row import Row
-from llmquant.study.margins import is_share
+from llmquant.study.margins import is_share, points
 
 TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good", "no worse": "good"}
 
@@ -21,10 +22,10 @@ def verdict_table(block: Block) -> Table | None:
     if not rows:
         return None
     decimals = pooled_decimals(rows)
-    unit = rows[0].unit if len({row.unit for row in rows}) == 1 else "points or margins"
+    units = " or ".join(sorted({row.unit for row in rows if row.unit}, reverse=True))
     columns = (
         Column(("variant",), align="left"),
-        Column((f"difference, {unit}", "[95% interval]")),
+        Column((f"difference{units and ', '}{units}", "[95% interval]")),
         Column(("no worse", "than")),
         Column(("verdict",), align="left"),
     )
@@ -52,7 +53,7 @@ def margin_text(rows: Sequence[Row]) -> str:
     texts: dict[str, None] = {}
     for row in rows:
         if row.margin is not None and is_share(row.metric):
-            texts[f"{100 * row.margin:g} points"] = None
+            texts[points(100 * row.margin)] = None
         elif row.margin is not None and "perplexity" in row.metric:
             texts[f"{100 * row.margin:g}% of perplexity"] = None
         elif row.margin is not None:
@@ -66,11 +67,12 @@ def _sentence(block: Block, rows: Sequence[Row]) -> str:
     for row in rows:
         groups.setdefault(row.verdict or "not judged", []).append(row.variant)
     many = len(rows) > _NAMED
-    parts = [
-        f"{_listed(labels, many=many)} {'is' if len(labels) == 1 else 'are'} {word}" for word, labels in groups.items()
-    ]
+    parts = []
+    for word, labels in groups.items():
+        verb = ("has", "have") if word == "no signal" else ("is", "are")
+        parts.append(f"{_listed(labels, many=many)} {verb[len(labels) > 1]} {word}")
     counted = {name for row in rows for name in row.mean_of}
-    limit = margin_text([row for row in block.rows if f"{row.task} {row.metric}" in counted])
+    limit = margin_text([row for row in block.rows if row.margin is not None and not counted.isdisjoint(names(row))])
     return f"Verdict{f' at a margin of {limit}' if limit else ''}: {'; '.join(parts)}."
 
 
@@ -109,7 +111,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     if over:
         unit = "a difference of -1 is a loss as large as the margin of its task"
         scale = unit if any(row.unit == "margins" for row in rows) else "a negative difference is a loss"
-        notes.append(f"Over {'; or over '.join(over)}, each task counting the same; {scale}.")
+        same = ", each task counting the same" if any(len(row.mean_of) > 1 for row in rows) else ""
+        notes.append(f"Over {'; or over '.join(over)}{same}; {scale}.")
     needed = [
         f"{row.variant} about {_rounded(row.documents_needed)} (now {row.n:,})"
         for row in rows
