@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmquant.errors import OptionError, RunError
-from llmquant.evaluators.fidelity.divergence import divergence
+from llmquant.evaluators.fidelity.divergence import divergence, working_space
 from llmquant.evaluators.fidelity.evaluator import Fidelity
 from llmquant.evaluators.fidelity.llama_cpp import LLAMA_CPP_METRICS, llama_cpp_divergence
 from llmquant.evaluators.fidelity.options import FidelityOptions
@@ -60,11 +60,12 @@ def test_a_token_is_compared_as_in_llama_cpp():
     variant = (base + draw.normal(0, 3, base.shape)).astype(f32)
     base[-1] = variant[-1] = 1
     right = draw.integers(0, 1000, 12)
-    found = llama_cpp_divergence(*map(torch.from_numpy, (base, variant, right)))
+    given = [*map(torch.from_numpy, (base, variant, right)), working_space(*base.shape, torch.device("cpu"))]
+    found = llama_cpp_divergence(*given)
     rows = [compared(*row) for row in zip(base, variant, right, strict=True)]
     for name, expected in zip(LLAMA_CPP_METRICS, zip(*rows, strict=True), strict=True):
         assert found[name].numpy() == pytest.approx(np.array(expected, dtype=float), abs=1e-6, rel=1e-5)
-    plain = divergence(*map(torch.from_numpy, (base, variant, right)))["kl_divergence"]
+    plain = divergence(*given)["kl_divergence"]
     assert (plain - found["kl_divergence"]).abs().max() > 1e-4  # the codes matter here
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import RunError
-from llmquant.evaluators.fidelity.divergence import METRICS, Compare, divergence
+from llmquant.evaluators.fidelity.divergence import METRICS, Compare, divergence, working_space
 from llmquant.evaluators.fidelity.head import Head, checked_head, final_states, linear_head, project_with, stored_name
 from llmquant.evaluators.fidelity.llama_cpp import LLAMA_CPP_METRICS, llama_cpp_divergence, llama_cpp_windows
 from llmquant.evaluators.fidelity.measures import Scored, measurements, scores_of
@@ -33,7 +33,7 @@ from llmquant.plugins.evaluator import Evaluator, LoadedModel
 from llmquant.study.call import Json
 from llmquant.study.run import REFERENCE_FILE, Result
 
-_LOGITS = 1 << 21  # logits per model and step: 16 MiB in float64, of which a step holds about four
+_LOGITS = 1 << 21  # logits per model and step: 16 MiB in float64, of which a step holds three
 # The floor is measured in so many tokens and windows, or in all if there are fewer; six windows give an interval.
 _FLOOR_TOKENS, _FLOOR_WINDOWS = 4096, 8
 _NO_RANKING = (
@@ -158,10 +158,11 @@ def _per_token(
         RunError: if a number is NaN.
     """
     rows = max(1, _LOGITS // baseline.vocabulary)
+    space = working_space(min(rows, len(mine)), baseline.vocabulary, variant.device)
     found: dict[str, list[Tensor]] = defaultdict(list)
     for some, own, following in zip(theirs.split(rows), mine.split(rows), right.split(rows), strict=True):
         give_back_freed()
-        numbers = compare(baseline.logits(some), variant.logits(own), following.to(own.device))
+        numbers = compare(baseline.logits(some), variant.logits(own), following.to(variant.device), space)
         for name, values in numbers.items():
             found[name].append(values.cpu())
     whole = {name: torch.cat(values).double().numpy() for name, values in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmquant.evaluators.fidelity.divergence import PerToken, at, wide_log_softmax
+from llmquant.evaluators.fidelity.divergence import PerToken, at, write_log_softmax
 from llmquant.evaluators.perplexity.windows import Window
 
 LLAMA_CPP_METRICS = ("kl_divergence", "top1_agreement", "dp_mean", "ln_ppl_ratio")
@@ -33,7 +33,7 @@ def llama_cpp_windows(tokens: int, *, window: int, stride: int, lead: int) -> li
     return [Window(start, start + window // 2 + 1 - lead, start + window - lead) for start in starts]
 
 
-def llama_cpp_divergence(baseline: Tensor, variant: Tensor, right: Tensor) -> PerToken:
+def llama_cpp_divergence(baseline: Tensor, variant: Tensor, right: Tensor, space: Tensor) -> PerToken:
     r"""Compare two predictions as llama.cpp's ``llama-perplexity --kl-divergence`` does.
 
     The baseline's logits :math:`l` are kept as 16-bit codes between :math:`m = \max(\min l, \max l - 16)` and
@@ -44,6 +44,7 @@ def llama_cpp_divergence(baseline: Tensor, variant: Tensor, right: Tensor) -> Pe
         baseline: ``(n, vocabulary)`` logits, float32.
         variant: ``(n, vocabulary)`` logits, float32.
         right: ``(n,)`` ids of the tokens that follow.
+        space: from `working_space`, overwritten.
 
     Returns:
         ``(n,)`` per name, as for `divergence`, of the numbers that llama.cpp has.
@@ -54,8 +55,9 @@ def llama_cpp_divergence(baseline: Tensor, variant: Tensor, right: Tensor) -> Pe
     log_sum = (baseline - highest).double().exp().sum(-1, keepdim=True).log().float()
     step = (highest - lowest) / 65535
     codes = torch.where(baseline > lowest, torch.round((baseline - lowest) * (1 / step)), 0).nan_to_num(0)
-    p_log = (step * codes + (lowest - highest - log_sum)).double()
-    q_log = wide_log_softmax(variant)
+    p_log, q_log, terms = space[:, : len(baseline)]
+    p_log.copy_(step * codes + (lowest - highest - log_sum))
+    write_log_softmax(variant, q_log, scratch=terms)
     p_right, q_right = (at(logs, right) for logs in (p_log, q_log))
     return {
         "kl_divergence": torch.where(p_log > -16, p_log.exp() * (p_log - q_log), 0).sum(-1),
