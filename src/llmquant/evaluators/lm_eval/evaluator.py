@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from llmquant.catalogs.lm_eval import installed_tasks
 from llmquant.catalogs.lm_eval_groups import groups_of
 from llmquant.catalogs.lm_eval_yaml import read_task, write_yaml
+from llmquant.engine.lm import TreeLM
 from llmquant.errors import RunError
 from llmquant.evaluators.lm_eval.answers import HINT, mistake
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
@@ -88,7 +90,9 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
     everything = {**loaded["tasks"], **loaded["groups"]}
     inside = {name for group in loaded["groups"].values() for name in group.child_names}
     first = _FIRST_BATCH[ctx.device] if options.batch_size == "auto" else options.batch_size
-    model = FittingLM(
+    tree = options.engine == "tree" or (options.engine == "auto" and ctx.device == "cpu")
+    kind = functools.partial(TreeLM, verify=options.verify, seed=ctx.seed) if tree else FittingLM
+    model = kind(
         subject,
         batch_size=first,
         shrink=options.batch_size == "auto",
@@ -125,14 +129,37 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         "chat_date": str(CHAT_DATE) if options.apply_chat_template else None,
         "log_softmax": "float32",
         "eos_token_id": subject.module.generation_config.eos_token_id,
+        **_engine(model),
     }
     notes = _notes(options, subject, model)
     return results(output, loaded["tasks"], model.prompts, model.written, details, notes, options.group)
 
 
+def _engine(model: FittingLM) -> dict[str, Json]:
+    """Return what computed the scores, and how far it was checked."""
+    if not isinstance(model, TreeLM):
+        return {"engine": "stock"}
+    report = model.report
+    if report.reason or not report.requests:
+        return {"engine": "stock", "engine_reason": report.reason or None}
+    return {
+        "engine": "tree",
+        "tokens_read": report.read,
+        "tokens_read_by_stock": report.stock,
+        "tokens_distinct": report.distinct,
+        "verified": report.verified,
+        "verified_max_difference": report.difference,
+        "run_again": report.again / report.requests,
+        "run_again_below": report.epsilon,
+        "least_margin": report.margin if math.isfinite(report.margin) else None,
+    }
+
+
 def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> list[str]:
     """Return notes on reasoning and system messages for readers of the table."""
     notes: list[str] = []
+    if isinstance(model, TreeLM) and model.report.reason:
+        notes.append(f"scored by lm-eval's own forward passes, without shared prefixes: {model.report.reason}")
     undecided = options.apply_chat_template and options.enable_thinking is None
     if undecided and _THINKING.search(str(subject.tokenizer.chat_template)):
         notes.append(

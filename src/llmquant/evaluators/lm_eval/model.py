@@ -194,10 +194,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # Any: Instance
         """Score whole texts with lm-eval's method; progress counts windows."""
-        encoded = [self.tok_encode(request.args[0]) for request in requests]
-        for request, ids in zip(requests, encoded, strict=True):
-            self._note(request.args, ids, len(ids), len(ids))  # read in windows, so nothing is cut
-        self._expect(sum(-(-len(ids) // self.max_length) for ids in encoded))
+        self._expect(sum(-(-len(ids) // self.max_length) for ids in self._encoded(requests)))
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
         return scores
 
@@ -269,15 +266,8 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> list[tuple[float, bool]]:
         # lm-eval computes continuations that differ only in the last token once, so they must stay in one batch.
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (texts, context, continuation) in enumerate(requests):
-            if len(continuation) > self.max_length:
-                raise RunError(
-                    f"an answer to score has {len(continuation)} tokens, but the model reads {self.max_length}",
-                    hint="Omit max_length, or this task.",
-                )
-            if texts is not None:
-                ids = [*context, *continuation]
-                self._note(texts, ids, len(ids) - 1, self.max_length)  # the last token is predicted, not read
+        self._check(requests)
+        for index, (_, context, continuation) in enumerate(requests):
             groups[*context, *continuation[:-1]].append(index)
 
         def lm_eval_order(group: list[int]) -> tuple[int, tuple[int, ...]]:
@@ -312,8 +302,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                 _log.warning("a batch of %d does not fit; continuing with %d", end - start, self.batch_size)
             else:
                 yield part
-                self._done += requests(start, end)
-                self._progress(self._done, self._total)
+                self._finish(requests(start, end))
                 start = end
                 continue
             gc.collect()  # outside the except clause, whose traceback keeps the tensors alive
@@ -322,6 +311,29 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     def _expect(self, requests: int) -> None:
         self._total += requests
+
+    def _finish(self, requests: int) -> None:
+        self._done += requests
+        self._progress(self._done, self._total)
+
+    def _check(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> None:  # Any: as above
+        """Refuse continuations that are too long, and note the prompts."""
+        for texts, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise RunError(
+                    f"an answer to score has {len(continuation)} tokens, but the model reads {self.max_length}",
+                    hint="Omit max_length, or this task.",
+                )
+            if texts is not None:
+                ids = [*context, *continuation]
+                self._note(texts, ids, len(ids) - 1, self.max_length)  # the last token is predicted, not read
+
+    def _encoded(self, requests: Sequence[Any]) -> list[list[int]]:  # Any: Instance
+        """Tokenize whole texts, and note them."""
+        encoded: list[list[int]] = [self.tok_encode(request.args[0]) for request in requests]
+        for request, ids in zip(requests, encoded, strict=True):
+            self._note(request.args, ids, len(ids), len(ids))  # read in windows, so nothing is cut
+        return encoded
 
     def _note(self, texts: tuple[str, ...], ids: Sequence[int], tokens: int, limit: int) -> None:
         digest = hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()
@@ -342,7 +354,7 @@ class _Order:
     def __init__(self) -> None:
         self.contexts: list[str] = []
 
-    def add_partial(self, method: str, request: tuple[str, object], answer: str) -> None:
+    def add_partial(self, method: str, request: tuple[str, object], answer: object) -> None:
         """Note a prompt."""
         if method == "generate_until":
             self.contexts.append(request[0])

@@ -64,7 +64,9 @@ class LmEvalOptions:
             when memory runs out, while a number is not changed.
         max_length: maximum tokens of prompt and answer, for example 4096; ``None`` means the model's number of
             positions.
-        engine: engine that computes the answers.
+        engine: ``tree`` reads what prompts share once, ``stock`` is lm-eval's own model, and ``auto`` is ``tree`` on a
+            CPU and ``stock`` elsewhere. Models that ``tree`` does not support keep ``stock``, with a note.
+        verify: number of random requests per task that ``stock`` scores too, to check ``tree``; for example 16.
     """
 
     tasks: tuple[TaskFile | str, ...]
@@ -79,7 +81,8 @@ class LmEvalOptions:
     gen_kwargs: Mapping[str, Json] | None = None
     batch_size: int | Literal["auto"] = "auto"
     max_length: int | None = None
-    engine: Literal["stock"] = "stock"
+    engine: Literal["auto", "tree", "stock"] = "auto"
+    verify: int = 4
 
     def __post_init__(self) -> None:
         """Refuse values that are out of range or contradict each other."""
@@ -207,7 +210,7 @@ class LmEvalOptions:
 def _wrong_values(options: LmEvalOptions) -> Iterator[OptionError]:
     if not options.tasks:
         yield OptionError("lm_eval needs a task", hint="Write lm_eval(coqa); see: llmquant tasks")
-    for name, least in (("num_fewshot", 0), ("batch_size", 1), ("max_length", 2)):
+    for name, least in (("num_fewshot", 0), ("batch_size", 1), ("max_length", 2), ("verify", 0)):
         value = getattr(options, name)
         if isinstance(value, int) and value < least:
             yield OptionError(f"lm_eval: {name} must be at least {least}, found {value}")
