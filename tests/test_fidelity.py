@@ -12,9 +12,12 @@ from torch.nn.functional import log_softmax
 import llmquant as lq
 from llmquant.errors import RunError, UnsupportedError
 from llmquant.evaluators.fidelity.evaluator import Fidelity
+from llmquant.evaluators.fidelity.measures import Scored, measurements
 from llmquant.evaluators.fidelity.options import FidelityOptions
 from llmquant.evaluators.perplexity.evaluator import Perplexity
 from llmquant.evaluators.perplexity.options import PerplexityOptions
+from llmquant.evaluators.perplexity.reading import TextWindows
+from llmquant.evaluators.perplexity.windows import EncodedText, Window
 from llmquant.running.checked_results import checked_results
 from llmquant.stats.samples import pair_samples
 from llmquant.study.experiment import InputFile
@@ -173,6 +176,21 @@ def test_bins_add_up_to_the_whole(baseline, variant, compared, what):
     assert sum(tokens.values()) == result.details["tokens"]
     total = sum(value * tokens[label] for label, value in bins.items())
     assert total / result.details["tokens"] == pytest.approx(whole, rel=1e-9)
+
+
+def test_errors_of_percentiles_are_those_of_independent_tokens():
+    """Drawing windows gives the known error of a normal median; equal seeds give equal errors."""
+    windows = [Window(50 * number, 50 * number + 1, 50 * number + 51) for number in range(60)]
+    text = TextWindows("t", EncodedText(range(3001), None, None), windows, {})
+    draw = np.random.default_rng(0)
+    numbers = {name: draw.normal(size=3000) for name in ("kl_divergence", "dp_mean")}
+    found, again = (
+        {m.metric: m.stderr for m in measurements(Scored.of(text, numbers, is_baseline=False), None, seed=1)}
+        for _ in range(2)
+    )
+    assert found == again
+    assert found["dp_median"] == pytest.approx(math.sqrt(math.pi / 2 / 3000), rel=0.25)
+    assert found["kl_max"] is None
 
 
 FAMILIES = {

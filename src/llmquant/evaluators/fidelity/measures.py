@@ -68,10 +68,12 @@ class Scored:
 
     def bins(self) -> dict[str, dict[str, npt.NDArray[np.bool_]]]:
         """Return the tokens in each bin of context length, and of the baseline's largest probability; none is empty."""
-        edges = [0.0, _FIRST_POSITIONS]
+        edges = [0, _FIRST_POSITIONS]
         while edges[-1] <= self.context.max():
             edges.append(2 * edges[-1])
-        found = {"position": {f"{low:g}-{high - 1:g}": (low, high) for low, high in pairwise(edges)}}
+        found: dict[str, dict[str, tuple[float, float]]] = {
+            "position": {f"{low}-{high - 1}": (low, high) for low, high in pairwise(edges)}
+        }
         places: dict[str, npt.NDArray[Any]] = {"position": self.context}  # Any: counts and probabilities
         if "confidence" in self.numbers:
             places["confidence"] = np.minimum(self.numbers["confidence"], 1)
