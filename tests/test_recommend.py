@@ -114,7 +114,7 @@ def test_where_no_memory_was_measured_the_proven_variants_are_named():
     quality = tuple(each for each in study.record.experiments if each.hardware is None)
     found = Comparison(replace(study.record, experiments=quality), study.runs, study._samples).recommend()
     assert found.variant is None
-    assert found.relax.endswith(f"without a loss: {BASELINE}, bnb_8bit.")
+    assert found.relax.endswith(f"acceptable: {BASELINE}, bnb_8bit.")
     assert set(found.ruled_out) == {"bnb_4bit_fp4"}
 
 

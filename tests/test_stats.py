@@ -372,6 +372,12 @@ def test_the_documents_that_would_decide_do():
     assert 1 - half / 0.6 < -2  # and not with many fewer
 
 
+def test_an_undecided_verdict_needs_twice_as_many_documents_at_least():
+    """Also where the estimate is at the margin, so that a plan for another difference would ask for fewer."""
+    found = judge(interval(-2.5, -1.6, n=10_000), higher_is_better=True, margin=2)
+    assert (found.verdict, found.documents_needed) == ("undecided", 20_000)
+
+
 def test_the_same_weights_twice_are_no_worse():
     """Windows whose likelihoods are equal to the last bit need no interval."""
     nll = np.linspace(100, 200, 20)

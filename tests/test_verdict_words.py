@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmquant.cli.gate import Gate
+from llmquant.errors import OptionError
 from llmquant.results.comparison import Comparison
 from llmquant.results.recommend import Limits
 from llmquant.study.margins import points, read_margins
@@ -159,3 +160,31 @@ def test_the_pareto_front_has_one_unit():
         found.add(completed(experiment(label, "perplexity"), *measurements), {"perplexity": windows})
     fp4 = next(point for point in compared(found).pareto() if point.variant == "fp4")
     assert (fp4.unit, fp4.gain) == ("margins", pytest.approx(-4 / 2))
+
+
+def test_a_recommendation_names_the_loss_it_accepts():
+    """With another largest loss than the margin, the reasons name it, not the margin."""
+    found = compared(study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(10, lost=20)}}))
+    assert "undecided at a margin of 5 points, and a loss of up to" in found.recommend(max_loss=5).ruled_out["nf4"]
+
+
+def test_a_margin_for_a_score_that_was_not_measured_is_refused():
+    """A misspelt metric is named, instead of a margin that decides nothing."""
+    found = compared(study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(5)}}))
+    assert found.at_margin("acc=1").rows()
+    with pytest.raises(OptionError, match="'accc', which was not measured"):
+        found.at_margin("accc=1")
+
+
+def test_documents_that_a_task_does_not_have_are_said():
+    """Where a verdict needs more documents than there are, the note has their number."""
+    found = study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(20)}})
+    for run_id, run in found.runs.items():
+        found.runs[run_id] = replace(run, details={"t": {"documents_total": 400}})
+    assert "(now 300; there are 400)" in flat(compared(found).to_text())
+
+
+def test_a_real_loss_of_an_undecided_task_is_a_footnote():
+    """The table of quality names the losses whose interval excludes zero, whatever the verdict."""
+    said = flat(compared(study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(0, lost=8)}})).to_text())
+    assert "whatever the verdict: nf4 in t acc." in said

@@ -117,9 +117,13 @@ class Comparison:
                 ``"bleu=0.5"`` for any other score.
 
         Raises:
-            OptionError: if it is something else.
+            OptionError: if it is something else, or for a score that was not measured.
         """
-        record = replace(self.record, margins=read_margins(margin))
+        margins = read_margins(margin)
+        measured = {each.metric for run in self.runs.values() for each in run.measurements}
+        for name in margins.keys() - self.record.margins.keys() - measured:
+            raise OptionError(f"margin is for {name!r}, which was not measured", hint=nearest(name, measured))
+        record = replace(self.record, margins=margins)
         return Comparison(record, self.runs, self._samples, self._files, self.dollars, self._prompts)
 
     @property

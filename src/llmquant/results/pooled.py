@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llmquant.results.means import Task, task_of
 from llmquant.results.row import Row
 from llmquant.study.experiment import RunId, digest_of
-from llmquant.study.margins import Margins, is_share, margin_of
+from llmquant.study.margins import Margins, is_share, margin_of, points
 from llmquant.study.run import GROUP
 
 if TYPE_CHECKING:
@@ -106,6 +106,25 @@ def names(row: Row) -> tuple[str, str]:
     return by_task, by_evaluator
 
 
+def margin_text(rows: Sequence[Row]) -> str:
+    """Write the margins that decide rows: ``2 points or 2% of perplexity``."""
+    texts: dict[str, None] = {}
+    for row in rows:
+        if row.margin is not None and is_share(row.metric):
+            texts[points(100 * row.margin)] = None
+        elif row.margin is not None and "perplexity" in row.metric:
+            texts[f"{100 * row.margin:g}% of perplexity"] = None
+        elif row.margin is not None:
+            texts[f"{row.margin:g} of {row.metric}"] = None
+    return " or ".join(texts)
+
+
+def pooled_margin(rows: Sequence[Row]) -> str:
+    """Write the margins of the tasks that a model's pooled rows are over."""
+    counted = {name for row in rows if row.pooled for name in row.mean_of}
+    return margin_text([row for row in rows if row.margin is not None and not counted.isdisjoint(names(row))])
+
+
 def _counts(row: Row, counted: Mapping[Task, str]) -> bool:
     return any(key == row.evaluator_key for key, _ in counted)
 
@@ -121,6 +140,7 @@ def _judged(
 
     shares = {part.margin if is_share(part.metric) else None for part in parts}
     in_points = len(shares) == 1 and None not in shares
+    totals = [part.population for part in parts]
     gains = []
     for part, difference in zip(parts, differences, strict=True):
         margin = margin_of(part.metric, margins)
@@ -135,6 +155,7 @@ def _judged(
         row,
         unit="points" if in_points else "margins",
         n=pooled.n,
+        population=None if None in totals else sum(total or 0 for total in totals),
         difference=pooled.value,
         difference_stderr=pooled.stderr,
         difference_low=pooled.low,
@@ -160,4 +181,4 @@ def _one_family(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 
 
-__all__ = ["ALL_TASKS", "names", "pooled_rows"]
+__all__ = ["ALL_TASKS", "margin_text", "names", "pooled_margin", "pooled_rows"]

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from llmquant.errors import OptionError, nearest
 from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
 from llmquant.results.costs import latency, peak_memory
-from llmquant.results.pooled import names
+from llmquant.results.pooled import names, pooled_margin
 from llmquant.results.row import Row
-from llmquant.study.margins import points
 
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.IGNORECASE)
@@ -124,8 +123,10 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
         return None
     labels = dict.fromkeys(row.variant for row in rows)
     measured = limits.max_memory is not None or peak_memory(rows) is not None
+    margin = pooled_margin(rows)
     candidates = [
-        _candidate(label, [row for row in rows if row.variant == label], limits, measured=measured) for label in labels
+        _candidate(label, [row for row in rows if row.variant == label], limits, margin, measured=measured)
+        for label in labels
     ]
     left = sorted((each for each in candidates if not each.against), key=lambda each: each.memory or 0.0)
     ruled_out = {each.label: "; ".join(each.against) for each in candidates if each.against}
@@ -135,7 +136,7 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
         return Recommendation(model, None, ruled_out=ruled_out, relax=f"{_capital(' and '.join(nearest_.relax))}.")
     if not measured:
         named = ", ".join(each.label for each in left)
-        why = f"Memory was not measured (evaluator memory), so the smallest is unknown; without a loss: {named}."
+        why = f"Memory was not measured (evaluator memory), so the smallest is unknown; acceptable: {named}."
         return Recommendation(model, None, ruled_out=ruled_out, relax=why)
     first = left[0]
     larger = {each.label: f"it needs {size(each.memory or 0.0)} of memory" for each in left[2:]}
@@ -143,13 +144,13 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
         model,
         first.label,
         f"{left[1].label} ({size(left[1].memory or 0.0)})" if len(left) > 1 else None,
-        tuple(_reasons(first)),
+        tuple(_reasons(first, margin)),
         {**larger, **ruled_out},
         use=tuple(use.get(first.label, ())),
     )
 
 
-def _candidate(label: str, rows: Sequence[Row], limits: Limits, *, measured: bool) -> _Candidate:
+def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, measured: bool) -> _Candidate:
     memory, speed = peak_memory(rows), latency(rows)
     judged = next((row for row in rows if row.pooled), None)
     against: list[str] = []
@@ -161,7 +162,7 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, *, measured: boo
 
     is_baseline = any(row.is_baseline for row in rows)
     if not is_baseline and (judged is None or judged.verdict not in ("better", "no worse")):
-        rule_out(*_unproven(label, judged))
+        rule_out(*_unproven(label, judged, margin))
     if memory is None and measured:
         failed = any(row.evaluator.startswith("memory") and row.status == "failed" for row in rows)
         rule_out("its memory was not measured" if not failed else "its memory could not be measured", "add -e memory")
@@ -181,40 +182,37 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, *, measured: boo
     return _Candidate(label, memory, speed, judged, worse, tuple(against), tuple(relax))
 
 
-def _unproven(label: str, judged: Row | None) -> tuple[str, str]:
+def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
     if judged is None or judged.verdict is None:
         why = judged.no_verdict if judged is not None and judged.no_verdict else "it was not compared"
         return f"it has no verdict, as {why}", f"compare {label} on a task with a margin"
     if judged.verdict == "no signal":
         return "its tasks give no signal", "use easier or harder tasks"
     loss = None if judged.no_worse_than is None else -judged.no_worse_than
-    why = f"{judged.verdict} {_margin(judged)}"
-    why += "" if loss is None else f", and a loss of up to {loss:.3g} {judged.unit} is possible"
+    unit = "points" if judged.unit == "points" else "times the margin"
+    why = f"{judged.verdict} at a margin of {margin}"
+    why += "" if loss is None else f", and a loss of up to {loss:.3g} {unit} is possible"
     if judged.verdict == "worse":
         return why, f"accept a larger loss for {label}"
     more = f"about {judged.documents_needed:,}" if judged.documents_needed else "more"
     return why, f"run {more} documents to decide on {label}"
 
 
-def _reasons(chosen: _Candidate) -> list[str]:
+def _reasons(chosen: _Candidate, margin: str) -> list[str]:
     found = [f"{size(chosen.memory or 0.0)} of memory while running, the least of all that qualify"]
     judged = chosen.verdict
     if judged is None:
         found.append("it is the baseline, without loss")
-    elif judged.no_worse_than is not None:
-        found.append(f"{judged.verdict} {_margin(judged)} (no worse than {judged.no_worse_than:+.2g} {judged.unit})")
     else:
-        found.append(f"{judged.verdict} {_margin(judged)}")
+        bound = judged.no_worse_than
+        shown = "" if bound is None else f" (no worse than {bound:+.2g} {judged.unit})"
+        found.append(f"{judged.verdict} at a margin of {margin}{shown}")
     if chosen.worse:
         found.append(f"but worse in {', '.join(chosen.worse)} alone")
     if chosen.speed is not None and chosen.speed.value is not None:
         unit = "ms per token" if chosen.speed.metric.startswith("decode") else "ms per query"
         found.append(f"{chosen.speed.value:.3g} {unit}")
     return found
-
-
-def _margin(judged: Row) -> str:
-    return f"at a margin of {points(judged.margin or 0.0)}" if judged.unit == "points" else "at its tasks' margins"
 
 
 def _capital(text: str) -> str:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 
 from llmquant.errors import OptionError
+from llmquant.results.pooled import margin_text, names
 from llmquant.results.report.block import Block, Measure, conditions, varying
 from llmquant.results.report.fidelity import is_fidelity
 from llmquant.results.report.retrieval import headlines
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
-from llmquant.results.report.verdict import TONES, margin_text
+from llmquant.results.report.verdict import TONES
 from llmquant.results.row import Row
 from llmquant.study.call import Call
 from llmquant.study.margins import is_share
@@ -185,6 +186,9 @@ def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> 
             f"worse: the whole interval is a loss above the margin ({limit}); no worse: none of it is; "
             "better: all of it is a gain; undecided: anything else."
         )
+    real = [f"{row.variant} in {names(row)[0]}" for row in rows if row.real == "loss" and row.verdict != "worse"]
+    if real:
+        notes.append(f"Real losses, as the interval excludes zero, whatever the verdict: {', '.join(real)}.")
     if "no signal" in said:
         notes.append(
             "no signal: every variant has the same score on every document, so these documents cannot "

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmquant.results.pooled import names
+from llmquant.results.pooled import pooled_margin
 from llmquant.results.report.block import Block
 from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, number, number_apart
 from llmquant.results.row import Row
-from llmquant.study.margins import is_share, points
 
 TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good", "no worse": "good"}
 
@@ -48,19 +47,6 @@ def said(row: Row) -> str:
     return f"{row.verdict}, a real loss" if row.real == "loss" and row.verdict != "worse" else row.verdict
 
 
-def margin_text(rows: Sequence[Row]) -> str:
-    """Write the margins that decide rows: ``2 points or 2% of perplexity``."""
-    texts: dict[str, None] = {}
-    for row in rows:
-        if row.margin is not None and is_share(row.metric):
-            texts[points(100 * row.margin)] = None
-        elif row.margin is not None and "perplexity" in row.metric:
-            texts[f"{100 * row.margin:g}% of perplexity"] = None
-        elif row.margin is not None:
-            texts[f"{row.margin:g} of {row.metric}"] = None
-    return " or ".join(texts)
-
-
 def _sentence(block: Block, rows: Sequence[Row]) -> str:
     """Say which variants are no worse, worse and undecided."""
     groups: dict[str, list[str]] = {}
@@ -71,8 +57,7 @@ def _sentence(block: Block, rows: Sequence[Row]) -> str:
     for word, labels in groups.items():
         verb = ("has", "have") if word == "no signal" else ("is", "are")
         parts.append(f"{_listed(labels, many=many)} {verb[len(labels) > 1]} {word}")
-    counted = {name for row in rows for name in row.mean_of}
-    limit = margin_text([row for row in block.rows if row.margin is not None and not counted.isdisjoint(names(row))])
+    limit = pooled_margin(block.rows)
     return f"Verdict{f' at a margin of {limit}' if limit else ''}: {'; '.join(parts)}."
 
 
@@ -114,7 +99,7 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         same = ", each task counting the same" if any(len(row.mean_of) > 1 for row in rows) else ""
         notes.append(f"Over {'; or over '.join(over)}{same}; {scale}.")
     needed = [
-        f"{row.variant} about {_rounded(row.documents_needed)} (now {row.n:,})"
+        f"{row.variant} about {_rounded(row.documents_needed)} (now {row.n:,}{_of(row)})"
         for row in rows
         if row.documents_needed is not None and row.n is not None
     ]
@@ -126,10 +111,16 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
+def _of(row: Row) -> str:
+    """Say how many documents there are, where fewer than would decide."""
+    there = row.population
+    return f"; there are {there:,}" if there is not None and there < (row.documents_needed or 0) else ""
+
+
 def _rounded(count: int) -> str:
     """Write a count with two digits, as it is an estimate."""
     digits = max(0, len(str(count)) - 2)
     return f"{round(count, -digits):,}"
 
 
-__all__ = ["TONES", "margin_text", "pooled_decimals", "pooled_difference", "said", "verdict_table"]
+__all__ = ["TONES", "pooled_decimals", "pooled_difference", "said", "verdict_table"]
