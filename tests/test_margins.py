@@ -159,6 +159,19 @@ def test_the_family_widens_intervals_and_raises_p_values():
         assert row.p <= row.p_holm <= 1
 
 
+def test_repeated_perplexities_are_one_comparison():
+    """Nats per token and bits per byte say what perplexity says: the family has one test per variant."""
+    study = MadeUpStudy()
+    nll = np.linspace(90, 110, 20)
+    for label, values in ((BASELINE, nll), ("a", nll * np.linspace(0.99, 1.02, 20))):
+        measurements, windows = perplexity(values, [64] * 20)
+        study.add(completed(experiment(label, "perplexity"), *measurements), {"perplexity": windows})
+    compared = {row.metric: row for row in rows(study.record, study.runs, study.read) if row.pairs and not row.pooled}
+    assert compared["perplexity"].p_holm == compared["perplexity"].p
+    assert compared["bits_per_byte"].p is not None
+    assert compared["bits_per_byte"].p_holm is None
+
+
 def test_the_first_line_is_the_answer():
     """The first table of a study names the margin and every variant's verdict in one sentence."""
     study = MadeUpStudy()

@@ -178,7 +178,8 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
         elif speed.value > limits.max_latency:
             needs = f"{speed.value:.3g} ms"
             rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"allow {needs} for {label}")
-    worse = tuple(names(row)[0] for row in rows if row.verdict == "worse" and row.headline and not row.mean_of)
+    counted = [] if judged is None else judged.mean_of
+    worse = tuple(name for row in rows if row.verdict == "worse" for name in names(row) if name in counted)
     return _Candidate(label, memory, speed, judged, worse, tuple(against), tuple(relax))
 
 

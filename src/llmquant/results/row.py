@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from llmquant.stats.paired import Method
     from llmquant.stats.verdicts import Real, Verdict
 
+SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
+"""Metrics with the same information as the perplexity of a task; neither shown nor counted beside it."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,7 +64,7 @@ class Row:
         documents_needed: about how many documents would decide an undecided verdict.
         population: number of documents in the whole task; ``None`` if unknown.
         p: two-sided p-value of no difference.
-        p_holm: this p-value, adjusted by Holm for the model's headline comparisons.
+        p_holm: this p-value, adjusted by Holm for the model's headline comparisons; ``None`` for others.
         sidak_low: lower end of an interval that holds for all these comparisons at once, by Sidak; a ratio for
             perplexity.
         sidak_high: upper end of this interval.

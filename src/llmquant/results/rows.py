@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from llmquant.errors import DamagedError
 from llmquant.results.costs import running_rows
-from llmquant.results.means import mean_rows
+from llmquant.results.means import mean_rows, task_of
 from llmquant.results.pooled import pooled_rows
-from llmquant.results.row import Row
+from llmquant.results.row import SAME_AS_PERPLEXITY, Row
 from llmquant.study.call import Json
 from llmquant.study.experiment import Documents, Experiment, RunId, Variant, VectorForm, digest_of
 from llmquant.study.margins import Margins, margin_of
@@ -122,8 +122,11 @@ def _judged(
     from llmquant.stats.significance import holm, sidak_level
 
     families: dict[str, list[int]] = {}
+    with_perplexity = {task_of(row) for row in rows if row.metric == "perplexity"}
     for place, (row, difference) in enumerate(zip(rows, differences, strict=True)):
-        if row.headline and row.higher_is_better is not None and difference is not None and difference.p is not None:
+        repeated = row.metric in SAME_AS_PERPLEXITY and task_of(row) in with_perplexity
+        tested = row.headline and row.higher_is_better is not None and not repeated
+        if tested and difference is not None and difference.p is not None:
             families.setdefault(row.model_digest, []).append(place)
     found = [
         row if pair is None or difference is None else _compared(row, difference, pair.scale, margins)

@@ -13,14 +13,12 @@ from llmquant.results.report.fidelity import is_fidelity
 from llmquant.results.report.retrieval import headlines
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
 from llmquant.results.report.verdict import TONES
-from llmquant.results.row import Row
+from llmquant.results.row import SAME_AS_PERPLEXITY, Row
 from llmquant.study.call import Call
 from llmquant.study.margins import is_share
 
 _AT_K = re.compile(r"_at_(\d+)$")
 _NAMES = {"f1": "F1", "em": "EM"}
-# Each has the same information as perplexity.
-_SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
 _RATIO_DECIMALS = 3
 
 
@@ -34,7 +32,7 @@ def quality_measures(block: Block) -> list[Measure]:
     measures = [m for m in block.measures if is_quality(block, m) and not is_fidelity(block, m)]
     with_perplexity = {(m.evaluator_key, m.task) for m in measures if m.metric == "perplexity"}
     measures = [
-        m for m in measures if m.metric not in _SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity
+        m for m in measures if m.metric not in SAME_AS_PERPLEXITY or (m.evaluator_key, m.task) not in with_perplexity
     ]
     searched = headlines(block)
     if len(searched) == 1:  # the table of retrieval shows the measure
