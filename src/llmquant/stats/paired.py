@@ -133,10 +133,11 @@ def paired_difference(
 
     Neighbouring windows of one text are alike. If the scores are ordered, the standard error is that of a first-order
     autoregression, ``sqrt((1 + r) / (1 - r))`` times the one above, where ``r`` is the autocorrelation of neighbouring
-    residuals, ``r1 = sum(e_i e_(i+1)) / sum(e_i^2)``, corrected for its bias to ``r1 + (1 + 3 r1) / n`` (Marriott and
-    Pope, Biometrika 41:390-402, 1954) and never below 0. Because ``r`` is estimated too, Student's t has
-    ``n (1 - r^2) / (3 + r^2)`` degrees of freedom: by the delta method, the variance of the logarithm of the estimated
-    variance is ``2 (1 + r^2) / (n (1 - r^2))`` for the spread and ``4 / (n (1 - r^2))`` for ``r``.
+    residuals, ``r1 = sum(e_i e_(i+1)) / sum(e_i^2)``, corrected for its bias of ``-(1 + 3 r) / n`` to
+    ``(n r1 + 1) / (n - 3)`` (Marriott and Pope, Biometrika 41:390-402, 1954) and never below 0. Because ``r`` is
+    estimated too, Student's t has ``n (1 - r^2) / (3 + r^2)`` degrees of freedom: by the delta method, the variance of
+    the logarithm of the estimated variance is ``2 (1 + r^2) / (n (1 - r^2))`` for the spread and
+    ``4 / (n (1 - r^2))`` for ``r``.
 
     For other scores in [0, 1] than 0/1, and for those with groups, the interval allows for what a sample may not show.
     Its variance is ``1 / n^2`` larger, that of one more document that changes by 1. On the side to which the
@@ -215,7 +216,7 @@ def _autocorrelated(residuals: Floats, stderr: float) -> tuple[float, float]:
     """Return the standard error and degrees of freedom of scores that follow each other in one text."""
     n = residuals.size
     neighbours = float(residuals[1:] @ residuals[:-1] / (residuals @ residuals))
-    r = min(max(neighbours + (1 + 3 * neighbours) / n, 0.0), _MAX_AUTOCORRELATION)
+    r = min(max((n * neighbours + 1) / max(n - 3, 1), 0.0), _MAX_AUTOCORRELATION)
     return stderr * math.sqrt((1 + r) / (1 - r)), n * (1 - r * r) / (3 + r * r)
 
 
