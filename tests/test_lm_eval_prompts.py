@@ -305,7 +305,7 @@ def test_the_table_says_what_the_evaluator_noted():
         said = {"coqa": {"notes": ["1 of 2 prompts were cut to 64 tokens: the beginning is missing"]}}
         study.add(replace(run, details=said), {"coqa": samples})
     found = rows(study.record, study.runs, study.read)
-    (table,) = [table for table in summary(found, study.record) if table.title == "Quality"]
+    (table,) = [table for table in summary(found, study.record) if table.title == "Model and variants"]
     said = [note for note in table.footnotes if "prompts were cut" in note]
     assert said == [f"{BASELINE}, nf4: coqa: 1 of 2 prompts were cut to 64 tokens: the beginning is missing."]
 
