@@ -56,6 +56,19 @@ def test_two_names_of_one_variant_are_compared_once_with_a_note(planned, tiny_mo
     assert record.notes == ("bnb_4bit(quant_type=nf4) means the same as bnb_4bit_nf4; the variant is compared once",)
 
 
+def test_variants_of_files_with_one_name_are_told_apart(planned, tiny_model, tmp_path):
+    """Labels have names of files without their folders, unless two variants would have the same label."""
+    files = []
+    for folder, text in (("one", "First text. " * 400), ("two", "Second text. " * 400)):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "text.txt")
+        files[-1].write_text(text)
+    record = planned(str(tiny_model), ["bf16_baseline"], [f'perplexity("{file}", window=64)' for file in files])
+    first, second = dict.fromkeys(experiment.evaluator.label for experiment in record.experiments)
+    assert first == "perplexity(text.txt, window=64)"
+    assert str(files[1]) in second
+
+
 def test_two_folders_of_one_content_are_compared_once_with_a_note(planned, tiny_model, tmp_path):
     """A copy of a model does not disappear unsaid."""
     shutil.copytree(tiny_model, tmp_path / "copy")

@@ -206,6 +206,8 @@ def _choose(
         chosen = _try(errors, registry.choose, kind, call)
         first = next((other for other in found if chosen is not None and _same(chosen, other)), None)
         if chosen is not None and first is None:
+            if any(chosen.use.label == other.use.label for other in found):  # files in other folders
+                chosen = registry.chosen(chosen.plugin, chosen.options, label=blank_secrets(str(call)))
             found.append(chosen)
         elif chosen is not None and first is not None and chosen.use.label != first.use.label:
             notes.append(f"{chosen.use.label} means the same as {first.use.label}; the variant is compared once")

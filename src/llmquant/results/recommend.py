@@ -185,8 +185,9 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
 
 def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
     if judged is None or judged.verdict is None:
-        why = judged.no_verdict if judged is not None and judged.no_verdict else "it was not compared"
-        return f"it has no verdict, as {why}", f"compare {label} on a task with a margin"
+        if judged is not None and judged.no_verdict:
+            return f"it has no verdict, as {judged.no_verdict}", f"remove the reason why {label} has no verdict"
+        return "it was not compared", f"compare {label} on a task with a margin"
     if judged.verdict == "no signal":
         return "its tasks give no signal", "use easier or harder tasks"
     loss = None if judged.no_worse_than is None else -judged.no_worse_than
