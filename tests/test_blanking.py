@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.cli.app import _Printable
+from llmquant.cli.terminal import Printable
 from llmquant.plugins import options as option_types
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.journal import log_tail
@@ -256,4 +256,4 @@ def test_what_is_logged_on_the_terminal_is_blanked():
     except ValueError as error:
         found = (type(error), error, error.__traceback__)
     record = logging.LogRecord("x", logging.ERROR, "", 0, "found %s", (SECRET,), found)
-    assert SECRET not in _Printable().format(record)
+    assert SECRET not in Printable().format(record)
