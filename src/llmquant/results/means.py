@@ -122,23 +122,8 @@ def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifferenc
     judged = judge(pooled, higher_is_better=mean.higher_is_better, margin=margin)
     if all(row.verdict == "no signal" for row in rows):
         judged = Judgement("no signal")
-    return replace(
-        mean,
-        difference_stderr=pooled.stderr,
-        difference_low=pooled.low,
-        difference_high=pooled.high,
-        pairs=pooled.n,
-        pairs_higher=pooled.higher,
-        pairs_lower=pooled.lower,
-        interval_method=pooled.method,
-        margin=margin,
-        verdict=judged.verdict,
-        no_verdict="" if judged.verdict else f"{mean.metric} needs a margin",
-        real=judged.real,
-        no_worse_than=judged.no_worse_than,
-        documents_needed=judged.documents_needed,
-        p=pooled.p,
-    )
+    no_verdict = "" if judged.verdict else f"{mean.metric} needs a margin"
+    return replace(mean.judged(pooled, judged, margin), no_verdict=no_verdict)
 
 
 def _average(values: Sequence[float | None]) -> float | None:

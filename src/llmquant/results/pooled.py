@@ -151,26 +151,9 @@ def _judged(
     pooled = gains[0] if len(gains) == 1 else mean_difference(gains)
     margin = 100 * (parts[0].margin or 0.0) if in_points else 1.0
     judged = judge(pooled, higher_is_better=True, margin=margin)
-    return replace(
-        row,
-        unit="points" if in_points else "margins",
-        n=pooled.n,
-        population=None if None in totals else sum(total or 0 for total in totals),
-        difference=pooled.value,
-        difference_stderr=pooled.stderr,
-        difference_low=pooled.low,
-        difference_high=pooled.high,
-        pairs=pooled.n,
-        pairs_higher=pooled.higher,
-        pairs_lower=pooled.lower,
-        interval_method=pooled.method,
-        margin=margin,
-        verdict=judged.verdict,
-        real=judged.real,
-        no_worse_than=judged.no_worse_than,
-        documents_needed=judged.documents_needed,
-        p=pooled.p,
-    )
+    population = None if None in totals else sum(total or 0 for total in totals)
+    row = replace(row, unit="points" if in_points else "margins", n=pooled.n, population=population)
+    return row.judged(pooled, judged, margin)
 
 
 def _one_family(rows: Sequence[Row]) -> list[Row]:

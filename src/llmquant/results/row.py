@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from llmquant.study.call import Json
@@ -12,8 +12,8 @@ from llmquant.study.experiment import RunId
 from llmquant.study.run import FailureKind
 
 if TYPE_CHECKING:
-    from llmquant.stats.paired import Method
-    from llmquant.stats.verdicts import Real, Verdict
+    from llmquant.stats.paired import Method, PairedDifference
+    from llmquant.stats.verdicts import Judgement, Real, Verdict
 
 SAME_AS_PERPLEXITY = frozenset({"bits_per_byte", "nll_per_token"})
 """Metrics with the same information as the perplexity of a task; neither shown nor counted beside it."""
@@ -135,6 +135,26 @@ class Row:
     applied_note: str = ""
     evaluator_note: str = ""
     dollars: float | None = None
+
+    def judged(self, paired: PairedDifference, found: Judgement, margin: float | None) -> Row:
+        """Fill in a paired difference, its interval and the verdict on it."""
+        return replace(
+            self,
+            difference=paired.value,
+            difference_stderr=paired.stderr,
+            difference_low=paired.low,
+            difference_high=paired.high,
+            pairs=paired.n,
+            pairs_higher=paired.higher,
+            pairs_lower=paired.lower,
+            interval_method=paired.method,
+            margin=margin,
+            verdict=found.verdict,
+            real=found.real,
+            no_worse_than=found.no_worse_than,
+            documents_needed=found.documents_needed,
+            p=paired.p,
+        )
 
     def to_json(self) -> dict[str, Json]:
         """Return a JSON object; numbers that are not finite become strings, since JSON has none."""

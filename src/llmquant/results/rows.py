@@ -149,29 +149,25 @@ def _compared(row: Row, paired: PairedDifference, scale: Literal["linear", "log"
 
     margin = margin_of(row.metric, margins)
     judged = judge(paired, higher_is_better=row.higher_is_better, margin=margin)
-    low, high = _ends(paired, scale)
-    bound = judged.no_worse_than
-    row = replace(
-        row,
-        pairs=paired.n,
-        pairs_higher=paired.higher,
-        pairs_lower=paired.lower,
-        interval_method=paired.method,
-        margin=margin if margin is None or scale == "linear" else math.expm1(margin),
-        verdict=judged.verdict,
-        no_verdict="" if judged.verdict else f"{row.metric} needs a margin: --margin {row.metric}=NUMBER",
-        real=judged.real,
-        no_worse_than=bound if bound is None or scale == "linear" else _exp(bound),
-        documents_needed=judged.documents_needed,
-        p=paired.p,
-    )
+    no_verdict = "" if judged.verdict else f"{row.metric} needs a margin: --margin {row.metric}=NUMBER"
+    found = replace(row.judged(paired, judged, margin), no_verdict=no_verdict)
     if scale == "linear":
-        return replace(
-            row, difference=paired.value, difference_stderr=paired.stderr, difference_low=low, difference_high=high
-        )
+        return found
     ratio = _exp(paired.value)
-    stderr = None if paired.stderr is None else ratio * paired.stderr
-    return replace(row, ratio=ratio, ratio_stderr=stderr, ratio_low=low, ratio_high=high)
+    low, high = _ends(paired, scale)
+    return replace(
+        found,
+        difference=row.difference,  # of the values themselves
+        difference_stderr=None,
+        difference_low=None,
+        difference_high=None,
+        margin=margin if margin is None else math.expm1(margin),
+        no_worse_than=judged.no_worse_than if judged.no_worse_than is None else _exp(judged.no_worse_than),
+        ratio=ratio,
+        ratio_stderr=None if paired.stderr is None else ratio * paired.stderr,
+        ratio_low=low,
+        ratio_high=high,
+    )
 
 
 def _ends(paired: PairedDifference, scale: Literal["linear", "log"]) -> tuple[float | None, float | None]:
