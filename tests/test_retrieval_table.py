@@ -210,3 +210,12 @@ def test_the_page_shows_the_worst_queries(tmp_path):
     assert "data:image/webp;base64,UklGRg==" in page
     assert "the weight &amp; size" in page
     assert 'src="http' not in page
+
+
+def test_each_line_of_a_split_table_names_its_model_and_variant():
+    """In a terminal of 80 columns, the verdict of two models' variants stands beside both names."""
+    _, _, found = study(models=("bigemma3", "colqwen"), tasks=("A", "B"))
+    table = retrieval_table(blocks(found))
+    lines = [line for line in render([table], 80).splitlines() if "colqwen · bnb_4bit_nf4 · float32" in line]
+    assert len(lines) == 2
+    assert any("worse" in line for line in lines)

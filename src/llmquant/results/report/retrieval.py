@@ -51,9 +51,10 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
     counts = {len(tasks) for _, tasks in searched}
     name = (" / ".join(sorted(metrics)) + " %", f"mean of {max(counts)} tasks" if max(counts) > 1 else every[0].task)
     heads: list[tuple[Column, Callable[[_Line], Cell]]] = []
-    if len(searched) > 1:
-        heads.append((Column(("model",), align="left"), lambda line: Cell(line.model)))
-    heads.append((Column(("variant",), align="left"), lambda line: Cell(line.variant)))
+    # In one column, which is repeated where a terminal splits the table.
+    several = len(searched) > 1
+    named = Column(("model · variant" if several else "variant",), align="left")
+    heads.append((named, lambda line: Cell(f"{line.model} · {line.variant}" if several else line.variant)))
     heads.append((Column(name), _score))
     if any(not line.is_baseline for line in lines):
         reaches = (
