@@ -14,7 +14,7 @@ from llmquant.errors import OptionError
 from llmquant.results.comparison import Comparison
 from llmquant.results.recommend import Limits
 from llmquant.study.margins import points, read_margins
-from made_up import BASELINE, HARDWARE, MadeUpStudy, completed, experiment, memory, perplexity, scored
+from made_up import BASELINE, HARDWARE, MadeUpStudy, completed, experiment, failed, memory, perplexity, scored
 
 RIGHT = np.tile([1.0, 1.0, 0.0], 100)
 
@@ -131,7 +131,9 @@ def test_a_broken_perplexity_is_named(broken):
     for label, values in ((BASELINE, nll), ("nf4", np.where(np.arange(12) == 3, broken, nll))):
         measurements, windows = perplexity(values, [64] * 12)
         found.add(completed(experiment(label, "perplexity"), *measurements), {"perplexity": windows})
-    assert "perplexity (the value is not a finite number)" in flat(compared(found).to_text())
+    said = flat(compared(found).to_text())
+    assert "nf4: not judged, as perplexity is not a finite number." in said
+    assert "No interval for perplexity: the value is not a finite number." in said
 
 
 def test_documents_missing_in_the_variant_are_said():
@@ -188,3 +190,25 @@ def test_a_real_loss_of_an_undecided_task_is_a_footnote():
     """The table of quality names the losses whose interval excludes zero, whatever the verdict."""
     said = flat(compared(study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(0, lost=8)}})).to_text())
     assert "whatever the verdict: nf4 in t acc." in said
+
+
+@pytest.mark.parametrize("lacking", ["failed", "missing"])
+def test_what_the_baseline_lacks_is_not_passed_over(lacking):
+    """A variant is not judged over the tasks that are left where a run of the baseline failed or is missing."""
+    found = study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": RIGHT}})
+    mean, samples = scored("u", "acc", RIGHT)
+    found.add(completed(experiment("nf4", "lm_eval(u)"), mean), {"u": samples})
+    asked = experiment(BASELINE, "lm_eval(u)")
+    found.add(failed(asked, "error", "broken") if lacking == "failed" else asked)
+    assert "nf4: not judged, as lm_eval(u) of the baseline did not finish." in compared(found).to_text()
+    assert Gate(Limits(), fail_on="undecided").exit_code(compared(found)) == 4
+
+
+def test_an_infinite_perplexity_is_not_outweighed():
+    """A variant that broke in one task is not judged by the others."""
+    nll = np.linspace(100, 120, 12)
+    found = study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": RIGHT}})
+    for label, values in ((BASELINE, nll), ("nf4", np.where(np.arange(12) == 3, math.inf, nll))):
+        measurements, windows = perplexity(values, [64] * 12)
+        found.add(completed(experiment(label, "perplexity"), *measurements), {"perplexity": windows})
+    assert Gate(Limits(), fail_on="undecided").exit_code(compared(found)) == 4

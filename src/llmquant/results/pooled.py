@@ -2,11 +2,13 @@
 
 Each task counts the same, with one metric. The differences, counted as gains, are in points if every metric is a share
 with the same margin, else in margins: a loss of 1 is as large as the task's margin. Tasks without signal or pairs are
-left out and named. The interval is about other documents of the same tasks.
+left out and named. A variant is not judged if a run of its own or of its baseline did not finish, or a value is not a
+finite number. The interval is about other documents of the same tasks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -39,7 +41,9 @@ def pooled_rows(rows: Sequence[Row], differences: Sequence[PairedDifference | No
         mine = [row for row in rows if row.model_digest == model]
         counted = _counted(mine, margins)
         labels = dict.fromkeys(row.variant for row in mine if not row.is_baseline)
-        pooled = [_pooled([row for row in mine if row.variant == label], counted, by_id, margins) for label in labels]
+        unfinished = [row for row in mine if row.is_baseline and row.status != "completed"]
+        own = ([row for row in mine if row.variant == label] for label in labels)
+        pooled = [_pooled(each, unfinished, counted, by_id, margins) for each in own]
         found += _one_family([row for row in pooled if row is not None])
     return found
 
@@ -58,14 +62,21 @@ def _counted(rows: Sequence[Row], margins: Margins) -> Mapping[Task, str]:
 
 def _pooled(
     rows: Sequence[Row],
+    unfinished: Sequence[Row],
     counted: Mapping[Task, str],
     differences: Mapping[int, PairedDifference | None],
     margins: Margins,
 ) -> Row | None:
     # A group's documents are those of its tasks, which count.
     parts = [row for row in rows if counted.get(task_of(row)) == row.metric and row.no_interval != GROUP]
-    failed = sorted({row.evaluator for row in rows if row.status != "completed" and _counts(row, counted)})
-    if not parts and not failed:
+    finite = [math.isfinite(row.value or 0.0) and math.isfinite(row.baseline_value or 0.0) for row in parts]
+    lacking = {
+        "did not finish": {row.evaluator for row in rows if row.status != "completed" and _counts(row, counted)},
+        "of the baseline did not finish": {row.evaluator for row in unfinished if _counts(row, counted)},
+        "is not a finite number": {names(row)[0] for row, known in zip(parts, finite, strict=True) if not known},
+    }
+    reasons = [f"{', '.join(sorted(labels))} {what}" for what, labels in lacking.items() if labels]
+    if not parts and not reasons:
         return None
     used = [row for row in parts if row.verdict not in (None, "no signal") and differences[id(row)] is not None]
     left_out = [f"{row.task} ({row.verdict or row.no_interval or row.no_verdict})" for row in parts if row not in used]
@@ -89,8 +100,8 @@ def _pooled(
         evaluator_note=f"without {', '.join(left_out)}" if left_out else "",
         pooled=True,
     )
-    if failed:
-        return replace(row, no_verdict=f"{', '.join(failed)} did not finish")
+    if reasons:
+        return replace(row, no_verdict=" and ".join(reasons))
     if not used:
         silent = all(row.verdict == "no signal" for row in parts)
         reason = f"no task can be compared: {', '.join(left_out)}"
