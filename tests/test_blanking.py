@@ -176,8 +176,10 @@ def test_a_stored_run_has_no_secret_anywhere(tmp_path, secret):
     (partial / "files" / name).write_text(json.dumps({"query": secret, "score": 1}))
     (partial / "files" / "b.txt").write_text(f"x {secret} y")
     sample = Sample("d", "p", {"f1": 0.5}, answer=f"it is {secret}", target=secret, group=secret)
+    store.keep(run, partial, {}, {"p": f"what is {secret}?"})
     assert store.commit(run, partial, {f"task {secret}": [sample]})
     kept = _everything_in(tmp_path)
+    assert b"what is " in kept
     for part in (secret, quote(secret, safe=""), "aB3aB3", "pass%20word", "horse"):
         assert part.encode() not in kept
 

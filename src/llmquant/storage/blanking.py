@@ -43,7 +43,7 @@ def blank_secrets(text: str) -> str:
     Returns:
         The text, not longer than before.
     """
-    return _blanker()(text)
+    return blanker()(text)
 
 
 def blank_run(run: Run, samples: Mapping[str, Sequence[Sample]], folder: Path) -> tuple[Run, dict[str, list[Sample]]]:
@@ -51,7 +51,7 @@ def blank_run(run: Run, samples: Mapping[str, Sequence[Sample]], folder: Path) -
 
     The run's identity and the pairing of its samples stay: options, and the hashes of documents and prompts.
     """
-    blank = _blanker()
+    blank = blanker()
     for path in sorted(folder.rglob("*"), reverse=True):  # a folder after what it holds
         if path.is_file() and not path.is_symlink():
             _blank_file(path, blank)
@@ -76,7 +76,8 @@ def _blank_sample(sample: Sample, blank: Callable[[str], str]) -> Sample:
     return replace(sample, **texts)
 
 
-def _blanker() -> Callable[[str], str]:
+def blanker() -> Callable[[str], str]:
+    """Return `blank_secrets` for many texts: the secret variables are read once."""
     values = {
         part.strip()
         for name, value in os.environ.items()

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from llmquant.errors import DamagedError, OptionError, StoreError
 from llmquant.storage.atomic import begin_folder, file_mode, make_folder, publish_folder, sweep, write_text
-from llmquant.storage.blanking import blank_run
+from llmquant.storage.blanking import blank_run, blanker
 from llmquant.storage.journal import JobRecord
 from llmquant.storage.prompt_files import PREFIX, read_prompts, write_prompts
 from llmquant.storage.sample_files import REMADE, read_samples, write_samples
@@ -161,7 +161,8 @@ class Store:
             prompts: texts of these samples' prompts by hash; they stay part of the run.
         """
         if prompts:
-            write_prompts(partial, prompts)
+            blank = blanker()
+            write_prompts(partial, {digest: blank(text) for digest, text in prompts.items()})
         for task, scored in samples.items():
             if scored:
                 write_samples(make_folder(partial / _KEPT) / "samples", visible(task), scored)
