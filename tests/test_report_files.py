@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 from llmquant.cli.app import app
 from llmquant.errors import MissingDependencyError, OptionError, RequestError, UnknownNameError
 from llmquant.results.comparison import Comparison
-from llmquant.study.experiment import ModelUse
+from llmquant.results.report.plot import plot
+from llmquant.results.row import Row
+from llmquant.study.experiment import ModelUse, RunId
 from made_up import BASELINE, MadeUpStudy, experiment, realistic_study
 from test_neutral import HOSTILE, hostile_study
 
@@ -159,3 +161,16 @@ def test_a_figure_without_matplotlib_names_the_install_line(monkeypatch):
     with pytest.raises(MissingDependencyError) as caught:
         comparison(realistic_study()).plot()
     assert "llmquant[plot]" in caught.value.hint
+
+
+def test_a_figure_has_one_unit():
+    """Beside a variant that is judged in margins, one that is judged in points is drawn in margins."""
+    pytest.importorskip("matplotlib")
+    head = Row("m", "d", "a", False, "all tasks", "k", RunId(""), "completed", pooled=True)
+    rows = [
+        replace(head, unit="points", difference=-4.0, margin=2.0),
+        replace(head, variant="b", unit="margins", difference=-1.0, margin=1.0),
+    ]
+    (axes,) = plot(rows, []).axes
+    assert axes.get_xlabel() == "difference in margins, 95% intervals"
+    assert [float(line.get_xdata()[0]) for line in axes.lines[:2]] == [-2.0, -1.0]

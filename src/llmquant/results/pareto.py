@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmquant.results.costs import latency, peak_memory
+from llmquant.results.pooled import common_unit
 from llmquant.results.row import Row
 
 _DRAWS = 10_000
@@ -60,11 +61,10 @@ def _of_model(rows: Sequence[Row], seed: int) -> list[ParetoPoint]:
         return []
     labels = [baseline, *pooled]
     own = [[row for row in rows if row.variant == label] for label in labels]
-    # Variants with other tasks may have other units: points are margins too.
-    mixed = len({row.unit for row in pooled.values()}) > 1
-    scales = np.array([1.0, *(row.margin or 1.0 if mixed and row.unit == "points" else 1.0 for row in pooled.values())])
-    gains = np.array([0.0, *(row.difference or 0.0 for row in pooled.values())]) / scales
-    errors = np.array([0.0, *(row.difference_stderr or 0.0 for row in pooled.values())]) / scales
+    unit, factors = common_unit(list(pooled.values()))
+    scales = np.array([1.0, *factors])
+    gains = np.array([0.0, *(row.difference or 0.0 for row in pooled.values())]) * scales
+    errors = np.array([0.0, *(row.difference_stderr or 0.0 for row in pooled.values())]) * scales
     memory = [peak_memory(each) for each in own]
     speed = [None if (row := latency(each)) is None else row.value for each in own]
     costs = [np.array(values, float) for values in (memory, speed) if None not in values]
@@ -72,7 +72,6 @@ def _of_model(rows: Sequence[Row], seed: int) -> list[ParetoPoint]:
     probability = _front(draws, costs).mean(axis=0)
     front = _front(gains[np.newaxis], costs)[0]
     shown = [values if None not in values else [None] * len(labels) for values in (memory, speed)]
-    unit = "margins" if mixed else next(iter(pooled.values())).unit
     return [
         ParetoPoint(
             rows[0].model,

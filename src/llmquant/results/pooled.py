@@ -136,6 +136,16 @@ def pooled_margin(rows: Sequence[Row]) -> str:
     return margin_text([row for row in rows if row.margin is not None and not counted.isdisjoint(names(row))])
 
 
+def common_unit(rows: Sequence[Row]) -> tuple[str, list[float]]:
+    """Return a unit for the differences of pooled rows, and the factor of each row: points are margins too.
+
+    Variants whose rows are over different tasks may have different units.
+    """
+    if len({row.unit for row in rows}) == 1:
+        return rows[0].unit, [1.0] * len(rows)
+    return "margins", [1 / row.margin if row.unit == "points" and row.margin else 1.0 for row in rows]
+
+
 def _counts(row: Row, counted: Mapping[Task, str]) -> bool:
     return any(key == row.evaluator_key for key, _ in counted)
 
@@ -175,4 +185,4 @@ def _one_family(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
 
 
-__all__ = ["ALL_TASKS", "margin_text", "names", "pooled_margin", "pooled_rows"]
+__all__ = ["ALL_TASKS", "common_unit", "margin_text", "names", "pooled_margin", "pooled_rows"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmquant.errors import MissingDependencyError, RequestError
 from llmquant.results.pareto import ParetoPoint
+from llmquant.results.pooled import common_unit
 from llmquant.results.report.table import MIB
 from llmquant.results.row import Row
 
@@ -59,18 +60,21 @@ def plot(rows: Sequence[Row], points: Sequence[ParetoPoint]) -> Figure:
 
 def _forest(axes: Axes, rows: Sequence[Row]) -> None:
     several = len({row.model for row in rows}) > 1
-    for place, row in enumerate(rows):
+    unit, factors = common_unit(rows)
+    for place, (row, factor) in enumerate(zip(rows, factors, strict=True)):
         colour = _COLOURS.get(row.verdict or "", _OTHER)
         if row.difference_low is not None and row.difference_high is not None:
-            axes.plot([row.difference_low, row.difference_high], [place, place], color=colour)
-        axes.plot([row.difference], [place], "o", color=colour)
+            ends = [factor * row.difference_low, factor * row.difference_high]
+            axes.plot(ends, [place, place], color=colour)
+        axes.plot([factor * (row.difference or 0.0)], [place], "o", color=colour)
     axes.axvline(0, color="black", linewidth=0.8)
     if rows[0].margin is not None:
-        axes.axvspan(min(axes.get_xlim()[0], -2 * rows[0].margin), -rows[0].margin, color="#d23b2e", alpha=0.1, lw=0)
+        margin = factors[0] * rows[0].margin
+        axes.axvspan(min(axes.get_xlim()[0], -2 * margin), -margin, color="#d23b2e", alpha=0.1, lw=0)
     axes.set_yticks(range(len(rows)), [f"{row.model} {row.variant}" if several else row.variant for row in rows])
     axes.margins(y=0.15)
     axes.invert_yaxis()
-    axes.set_xlabel(f"difference in {rows[0].unit}, 95% intervals")
+    axes.set_xlabel(f"difference in {unit}, 95% intervals")
     axes.set_title("All tasks")
 
 
