@@ -201,7 +201,16 @@ def test_what_the_baseline_lacks_is_not_passed_over(lacking):
     asked = experiment(BASELINE, "lm_eval(u)")
     found.add(failed(asked, "error", "broken") if lacking == "failed" else asked)
     assert "nf4: not judged, as lm_eval(u) of the baseline did not finish." in compared(found).to_text()
-    assert Gate(Limits(), fail_on="undecided").exit_code(compared(found)) == 4
+    code = Gate(Limits(), fail_on="undecided").exit_code(compared(found))
+    assert code == {"failed": 1, "missing": 4}[lacking]
+
+
+def test_a_gate_over_stored_results_fails_with_a_failed_run():
+    """A stored study with a failed run exits with 1, as the command that ran it did."""
+    found = study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": RIGHT}})
+    found.add(failed(experiment("fp4", "lm_eval(t)"), "error", "broken"))
+    assert Gate(Limits(), fail_on="worse").exit_code(compared(found)) == 1
+    assert Gate(Limits()).exit_code(compared(found)) == 0
 
 
 def test_an_infinite_perplexity_is_not_outweighed():

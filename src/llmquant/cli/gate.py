@@ -60,12 +60,14 @@ class Gate:
         return cls(Limits.of(max_memory, max_latency, gpu), max_loss or None, fail_on, junit)
 
     def exit_code(self, found: Comparison) -> int:
-        """Write the JUnit file, and return the exit code of the verdicts: 0, 3 or 4."""
+        """Write the JUnit file, and return the exit code: 1 if a run failed, else that of the verdicts: 0, 3 or 4."""
         rows = [row for row in found.rows() if row.pooled] if self.fail_on or self.junit else []
         if self.junit is not None:
             Path(self.junit).write_text(junit_xml(found, rows, fail_on=self.fail_on), encoding="utf-8")
         if self.fail_on is None:
             return 0
+        if found.failed:
+            return 1
         verdicts = {row.verdict for row in rows}
         if "worse" in verdicts:
             return WORSE
