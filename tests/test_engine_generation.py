@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import lm_eval.tasks
@@ -14,11 +16,17 @@ from hypothesis import strategies as st
 from lm_eval.models.utils import postprocess_generated_text
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
+from llmquant.engine import lm as engine_lm
 from llmquant.engine import ragged
 from llmquant.engine.ragged import Prompt, decode
 from llmquant.engine.slots import Slots
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
+from llmquant.evaluators.lm_eval.evaluator import LmEval
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.evaluators.lm_eval.scored_part import first_line
+from llmquant.plugins.options import build
+from llmquant.study.call import Call
+from subjects import load_subject
 
 VOCABULARY = 61
 SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "initializer_range": 0.3}
@@ -207,3 +215,111 @@ def scorer(folder, function):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, function)
+
+
+TASK = """
+task: asked
+dataset_path: json
+test_split: test
+output_type: generate_until
+doc_to_text: "{{q}}"
+doc_to_target: "nine"
+generation_kwargs: {until: [STOP], max_gen_toks: 12}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+TEXT = "Question: How many sacks were sold on Monday, and how many on Tuesday? Answer:"
+
+
+@pytest.fixture
+def subject(tiny_model, context):
+    return load_subject(tiny_model, context().cache)
+
+
+@pytest.fixture
+def evaluate(subject, context, tmp_path, monkeypatch):
+    """Return a function that evaluates a task with an engine on prompts that share beginnings."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "task-index"))
+    rows = [{"q": TEXT[: 12 + 3 * number]} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(engine, stop=" of", **given):
+        (tmp_path / "task.yaml").write_text(TASK.replace("STOP", json.dumps(stop)))
+        options = {"data": str(tmp_path / "rows.jsonl"), "engine": engine, **given}
+        (result,) = LmEval(build(LmEvalOptions, Call("lm_eval", (str(tmp_path / "task.yaml"),), options))).evaluate(
+            subject, context()
+        )
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize("given", [{}, {"max_length": 20}, {"batch_size": 3}, {"verify": 0}], ids=str)
+def test_samples_are_those_of_lm_eval(evaluate, given):
+    """Answers, scores, numbers of tokens and cut prompts are equal, for any number of slots."""
+    expected, found = (evaluate(engine, **given) for engine in ("stock", "tree"))
+    assert found.samples == expected.samples
+    assert found.measurements == expected.measurements
+    assert len({sample.generated for sample in found.samples}) > 1
+    assert found.details["engine"] == "tree"
+    assert found.details["tokens_read"] < found.details["tokens_read_by_stock"]
+    assert found.details["verified"] == given.get("verify", 4)
+
+
+def test_answers_with_a_close_decision_are_run_again(evaluate, monkeypatch):
+    """By lm-eval's own generation; the share is reported, and what was generated is counted once."""
+    monkeypatch.setattr(engine_lm, "_SAFETY", 1e9)
+    expected, found = evaluate("stock"), evaluate("tree")
+    assert found.details["run_again"] == 1
+    assert found.samples == expected.samples
+
+
+def test_a_lost_key_is_found_by_random_checks(evaluate, monkeypatch):
+    """All answers are then lm-eval's own, with a note."""
+    monkeypatch.setattr(Slots, "copy", wrong_length)
+    expected, found = evaluate("stock"), evaluate("tree", verify=20)
+    assert found.samples == expected.samples
+    assert found.details["engine"] == "stock"
+    assert "differed" in found.details["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "model", "reason"),
+    [
+        ({"gen_kwargs": {"do_sample": True, "temperature": 0.7}}, {}, "answers are sampled"),
+        ({"gen_kwargs": {"num_beams": 2}}, {}, "generation has num_beams"),
+        ({}, {"repetition_penalty": 1.5}, "generation has repetition_penalty"),
+        ({"think_end_token": "</think>"}, {}, "answers contain reasoning"),
+    ],
+)
+def test_other_than_greedy_generation_is_left_to_lm_eval(evaluate, subject, given, model, reason):
+    """And the table says so."""
+    subject.module.generation_config.update(**model)
+    expected, found = evaluate("stock", **given), evaluate("tree", **given)
+    assert found.samples == expected.samples
+    assert found.details["engine_reason"] == reason
+    assert any(note.endswith(reason) for note in found.details["notes"])
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_answers_of_coqa_end_with_their_first_line(subject, context, tmp_path, monkeypatch, independent):
+    """With equal scores, marked on the sample; also by lm-eval's own forward passes, for models that need them."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "task-index"))
+    file = tmp_path / "coqa.jsonl"
+    stories = [{**DOCUMENT, "story": TEXT[: 10 + 5 * number]} for number in range(6)]
+    file.write_text("".join(json.dumps(story) + "\n" for story in stories))
+    # A line break is what the model writes most readily.
+    with torch.no_grad():
+        subject.module.model.embed_tokens.weight[subject.tokenizer("\n").input_ids] *= 1.5
+    subject = replace(subject, row_independent=independent)
+    samples = {}
+    for engine in ("stock", "tree"):
+        call = Call("lm_eval", ("coqa",), {"data": str(file), "engine": engine, "gen_kwargs": {"max_gen_toks": 40}})
+        (result,) = LmEval(build(LmEvalOptions, call)).evaluate(subject, context())
+        samples[engine] = result.samples
+    assert [sample.scores for sample in samples["tree"]] == [sample.scores for sample in samples["stock"]]
+    early = [(whole, found) for whole, found in zip(samples["stock"], samples["tree"], strict=True) if found.early]
+    assert early
+    for whole, found in early:
+        assert (whole.early, found.early, found.cut) == (False, True, False)
+        assert found.generated < whole.generated
+        assert whole.answer.startswith(found.answer)

@@ -86,7 +86,7 @@ def evaluate(subject, context, write):
 
 @pytest.fixture
 def says(subject, monkeypatch):
-    """Return a function that lets the model say a text, whatever it is asked, and then its last token for ever."""
+    """Return a function that lets the model say a text, whatever lm-eval asks, and then its last token for ever."""
 
     def run(text):
         ids = subject.tokenizer(text, add_special_tokens=False).input_ids
@@ -170,7 +170,7 @@ def test_log_likelihoods_are_taken_in_float32(subject, evaluate):
 def test_only_what_follows_the_reasoning_is_the_answer(evaluate, says):
     """Stop sequences inside it, and the line break before the answer, end nothing."""
     says("x\ny</think>\n42\nnext")
-    result = evaluate(GENERATION, think_end_token="</think>", gen_kwargs={"max_gen_toks": 64})
+    result = evaluate(GENERATION, engine="stock", think_end_token="</think>", gen_kwargs={"max_gen_toks": 64})
     assert [sample.answer for sample in result.samples] == ["42"] * 3
     assert result.details["notes"] == []
 
@@ -178,21 +178,21 @@ def test_only_what_follows_the_reasoning_is_the_answer(evaluate, says):
 def test_a_special_token_may_end_the_reasoning(evaluate, says):
     """It is not in the decoded text, and found all the same."""
     says("x\ny<|endoftext|>42\nnext")
-    result = evaluate(GENERATION, think_end_token="<|endoftext|>", gen_kwargs={"max_gen_toks": 64})
+    result = evaluate(GENERATION, engine="stock", think_end_token="<|endoftext|>", gen_kwargs={"max_gen_toks": 64})
     assert [sample.answer for sample in result.samples] == ["42"] * 3
 
 
 def test_reasoning_without_an_end_is_counted(evaluate, says):
     """Such answers are scored as they are, and the table says how many."""
     says("thinking and thinking")
-    result = evaluate(GENERATION, think_end_token="</think>")
+    result = evaluate(GENERATION, engine="stock", think_end_token="</think>")
     assert result.details["notes"] == ["3 answers have no </think>: these answers are scored unchanged"]
 
 
 def test_reasoning_that_is_scored_is_counted(evaluate, says):
     """Whether its template can turn it off or not."""
     says("<think>x</think> 42")
-    notes = evaluate(GENERATION, gen_kwargs={"max_gen_toks": 64}).details["notes"]
+    notes = evaluate(GENERATION, engine="stock", gen_kwargs={"max_gen_toks": 64}).details["notes"]
     assert notes == ["3 answers contain reasoning, which is scored with them: use think_end_token"]
 
 
@@ -200,8 +200,8 @@ def test_reasoning_that_is_scored_is_counted(evaluate, says):
 def test_the_length_of_answers_is_what_was_asked_for(evaluate, says, name):
     """Under every name that lm-eval knows it by, also where the task gives one."""
     says("sacks of barley on Monday")
-    (short, *_) = evaluate(GENERATION, gen_kwargs={name: 1}).samples
-    (long, *_) = evaluate(GENERATION, gen_kwargs={name: 3}).samples
+    (short, *_) = evaluate(GENERATION, engine="stock", gen_kwargs={name: 1}).samples
+    (long, *_) = evaluate(GENERATION, engine="stock", gen_kwargs={name: 3}).samples
     assert len(short.answer) < len(long.answer)
 
 
@@ -235,11 +235,11 @@ def seen(monkeypatch):
     from llmquant.evaluators.lm_eval import model as lm_eval_model
 
     found = []
-    generate = lm_eval_model.FittingLM.generate_until
+    note = lm_eval_model.FittingLM.note_prompts
     monkeypatch.setattr(
         lm_eval_model.FittingLM,
-        "generate_until",
-        lambda self, requests: [found.extend(r.args[0] for r in requests), generate(self, requests)][1],
+        "note_prompts",
+        lambda self, requests: [found.extend(r.args[0] for r in requests), note(self, requests)][1],
     )
     return found
 
@@ -332,7 +332,7 @@ def test_generated_tokens_are_those_up_to_the_stop(evaluate, subject, batch_size
 def test_an_answer_that_ends_is_not_cut(evaluate, subject, says, end, extra):
     """Its tokens are the tokenizer's own, with the stop string and without the end token."""
     says(f" sold twelve{end}")
-    sample = evaluate(GENERATION).samples[0]
+    sample = evaluate(GENERATION, engine="stock").samples[0]
     count = len(subject.tokenizer(" sold twelve", add_special_tokens=False).input_ids) + extra
     assert (sample.generated, sample.cut, sample.looping) == (count, False, False)
 
@@ -340,7 +340,7 @@ def test_an_answer_that_ends_is_not_cut(evaluate, subject, says, end, extra):
 def test_an_answer_without_an_end_is_cut_and_its_loop_is_seen(evaluate, says):
     """The last token is repeated until the limit."""
     says(" sold twelve")
-    sample = evaluate(GENERATION, gen_kwargs={"max_gen_toks": 64}).samples[0]
+    sample = evaluate(GENERATION, engine="stock", gen_kwargs={"max_gen_toks": 64}).samples[0]
     assert (sample.generated, sample.cut, sample.looping) == (64, True, True)
 
 
@@ -348,7 +348,9 @@ def test_an_answer_is_not_stopped_in_its_reasoning(evaluate, subject, says):
     """Reasoning counts as generated; only a stop string after it ends the answer."""
     text = "first\nthen\n</think> twelve\n"
     says(text)
-    sample = evaluate(GENERATION, think_end_token="</think>", gen_kwargs={"max_gen_toks": 64}).samples[0]
+    sample = evaluate(GENERATION, engine="stock", think_end_token="</think>", gen_kwargs={"max_gen_toks": 64}).samples[
+        0
+    ]
     assert (sample.generated, sample.cut) == (len(subject.tokenizer(text, add_special_tokens=False).input_ids), False)
 
 

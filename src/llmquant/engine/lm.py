@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lm_eval import utils
 
+from llmquant.engine.decode import generate
 from llmquant.engine.forward import Scored, TreeReader
 from llmquant.engine.support import why_not
 from llmquant.engine.trie import Text, plan
@@ -54,6 +55,7 @@ class Report:
         epsilon: margin in nats below which a decision is checked.
         margin: smallest margin of all decisions in nats; infinite without decisions.
         again: number of requests that were run again because of a decision below `epsilon`.
+        kept: number of answers in 16 bits with such a decision, which are kept.
     """
 
     reason: str
@@ -66,6 +68,7 @@ class Report:
     epsilon: float = 0.0
     margin: float = float("inf")
     again: int = 0
+    kept: int = 0
 
 
 class TreeLM(FittingLM):
@@ -88,6 +91,10 @@ class TreeLM(FittingLM):
         self._documents: Sequence[object] = ()
         self._budget = _BUDGET[self.device.type]
         self.report.epsilon, self._allowed = _ROUNDING.get(self.model.dtype, _ROUNDING[torch.float32])
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # Any: Instance
+        """Answer prompts, each until it ends by itself."""
+        return generate(self, requests)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[_Answer]:  # Any: Instance
         """Score continuations; those of a document compete."""

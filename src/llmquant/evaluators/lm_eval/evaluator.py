@@ -10,7 +10,7 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from llmquant.evaluators.lm_eval.model import CHAT_DATE, FittingLM
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.evaluators.lm_eval.results import results
 from llmquant.evaluators.lm_eval.rows import rows_in_place
+from llmquant.evaluators.lm_eval.scored_part import rules
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator, LoadedModel
 from llmquant.study.call import Json
@@ -91,7 +92,9 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
     inside = {name for group in loaded["groups"].values() for name in group.child_names}
     first = _FIRST_BATCH[ctx.device] if options.batch_size == "auto" else options.batch_size
     tree = options.engine == "tree" or (options.engine == "auto" and ctx.device == "cpu")
-    kind = functools.partial(TreeLM, verify=options.verify, seed=ctx.seed) if tree else FittingLM
+    kind: Callable[..., FittingLM] = FittingLM
+    if tree:
+        kind = functools.partial(TreeLM, verify=options.verify, seed=ctx.seed, complete=rules(loaded["tasks"]))
     model = kind(
         subject,
         batch_size=first,
@@ -151,6 +154,7 @@ def _engine(model: FittingLM) -> dict[str, Json]:
         "verified_max_difference": report.difference,
         "run_again": report.again / report.requests,
         "run_again_below": report.epsilon,
+        "kept_below": report.kept / report.requests,
         "least_margin": report.margin if math.isfinite(report.margin) else None,
     }
 
