@@ -221,3 +221,9 @@ def test_an_infinite_perplexity_is_not_outweighed():
         measurements, windows = perplexity(values, [64] * 12)
         found.add(completed(experiment(label, "perplexity"), *measurements), {"perplexity": windows})
     assert Gate(Limits(), fail_on="undecided").exit_code(compared(found)) == 4
+
+
+def test_a_margin_that_decided_nothing_is_noted():
+    """A study that ran with a margin for a misspelt metric says that no such score was measured."""
+    found = compared(study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(5)}}), "accc=1")
+    assert "The margin for accc decides nothing: no such score was measured." in flat(found.to_text())

@@ -16,6 +16,7 @@ from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.table import Table
 from llmquant.results.report.verdict import verdict_table
 from llmquant.results.row import Row, failures, missing
+from llmquant.study.margins import DEFAULT
 from llmquant.study.record import StudyRecord
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def _not_run(rows: Sequence[Row]) -> list[str]:
 def _notes(rows: Sequence[Row], record: StudyRecord) -> list[str]:
     about_models = {note for block in blocks(rows) for note in record.notes if _is_about(note, block)}
     notes = [note for note in record.notes if note not in about_models]
+    unused = record.margins.keys() - DEFAULT.keys() - {row.metric for row in rows}
+    notes += [f"The margin for {name} decides nothing: no such score was measured." for name in sorted(unused)]
     run = {row.run_id for row in rows if row.status != "missing" and row.run_id}
     reused = {row.run_id for row in rows if row.reused}
     if reused:
