@@ -144,4 +144,6 @@ def number_apart(value: float, other: float, decimals: int, *, sign: bool = Fals
     """Write a number with at least `decimals`, and as many as needed to differ from `other`."""
     while value != other and decimals < _DOUBLE and number(value, decimals) == number(other, decimals):
         decimals += 1
+    if not other and decimals > _MOST:
+        return f"{value:{'+' if sign else ''}.0e}"
     return number(value, decimals, sign=sign)
