@@ -111,7 +111,7 @@ class TreeLM(FittingLM):
             for window in utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
         ]
         self._expect(len(windows))
-        self._documents = range(len(windows))
+        self._documents = ()  # nothing is decided
         answers = self._loglikelihood_tokens([(None, *window) for _, window in windows])
         totals = [0.0] * len(requests)
         for (number, _), (logprob, _) in zip(windows, answers, strict=True):
@@ -194,7 +194,7 @@ class TreeLM(FittingLM):
                     self._finish(1)
 
     def _close(self, requests: Sequence[_Request], scores: Sequence[tuple[float, float]]) -> Iterator[int]:
-        """Yield requests with a decision that rounding could change: greedy or not, or which choice is the best."""
+        """Yield requests with a decision that rounding could change: greedy or not, and which choice is the best."""
         documents: dict[object, list[int]] = defaultdict(list)
         for index, document in enumerate(self._documents):
             documents[document].append(index)
