@@ -196,9 +196,7 @@ def main() -> None:
     )
     heads = "work, documents (lm-eval), tokens per document, bound, batch, wall, CPU, target, equal, apart, again"
     if low:
-        heads = (
-            "work, documents, engine: largest, mean, decisions, batch 16: largest, mean, decisions, epsilon, again"
-        )
+        heads = "work, documents, engine: largest, mean, decisions, batch 16: largest, mean, decisions, epsilon, again"
     print(f"| {heads.replace(', ', ' | ')} |\n|{' --- |' * len(heads.split(', '))}", flush=True)
     good = []
     for name, (path, target) in ROWS.items():

@@ -243,6 +243,15 @@ def _forgetful(kept=()):
     return DynamicCache(kept) if kept else DynamicCache()
 
 
+def test_little_free_memory_makes_forward_passes_smaller(subject, monkeypatch):
+    """The logits of a forward pass take at most a quarter of it."""
+    logits = subject.module.config.vocab_size * 8
+    monkeypatch.setattr(engine_lm, "free_bytes", lambda device: 4 * 100 * logits)
+    model, found = scores(subject, verify=0, seed=0)
+    assert model._budget == 100
+    assert_equal_scores(found, scores(subject, FittingLM)[1])
+
+
 @pytest.mark.parametrize("budget", [16, 512])
 def test_scores_are_those_of_lm_eval_without_faults(subject, monkeypatch, budget):
     """The same requests that show the faults above; and what was read is counted."""

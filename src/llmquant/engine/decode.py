@@ -7,11 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
+from llmquant.engine.forward import free_bytes
 from llmquant.engine.ragged import Answer, Prompt, decode
 from llmquant.engine.trie import Text, plan
 from llmquant.evaluators.lm_eval.model import FittingLM
@@ -127,9 +127,7 @@ def _fitting(lm: TreeLM, prompts: Sequence[Prompt]) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * heads * width * lm.model.dtype.itemsize
     longest = max(len(prompt.tokens) + prompt.limit for prompt in prompts)
-    cuda = lm.device.type == "cuda"
-    free = torch.cuda.mem_get_info(lm.device)[0] if cuda else psutil.virtual_memory().available
-    return max(1, int(free // 2 // (per_token * longest)))
+    return max(1, int(free_bytes(lm.device) // 2 // (per_token * longest)))
 
 
 def _uncertain(lm: TreeLM, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[int] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from transformers import DynamicCache
 
@@ -93,6 +94,13 @@ class TreeReader:
         return set(found or [_SLIDING if getattr(self._config, "sliding_window", None) else _FULL])
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
 def _padded(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
 
@@ -114,4 +122,4 @@ def _score(logits: torch.Tensor, targets: Sequence[Sequence[Target]]) -> Iterato
         yield from (Scored(target, logprob, lead) for (_, target), logprob, lead in found)
 
 
-__all__ = ["Scored", "TreeReader"]
+__all__ = ["Scored", "TreeReader", "free_bytes"]

@@ -14,7 +14,7 @@ import torch
 from lm_eval import utils
 
 from llmquant.engine.decode import generate
-from llmquant.engine.forward import Scored, TreeReader
+from llmquant.engine.forward import Scored, TreeReader, free_bytes
 from llmquant.engine.support import why_not
 from llmquant.engine.trie import Text, plan
 from llmquant.evaluators.lm_eval.model import FittingLM
@@ -27,7 +27,7 @@ _Answer = tuple[float, bool]
 # Tokens per forward pass at most. On a CPU with 135M parameters, a token takes 3.4 ms among 64, 2.7 ms among 512, and
 # 3.2 ms among 1,024, where attention between texts in one row is wasted.
 _BUDGET = {"cpu": 512, "mps": 512, "cuda": 4096}
-_LEAST_BUDGET = 32
+_LEAST_BUDGET = 16
 # Differences from lm-eval's log-likelihoods that are rounding, in nats: of a request at least, and per token at most. A
 # wrong mask or position changes whole nats.
 _ROUNDING = {torch.float32: (1e-4, 1e-3), torch.float16: (1e-2, 0.1), torch.bfloat16: (5e-2, 0.5)}
@@ -89,7 +89,10 @@ class TreeLM(FittingLM):
         self.report = Report(why_not(self.model, row_independent=independent))
         self._verify, self._draw = verify, random.Random(seed)
         self._documents: Sequence[object] = ()
-        self._budget = _BUDGET[self.device.type]
+        # At most a quarter of the free memory for logits: twice in 4 bytes, if every token read is scored.
+        logits = 8 * self.model.config.get_text_config(decoder=True).vocab_size
+        fitting = free_bytes(self.device) // 4 // logits
+        self._budget = max(_LEAST_BUDGET, min(_BUDGET[self.device.type], fitting))
         self.report.epsilon, self._allowed = _ROUNDING.get(self.model.dtype, _ROUNDING[torch.float32])
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:  # Any: Instance
