@@ -26,12 +26,25 @@ lq.compare({model!r}, ["fp32_baseline"], {evaluators!r}, executor="local(device=
 """
 
 
-def start_script(tiny_model: Path, tmp_path: Path, evaluators: list[str]) -> subprocess.Popen:
-    code = SCRIPT.format(model=str(tiny_model), evaluators=evaluators, store=str(tmp_path / "store"))
+COMMAND = """
+import signal, sys, llmquant as lq, misbehaving
+from llmquant.cli.app import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+lq.register(misbehaving.SPEC)
+sys.argv = ["llmquant", "compare", {model!r}, "-q", "fp32_baseline", "--on", "local(device=cpu, threads=1)"]
+sys.argv += ["--store", {store!r}, *(word for call in {evaluators!r} for word in ("-e", call))]
+main()
+"""
+
+
+def start_script(
+    tiny_model: Path, tmp_path: Path, evaluators: list[str], script: str = SCRIPT, stderr: int = subprocess.DEVNULL
+) -> subprocess.Popen:
+    code = script.format(model=str(tiny_model), evaluators=evaluators, store=str(tmp_path / "store"))
     temporary = tmp_path / "tmp"
     temporary.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=subprocess.DEVNULL, env=environment)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=stderr, env=environment)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
@@ -62,3 +75,18 @@ def test_two_programs_may_share_a_store(tiny_model: Path, tmp_path: Path):
     runs = lq.Store(tmp_path / "store").runs()
     assert [run.status for run in runs.values()] == ["completed", "completed"]
     assert not list((tmp_path / "store" / "runs").glob(".partial*"))
+
+
+@pytest.mark.parametrize("script", [COMMAND, SCRIPT], ids=["command line", "Python"])
+def test_ctrl_c_says_what_is_stored_and_where(tiny_model: Path, tmp_path: Path, script: str):
+    """The last line that a terminal or a notebook shows counts the finished experiments and names the store."""
+    marker = tmp_path / "marker"
+    evaluators = [f"misbehave(not, marker={marker})", f"misbehave(sleep, marker={marker})"]
+    program = start_script(tiny_model, tmp_path, evaluators, script, subprocess.PIPE)
+    wait_until(lambda: starts(marker) == ["not", "sleep"])
+    program.send_signal(signal.SIGINT)
+    _, stderr = program.communicate(timeout=300)
+    assert stderr.decode().splitlines()[-1].removeprefix("KeyboardInterrupt: ") == (
+        f"interrupted: 1 of 2 experiments are stored in {tmp_path / 'store'}; the same command continues"
+    )
+    assert program.returncode in (130, -signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -345,11 +346,18 @@ def _watched(
             runs = work(watch)
     except KeyboardInterrupt:
         scheduler.stop(cancel=not executor.outlives or ui.interrupted(scheduler.record.study_id))
-        raise
+        raise KeyboardInterrupt(_what_is_stored(scheduler)) from None
     except BaseException:  # such as a full disk
         scheduler.stop(cancel=not executor.outlives)
         raise
     return Comparison.of(scheduler.record, scheduler.store, runs)
+
+
+def _what_is_stored(scheduler: Scheduler) -> str:
+    stored = sum(run.status == "completed" for run in scheduler.runs.values())
+    where = str(scheduler.store.root).removeprefix(f"{Path.cwd()}{os.sep}")
+    total = len(scheduler.record.experiments)
+    return f"interrupted: {stored} of {total} experiments are stored in {where}; the same command continues"
 
 
 def register(spec: PluginSpec) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from llmquant.cli.gate import Gate
 from llmquant.cli.importing import import_app
@@ -53,7 +54,20 @@ if TYPE_CHECKING:
     from llmquant.results.comparison import Comparison
     from llmquant.study.study import Study
 
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C prints what it interrupted, where typer exits without a word."""
+
+    def invoke(self, ctx: Any) -> Any:  # Any: typer's own copy of click
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            say("", str(error) or "interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Which quantization should I ship, for this model, on this hardware, and is the loss real?",
     epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 1 a run failed, 2 the request is "
     "wrong; with --fail-on: 3 worse, 4 undecided.",
@@ -284,9 +298,6 @@ def main() -> None:
         text = blank_secrets(f"error: {error}" if "\n" not in error.message else f"errors:\n{error}")
         say(*text.split("\n"), fg="red", err=True)
         sys.exit(2 if isinstance(error, RequestError) else 1)
-    except KeyboardInterrupt:
-        say("", "Interrupted. Finished experiments are stored; run the same command again to continue.", err=True)
-        sys.exit(130)
     except OSError as error:  # a full disk, a folder without write permission
         if debug:
             raise
