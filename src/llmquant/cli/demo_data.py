@@ -49,10 +49,10 @@ def coqa_rows(
         raise OptionError(f"{n} stories were requested, but {requests.name} has {len(fitting)} of that length")
     draw = random.Random(seed)
     chosen = draw.sample(fitting, n)
-    return [_row(story, stories[story], draw.choice(sorted(stories[story])[:turns])) for story in chosen]
+    return [coqa_row(story, stories[story], draw.choice(sorted(stories[story])[:turns])) for story in chosen]
 
 
-def _row(story: str, turns: Mapping[int, Mapping[str, Any]], last: int) -> dict[str, Any]:  # Any: JSON values
+def coqa_row(story: str, turns: Mapping[int, Mapping[str, Any]], last: int) -> dict[str, Any]:  # Any: JSON values
     """Build the row that ends with the question of turn `last`."""
     asked = [turns[turn] for turn in range(last + 1)]
     answers = [[document["answers"][k] for document in asked] for k in range(len(asked[0]["answers"]))]
@@ -66,4 +66,4 @@ def _row(story: str, turns: Mapping[int, Mapping[str, Any]], last: int) -> dict[
     }
 
 
-__all__ = ["COQA_PACKAGE", "COQA_REQUESTS", "coqa_rows"]
+__all__ = ["COQA_PACKAGE", "COQA_REQUESTS", "coqa_row", "coqa_rows"]
