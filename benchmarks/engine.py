@@ -169,6 +169,22 @@ def engine(subject):
     return TreeLM(subject, verify=4, seed=SEED, **named)
 
 
+def load(model, precision):
+    """Load a checkpoint in a precision."""
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    quantized = {"quantization_config": nf4} if precision == "nf4" else {}
+    return LoadedModel(
+        module=AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **quantized).eval(),
+        tokenizer=AutoTokenizer.from_pretrained(model),
+        info=inspect_model(ModelRequest(str(model)), Cache.default()),
+        applied=AppliedQuantization("none", "float32", 32, "float32", {"float32": 1}, 0),
+        path=model,
+        device="cpu",
+        load=LoadStats(0, None),
+    )
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,19 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     low = arguments.precision != "float32"
-    dtype = torch.bfloat16 if low else torch.float32
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    quantized = {"quantization_config": nf4} if arguments.precision == "nf4" else {}
-    module = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **quantized).eval()
-    subject = LoadedModel(
-        module=module,
-        tokenizer=AutoTokenizer.from_pretrained(arguments.model),
-        info=inspect_model(ModelRequest(str(arguments.model)), Cache.default()),
-        applied=AppliedQuantization("none", "float32", 32, "float32", {"float32": 1}, 0),
-        path=arguments.model,
-        device="cpu",
-        load=LoadStats(0, None),
-    )
+    subject = load(arguments.model, arguments.precision)
     heads = "work, documents (lm-eval), tokens per document, bound, batch, wall, CPU, target, equal, apart, again"
     if low:
         heads = "work, documents, engine: largest, mean, decisions, batch 16: largest, mean, decisions, epsilon, again"

@@ -20,26 +20,19 @@ import json
 import random
 import re
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
 import torch
+from engine import SEED, load, timed
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llmquant.cli.demo_data import coqa_row
 from llmquant.engine.lm import TreeLM
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval.scored_part import first_line
-from llmquant.models.info import inspect_model
-from llmquant.plugins.evaluator import LoadedModel, LoadStats
-from llmquant.plugins.quantizer import AppliedQuantization
-from llmquant.storage.cache import Cache
-from llmquant.study.experiment import ModelRequest
 
-SEED = 0
 COQA = {"until": ["\nQ:"]}
 GSM8K = {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "temperature": 0.0}
 NUMBERS = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
@@ -98,12 +91,6 @@ ROWS = {
     "CoQA, all turns of a story": (all_turns, "coqa", 4),
     "GSM8K 5-shot, examples drawn per document": (gsm8k, "gsm8k", 1.5),
 }
-
-
-def timed(work):
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = work()
-    return found, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def answers(lm, task, docs):
@@ -180,18 +167,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     provide_squad_metrics()
     low = arguments.precision != "float32"
-    dtype = torch.bfloat16 if low else torch.float32
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    quantized = {"quantization_config": nf4} if arguments.precision == "nf4" else {}
-    subject = LoadedModel(
-        module=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype, **quantized).eval(),
-        tokenizer=AutoTokenizer.from_pretrained(arguments.model),
-        info=inspect_model(ModelRequest(str(arguments.model)), Cache.default()),
-        applied=AppliedQuantization("none", "float32", 32, "float32", {"float32": 1}, 0),
-        path=arguments.model,
-        device="cpu",
-        load=LoadStats(0, None),
-    )
+    subject = load(arguments.model, arguments.precision)
     heads = (
         "work, documents, prompt tokens, bound of prompts, answer tokens, of the engine, batch, wall, CPU, target, "
         "equal, apart, again"
