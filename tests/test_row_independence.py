@@ -6,8 +6,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+import coupling
+import llmquant as lq
 from embedding import build_subject
+from llmquant.errors import PluginError
+from llmquant.loading.row_independence import check_row_independence
 from llmquant.models.info import inspect_model
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.discovery import checked_spec
@@ -17,7 +22,10 @@ from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import ModelRequest
 from llmquant.study.study import Study
+from llmquant.testing import check_quantizer
+from misbehaving_studies import Here
 from quantizing import load_as
+from subjects import load_subject
 
 
 class _Here:
@@ -125,8 +133,6 @@ def test_a_checkpoint_from_elsewhere_tells_by_its_settings(tiny_model, monkeypat
 @pytest.mark.parametrize(("threshold", "moved"), [(6.0, True), (0.0, False)])
 def test_what_is_declared_is_what_is_computed(tiny_model, context, threshold, moved):
     """LLM.int8 computes a row otherwise beside another one, unless its outliers are turned off."""
-    import torch
-
     from llmquant.quantizers.bitsandbytes.options import Bnb8bitOptions
     from llmquant.quantizers.bitsandbytes.quantizer import Bnb8bit
 
@@ -156,3 +162,80 @@ def test_the_declaration_travels_with_a_job():
     assert checked_spec(PluginSpec(**written)) == spec
     del written["row_independent"]
     assert PluginSpec(**written).row_independent
+
+
+CODES = [f"code={code}, dtype={dtype}" for code in ("int8", "float8_e4m3fn") for dtype in ("float32", "bfloat16")]
+
+
+@pytest.mark.parametrize("options", CODES)
+def test_the_check_of_plugins_finds_a_quantizer_that_wrongly_declares_independent_rows(tiny_model, tmp_path, options):
+    """One scale for the inputs of a whole batch is found, whatever the code and the type."""
+    with pytest.raises(PluginError, match=r"declares row_independent, but rows change each other: .* by \d.* standard"):
+        check_quantizer(coupling.SPEC, f"coupling({options})", tiny_model, tmp_path / "files")
+
+
+@pytest.mark.parametrize("options", CODES)
+def test_a_scale_per_token_passes_the_check_of_plugins(tiny_model, tmp_path, options):
+    """The rows of both batches have the same shape, so that not even rounding differs."""
+    call = f"coupling(over=token, {options})"
+    assert check_quantizer(coupling.SPEC, call, tiny_model, tmp_path / "files").row_independent
+
+
+def test_a_quantizer_that_declares_coupled_rows_passes_the_check_of_plugins(tiny_model, tmp_path):
+    """It keeps its promise, and evaluators of the loaded model know."""
+    spec = replace(coupling.SPEC, row_independent=False)
+    assert not check_quantizer(spec, "coupling", tiny_model, tmp_path / "files").row_independent
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda module: setattr(module.config, "max_position_embeddings", 8), "fewer than 16 tokens"),
+        (lambda module: module.add_module("experts", torch.nn.Identity()), "another expert"),
+    ],
+)
+def test_the_check_is_skipped_where_it_cannot_be_made(tiny_model, context, change, reason):
+    """Positions are too few, or equal inputs give unequal numbers in honest models too; the log has the reason."""
+    subject = load_subject(tiny_model, context().cache)
+    change(subject.module)
+    assert reason in check_row_independence(subject, "any")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory):
+    """Score a task with `coupling`, and with a quantizer that declares what it does; return the runs by quantizer."""
+    folder, known = tmp_path_factory.mktemp("runs"), list(registry().plugins)
+    choices = {"text": ["one", "two"], "label": ["A", "B"]}
+    rows = [{"id": n, "question": "How many?", "choices": choices, "answerKey": "A"} for n in range(2)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lq.register(coupling.SPEC)
+    lq.register(replace(coupling.SPEC, name="declared", row_independent=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMQUANT_CACHE", str(folder / "cache"))
+        found = lq.compare(
+            str(tiny_model),
+            ["coupling", "coupling(over=token)", "declared"],
+            [f"lm_eval(arc_easy, data={folder / 'rows.jsonl'}, engine=tree)"],
+            executor=Here(),
+            store=folder / "store",
+            progress=False,
+        )
+    registry().plugins = known
+    return {run.experiment.variant.quantizer.label: run for run in found.runs.values()}
+
+
+def test_a_run_fails_if_a_quantizer_wrongly_declares_independent_rows(runs):
+    """Its scores would depend on the batches; the message names the quantizer and the way out."""
+    failure = runs["coupling"].failure.message
+    assert "coupling declares row_independent, but rows change each other" in failure
+    assert "row_independent=False" in failure
+
+
+def test_a_scale_per_token_shares_prefixes_in_a_run(runs):
+    """It was checked and passed."""
+    assert runs["coupling(over=token)"].details["arc_easy"]["engine"] == "tree"
+
+
+def test_a_run_with_coupled_rows_keeps_lm_evals_forward_passes(runs):
+    """The worker tells the evaluator what the quantizer declares."""
+    assert runs["declared"].details["arc_easy"]["engine_reason"] == "documents in a batch affect each other"

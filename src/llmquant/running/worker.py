@@ -97,6 +97,7 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     from llmquant.loading.causal_lm import check_causality, load_causal_lm, materialize, sanity_check
     from llmquant.loading.embedder import load_embedder
     from llmquant.loading.quantized import quantized_checkpoint
+    from llmquant.loading.row_independence import check_row_independence
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
@@ -116,10 +117,13 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     path = quantized_checkpoint(materialize(info, context.cache), info, chosen, told, threads=job.threads)
     journal.write("loading")
     model: LoadedModel = load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
+    model = replace(model, row_independent=chosen.row_independent and info.row_independent)
     _log.info("loaded %s as %s in %.1f s", info.source, label, model.load.seconds)
     _log.info("sanity check: %s", sanity_check(model))
     if model.applied.method == "none":
         check_causality(model)
+    if model.row_independent:
+        _log.info("row independence: %s", check_row_independence(model, label))
     return model
 
 

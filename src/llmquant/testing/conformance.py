@@ -84,6 +84,7 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
     """Quantize a small checkpoint on the CPU, and check that the model computes.
 
     The weights must have the requested properties, the logits must be finite, and the checkpoint must stay unchanged.
+    If the quantizer declares ``row_independent``, a text must have the same logits whatever else is in its batch.
 
     Args:
         call: the quantizer's name or call, for example ``sinq_4bit_g64`` or ``sinq(bits=3)``.
@@ -100,14 +101,16 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
     import torch
 
     from llmquant.loading.causal_lm import load_causal_lm
+    from llmquant.loading.row_independence import check_row_independence
 
     known, chosen = _choose(spec, call)
     context = _context(folder)
     info = inspect_model(ModelRequest(str(model)), context.cache)
     if hasattr(chosen.options, "check"):
         chosen.options.check(info, "cpu")
-    if hasattr(chosen.options, "weight_bytes") and not chosen.options.weight_bytes(info, "cpu") > 0:
-        raise PluginError(f"{call}: weight_bytes is {chosen.options.weight_bytes(info, 'cpu')!r}, but must be above 0")
+    size = chosen.ask("weight_bytes", info, "cpu")
+    if size is not None and not size > 0:
+        raise PluginError(f"{call}: weight_bytes is {size!r}, but must be above 0")
     before = _contents(model)
     quantizer = known.construct(chosen)
     out = folder / "checkpoint"
@@ -124,6 +127,9 @@ def check_quantizer(spec: PluginSpec, call: str, model: Path, folder: Path) -> L
         logits = subject.module(ids).logits
     if not torch.isfinite(logits).all():
         raise PluginError(f"{call} returned logits that are not finite")
+    subject = dataclasses.replace(subject, row_independent=chosen.row_independent and info.row_independent)
+    if subject.row_independent:
+        check_row_independence(subject, call)
     return subject
 
 
