@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 import tomllib
@@ -144,11 +145,31 @@ def test_every_hook_is_documented():
             assert f"def {name}(" in text
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page, "pycon")], ids=lambda page: page.name)
+def test_sessions_print_what_the_page_shows(page):
+    """Each interactive session of a page, run from top to bottom, prints exactly what stands below each line."""
+    session = "\n".join(text for _, text in _blocks(page, "pycon"))
+    test = doctest.DocTestParser().get_doctest(session, {}, page.name, str(page), 0)
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_every_page_is_in_the_navigation_and_on_the_home_page():
+    """No page of the documentation is reached only by chance."""
+    navigation, home = (ROOT / "mkdocs.yml").read_text(), (ROOT / "docs" / "index.md").read_text()
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        assert f": {page.name}\n" in navigation, page.name
+        assert page.name == "index.md" or f"]({page.name})" in home, page.name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    """Relative links name files that exist."""
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    """Relative links name files, and headings of pages, that exist."""
+    for target, heading in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, heading
 
 
 def test_the_ten_line_plugins_run_as_written(tiny_model, tmp_path, monkeypatch, capsys):
