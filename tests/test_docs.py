@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -16,8 +17,12 @@ import typer
 from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import Hooks
+from llmquant.results.report.summary import summary
+from llmquant.results.rows import rows
+from llmquant.stats.verdicts import Verdict
 from llmquant.study.call import Call
 from llmquant.study.study import Study
+from made_up import realistic_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -151,6 +156,19 @@ def test_sessions_print_what_the_page_shows(page):
     session = "\n".join(text for _, text in _blocks(page, "pycon"))
     test = doctest.DocTestParser().get_doctest(session, {}, page.name, str(page), 0)
     assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_words_of_a_report_are_in_the_glossary():
+    """Every verdict is a term of the glossary, and so is every word of a report's headings."""
+    glossary = (ROOT / "docs" / "glossary.md").read_text()
+    study = realistic_study()
+    tables = summary(rows(study.record, study.runs, study.read), study.record)
+    titles = [table.column(place).title for table in tables for place in range(len(table.columns))]
+    assert len(titles) > 10
+    for term in get_args(Verdict):
+        assert f"\n| {term} |" in glossary
+    for word in {word for title in titles for word in re.findall(r"[a-z]{2,}", title.lower())}:
+        assert word in glossary.lower(), word
 
 
 def test_every_page_is_in_the_navigation_and_on_the_home_page():
