@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from llmquant.errors import OptionError, UnsupportedError
+from llmquant.planning.hub_rows import refuse_missing_rows
 from llmquant.planning.resolve import Planned, resolve
 from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.opening import open_executor
@@ -313,14 +314,19 @@ def _begin(
     timeout_s: float | None,
     ui: Ui,
 ) -> Scheduler:
-    """Show the plan, confirm its cost, write the study's record and take up jobs that are running already."""
+    """Refuse missing rows, show the plan, confirm its cost, write the study's record and take up running jobs."""
     if timeout_s is not None and not timeout_s > 0:
         raise OptionError(f"timeout must be above 0 s, found {timeout_s:g}")
-    ui.planned(planned, executor)
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     planned = replace(planned, record=replace(planned.record, started_at=now))
     store = store if isinstance(store, Store) else Store(store)
     scheduler = Scheduler(planned, registry(), store, executor, fresh=fresh, timeout_s=timeout_s)
+    if not (executor.outlives or executor.installs):  # workers on this machine, which read its cache
+        missing = [e for e in planned.record.experiments if e.run_id not in scheduler.runs]
+        uses = [use for e in missing for use in (e.variant.quantizer, e.evaluator)]
+        chosen = [each for each in (*planned.quantizers, *planned.evaluators) if each.use in uses]
+        refuse_missing_rows(chosen, Cache.default())
+    ui.planned(planned, executor)
     _ask(scheduler, ui)
     store.write_study(planned.record.study_id, planned.record.to_json())
     if not fresh and scheduler.take_up():  # jobs were lost meanwhile, and their experiments have no price yet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -95,6 +95,10 @@ class EvaluatorOptions:
     def texts(self) -> Iterable[str]:
         """Return the available evaluated text, to warn about quantizers calibrated on it."""
         return ()
+
+    def hub_rows(self) -> Mapping[str, str]:
+        """Return the needed data sets of the Hub, as ``repository:configuration``, and what to write instead."""
+        return {}
 
 
 class Evaluator(ABC, Generic[Options]):

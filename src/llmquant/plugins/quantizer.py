@@ -73,6 +73,10 @@ class QuantizerOptions:
         """Return the available calibration text, to warn if the model is evaluated on it."""
         return ()
 
+    def hub_rows(self) -> Mapping[str, str]:
+        """Return the needed data sets of the Hub, as ``repository:configuration``, and what to write instead."""
+        return {}
+
     def cost(self, model: ModelInfo, documents: Documents) -> Cost | None:
         """Return the approximate number of tokens for making a checkpoint."""
         return None

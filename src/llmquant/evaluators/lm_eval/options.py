@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
 _YAML = (".yaml", ".yml")
+_FILES = ("json", "csv", "parquet", "text", "arrow", "pandas", "sql")  # formats that `datasets` reads from files
 # Only for estimates: documents per task without a limit, and by output type the tokens read and generated per document.
 _DOCUMENTS = 1000
 _TOKENS = {
@@ -134,6 +135,18 @@ class LmEvalOptions:
 
         if self.data is not None and self.data.path is not None:
             yield from row_texts(self.data.path, self.data.name)
+
+    def hub_rows(self) -> Mapping[str, str]:
+        """Return the tasks' data sets of the Hub, and what to write instead; nothing with local rows."""
+        if self.data is not None:
+            return {}
+        return {
+            f"{path}:{found.get('dataset_name') or ''}": f"lm_eval({found.get('task')}, data=FILE.jsonl)"
+            for task in self.tasks
+            for found in self._configurations(task)
+            if isinstance(path := found.get("dataset_path"), str)
+            and not ("custom_dataset" in found or path in ("", *_FILES) or Path(path).exists())
+        }
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Estimate the work, within a factor of three for common tasks."""

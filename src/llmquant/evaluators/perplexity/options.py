@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from llmquant.study.job import Device
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
+NAMED = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:test:text"}
 # Only for estimates: tokens of WikiText-2's test set, and bytes of English per token.
 _TOKENS = 290_000
 _BYTES_PER_TOKEN = 4
@@ -78,6 +79,13 @@ class PerplexityOptions:
         """Yield the local evaluation text."""
         if isinstance(self.text, InputFile) and self.text.path is not None:
             yield read_text(self.text.path, f"{self.evaluator}: {self.text.name}")
+
+    def hub_rows(self) -> Mapping[str, str]:
+        """Return the data set of the text, and what to write instead; nothing for a file."""
+        if isinstance(self.text, InputFile):
+            return {}
+        repository, configuration, *_ = NAMED.get(self.text, self.text).split(":")
+        return {f"{repository}:{configuration}": f"{self.evaluator}(FILE.txt)"}
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work: every window is read completely."""

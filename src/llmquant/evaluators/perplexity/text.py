@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from llmquant.errors import RunError
+from llmquant.evaluators.perplexity.options import NAMED
 from llmquant.plugins.context import Context
 from llmquant.storage import text_files
 from llmquant.study.experiment import InputFile
-
-_NAMED = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1:test:text"}
 
 
 def read_text(source: InputFile | str, ctx: Context) -> str:
@@ -21,7 +20,7 @@ def read_text(source: InputFile | str, ctx: Context) -> str:
     """
     if isinstance(source, InputFile):
         return text_files.read_text(ctx.local(source), source.name)
-    return "\n\n".join(_column(*_NAMED.get(source, source).split(":")))
+    return "\n\n".join(_column(*NAMED.get(source, source).split(":")))
 
 
 def _column(repository: str, configuration: str, split: str, column: str) -> list[str]:

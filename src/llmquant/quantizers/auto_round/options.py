@@ -10,6 +10,7 @@ from llmquant.errors import OptionError
 from llmquant.models.info import ModelInfo
 from llmquant.quantizers.calibration.options import (
     Calibration,
+    calibration_rows,
     calibration_texts,
     check_calibration,
     check_calibration_values,
@@ -63,6 +64,9 @@ class AutoRoundOptions:
 
     def texts(self) -> Iterator[str]:
         return calibration_texts(self)
+
+    def hub_rows(self) -> Mapping[str, str]:
+        return calibration_rows(self)
 
     def serving(self) -> str | None:
         """Return what vLLM needs to load the checkpoint."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -11,6 +11,11 @@ from llmquant.models.info import ModelInfo
 from llmquant.storage.text_files import read_rows, read_text
 from llmquant.study.experiment import InputFile
 
+# The sets that GPTQ's reference implementation calibrates on (Frantar et al., arXiv:2210.17323).
+DATA_SETS = {
+    "c4": ("allenai/c4", "en"),
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+}
 Calibration = Literal["c4", "wikitext2"] | InputFile | tuple[str, ...]
 
 
@@ -84,6 +89,12 @@ def calibration_texts(options: Calibrated) -> Iterator[str]:
         yield from chosen
     elif isinstance(chosen, InputFile) and chosen.path is not None:
         yield from read_documents(chosen.path, chosen.name)
+
+
+def calibration_rows(options: Calibrated) -> Mapping[str, str]:
+    """Return the data set of the Hub that is read, and what to write instead; nothing for local texts."""
+    chosen = options.calibration
+    return {":".join(DATA_SETS[chosen]): "calibration=FILE.txt"} if isinstance(chosen, str) else {}
 
 
 def read_documents(path: Path, name: str) -> Iterator[str]:

@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import RunError
 from llmquant.plugins.context import Context
-from llmquant.quantizers.calibration.options import Calibrated, read_documents
+from llmquant.quantizers.calibration.options import DATA_SETS, Calibrated, read_documents
 from llmquant.study.experiment import Digest, InputFile, digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RECORD = "calibration.json"
-# The sets that GPTQ's reference implementation calibrates on (Frantar et al., arXiv:2210.17323).
-_DATA_SETS = {
-    "c4": ("allenai/c4", "en"),
-    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
-}
 _SHUFFLED_ROWS = 10_000
 
 
@@ -94,7 +89,7 @@ def _fetch(name: str, seed: int) -> Iterator[str]:
     """Stream the training split; only the documents that are read are fetched."""
     import datasets
 
-    repository, configuration = _DATA_SETS[name]
+    repository, configuration = DATA_SETS[name]
     try:
         rows = datasets.load_dataset(repository, configuration, split="train", streaming=True)
         for row in rows.shuffle(seed=seed, buffer_size=_SHUFFLED_ROWS):

@@ -11,6 +11,7 @@ from llmquant.models.info import ModelInfo
 from llmquant.plugins.evaluator import Cost
 from llmquant.quantizers.calibration.options import (
     Calibration,
+    calibration_rows,
     calibration_texts,
     check_calibration,
     check_calibration_values,
@@ -79,6 +80,9 @@ class GptqOptions:
     def texts(self) -> Iterator[str]:
         return calibration_texts(self)
 
+    def hub_rows(self) -> Mapping[str, str]:
+        return calibration_rows(self)
+
     def serving(self) -> str | None:
         """Return what vLLM needs to load the checkpoint."""
         return "" if self.bits in (4, 8) else None
@@ -127,6 +131,9 @@ class AwqOptions:
 
     def texts(self) -> Iterator[str]:
         return calibration_texts(self)
+
+    def hub_rows(self) -> Mapping[str, str]:
+        return calibration_rows(self)
 
     def serving(self) -> str:
         """Return what vLLM needs to load the checkpoint."""
