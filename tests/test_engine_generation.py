@@ -20,6 +20,7 @@ from llmquant.engine import lm as engine_lm
 from llmquant.engine import ragged
 from llmquant.engine.ragged import Prompt, decode
 from llmquant.engine.slots import Slots
+from llmquant.engine.support import MODEL_TYPES
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval.evaluator import LmEval
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
@@ -27,6 +28,7 @@ from llmquant.evaluators.lm_eval.scored_part import first_line
 from llmquant.plugins.options import build
 from llmquant.study.call import Call
 from subjects import load_subject
+from test_engine import _tiny
 
 VOCABULARY = 61
 SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "initializer_range": 0.3}
@@ -97,6 +99,12 @@ def differ(module, prompts, slots):
 def test_answers_are_those_of_each_prompt_alone(kind, prompts, slots):
     """Whatever is shared, refilled and moved, with full and with sliding attention, and at a model's last position."""
     assert not differ(tiny(kind), prompts, slots)
+
+
+@pytest.mark.parametrize("kind", MODEL_TYPES.split())
+def test_every_supported_type_of_model_generates_as_transformers_does(kind):
+    """Also where prompts are of different lengths and some share nothing."""
+    assert not differ(_tiny(kind), many(), 4)
 
 
 def many():
