@@ -133,8 +133,8 @@ def test_run_ids_do_not_depend_on_where_files_are(study: tuple[lq.Comparison, Pa
     assert record.experiments[0].run_id in found.runs
 
 
-def test_a_list_written_as_one_string_is_refused(tiny_model: Path):
-    """A common slip gets its cure."""
+def test_a_study_file_has_lists():
+    """One string instead of a list is refused there, with the list to write."""
     with pytest.raises(lq.errors.OptionError, match="must be a list") as caught:
-        lq.compare(tiny_model, "bnb_4bit_nf4")
+        lq.Study.from_json({"models": ["m"], "quantizers": "bnb_4bit_nf4"})
     assert "['bnb_4bit_nf4']" in caught.value.hint

@@ -100,8 +100,8 @@ class WithProgress(Quiet):
 
 def compare(
     models: Model | Sequence[Model],
-    quantizers: Sequence[Plugin] = (),
-    evaluators: Sequence[Plugin] = (),
+    quantizers: Plugin | Sequence[Plugin] = (),
+    evaluators: Plugin | Sequence[Plugin] = (),
     *,
     vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
     baseline: str | None = None,
@@ -119,8 +119,8 @@ def compare(
 
     Args:
         models: Hub ids (``org/name@revision``), folders, ``.gguf`` files, embedders (``bigemma3(dim=768)``).
-        quantizers: presets or calls such as ``bnb_4bit(quant_type=fp4)``; empty for the defaults.
-        evaluators: calls such as ``lm_eval(coqa)``; empty for the defaults.
+        quantizers: one or several presets or calls such as ``bnb_4bit(quant_type=fp4)``; empty for the defaults.
+        evaluators: one or several calls such as ``lm_eval(coqa)``; empty for the defaults.
         vectors: storage forms of embedders, for example ``{"dims": [768, 256], "codecs": ["float16", "int8"]}``.
         baseline: quantizer to compare the others with, for example ``fp16_baseline``; ``None`` is the first
             ``*_baseline``.

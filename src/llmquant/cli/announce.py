@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmquant.planning.estimate import estimate_seconds, estimate_size
 from llmquant.results.precision import precisions
-from llmquant.results.report.progress import duration
+from llmquant.results.report.progress import counted, duration
 from llmquant.results.rows import variants
 from llmquant.results.slices import has_slices
 from llmquant.storage.store import Store
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
     """Return the lines to print."""
     record = planned.record
-    counts = f"{len(variants(record))} variants, {len(planned.evaluators)} evaluators"
-    most = "at most " if has_slices(record) else ""
-    lines = [f"{most}{len(record.experiments)} experiments ({counts}) on {executor.hardware}; results in {store}"]
+    counts = f"{counted(len(variants(record)), 'variant')}, {counted(len(planned.evaluators), 'evaluator')}"
+    experiments = ("at most " if has_slices(record) else "") + counted(len(record.experiments), "experiment")
+    lines = [f"{experiments} ({counts}) on {executor.hardware}; results in {store}"]
     seconds = 0.0
     for info in planned.models.values():
         sizes = [estimate_size(info, chosen, executor.device) for chosen in planned.quantizers]

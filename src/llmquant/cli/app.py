@@ -38,6 +38,7 @@ from llmquant.cli.options import (
     Rescores,
     Seed,
     StoreDir,
+    StudyCommand,
     Tasks,
     Timeout,
     Trust,
@@ -72,7 +73,7 @@ app = typer.Typer(
     epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 1 a run failed, 2 the request is "
     "wrong; with --fail-on: 3 worse, 4 undecided.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -80,7 +81,24 @@ app.add_typer(import_app)
 app.add_typer(inspect_app)
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from llmquant import __version__
+
+        say(f"llmquant {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options of the program itself."""
+
+
+@app.command(cls=StudyCommand)
 def compare(
     models: Models,
     quantizer: Quantizers = None,
@@ -174,11 +192,13 @@ def attach(
     found = wait(study, executor=on, store=store, ui=Terminal(on, store, quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
-        say(f"{missing} experiments have not run; run the command that submitted the study again", err=True)
+        from llmquant.results.report.progress import counted
+
+        say(f"{counted(missing, 'experiment')} not run; run the command that submitted the study again", err=True)
     _finish(found, store, None, as_json=as_json, quiet=quiet, failed=bool(missing))
 
 
-@app.command()
+@app.command(cls=StudyCommand)
 def deploy(
     models: Models,
     quantizer: Quantizers = None,
@@ -200,7 +220,7 @@ def deploy(
         say(name)
 
 
-@app.command()
+@app.command(cls=StudyCommand)
 def plan(
     models: Models,
     quantizer: Quantizers = None,
@@ -243,7 +263,7 @@ def plan(
         print_tables([*size_tables(seen.sizes), *experiments, *([precision] if seen.precision else [])])
 
 
-@app.command()
+@app.command(cls=StudyCommand)
 def quantize(
     model: Annotated[str, typer.Argument(help="Hub id (org/name@revision), folder, or .gguf file.")],
     quantizer: Annotated[str, typer.Option("--quantizer", "-q", help='Preset or call, for example "gptq(bits=3)".')],
@@ -253,14 +273,23 @@ def quantize(
     allow_pickle: Pickle = False,
 ) -> None:
     """Write a quantized checkpoint for transformers."""
-    from llmquant.results.report.progress import show_layers
+    from llmquant.planning.lookup import inspect_subject
+    from llmquant.plugins.registry import registry
+    from llmquant.results.report.progress import counted, show_layers
     from llmquant.running.one_model import quantize as write
-    from llmquant.study.experiment import ModelRequest
+    from llmquant.storage.cache import Cache
+    from llmquant.study.experiment import ModelRequest, path_of
 
     request = ModelRequest(model, trust_remote_code, allow_pickle)
+    before = inspect_subject(request, registry(), Cache.default()).disk_bytes
     with show_layers() as progress:
         applied = write(request, quantizer, out, device=device, progress=progress)
-    say(f"{out}: {applied.layers_quantized} layers as {applied.code}, {applied.compute_dtype} compute")
+    after = sum(file.stat().st_size for file in path_of(out).glob("*.safetensors"))
+    say(
+        f"{out}: {counted(applied.layers_quantized, 'layer')} as {applied.code}, {applied.bits:g} bits per weight "
+        f"without scales, {applied.compute_dtype} compute; not quantized: {', '.join(applied.layers_left) or 'none'}",
+        f"weights: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB written ({after / before:.0%})",
+    )
 
 
 @app.command()
@@ -330,8 +359,8 @@ def _run(
         _finish(found, store, gate, as_json=as_json, quiet=quiet)
         return
     left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
-    later = f"; {left.waiting} experiments wait for other experiments: run this command again to start them"
-    say(f"{left.jobs} jobs are running{later if left.waiting else ''}. To wait for the study:", err=True)
+    later = f"; experiments that wait for other experiments: {left.waiting}; run this command again to start them"
+    say(f"jobs running: {left.jobs}{later if left.waiting else ''}. To wait for the study:", err=True)
     say(attach_command(left.study_id, executor, store))
 
 

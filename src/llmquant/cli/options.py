@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from llmquant.study.experiment import VectorGrid
     from llmquant.study.study import Study
+
+
+class StudyCommand(TyperCommand):
+    """Takes ``--tasks`` for ``--task`` and ``--model MODEL`` for ``MODEL``, as other programs write them."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # click's
+        """Replace the other spellings, which ``--help`` does not list."""
+        known = [re.sub(r"^--tasks(?==|$)", "--task", each) for each in args if each not in ("--model", "--models")]
+        return super().parse_args(ctx, [re.sub(r"^--models?=", "", each) for each in known])
+
+
+def _completed(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Complete the last of several values with commas between them, for a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in sorted(known()) if name.startswith(last)]
+
+    return complete
+
+
+def _presets() -> list[str]:
+    from llmquant.plugins.registry import registry
+
+    return registry().names("quantizer")
+
+
+def _evaluators() -> list[str]:
+    from llmquant.plugins.registry import registry
+
+    return registry().names("evaluator")
+
+
+def _lm_eval_tasks() -> Iterable[str]:
+    from llmquant.catalogs.lm_eval import installed_tasks
+    from llmquant.storage.cache import Cache
+
+    return installed_tasks(Cache.default()).entries
+
 
 Models = Annotated[
     list[str],
@@ -21,18 +64,27 @@ Quantizers = Annotated[
     typer.Option(
         "--quantizer",
         "-q",
-        help='Preset or call, for example bnb_4bit_nf4 or "gptq(bits=3)"; repeat the option for several.',
+        autocompletion=_completed(_presets),
+        help='Preset or call, for example bnb_4bit_nf4 or "gptq(bits=3)"; several: a,b or -q a -q b.',
     ),
 ]
 Evaluators = Annotated[
     list[str] | None,
     typer.Option(
-        "--evaluator", "-e", help='Evaluator, for example memory or "lm_eval(coqa)"; repeat the option for several.'
+        "--evaluator",
+        "-e",
+        autocompletion=_completed(_evaluators),
+        help='Evaluator, for example memory or "lm_eval(coqa)"; several: a,b or -e a -e b.',
     ),
 ]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", "-t", help='lm-eval task, for example coqa: "-t coqa" is short for -e "lm_eval(coqa)".'),
+    typer.Option(
+        "--task",
+        "-t",
+        autocompletion=_completed(_lm_eval_tasks),
+        help='lm-eval task, for example coqa: "-t coqa" is short for -e "lm_eval(coqa)"; several: a,b or -t a -t b.',
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="Add every preset that is installed and supports the models.")]
 Limit = Annotated[
@@ -153,8 +205,8 @@ def study_of(
 
     return Study.of(
         [ModelRequest(model, trust_remote_code, allow_pickle) for model in models],
-        quantizers or [],
-        [*(evaluators or []), *(Call("llmquant/lm_eval", (name,)) for name in tasks or [])],
+        _listed(quantizers),
+        [*_listed(evaluators), *(Call("llmquant/lm_eval", (name,)) for name in _listed(tasks))],
         vectors=vectors,
         baseline=baseline,
         margin=margin,
@@ -162,6 +214,20 @@ def study_of(
         until_sure=until_sure,
         seed=seed,
     )
+
+
+def _listed(texts: Sequence[str] | None) -> list[str]:
+    """Split each text at the commas outside brackets."""
+    from llmquant.errors import OptionError
+    from llmquant.study.call import split
+
+    parts: list[str] = []
+    for text in texts or ():
+        try:
+            parts += split(text, whole=text) or [text]
+        except OptionError:  # reported when the call is parsed, with the request's other mistakes
+            parts.append(text)
+    return parts
 
 
 def vectors_of(**axes: str | None) -> VectorGrid:

@@ -42,7 +42,7 @@ FUNCTION_SETTINGS = (
     "max_position_embeddings",
     "sliding_window",
 )
-_INSTEAD = 'Use a decoder such as Llama or GPT-2. As an embedder: --model "sentence_transformers(FOLDER)".'
+_INSTEAD = 'Use a decoder such as Llama or GPT-2. As an embedder, the model is "sentence_transformers(FOLDER)".'
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"(.*?)\.(\d+)\.")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")

@@ -16,6 +16,7 @@ from llmquant.models.headers import TensorInfo
 from llmquant.models.hub import find_file, read_hub
 from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import ModelRequest, ModelUse, PluginUse, path_of
+from llmquant.study.folders import near
 
 if TYPE_CHECKING:
     from llmquant.storage.cache import Cache
@@ -233,7 +234,7 @@ def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
         return _inspect_hub(source, request)
     path = path_of(source).absolute()
     if not path.exists():
-        raise ModelError(f"{source} is not there (looked for {path})")
+        raise ModelError(f"{source} is not there (looked for {path})", hint=near(path))
     try:
         if path.is_dir():
             return _inspect_folder(path, request, cache)

@@ -15,7 +15,7 @@ from llmquant.models.info import Adapter, ModelInfo, inspect_model, is_path
 from llmquant.plugins.registry import Chosen, Registry
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call, Json
-from llmquant.study.experiment import ModelRequest, ModelUse, digest_of, path_of
+from llmquant.study.experiment import ModelRequest, ModelUse, PluginKind, digest_of, path_of
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # The checkpoint is identified by its content, and the width of truncated vectors does not affect encoding.
@@ -73,6 +73,13 @@ def _embedder(source: str, registry: Registry) -> Chosen | None:
         return None
     if registry.offers("embedder", call.name):
         return registry.choose("embedder", call)
+    kinds: tuple[tuple[PluginKind, str], ...] = (("quantizer", "-q"), ("evaluator", "-e"))
+    for kind, option in kinds:
+        if registry.offers(kind, call.name):
+            raise UnknownNameError(
+                f"{source!r} is in the place of a model, and is the name of {'an' if option == '-e' else 'a'} {kind}",
+                hint=f"Put {option} before it; in Python, give it in {kind}s.",
+            )
     for plugin in registry.plugins:
         if any(fnmatchcase(call.name.partition("@")[0], pattern) for pattern in plugin.spec.checkpoints):
             found = registry.choose("embedder", replace(call, name=plugin.full_name, args=(call.name,)))

@@ -32,6 +32,7 @@ from llmquant.storage.journal import JobRecord
 from llmquant.storage.prompt_files import PREFIX, read_prompts, write_prompts
 from llmquant.storage.sample_files import REMADE, read_samples, write_samples
 from llmquant.study.experiment import RunId, path_of, visible
+from llmquant.study.folders import near
 from llmquant.study.reading import brief, load
 from llmquant.study.run import Run, Sample
 
@@ -67,8 +68,12 @@ class Store:
             StoreError: if there is no store, or it contains no study.
         """
         store = cls(root)
+        if store.root.is_file():
+            hint = "report reads a store's folder, or the JSON that `llmquant report STORE --format json` writes."
+            raise StoreError(f"{root} is a file, and a store is a folder", hint=hint)
         if not store.root.is_dir():
-            raise StoreError(f"there is no store at {store.root}", hint="Give the folder that `--store` named.")
+            hint = near(store.root) or "Give the folder that `--store` named."
+            raise StoreError(f"there is no store at {store.root}", hint=hint)
         if not store.studies():
             raise StoreError(f"{store.root} contains no study", hint="Run: llmquant compare MODEL --store " + str(root))
         return store
@@ -358,6 +363,8 @@ def _json_text(data: Mapping[str, Any]) -> str:  # Any: a JSON object
 
 
 def _what_to_do(error: OSError) -> str:
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return "It is a file, and a store is a folder: give another one."
     cure = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
     return f"{cure} and run the same command again; stored runs are reused."
 

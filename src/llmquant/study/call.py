@@ -62,7 +62,7 @@ class Call:
             raise OptionError(f"{text!r} does not end with ')'", hint="Write name(key=value, ...).")
         args: list[Json] = []
         options: dict[str, Json] = {}
-        for part in _split(rest[:-1], whole=text):
+        for part in split(rest[:-1], whole=text):
             key, equals, value = _key_value(part)
             if not equals:
                 if options:
@@ -104,7 +104,7 @@ class Call:
         return f"{self.name}({', '.join(parts)})" if parts else self.name
 
 
-def _split(text: str, *, whole: str) -> list[str]:
+def split(text: str, *, whole: str) -> list[str]:
     """Split at commas that are outside brackets and quotes."""
     parts: list[str] = []
     expected: list[str] = []
@@ -149,7 +149,7 @@ def _value(text: str) -> Json:
         value: Json = json.loads(text, object_pairs_hook=_table, parse_constant=no_constant, parse_float=finite)
     except ValueError:
         if text.startswith("[") and text.endswith("]"):
-            return [_value(part) for part in _split(text[1:-1], whole=text)]
+            return [_value(part) for part in split(text[1:-1], whole=text)]
         return text
     check_json(value, brief(text))
     return value
@@ -166,6 +166,6 @@ def _text(value: Json) -> str:
     """Write a value so that `_value` reads it back, without quotes if possible."""
     if isinstance(value, str) and value and value == value.strip() and not set(value) & set(",=\"'"):
         with contextlib.suppress(OptionError):  # unbalanced brackets: quoted below
-            if _value(value) == value and _split(value, whole=value) == [value]:
+            if _value(value) == value and split(value, whole=value) == [value]:
                 return value
     return json.dumps(value)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NewType
 
 from llmquant.errors import OptionError
 from llmquant.study.call import Json
-from llmquant.study.folders import file_sha256, list_files
+from llmquant.study.folders import file_sha256, list_files, near
 from llmquant.study.reading import Count, Positive, nested, read_as, stored, table
 from llmquant.study.slices import Slice
 
@@ -75,7 +75,7 @@ class InputFile:
             digest = file_sha256(path)
             size = path.stat().st_size
         except (OSError, ValueError) as error:  # a ValueError means an invalid file name
-            raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+            raise OptionError(f"cannot read {path}: {getattr(error, 'strerror', error)}", hint=near(path)) from error
         if size == 0:
             raise OptionError(f"{path} is empty")
         return cls(Digest(f"sha256:{digest}"), _name(path), path.absolute())
@@ -93,7 +93,8 @@ class InputFolder(InputFile):
             OptionError: if the path is not a folder, the folder has no files, or something in it cannot be read.
         """
         if not path.is_dir():
-            raise OptionError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+            what = "is not a folder" if path.exists() else "does not exist"
+            raise OptionError(f"{path} {what}", hint=near(path))
         try:
             digests: dict[str, Json] = {name: file_sha256(file) for name, file in list_files(path).items()}
         except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmquant.errors import OptionError
+from llmquant.study.folders import near
 from llmquant.study.reading import finite, loads, read_bytes, unique
 
 # A thousand variants; Python's reader of YAML takes seconds for more.
@@ -39,7 +40,7 @@ def read_study_file(path: Path) -> Any:  # Any: whatever the file holds
     try:
         return parsers[path.suffix](read_bytes(path, _MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
-        raise OptionError(f"cannot read {path}: {error.strerror}") from error
+        raise OptionError(f"cannot read {path}: {error.strerror}", hint=near(path)) from error
     except RecursionError as error:
         raise OptionError(f"{path} cannot be parsed: it is nested too deeply") from error
     except ValueError as error:  # tomllib and json raise its subclasses
@@ -63,7 +64,8 @@ def _yaml(text: str) -> Any:  # Any: whatever the file holds
         if not isinstance(next(events), yaml.StreamEndEvent):
             raise ValueError("it holds more than one document")
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+        tabs = "; YAML indents with spaces, not with tabs" if r"'\t'" in str(error) else ""
+        raise ValueError(f"{error}{tabs}") from error
     except StopIteration:
         raise ValueError("it is empty") from None
     return value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
 import unicodedata
 from collections.abc import Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -60,6 +62,19 @@ def list_files(folder: Path, subfolders: Sequence[str] = ("*",)) -> dict[str, Pa
         except OSError as error:
             raise OptionError(f"cannot read {error.filename or place}: {error.strerror}", hint=_HIDE) from error
     return {name: found[name] for name in sorted(found, key=lambda name: name.split("/"))}
+
+
+def near(path: Path) -> str:
+    """Suggest paths close to one that does not exist; empty if there are none, or the path exists."""
+    with contextlib.suppress(OSError, ValueError):  # a ValueError means an invalid file name
+        if path.exists():
+            return ""
+        if not path.parent.exists():
+            return near(path.parent)
+        names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+        if close := get_close_matches(path.name, names):
+            return f"Did you mean {' or '.join(str(path.with_name(name)) for name in close)}?"
+    return ""
 
 
 def composed(name: str) -> str:

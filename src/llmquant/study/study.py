@@ -58,8 +58,8 @@ class Study:
     def of(
         cls,
         models: Model | Sequence[Model],
-        quantizers: Sequence[Plugin] = (),
-        evaluators: Sequence[Plugin] = (),
+        quantizers: Plugin | Sequence[Plugin] = (),
+        evaluators: Plugin | Sequence[Plugin] = (),
         *,
         vectors: VectorGrid | Mapping[str, Sequence[int | str]] | None = None,
         baseline: str | None = None,
@@ -76,8 +76,8 @@ class Study:
         return cls.from_json(
             {
                 "models": [models] if isinstance(models, str | Path | ModelRequest) else models,
-                "quantizers": quantizers,
-                "evaluators": evaluators,
+                "quantizers": [quantizers] if isinstance(quantizers, str | Call | Mapping) else quantizers,
+                "evaluators": [evaluators] if isinstance(evaluators, str | Call | Mapping) else evaluators,
                 "vectors": vars(vectors) if isinstance(vectors, VectorGrid) else vectors or {},
                 "baseline": baseline,
                 "margin": margin,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llmquant.errors import UnsupportedError
+from llmquant.errors import RequestError, UnsupportedError
 from llmquant.models.info import ModelInfo
 from llmquant.quantizers.plain_weights import plain_bytes, refuse_quantized
 from llmquant.study.call import Json
@@ -216,6 +216,13 @@ class GgufOptions:
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the loaded weights, all of them dequantized."""
         return plain_bytes(model, 4 if self.dtype == "float32" else 2)
+
+    def check_save(self, device: str) -> None:
+        raise RequestError(
+            "a gguf preset measures what a .gguf file would hold, and llmquant does not write that file",
+            hint="llama.cpp writes it: python convert_hf_to_gguf.py FOLDER --outfile model.gguf, "
+            f"then llama-quantize model.gguf quantized.gguf {self.file_type.upper()}",
+        )
 
     def requests(self) -> Mapping[str, Json]:
         return {"method": "gguf", "code": self.file_type, "compute_dtype": self.dtype}

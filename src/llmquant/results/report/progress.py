@@ -46,12 +46,17 @@ def show_layers(console: Console | None = None) -> Iterator[Callable[[int, int],
 
 def headline(state: Progress) -> str:
     """Describe a study's progress in one line."""
-    parts = [f"{state.reused + state.completed + state.failed} of {state.total} experiments done"]
+    parts = [f"{state.reused + state.completed + state.failed} of {counted(state.total, 'experiment')} done"]
     parts += [f"{state.reused} reused"] if state.reused else []
     parts += [f"{state.failed} failed"] if state.failed else []
     if state.remaining_s is not None and state.running:
         parts.append(f"about {duration(state.remaining_s)} left")
     return ", ".join(parts)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: ``1 layer``, ``2 layers``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float) -> str:

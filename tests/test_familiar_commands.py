@@ -1,0 +1,171 @@
+"""The command line takes what people type from habit, and names the nearest right thing otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+import llmquant
+from llmquant.cli.app import app, main
+from llmquant.cli.options import study_of
+from llmquant.errors import ModelError, OptionError, StoreError
+from llmquant.models.info import inspect_model
+from llmquant.results.report.progress import counted
+from llmquant.storage.cache import Cache
+from llmquant.storage.store import Store
+from llmquant.study.call import Call
+from llmquant.study.experiment import InputFile, ModelRequest, VectorGrid
+from llmquant.study.folders import near
+from llmquant.study.study import Study
+
+_NF4 = "bnb_4bit(quant_type=nf4, double_quant=false)"
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable:
+    """Run the command line in this process, in a folder of its own; return its exit code, output and errors."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["llmquant", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def _study(models=("m",), quantizers=None, evaluators=None, tasks=None) -> Study:
+    rest = (VectorGrid(), "all", 0, None, None, False, False)
+    return study_of(list(models), quantizers, evaluators, tasks, *rest)
+
+
+def test_the_module_is_the_program():
+    """`python -m llmquant --version` prints the version."""
+    command = [sys.executable, "-m", "llmquant", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"llmquant {llmquant.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [("-h",), ("compare", "-h"), ("cache", "list", "-h")])
+def test_h_is_help(cli: Callable, words):
+    """Every command answers -h with its usage."""
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert "Usage: " in out
+
+
+@pytest.mark.parametrize(
+    ("option", "begun", "found"),
+    [
+        ("-q", "bnb_4bit_n", {"bnb_4bit_nf4"}),
+        ("-q", "bf16_baseline,bnb_8", {"bf16_baseline,bnb_8bit"}),
+        ("-e", "memo", {"memory"}),
+        ("-t", "arc_e", {"arc_easy"}),
+    ],
+)
+def test_a_shell_completes_names(option, begun, found, monkeypatch, tmp_path):
+    """What bash is given for a name that was begun, alone or after a comma."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path))
+    command = typer.main.get_command(app).commands["compare"]
+    (taken,) = (each for each in command.params if option in each.opts)
+    completions = taken.shell_complete(typer.Context(command), begun)
+    assert found <= {each.value for each in completions}
+    assert all(each.value.startswith(begun) for each in completions)
+
+
+def test_commas_outside_brackets_separate():
+    """Values with commas between them are those of a repeated option; commas of a call's options stay."""
+    once = _study(quantizers=[f"bf16_baseline,{_NF4}"], evaluators=["memory, latency"], tasks=["coqa,arc_easy"])
+    again = _study(quantizers=["bf16_baseline", _NF4], evaluators=["memory", "latency"], tasks=["coqa", "arc_easy"])
+    assert once == again
+    assert once.quantizers[1].options == {"quant_type": "nf4", "double_quant": False}
+
+
+@pytest.mark.parametrize("call", ["bnb_4bit_nf4", Call("bnb_4bit_nf4"), {"name": "bnb_4bit_nf4"}])
+def test_one_plugin_is_a_list_of_one(call):
+    """A string, a call or a table instead of a list counts as one."""
+    assert Study.of("m", call, call) == Study.of(["m"], [call], [call])
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("bnb_4bit_nf4", "-q"), (_NF4, "-q"), ("memory", "-e"), ("lm_eval(coqa)", "-e")]
+)
+def test_a_plugin_in_the_place_of_a_model_is_recognized(cli: Callable, name, option):
+    """The message names the option that belongs before it."""
+    code, _, err = cli("compare", name)
+    assert code == 2
+    assert f"Put {option} before it" in err
+
+
+@pytest.mark.parametrize("model", [("--model", "./tiny"), ("--model=./tiny",), ("./tiny",)])
+@pytest.mark.parametrize("task", [("--tasks", "coqa"), ("--tasks=coqa",), ("--task", "coqa"), ("-t", "coqa")])
+def test_other_spellings_of_options_are_taken(model, task):
+    """--model and --tasks mean what they mean elsewhere."""
+    command = typer.main.get_command(app).commands["compare"]
+    taken = command.make_context("compare", [*task, *model, "--store", "x"]).params
+    assert (taken["models"], taken["task"], taken["store"]) == (["./tiny"], ["coqa"], "x")
+
+
+def test_other_spellings_are_not_listed(cli: Callable):
+    """--help shows one name for each option."""
+    _, out, _ = cli("compare", "--help")
+    assert "--tasks" not in out
+    assert "--model " not in out
+
+
+def test_near_paths_are_suggested(tmp_path):
+    """For a missing model, file, store or study, and for a path whose folder is mistyped; not for one that is there."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "text.txt").touch()
+    with pytest.raises(ModelError, match=f"Did you mean {tmp_path / 'results'}"):
+        inspect_model(ModelRequest(str(tmp_path / "resluts")), Cache(tmp_path / "cache"))
+    with pytest.raises(StoreError, match=f"Did you mean {tmp_path / 'results'}"):
+        Store.existing(tmp_path / "result")
+    with pytest.raises(OptionError, match=f"Did you mean {tmp_path / 'results' / 'text.txt'}"):
+        InputFile.read(tmp_path / "results" / "tekst.txt")
+    with pytest.raises(OptionError, match=f"Did you mean {tmp_path / 'results' / 'text.txt'}"):
+        Study.from_file(tmp_path / "results" / "text.toml")
+    assert near(tmp_path / "result" / "text.txt") == f"Did you mean {tmp_path / 'results'}?"
+    assert near(tmp_path / "results") == ""
+    assert near(tmp_path / "something else") == ""
+
+
+def test_a_tab_in_yaml_is_named(tmp_path):
+    """The message has the line, and what YAML wants."""
+    file = tmp_path / "study.yaml"
+    file.write_text("models:\n  - m\nquantizers:\n\t- bf16_baseline\n")
+    with pytest.raises(OptionError, match=r"(?s)line 4, .*YAML indents with spaces"):
+        Study.from_file(file)
+
+
+def test_a_file_is_no_store(cli: Callable):
+    """A CSV given to report, and a file given as a store to write to."""
+    Path("rows.csv").write_text("model,variant\n")
+    code, _, err = cli("report", "rows.csv")
+    assert code == 2
+    assert "rows.csv is a file, and a store is a folder" in err
+    assert "--format json" in err
+    with pytest.raises(StoreError, match="It is a file, and a store is a folder"):
+        Store("rows.csv").write_study("a" * 12, {})
+
+
+def test_quantize_does_not_pretend_to_write_gguf(cli: Callable, tiny_model: Path, tmp_path: Path):
+    """It refuses, names who writes the file, and leaves no folder."""
+    code, _, err = cli("quantize", tiny_model, "-q", "gguf_q4_0", "-o", tmp_path / "out", "--device", "cpu")
+    assert code == 2
+    assert "llama-quantize model.gguf quantized.gguf Q4_0" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 layers"), (1, "1 layer"), (2, "2 layers"), (1200, "1,200 layers")])
+def test_a_count_agrees_with_its_noun(number, text):
+    """One thing has no s."""
+    assert counted(number, "layer") == text
