@@ -253,6 +253,16 @@ def test_a_failed_experiment_says_so_in_its_cells_and_below():
     assert second.startswith("bnb_8bit · perplexity, memory, latency, throughput: error: RuntimeError: CUDA error")
 
 
+def test_a_cause_that_several_variants_share_is_said_once():
+    """The variants and experiments that it ended are named in front of it."""
+    study = MadeUpStudy()
+    for label in (BASELINE, "bnb_8bit"):
+        study.add(failed(experiment(label, COQA), "error", "no route to the hub"))
+    study.add(failed(experiment(BASELINE, "perplexity"), "error", "no route to the hub"))
+    (line,) = table_of(study, "Failed").footnotes
+    assert line.startswith(f"{BASELINE} · {COQA}, perplexity; bnb_8bit · {COQA}: error: no route to the hub (log: ")
+
+
 def test_the_log_of_a_second_attempt_is_where_it_is():
     """The log that is named is that of the attempt that failed."""
     study = MadeUpStudy()

@@ -11,6 +11,7 @@ import pytest
 from llmquant.planning.resolve import Planned
 from llmquant.plugins.executor import JobState
 from llmquant.plugins.registry import registry
+from llmquant.results.report.progress import headline
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.store import Store
 from llmquant.study.call import Call
@@ -159,6 +160,22 @@ def test_an_interrupted_study_keeps_what_finished(tmp_path: Path):
     assert study.stop(cancel=True) == 1
     assert by_tag(study.runs) == {"a": "completed", "b": "cancelled"}
     assert executor.cancelled == ["own-0"]
+
+
+def test_a_failure_is_printed_when_it_happens_and_its_cause_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """The second failure with the same cause names the first; both count as failed and not as done."""
+
+    def dies(worker: Worker) -> Iterator[JobState]:
+        worker.load()
+        worker.begin(worker.tags[0])
+        yield "lost"
+
+    shown = []
+    scheduler(tmp_path, MemoryExecutor(dies, dies), "a", "b").run(lambda state: shown.append(headline(state)))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("fp32_baseline · a failed: ")
+    assert said[1:] == ["fp32_baseline · b failed: same cause as fp32_baseline · a"]
+    assert shown[-1] == "0 of 2 experiments done, 2 failed"
 
 
 def test_what_is_stored_is_not_run_again(tmp_path: Path):

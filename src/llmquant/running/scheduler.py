@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -61,6 +62,7 @@ class Scheduler:
         self._fresh = fresh
         self._timeout_s = timeout_s
         self._active: list[ActiveJob] = []
+        self._causes: dict[str, str] = {}  # what failed first, by message
 
     @functools.cached_property
     def reused(self) -> dict[RunId, Run]:
@@ -330,6 +332,11 @@ class Scheduler:
     def _finish(self, active: ActiveJob, run_id: RunId, run: Run) -> None:
         active.finished.add(run_id)
         self.runs[run_id] = run
+        if run.failure is not None and run.failure.kind != "cancelled":
+            what = f"{run.experiment.variant.quantizer.label} · {run.experiment.evaluator.label}"
+            first = self._causes.setdefault(run.failure.message, what)
+            cause = textwrap.shorten(run.failure.message, 500) if first == what else f"same cause as {first}"
+            _log.warning("%s failed: %s", what, cause)
         self._notify(active, run_id, run.status, run.failure.message if run.failure else "")
 
     def _notify(self, active: ActiveJob, run_id: RunId, status: str, message: str = "") -> None:

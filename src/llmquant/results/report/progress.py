@@ -46,7 +46,7 @@ def show_layers(console: Console | None = None) -> Iterator[Callable[[int, int],
 
 def headline(state: Progress) -> str:
     """Describe a study's progress in one line."""
-    parts = [f"{state.reused + state.completed + state.failed} of {counted(state.total, 'experiment')} done"]
+    parts = [f"{state.reused + state.completed} of {counted(state.total, 'experiment')} done"]
     parts += [f"{state.reused} reused"] if state.reused else []
     parts += [f"{state.failed} failed"] if state.failed else []
     if state.remaining_s is not None and state.running:

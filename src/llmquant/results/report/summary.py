@@ -112,13 +112,18 @@ def _failed(rows: Sequence[Row]) -> list[str]:
     """Give one reason for all experiments that failed alike, such as all of a model that does not load."""
     failed = failures(rows)
     many = len({row.model_digest for row in rows}) > 1
-    alike: dict[tuple[str, str, str, str], list[Row]] = {}
+    alike: dict[tuple[str, str, str], list[Row]] = {}
     for row in failed:
         kind = (row.failure_kind or "error").replace("_", " ")
-        alike.setdefault((row.model if many else "", row.variant, kind, _short(row.failure or "")), []).append(row)
+        alike.setdefault((row.model if many else "", kind, _short(row.failure or "")), []).append(row)
     lines = []
-    for (model, variant, kind, message), group in alike.items():
-        what = " · ".join(part for part in (model, variant, ", ".join(row.evaluator for row in group)) if part)
+    for (model, kind, message), group in alike.items():
+        shared: dict[str, list[str]] = {}  # variants by what failed of them
+        for variant in dict.fromkeys(row.variant for row in group):
+            evaluators = ", ".join(row.evaluator for row in group if row.variant == variant)
+            shared.setdefault(evaluators, []).append(variant)
+        named = "; ".join(f"{', '.join(variants)} · {evaluators}" for evaluators, variants in shared.items())
+        what = f"{model} · {named}" if model else named
         reason = ": ".join(part for part in (kind, message) if part)
         lines.append(f"{what}: {reason} (log: {_log(group[0])})")
     return lines
