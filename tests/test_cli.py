@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -58,6 +59,10 @@ def test_compare_prints_a_table_and_reuses_it(cli: Callable, tiny_model: Path, t
     code, again, err = cli(*command)
     assert code == 0
     assert "4 reused" in err
+    code, listed, _ = cli("report", tmp_path, "--list")
+    assert code == 0
+    for said in ("tiny-llama", "fp32_baseline, bnb_4bit_nf4", "memory", "4 of 4 done"):
+        assert said in listed
     assert "bnb_4bit_nf4" in again
     code, rows, _ = cli(*command, "--json", "--quiet")
     values = {(row["variant"], row["metric"]): row["value"] for row in json.loads(rows)["rows"]}
@@ -228,7 +233,8 @@ def test_a_quantized_folder_loads_in_plain_transformers(cli: Callable, tiny_mode
 
     code, out, err = cli("quantize", tiny_model, "-q", "bnb_4bit_nf4", "-o", tmp_path / "nf4", "--device", "cpu")
     assert code == 0, err
-    assert "nf4" in out
+    assert "14 layers as nf4, 4 bits per weight" in out
+    assert re.search(r"weights: 0\.\d MiB before, 0\.\d MiB written \(\d\d%\)", out)
     ids = torch.arange(3, 35)[None]
     with torch.inference_mode():
         expected = lq.load(tiny_model, "bnb_4bit_nf4", device="cpu").module(ids).logits

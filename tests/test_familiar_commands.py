@@ -13,8 +13,15 @@ import typer
 import llmquant
 from llmquant.cli.app import app, main
 from llmquant.cli.options import study_of
+from llmquant.cli.study_list import study_table
 from llmquant.errors import ModelError, OptionError, StoreError
 from llmquant.models.info import inspect_model
+from llmquant.planning.resolve import (
+    DEFAULT_EVALUATORS,
+    DEFAULT_QUANTIZERS,
+    EMBEDDER_EVALUATORS,
+    EMBEDDER_QUANTIZERS,
+)
 from llmquant.results.report.progress import counted
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
@@ -155,6 +162,27 @@ def test_a_file_is_no_store(cli: Callable):
     assert "--format json" in err
     with pytest.raises(StoreError, match="It is a file, and a store is a folder"):
         Store("rows.csv").write_study("a" * 12, {})
+
+
+def test_a_damaged_study_is_listed_too(tmp_path):
+    """`report --list` shows its id and what is wrong, beside the others."""
+    (tmp_path / "studies" / "abc").mkdir(parents=True)
+    (tmp_path / "studies" / "abc" / "study.json").write_text("{}")
+    ((name, *_, state),) = study_table(Store(tmp_path)).rows
+    assert name == "abc"
+    assert "study.json" in state
+
+
+def test_help_and_docs_name_the_defaults(cli: Callable):
+    """What is compared without -q and -e is what the program plans, for language models and for embedders."""
+    _, out, _ = cli("compare", "--help")
+    docs = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    for defaults in (DEFAULT_QUANTIZERS, DEFAULT_EVALUATORS):
+        said = ", ".join(str(call).removeprefix("llmquant/") for call in defaults)
+        assert said in " ".join(out.split())
+        assert said in docs
+    for defaults in (EMBEDDER_QUANTIZERS, EMBEDDER_EVALUATORS):
+        assert ", ".join(str(call).removeprefix("llmquant/") for call in defaults) in docs
 
 
 def test_quantize_does_not_pretend_to_write_gguf(cli: Callable, tiny_model: Path, tmp_path: Path):

@@ -61,6 +61,7 @@ AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Pri
 def report(
     store: Annotated[str, typer.Argument(help="Store folder, or a file from `report --format json`.")] = "results",
     study: Annotated[str | None, typer.Option(help="Study id, or its beginning (default: the newest study).")] = None,
+    list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the store, and exit.")] = False,
     form: Annotated[
         str, typer.Option("--format", "-f", help="Format: table, markdown, csv, parquet, json or html.")
     ] = "table",
@@ -91,6 +92,12 @@ def report(
     from llmquant.results.comparison import Comparison
     from llmquant.results.report.summary import tables
 
+    if list_studies:
+        from llmquant.cli.study_list import study_table
+        from llmquant.storage.store import Store
+
+        print_tables([study_table(Store.existing(store))])
+        return
     gate = Gate.of(max_memory, max_latency, max_loss, gpu, fail_on, junit)
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
     found = found.at_margin(margin) if margin else found
@@ -176,7 +183,9 @@ def tasks(
 
 @cache_app.command("list")
 def cache_list(as_json: AsJson = False) -> None:
-    """List the entries of the cache with their sizes."""
+    """List the entries of the cache with their sizes and the time of their last use, the longest unused first."""
+    from datetime import UTC, datetime
+
     from llmquant.storage.cache import Cache
 
     cache = Cache.default()
@@ -187,7 +196,8 @@ def cache_list(as_json: AsJson = False) -> None:
         )
         return
     for entry in entries:
-        say(f"{entry.bytes / 2**20:10.1f} MiB  {entry.kind:12}  {entry.path}")
+        used = datetime.fromtimestamp(entry.used_at, UTC)
+        say(f"{entry.bytes / 2**20:10.1f} MiB  {used:%Y-%m-%d %H:%M}  {entry.kind:12}  {entry.path}")
     say(f"{sum(entry.bytes for entry in entries) / 2**20:10.1f} MiB in {cache.root}")
 
 

@@ -65,7 +65,8 @@ Quantizers = Annotated[
         "--quantizer",
         "-q",
         autocompletion=_completed(_presets),
-        help='Preset or call, for example bnb_4bit_nf4 or "gptq(bits=3)"; several: a,b or -q a -q b.',
+        help='Preset or call, for example bnb_4bit_nf4 or "gptq(bits=3)"; several: a,b or -q a -q b (default: '
+        "bf16_baseline, bnb_4bit_nf4, bnb_4bit_fp4, gptq_4bit_g128, awq_4bit_g128, without what cannot run here).",
     ),
 ]
 Evaluators = Annotated[
@@ -74,7 +75,8 @@ Evaluators = Annotated[
         "--evaluator",
         "-e",
         autocompletion=_completed(_evaluators),
-        help='Evaluator, for example memory or "lm_eval(coqa)"; several: a,b or -e a -e b.',
+        help='Evaluator, for example memory or "lm_eval(coqa)"; several: a,b or -e a -e b (default: lm_eval(coqa), '
+        "perplexity, memory, latency).",
     ),
 ]
 Tasks = Annotated[
