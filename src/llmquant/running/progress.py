@@ -35,7 +35,8 @@ class Progress:
     """The progress of a study.
 
     Attributes:
-        remaining_s: estimated remaining time in seconds; ``None`` until an experiment of each kind has been seen.
+        remaining_s: estimated remaining time in seconds; ``None`` until an experiment of each kind has been seen, and
+            while a model loads or is quantized.
     """
 
     total: int
@@ -91,7 +92,9 @@ def _running(job: ActiveJob) -> Running:
 
 
 def _remaining_s(record: StudyRecord, runs: Mapping[RunId, Run], active: Sequence[ActiveJob]) -> float | None:
-    """Add up what each missing experiment took in another variant."""
+    """Add up what each missing experiment took in another variant; ``None`` while a model loads or is quantized."""
+    if any(not job.loaded for job in active):
+        return None
     took: dict[str, list[float]] = {}
     for run in runs.values():
         if run.status == "completed":
