@@ -6,9 +6,11 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from llmquant.storage.store import Store
 from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, RunId, Variant
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Failure, Measurement, Run, Sample
@@ -154,6 +156,15 @@ class MadeUpStudy:
 
     def read(self, run_id: RunId) -> Mapping[str, list[Sample]]:
         return self.samples.get(run_id, {})
+
+
+def store_of(found: MadeUpStudy, path: Path) -> Store:
+    """Write a study into a store."""
+    store = Store(path)
+    for run in found.runs.values():
+        store.commit(run, store.begin(), found.read(run.run_id))
+    store.write_study(found.record.study_id, found.record.to_json())
+    return store
 
 
 def realistic_study(n: int = 50, *, model: ModelUse = MODEL) -> MadeUpStudy:

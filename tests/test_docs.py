@@ -6,7 +6,7 @@ import doctest
 import re
 import shlex
 import tomllib
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -22,7 +22,17 @@ from llmquant.results.rows import rows
 from llmquant.stats.verdicts import Verdict
 from llmquant.study.call import Call
 from llmquant.study.study import Study
-from made_up import realistic_study
+from made_up import (
+    BASELINE,
+    HARDWARE,
+    MadeUpStudy,
+    completed,
+    experiment,
+    memory,
+    realistic_study,
+    scored,
+    store_of,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -156,6 +166,30 @@ def test_sessions_print_what_the_page_shows(page):
     session = "\n".join(text for _, text in _blocks(page, "pycon"))
     test = doctest.DocTestParser().get_doctest(session, {}, page.name, str(page), 0)
     assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def _reads_a_store(page: Path) -> bool:
+    return any('from_store("results")' in text for _, text in _blocks(page, "python"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _reads_a_store(page)], ids=lambda page: page.name)
+def test_code_that_reads_a_store_runs(page, tmp_path, monkeypatch):
+    """Each page's code for a stored study runs from top to bottom."""
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    study = MadeUpStudy()
+    for variant, scores in ((BASELINE, [1.0, 0.0] * 20), ("bnb_4bit_nf4", [1.0, 0.0, 0.0, 0.0] * 10)):
+        mean, samples = scored("coqa", "em", scores)
+        answered = [replace(sample, answer=variant, generated=4, cut=False, looping=False) for sample in samples]
+        study.add(completed(experiment(variant, "lm_eval(coqa)"), mean), {"coqa": answered})
+        study.add(completed(experiment(variant, "memory", hardware=HARDWARE), *memory(100.0, 1.0, 120.0, 5.0, 6.0)))
+    store_of(study, tmp_path / "results")
+    names: dict[str, object] = {}
+    for _, text in _blocks(page, "python"):
+        if ".plot()" in text:
+            pytest.importorskip("matplotlib")
+        exec(text, names)
+    assert names["found"].record.study_id == study.record.study_id
 
 
 def test_the_words_of_a_report_are_in_the_glossary():

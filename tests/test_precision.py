@@ -12,7 +12,7 @@ from llmquant.results.precision import Precision, precisions
 from llmquant.stats import reachable_margin
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Documents
-from made_up import BASELINE, MadeUpStudy, completed, experiment, scored
+from made_up import BASELINE, MadeUpStudy, completed, experiment, scored, store_of
 
 
 def study(n: int, *, changed: float, limit: int = 100) -> MadeUpStudy:
@@ -26,14 +26,6 @@ def study(n: int, *, changed: float, limit: int = 100) -> MadeUpStudy:
         asked = replace(experiment(label, "lm_eval(coqa)"), documents=Documents(limit))
         found.add(completed(asked, mean), {"coqa": samples})
     return found
-
-
-def store_of(found: MadeUpStudy, path: Path) -> Store:
-    store = Store(path)
-    for run in found.runs.values():
-        store.commit(run, store.begin(), found.read(run.run_id))
-    store.write_study(found.record.study_id, found.record.to_json())
-    return store
 
 
 def test_without_a_pilot_one_answer_in_ten_is_assumed_to_change(tmp_path: Path):
