@@ -13,9 +13,11 @@ import typer
 import llmquant
 from llmquant.cli.app import app, main
 from llmquant.cli.options import study_of
+from llmquant.cli.plan_tables import size_tables
 from llmquant.cli.study_list import study_table
 from llmquant.errors import ModelError, OptionError, StoreError
 from llmquant.models.info import inspect_model
+from llmquant.planning.estimate import SizeEstimate
 from llmquant.planning.resolve import (
     DEFAULT_EVALUATORS,
     DEFAULT_QUANTIZERS,
@@ -183,6 +185,27 @@ def test_help_and_docs_name_the_defaults(cli: Callable):
         assert said in docs
     for defaults in (EMBEDDER_QUANTIZERS, EMBEDDER_EVALUATORS):
         assert ", ".join(str(call).removeprefix("llmquant/") for call in defaults) in docs
+
+
+def _size(name: str, gibibytes: int | None, gpus: tuple[str, ...] = (), refused: str = "") -> SizeEstimate:
+    size = None if gibibytes is None else gibibytes * 2**30
+    return SizeEstimate(name, size, size, gpus, refused)
+
+
+def test_a_reason_stands_once_with_all_that_it_excludes():
+    """Predicted sizes are rows; what has none is named below, by reason."""
+    sizes = [_size("a", 1), _size("b", None, refused="no"), _size("c", None, refused="no"), _size("d", None)]
+    (table,) = size_tables({"m": sizes})
+    assert table.rows == (("a", "1,024.0", "1,024"),)
+    assert table.footnotes[:2] == ("b, c: no.", "d: the size is not predicted by this quantizer.")
+
+
+@pytest.mark.parametrize(("second", "columns"), [(("T4", "L4"), 3), (("L4",), 4)])
+def test_gpus_are_a_column_where_they_differ(second, columns):
+    """If every quantizer fits on the same GPUs, one line says so."""
+    (table,) = size_tables({"m": [_size("a", 1, ("T4", "L4")), _size("b", 9, second)]})
+    assert [len(row) for row in table.rows] == [columns] * 2 == [len(table.columns)] * 2
+    assert ("Each fits on: T4, L4" in table.footnotes) == (columns == 3)
 
 
 def test_quantize_does_not_pretend_to_write_gguf(cli: Callable, tiny_model: Path, tmp_path: Path):

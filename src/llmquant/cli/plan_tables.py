@@ -16,31 +16,41 @@ from llmquant.study.run import Run
 
 
 def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
-    """Build one table per model: predicted weights, peak memory, and the GPUs with enough memory."""
+    """Build one table per model: predicted weights and peak memory, and the GPUs with enough memory if they differ.
+
+    Quantizers without a prediction are listed below the table, once per reason.
+    """
     tables = []
     for source, estimates in sizes.items():
-        rows = [
+        known = [size for size in estimates if size.peak_bytes is not None]
+        gpus = {size.gpus: _fits_on(size) for size in known}
+        rows = tuple(
             (
                 size.quantizer,
-                "–" if size.weight_bytes is None else f"{size.weight_bytes / 2**20:,.1f}",
-                "–" if size.peak_bytes is None else f"{size.peak_bytes / 2**20:,.0f}",
-                size.refused or _fits_on(size),
+                f"{(size.weight_bytes or 0) / 2**20:,.1f}",
+                f"{(size.peak_bytes or 0) / 2**20:,.0f}",
+                *([gpus[size.gpus]] if len(gpus) > 1 else []),
             )
-            for size in estimates
-        ]
+            for size in known
+        )
+        without: dict[str, list[str]] = {}
+        for size in estimates:
+            if size.peak_bytes is None:
+                reason = size.refused or "the size is not predicted by this quantizer"
+                without.setdefault(reason, []).append(size.quantizer)
         footnotes = (
+            *(f"{', '.join(names)}: {reason}." for reason, names in without.items()),
+            *(f"Each fits on: {text}" for text in gpus.values() if len(gpus) == 1),
             "Weights are computed from the tensors' shapes, including block scales and tables; no weights were loaded.",
             "Peak: weights, cache and activations for one sequence of 2,048 tokens, plus the CUDA context.",
             f"GPU memory as of {GPU_TABLE_DATE}; 10 % of it is kept free.",
         )
-        columns = ("quantizer", "weights MiB", "peak MiB", "fits on, smallest first")
-        tables.append(Table("predicted sizes", columns, tuple(rows), footnotes, source))
+        columns = ("quantizer", "weights MiB", "peak MiB", *(["fits on, smallest first"] if len(gpus) > 1 else []))
+        tables.append(Table("predicted sizes", columns, rows, footnotes, source))
     return tables
 
 
 def _fits_on(size: SizeEstimate) -> str:
-    if size.peak_bytes is None:
-        return "not predicted by this quantizer"
     return ", ".join(size.gpus[:4]) + (" ..." if len(size.gpus) > 4 else "") or "none of the known GPUs"
 
 
