@@ -76,6 +76,15 @@ def test_commands_parse(page, words):
     _parse(words)
 
 
+def test_every_command_has_a_section():
+    """The page of the command line has a heading for each command."""
+    from llmquant.cli.app import app
+
+    headings = " ".join(re.findall(r"^## (.+)$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)).lower()
+    for command in typer.main.get_command(app).commands:
+        assert command in headings.split(), command
+
+
 @pytest.mark.parametrize("words", ["compar ./model", "compare ./model --baselin x", "report a b c", "compare"])
 def test_commands_that_the_program_does_not_have_are_found(words):
     """A wrong command, option or number of arguments does not parse."""
