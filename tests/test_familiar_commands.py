@@ -11,6 +11,7 @@ import pytest
 import typer
 
 import llmquant
+from llmquant.cli.announce import announcement
 from llmquant.cli.app import app, main
 from llmquant.cli.options import study_of
 from llmquant.cli.plan_tables import size_tables
@@ -23,7 +24,10 @@ from llmquant.planning.resolve import (
     DEFAULT_QUANTIZERS,
     EMBEDDER_EVALUATORS,
     EMBEDDER_QUANTIZERS,
+    resolve,
 )
+from llmquant.plugins.opening import open_executor
+from llmquant.plugins.registry import registry
 from llmquant.results.report.progress import counted
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
@@ -206,6 +210,16 @@ def test_gpus_are_a_column_where_they_differ(second, columns):
     (table,) = size_tables({"m": [_size("a", 1, ("T4", "L4")), _size("b", 9, second)]})
     assert [len(row) for row in table.rows] == [columns] * 2 == [len(table.columns)] * 2
     assert ("Each fits on: T4, L4" in table.footnotes) == (columns == 3)
+
+
+def test_a_study_names_what_it_compares(tiny_model: Path, tmp_path: Path):
+    """The first lines have every variant and every evaluator, with one word for one."""
+    study = Study.of(tiny_model, ["bnb_4bit_nf4", "bf16_baseline"], "memory")
+    with open_executor("local(device=cpu)") as executor:
+        planned = resolve(study, registry(), Cache(tmp_path), executor)
+        lines = announcement(planned, executor, str(tmp_path / "results"))
+    assert lines[0].startswith("2 experiments on ")
+    assert lines[1:3] == ["2 variants: bf16_baseline, bnb_4bit_nf4", "1 evaluator: memory"]
 
 
 def test_quantize_does_not_pretend_to_write_gguf(cli: Callable, tiny_model: Path, tmp_path: Path):

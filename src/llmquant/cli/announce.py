@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llmquant.planning.estimate import estimate_seconds, estimate_size
 from llmquant.results.precision import precisions
 from llmquant.results.report.progress import counted, duration
-from llmquant.results.rows import variants
+from llmquant.results.rows import label, variants
 from llmquant.results.slices import has_slices
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Documents
@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
     """Return the lines to print."""
     record = planned.record
-    counts = f"{counted(len(variants(record)), 'variant')}, {counted(len(planned.evaluators), 'evaluator')}"
+    compared = [label(record, variant) for variant in variants(record)]
+    names = dict.fromkeys(compared)
+    measured = list(dict.fromkeys(experiment.evaluator.label for experiment in record.experiments))
     experiments = ("at most " if has_slices(record) else "") + counted(len(record.experiments), "experiment")
-    lines = [f"{experiments} ({counts}) on {executor.hardware}; results in {store}"]
+    lines = [
+        f"{experiments} on {executor.hardware}; results in {store}",
+        f"{counted(len(compared), 'variant')}: {', '.join(names)}{' per model' if len(names) < len(compared) else ''}",
+        f"{counted(len(measured), 'evaluator')}: {', '.join(measured)}",
+    ]
     seconds = 0.0
     for info in planned.models.values():
         sizes = [estimate_size(info, chosen, executor.device) for chosen in planned.quantizers]
