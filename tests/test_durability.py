@@ -385,14 +385,14 @@ _NOBODY = """
 import os, sys
 from pathlib import Path
 from llmquant.storage.cache import Cache
-from llmquant.running.worker import _host_lock
+from llmquant.running.host_lock import host_lock
 from llmquant.storage.store import Store
 from test_store import SAMPLES, make_run, write
 
 def work(folder, cache):
     store = Store(folder)
     store.write_study("s", {"schema_version": 1})
-    with _host_lock(cache, exclusive=True):
+    with host_lock(cache, exclusive=True):
         assert write(store, make_run(), {"t": SAMPLES})
     return cache.get("kind", 1, lambda out: (out / "made").touch()) / "made"
 

@@ -36,7 +36,7 @@ class Progress:
 
     Attributes:
         remaining_s: estimated remaining time in seconds; ``None`` until an experiment of each kind has been seen, and
-            while a model loads or is quantized.
+            while a model loads or is quantized, or a job waits for another study.
     """
 
     total: int
@@ -64,6 +64,7 @@ class ActiveJob:
     total: int = 0
     finished: set[RunId] = field(default_factory=set)
     told: int = 0
+    waiting: str = ""
 
 
 def progress(
@@ -80,7 +81,7 @@ def progress(
         sum(experiment.run_id in reused for experiment in record.experiments),
         sum(run.status == "completed" for run in own),
         sum(run.status == "failed" for run in own),
-        tuple(_running(job) for job in active if job.current or not job.loaded),
+        tuple(_running(job) for job in active if job.current or job.waiting or not job.loaded),
         _remaining_s(record, runs, active),
     )
 
@@ -88,12 +89,14 @@ def progress(
 def _running(job: ActiveJob) -> Running:
     experiment = next((e for e in job.experiments if e.run_id == job.current), None)
     what = experiment.evaluator.label if experiment else "quantizing" if job.total else "loading"
+    if job.waiting:
+        what = f"waits for {job.waiting}"
     return Running(f"{job.experiments[0].variant.quantizer.label} · {what}", job.done, job.total, job.since)
 
 
 def _remaining_s(record: StudyRecord, runs: Mapping[RunId, Run], active: Sequence[ActiveJob]) -> float | None:
-    """Add up what each missing experiment took in another variant; ``None`` while a model loads or is quantized."""
-    if any(not job.loaded for job in active):
+    """Add up what each missing experiment took in another variant; ``None`` while a job loads, quantizes or waits."""
+    if any(job.waiting or not job.loaded for job in active):
         return None
     took: dict[str, list[float]] = {}
     for run in runs.values():

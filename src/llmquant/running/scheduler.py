@@ -258,6 +258,7 @@ class Scheduler:
             run_id = RunId(entry.run_id)
             if run_id and run_id not in active.attempts:
                 continue  # an entry that does not belong to this job
+            active.waiting = entry.who
             if entry.event == "loading":  # once more after a quantization
                 active.done, active.total = 0, 0
             elif entry.event == "loaded":

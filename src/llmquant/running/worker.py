@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -29,6 +30,7 @@ from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.running.checked_results import checked_results
+from llmquant.running.host_lock import host_lock
 from llmquant.running.output import flush_output, give_back, keep_output, log_since, log_size
 from llmquant.running.provenance import provenance
 from llmquant.storage.blanking import blank_secrets
@@ -82,12 +84,20 @@ def work(record: Path, store: Store) -> bool:
         else:
             journal.write("loaded")
             for experiment, attempt in experiments:
-                with _host_lock(cache, exclusive=experiment.hardware is not None):
+                alone = experiment.hardware is not None
+                who = f"study {job.study}: {experiment.variant.quantizer.label} · {experiment.evaluator.label}"
+                wait = functools.partial(_wait, journal, experiment)
+                with host_lock(cache, exclusive=alone, who=who, waiting=wait):
                     unchanged = _evaluate(experiment, attempt, subject, context, store, journal, record)
                 if not unchanged and experiment is not experiments[-1][0]:
                     return True
     journal.write("end")
     return False
+
+
+def _wait(journal: Journal, experiment: Experiment, holders: str) -> None:
+    _log.info("%s waits for %s", experiment.evaluator.label, holders)
+    journal.write("waiting", experiment.run_id, who=holders)
 
 
 def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
@@ -318,16 +328,6 @@ def _reference(experiment: Experiment, store: Store) -> Path | None:
     if path is None or not path.is_file():
         raise ReferenceFailedError(f"the baseline's run {experiment.reference} left no {REFERENCE_FILE}")
     return path
-
-
-@contextlib.contextmanager
-def _host_lock(cache: Cache, *, exclusive: bool) -> Iterator[None]:
-    """Lock the machine: hardware experiments run alone, other experiments share it."""
-    from filelock import ReadWriteLock
-
-    lock = ReadWriteLock(cache.host_lock())
-    with lock.write_lock() if exclusive else lock.read_lock():
-        yield
 
 
 def _now() -> str:

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 LOG_BYTES = 2**20
 
-JournalEvent = Literal["loading", "loaded", "started", "progress", "finished", "end"]
+JournalEvent = Literal["loading", "loaded", "waiting", "started", "progress", "finished", "end"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Entry:
         at: time in seconds since the epoch.
         run_id: run id of the experiment; empty for events of the whole job, whose progress is the quantization's.
         done: progress, out of `total`; 0 for other events.
+        who: who holds the machine that the experiment waits for; empty for other events.
     """
 
     event: JournalEvent
@@ -45,6 +46,7 @@ class Entry:
     run_id: str = ""
     done: Count = 0
     total: Count = 0
+    who: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Journal:
         self._path = journal_path(record)
         self._progress_at = -math.inf
 
-    def write(self, event: JournalEvent, run_id: str = "", *, done: int = 0, total: int = 0) -> None:
+    def write(self, event: JournalEvent, run_id: str = "", *, done: int = 0, total: int = 0, who: str = "") -> None:
         """Append an event; progress at most five times per second."""
         if event == "progress":
             now = time.monotonic()
@@ -123,7 +125,7 @@ class Journal:
                 return
             self._progress_at = now
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(Entry(event, time.time(), run_id, done, total))) + "\n")
+            stream.write(json.dumps(asdict(Entry(event, time.time(), run_id, done, total, who))) + "\n")
 
 
 def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
