@@ -120,7 +120,7 @@ def test_run_ids_do_not_depend_on_where_files_are(study: tuple[lq.Comparison, Pa
     """The same text and model elsewhere are the same experiment."""
     import shutil
 
-    from llmquant.preview import preview
+    from llmquant.results.preview import preview
 
     found, _ = study
     shutil.copytree(tiny_model, tmp_path / "copy")

@@ -90,7 +90,6 @@ def test_the_top_holds_few_modules():
         "builtin",
         "builtin_embedders",
         "errors",
-        "preview",
     ]
 
 

@@ -248,7 +248,7 @@ def test_a_quantized_folder_loads_in_plain_transformers(cli: Callable, tiny_mode
 def test_all_takes_every_preset_that_can_run_here(tiny_model: Path):
     """What was named stays first, and nothing is there twice."""
     import llmquant as lq
-    from llmquant.preview import with_all_presets
+    from llmquant.results.preview import with_all_presets
 
     study = lq.Study((lq.ModelRequest(str(tiny_model)),), (lq.Call("bnb_8bit"),))
     names = [call.name for call in with_all_presets(study, executor="local(device=cpu)").quantizers]

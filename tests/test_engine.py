@@ -22,9 +22,8 @@ from llmquant.engine.trie import Row, Text, plan
 from llmquant.evaluators.lm_eval.evaluator import LmEval
 from llmquant.evaluators.lm_eval.model import FittingLM
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
-from llmquant.plugins.options import build, dump
+from llmquant.plugins.options import build
 from llmquant.study.call import Call
-from llmquant.study.experiment import PluginUse
 from subjects import load_subject
 
 VOCABULARY = 61
@@ -394,14 +393,3 @@ def test_every_kind_of_task_gets_the_scores_of_lm_eval(subject, context, files, 
         assert one.scores == pytest.approx(other.scores, rel=1e-4)
     for one, other in zip(tree.measurements, stock.measurements, strict=True):
         assert math.isclose(one.value, other.value, rel_tol=1e-4)
-
-
-def test_runs_from_before_keep_their_ids():
-    """What computes a score is no part of the run, unless it is chosen."""
-    calls = ("lm_eval(coqa)", "lm_eval(coqa, engine=stock)", "lm_eval(coqa, verify=9)", "lm_eval(coqa, engine=tree)")
-    options = [dump(build(LmEvalOptions, Call.parse(call))) for call in calls]
-    before = {name: value for name, value in options[1].items() if name != "verify"}
-    same, stock, verified, tree, old = (
-        PluginUse("llmquant/lm_eval", "1", each, "").identity() for each in (*options, before)
-    )
-    assert same == stock == verified == old != tree

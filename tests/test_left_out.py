@@ -9,7 +9,7 @@ import pytest
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.registry import registry
-from llmquant.preview import with_all_presets
+from llmquant.results.preview import with_all_presets
 from llmquant.storage.cache import Cache
 from llmquant.study.study import Study
 from tiny_sentence_transformer import save_tiny_sentence_transformer

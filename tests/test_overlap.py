@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmquant.planning.overlap import shared_share
-from llmquant.preview import preview
+from llmquant.results.preview import preview
 from llmquant.study.study import Study
 
 WORDS = [f"word{i}" for i in range(400)]

@@ -17,8 +17,8 @@ from llmquant.errors import OptionError, UnsupportedError
 from llmquant.planning.resolve import Planned
 from llmquant.plugins.executor import JobState
 from llmquant.plugins.registry import registry
-from llmquant.preview import preview
 from llmquant.results.precision import precisions
+from llmquant.results.preview import preview
 from llmquant.results.row import Row
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.store import Store

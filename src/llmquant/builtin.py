@@ -219,7 +219,7 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         # 0.4.12 is the first version whose task manager builds only the requested tasks.
         requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.0"),
         documents=True,
-        version="2",  # computes the log-softmax in float32 and keeps rows as written
+        version="3",  # reads shared prefixes once on a CPU, and ends answers with what is scored
     ),
     _evaluator(
         name="perplexity",

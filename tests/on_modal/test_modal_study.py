@@ -27,7 +27,7 @@ from llmquant.executors.modal.volume import fetch, new_key
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.executor import Offer
 from llmquant.plugins.registry import registry
-from llmquant.preview import preview
+from llmquant.results.preview import preview
 from llmquant.storage.cache import Cache
 from llmquant.storage.journal import JobRecord
 from llmquant.storage.store import write_json

@@ -140,7 +140,7 @@ def compare(
     study = study_of(*request, trust_remote_code, allow_pickle, until_sure=until_sure)
     where = executor_of(on, gpu, budget, yes=yes)
     if every:
-        from llmquant.preview import with_all_presets
+        from llmquant.results.preview import with_all_presets
 
         study = with_all_presets(study, executor=where)
     _run(study, where, store, fresh, timeout, as_json, quiet, verbose, gate, detach=detach)
@@ -248,7 +248,7 @@ def plan(
     Without -q and -e, the command predicts the size of every preset. No weights are loaded.
     """
     from llmquant.cli.plan_tables import plan_json, plan_tables, size_tables
-    from llmquant.preview import preview
+    from llmquant.results.preview import preview
     from llmquant.results.report.table import Table
 
     vectors = vectors_of(dims=dims, codecs=codecs, pools=pools, rescores=rescores)

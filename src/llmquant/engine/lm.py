@@ -77,14 +77,18 @@ class TreeLM(FittingLM):
     Args:
         verify: number of random requests per task that are scored by lm-eval's forward passes too.
         seed: seed of the random choice.
+        exact: whether lm-eval generates answers in 16 bits, where rounding changes some of them.
         named: arguments of `FittingLM`.
 
     Attributes:
         report: what was read, and how it was checked.
     """
 
-    def __init__(self, subject: LoadedModel, *, verify: int, seed: int, **named: Any) -> None:  # Any: FittingLM's
+    def __init__(
+        self, subject: LoadedModel, *, verify: int, seed: int, exact: bool = False, **named: Any
+    ) -> None:  # Any: FittingLM's
         super().__init__(subject, **named)
+        self.exact = exact
         independent = subject.row_independent and subject.info.row_independent
         self.report = Report(why_not(self.model, row_independent=independent))
         self._verify, self._draw = verify, random.Random(seed)

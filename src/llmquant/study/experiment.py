@@ -165,12 +165,7 @@ class PluginUse:
 
     def identity(self) -> Json:
         """Return the part that enters a run's identity: without the label, and files by content."""
-        options = dict(self.options)
-        if self.plugin == "llmquant/lm_eval":  # options without influence on scores, which older runs do not have
-            options.pop("verify", None)
-            if options.get("engine") == "auto":
-                options["engine"] = "stock"
-        return {"plugin": self.plugin, "version": self.version, "options": _by_content(options)}
+        return {"plugin": self.plugin, "version": self.version, "options": _by_content(self.options)}
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the fields as a JSON object, which the constructor takes."""

@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from llmquant.catalogs.lm_eval import installed_tasks
 from llmquant.catalogs.lm_eval_groups import groups_of
 from llmquant.catalogs.lm_eval_yaml import read_task, write_yaml
+from llmquant.engine.decode import ROUNDED
 from llmquant.engine.lm import TreeLM
 from llmquant.errors import RunError
 from llmquant.evaluators.lm_eval.answers import HINT, mistake
@@ -94,7 +95,10 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
     tree = options.engine == "tree" or (options.engine == "auto" and ctx.device == "cpu")
     kind: Callable[..., FittingLM] = FittingLM
     if tree:
-        kind = functools.partial(TreeLM, verify=options.verify, seed=ctx.seed, complete=rules(loaded["tasks"]))
+        exact = options.engine == "auto"
+        kind = functools.partial(
+            TreeLM, verify=options.verify, seed=ctx.seed, exact=exact, complete=rules(loaded["tasks"])
+        )
     model = kind(
         subject,
         batch_size=first,
@@ -162,7 +166,7 @@ def _engine(model: FittingLM) -> dict[str, Json]:
 def _notes(options: LmEvalOptions, subject: LoadedModel, model: FittingLM) -> list[str]:
     """Return notes on reasoning and system messages for readers of the table."""
     notes: list[str] = []
-    if isinstance(model, TreeLM) and model.report.reason:
+    if isinstance(model, TreeLM) and model.report.reason not in ("", ROUNDED):
         notes.append(f"scored by lm-eval's own forward passes, without shared prefixes: {model.report.reason}")
     undecided = options.apply_chat_template and options.enable_thinking is None
     if undecided and _THINKING.search(str(subject.tokenizer.chat_template)):

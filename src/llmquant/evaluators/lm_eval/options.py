@@ -66,7 +66,8 @@ class LmEvalOptions:
         max_length: maximum tokens of prompt and answer, for example 4096; ``None`` means the model's number of
             positions.
         engine: ``tree`` reads what prompts share once, ``stock`` is lm-eval's own model, and ``auto`` is ``tree`` on a
-            CPU and ``stock`` elsewhere. Models that ``tree`` does not support keep ``stock``, with a note.
+            CPU, except for answers generated in 16 bits, and ``stock`` elsewhere. Models that ``tree`` does not support
+            keep ``stock``, with a note.
         verify: number of random requests per task that ``stock`` scores too, to check ``tree``; for example 16.
     """
 
