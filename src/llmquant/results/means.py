@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from llmquant.results.row import Row
+from llmquant.results.row import Row, with_verdict
 from llmquant.study.experiment import RunId, digest_of
 from llmquant.study.margins import Margins, margin_of
 
@@ -123,7 +123,7 @@ def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifferenc
     if all(row.verdict == "no signal" for row in rows):
         judged = Judgement("no signal")
     no_verdict = "" if judged.verdict else f"{mean.metric} needs a margin"
-    return replace(mean.judged(pooled, judged, margin), no_verdict=no_verdict)
+    return replace(with_verdict(mean, pooled, judged, margin), no_verdict=no_verdict)
 
 
 def _average(values: Sequence[float | None]) -> float | None:

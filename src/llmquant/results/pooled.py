@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmquant.results.means import Task, task_of
-from llmquant.results.row import Row
+from llmquant.results.row import Row, with_verdict
 from llmquant.study.experiment import RunId, digest_of
 from llmquant.study.margins import Margins, is_share, margin_of, points
 from llmquant.study.run import GROUP
@@ -174,7 +174,7 @@ def _judged(
     judged = judge(pooled, higher_is_better=True, margin=margin)
     population = None if None in totals else sum(total or 0 for total in totals)
     row = replace(row, unit="points" if in_points else "margins", n=pooled.n, population=population)
-    return row.judged(pooled, judged, margin)
+    return with_verdict(row, pooled, judged, margin)
 
 
 def _one_family(rows: Sequence[Row]) -> list[Row]:

@@ -136,31 +136,32 @@ class Row:
     evaluator_note: str = ""
     dollars: float | None = None
 
-    def judged(self, paired: PairedDifference, found: Judgement, margin: float | None) -> Row:
-        """Fill in a paired difference, its interval and the verdict on it."""
-        return replace(
-            self,
-            difference=paired.value,
-            difference_stderr=paired.stderr,
-            difference_low=paired.low,
-            difference_high=paired.high,
-            pairs=paired.n,
-            pairs_higher=paired.higher,
-            pairs_lower=paired.lower,
-            interval_method=paired.method,
-            margin=margin,
-            verdict=found.verdict,
-            real=found.real,
-            no_worse_than=found.no_worse_than,
-            documents_needed=found.documents_needed,
-            p=paired.p,
-        )
-
     def to_json(self) -> dict[str, Json]:
         """Return a JSON object; numbers that are not finite become strings, since JSON has none."""
         lists = {name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)}
         fields = {**vars(self), "at": dict(self.at), **lists}
         return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+
+def with_verdict(row: Row, paired: PairedDifference, found: Judgement, margin: float | None) -> Row:
+    """Fill in a paired difference, its interval and the verdict on it."""
+    return replace(
+        row,
+        difference=paired.value,
+        difference_stderr=paired.stderr,
+        difference_low=paired.low,
+        difference_high=paired.high,
+        pairs=paired.n,
+        pairs_higher=paired.higher,
+        pairs_lower=paired.lower,
+        interval_method=paired.method,
+        margin=margin,
+        verdict=found.verdict,
+        real=found.real,
+        no_worse_than=found.no_worse_than,
+        documents_needed=found.documents_needed,
+        p=paired.p,
+    )
 
 
 def failures(rows: Iterable[Row]) -> list[Row]:

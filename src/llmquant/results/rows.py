@@ -16,7 +16,7 @@ from llmquant.errors import DamagedError
 from llmquant.results.costs import running_rows
 from llmquant.results.means import mean_rows, task_of
 from llmquant.results.pooled import pooled_rows
-from llmquant.results.row import SAME_AS_PERPLEXITY, Row
+from llmquant.results.row import SAME_AS_PERPLEXITY, Row, with_verdict
 from llmquant.study.call import Json
 from llmquant.study.experiment import Documents, Experiment, RunId, Variant, VectorForm, digest_of
 from llmquant.study.margins import Margins, margin_of
@@ -150,7 +150,7 @@ def _compared(row: Row, paired: PairedDifference, scale: Literal["linear", "log"
     margin = margin_of(row.metric, margins)
     judged = judge(paired, higher_is_better=row.higher_is_better, margin=margin)
     no_verdict = "" if judged.verdict else f"{row.metric} needs a margin: --margin {row.metric}=NUMBER"
-    found = replace(row.judged(paired, judged, margin), no_verdict=no_verdict)
+    found = replace(with_verdict(row, paired, judged, margin), no_verdict=no_verdict)
     if scale == "linear":
         return found
     ratio = _exp(paired.value)
