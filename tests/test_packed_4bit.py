@@ -90,7 +90,7 @@ def test_predicted_bytes_are_those_held_where_the_kernel_is_left_out(load, optio
 @pytest.mark.parametrize("options", [OPTIONS["nf4"], OPTIONS["float32"]])
 @pytest.mark.parametrize("name", FITTING)
 def test_a_forward_pass_changes_nothing(load, name, options):
-    """What is counted and read after loading holds for everything that is measured later, on the CPU at hand."""
+    """What is counted and read after loading holds for everything that is measured later, on this CPU."""
     from llmquant.loading.memory import weight_bytes
     from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit
 

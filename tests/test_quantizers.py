@@ -64,7 +64,7 @@ def test_the_presets_are_those_of_the_table():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_predicted_weight_bytes_are_those_held(load, preset):
-    """The prediction from shapes is what the loaded model keeps, to the byte, on the CPU at hand."""
+    """The prediction from shapes is what the loaded model keeps, to the byte, on this CPU."""
     from llmquant.loading.memory import weight_bytes
 
     model = load(PRESETS[preset])

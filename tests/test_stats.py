@@ -380,7 +380,7 @@ def test_an_undecided_verdict_needs_twice_as_many_documents_at_least():
 
 
 def test_an_estimate_at_the_margin_needs_very_many_documents():
-    """Where the documents at hand would show half a margin, the plan is for the estimate itself."""
+    """Where the present documents would show half a margin, the plan is for the estimate itself."""
     found = judge(interval(-2.5, -1.6, n=10_000), higher_is_better=True, margin=2)
     assert found.verdict == "undecided"
     assert found.documents_needed > 1_000_000

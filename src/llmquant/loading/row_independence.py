@@ -20,8 +20,8 @@ def check_row_independence(model: LoadedModel, label: str) -> str:
     """Read a short row among copies of itself, then among longer rows, and check that its logits stay the same.
 
     Both batches have the same shape and padding, so that the same kernels run and equal inputs give equal numbers. The
-    longer rows provoke outliers: one repeats a token with a large embedding, the other has tokens from the whole
-    vocabulary.
+    longer rows provoke outliers: the first consists of one token with a large embedding, the second has tokens from
+    the whole vocabulary.
 
     Args:
         label: the quantizer's name or call.

@@ -76,10 +76,10 @@ def _documents_needed(difference: PairedDifference, gain: float, margin: float) 
     if not sd or not margin + gain:
         return None
     # An estimate near the margin would take very many, and may be wrong: plan for half a margin from it, unless the
-    # documents at hand would show that.
+    # present documents would show that.
     half = gain if abs(gain + margin) > margin / 2 else -margin / 2
     needed = [documents_needed(margin, sd, difference=d, largest=difference.student.largest) or 0 for d in (half, gain)]
-    # The interval at hand is longer than its distance to the margin; one that decides in 80% of studies has 0.7 of this
+    # The present interval is longer than its distance to the margin; one that decides in 80% of studies has 0.7 of this
     # distance, from twice as many documents. Where few documents change, an interval shortens faster.
     least = difference.n + 1 if difference.changed < MIN_CHANGED else 2 * difference.n
     return max(least, needed[0] if needed[0] > difference.n else needed[1])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError
+from llmquant.errors import OptionError, RequestError, UnsupportedError, raise_all
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.call import Json
 from llmquant.study.experiment import Documents, InputFile
@@ -88,9 +88,7 @@ class LmEvalOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that are out of range or contradict each other."""
-        wrong: list[RequestError] = list(_wrong_values(self))
-        if wrong:
-            raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
+        raise_all(list(_wrong_values(self)))
 
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse unknown tasks and rows that a task cannot read, without heavy imports.
@@ -108,8 +106,7 @@ class LmEvalOptions:
                 self._check_task(task)
             except RequestError as error:
                 errors.append(error)
-        if errors:
-            raise errors[0] if len(errors) == 1 else RequestErrors(errors)
+        raise_all(errors)
 
     def parts(self) -> Sequence[LmEvalOptions]:
         """Return one evaluator per task."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from llmquant.errors import OptionError, RequestErrors
+from llmquant.errors import OptionError, raise_all
 from llmquant.plugins.evaluator import Cost
 from llmquant.storage.text_files import read_text
 from llmquant.study.experiment import Documents, InputFile
@@ -48,9 +48,7 @@ class PerplexityOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that are out of range or contradict each other."""
-        wrong = list(_wrong_values(self))
-        if wrong:
-            raise wrong[0] if len(wrong) == 1 else RequestErrors(wrong)
+        raise_all(list(_wrong_values(self)))
 
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse a text that is missing, is not a text, or does not fill a window.

@@ -17,7 +17,7 @@ _HEIGHT = 280.0
 _FOOT = 40.0  # of the horizontal axis
 _TOP, _BOTTOM = 24.0, _HEIGHT - _FOOT
 _LEFT, _RIGHT = 11.0, 96.0
-# So many lines are told apart by colour; more have one colour, and the one under the pointer stands out.
+# Up to this number, each line has its own colour; more lines share one, and the line under the pointer is emphasized.
 _COLOURS = 6
 # Labels are placed for a chart of this width in pixels, with letters of this size.
 _WIDTH, _LETTER, _LINE = 400.0, 6.2, 13.0
