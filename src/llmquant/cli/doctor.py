@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import psutil
 
 from llmquant.errors import UnsupportedError
-from llmquant.machine.hardware import cpu_name, default_device, nvidia_gpus, torch_build
-from llmquant.machine.packages import installed_version
+from llmquant.machine.hardware import built_for_cuda, cpu_name, default_device, driver_cuda_version, nvidia_gpus
+from llmquant.machine.packages import installed_version, unmet_requirements
 from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 
@@ -38,15 +39,18 @@ def examine() -> list[Finding]:
     """Check everything that commonly fails, without importing torch or transformers."""
     memory = psutil.virtual_memory()
     cache = Cache.default()
+    known = registry()
+    packages = {**known.packages(), **_OPTIONAL}
     findings = [
         Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}"),
         Finding("ok", "cpu", f"{cpu_name()}, {psutil.cpu_count(logical=False)} cores, {memory.total / 2**30:.0f} GiB"),
         *_gpu(),
-        *(_package(name, line) for name, line in {**registry().packages(), **_OPTIONAL}.items()),
+        *(_package(name, line) for name, line in packages.items()),
+        *_torch(),
+        *_requirements(packages),
         _disk(cache),
         _token(),
     ]
-    known = registry()
     findings.append(
         Finding("ok", "plugins", f"{len(known.plugins)} from {len({p.package for p in known.plugins})} packages")
     )
@@ -61,17 +65,42 @@ def _gpu() -> list[Finding]:
         return [Finding("!!", "gpu", error.message, error.hint)]
     if not gpus:
         return [Finding("--", "gpu", f"no NVIDIA GPU is visible; workers compute on {default_device()}")]
-    findings = [
+    return [
         Finding(
             "ok", f"gpu {gpu.index}", f"{gpu.name}, {gpu.used_mib} of {gpu.total_mib} MiB in use {gpu.processes or ''}"
         )
         for gpu in gpus
     ]
-    if torch_build() == "cpu":
+
+
+def _requirements(packages: Iterable[str]) -> Iterator[Finding]:
+    for name, needed, found in unmet_requirements(packages):
+        wanted = f"{needed.name}{needed.specifier}"
+        yield Finding("!!", name, f"needs {wanted}, found {found or 'none'}", f'Run: pip install "{wanted}"')
+
+
+def _torch() -> list[Finding]:
+    """Compare torch's CUDA version with the driver's and with torchvision's."""
+    built, vision, driver = built_for_cuda("torch"), built_for_cuda("torchvision"), driver_cuda_version()
+    if built is None:
+        return []
+    findings = []
+    if driver and not built:
         findings.append(
             Finding("!!", "torch", "is a CPU build and cannot use the GPU", "Install torch from pytorch.org.")
         )
+    if driver and built and int(driver.split(".")[0]) < int(built.split(".")[0]):
+        text = f"torch is built for CUDA {built}, and the NVIDIA driver runs CUDA {driver} at most"
+        findings.append(Finding("!!", "driver", text, "Update the driver, or install an older build from pytorch.org."))
+    if vision is not None and vision != built:
+        text = f"is built for {_build(vision)} and torch for {_build(built)}: transformers cannot load most models"
+        cure = f"Run: pip uninstall torchvision, or install the build for {_build(built)} from pytorch.org."
+        findings.append(Finding("!!", "torchvision", text, cure))
     return findings
+
+
+def _build(cuda: str) -> str:
+    return f"CUDA {cuda}" if cuda else "CPUs"
 
 
 def _package(name: str, line: str) -> Finding:

@@ -61,22 +61,40 @@ class Gpu:
 @functools.cache
 def default_device() -> Device:
     """Return the best device that the installed torch can use."""
-    if torch_build() == "cuda" and nvidia_gpus():
+    if built_for_cuda("torch") and nvidia_gpus():
         return "cuda"
-    if platform.system() == "Darwin" and platform.machine() == "arm64" and torch_build() is not None:
+    if platform.system() == "Darwin" and platform.machine() == "arm64" and built_for_cuda("torch") is not None:
         return "mps"
     return "cpu"
 
 
 @functools.cache
-def torch_build() -> str | None:
-    """Return ``cuda`` or ``cpu``, read from the installed torch's files; ``None`` without torch."""
-    spec = importlib.util.find_spec("torch")
+def built_for_cuda(package: str) -> str | None:
+    """Return the CUDA version that torch or torchvision was built for, such as ``13.0``.
+
+    Read from the package's files, without importing it; empty for a CPU build, ``None`` if the package is missing.
+    """
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return None
-    version = Path(spec.origin).with_name("version.py")
-    match = re.search(r"^cuda\b[^=\n]*=\s*(.+)$", version.read_text(encoding="utf-8"), re.MULTILINE)
-    return "cpu" if match is None or match[1].strip() == "None" else "cuda"
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    if stated := re.search(r"^cuda\b[^=\n]*=\s*['\"](.+?)['\"]", text, re.MULTILINE):
+        return stated[1]
+    tag = re.search(r"^__version__\b[^\n]*\+cu(\d+)(\d)\b", text, re.MULTILINE)
+    return f"{tag[1]}.{tag[2]}" if tag else ""
+
+
+def driver_cuda_version() -> str | None:
+    """Return the newest CUDA version that the NVIDIA driver runs; ``None`` without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+    finally:
+        pynvml.nvmlShutdown()
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from packaging.requirements import Requirement
 
 # Every quantizer uses these; a checkpoint is made by them and by the packages that the quantizer's spec names.
 STACK = ("accelerate", "safetensors", "torch", "transformers")
@@ -24,3 +26,14 @@ def installed_version(package: str) -> str | None:
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
     return {name: version for name in packages if (version := installed_version(name)) is not None}
+
+
+def unmet_requirements(packages: Iterable[str]) -> Iterator[tuple[str, Requirement, str | None]]:
+    """Yield each unmet requirement of the installed packages: who requires it, the requirement, the version found."""
+    for name in installed_versions(packages):
+        for line in importlib.metadata.requires(name) or ():
+            needed = Requirement(line)
+            found = installed_version(needed.name)
+            applies = needed.marker is None or needed.marker.evaluate({"extra": ""})
+            if applies and (found is None or not needed.specifier.contains(found, prereleases=True)):
+                yield name, needed, found
