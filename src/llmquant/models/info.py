@@ -96,9 +96,9 @@ class ModelInfo:
     location: Path | None = None
     repo: str | None = None
     commit: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)  # Any: a JSON object
-    tensors: tuple[TensorInfo, ...] = ()
-    weight_files: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)  # Any: a JSON object
+    tensors: tuple[TensorInfo, ...] = field(default=(), repr=False)
+    weight_files: tuple[str, ...] = field(default=(), repr=False)
     disk_bytes: int = 0
     note: str = ""
     embedder: PluginUse | None = None

@@ -102,9 +102,10 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     split = [(each.use.label, part) for each in evaluators for part in _try(errors, parts_of, registry, each) or ()]
     parts = [part for _, part in split]
     for info in known:
+        _try(errors, check_embedder, registry, info, executor)
         for chosen in [*applicable(info, quantizers, baseline), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
-    forms = {info.digest: _try(errors, _forms, study, info) or () for info in known}
+    forms = {info.digest: _try(errors, forms_of, study.vectors, info) or () for info in known}
     whole = _try(errors, runs_whole, study, parts)
     raise_all(list({str(error): error for error in errors}.values()))  # two models may have the same mistake
     coupled = [chosen.use.label for chosen in quantizers if not chosen.row_independent]
@@ -250,13 +251,12 @@ def _baseline(study: Study, registry: Registry, quantizers: Sequence[Chosen]) ->
     return next((chosen for chosen in quantizers if _same(chosen, wanted)), wanted)
 
 
-def _forms(study: Study, info: ModelInfo) -> tuple[VectorForm, ...]:
-    """List a study's forms of vectors for a model; empty for a causal LM.
+def forms_of(grid: VectorGrid, info: ModelInfo) -> tuple[VectorForm, ...]:
+    """List a grid's forms of vectors for a model; empty for a causal LM.
 
     Raises:
         OptionError: if the model does not support one of them.
     """
-    grid = study.vectors
     if info.embeds is None:
         if grid != VectorGrid():
             raise OptionError(f"{info.source} is a causal LM and has no vectors", hint="Leave out dims and codecs.")
@@ -317,14 +317,30 @@ def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: 
         RequestError: if the variant or evaluator cannot run.
     """
     spec = chosen.plugin.spec
-    missing = None if executor.installs else registry.missing(chosen.plugin)
-    if missing is not None:
-        raise missing
+    _check_packages(registry, chosen, executor)
     kind = "causal_lm" if info.embedder is None else "embedder"
     if kind not in spec.accepts:
         takes = " or ".join(_KINDS.get(accepted, accepted) for accepted in spec.accepts)
         raise UnsupportedError(f"{spec.kind} {spec.name!r} supports {takes}, but {info.source} is {_KINDS[kind]}")
     chosen.ask("check", info, executor.device)
+
+
+def check_embedder(registry: Registry, info: ModelInfo, executor: Executor) -> None:
+    """Refuse an embedder early: missing packages, and what its own options refuse; a causal LM passes.
+
+    Raises:
+        RequestError: if the embedder cannot run.
+    """
+    if info.embedder is not None:
+        chosen = registry.restore("embedder", info.embedder)
+        _check_packages(registry, chosen, executor)
+        chosen.ask("check", info, executor.device)
+
+
+def _check_packages(registry: Registry, chosen: Chosen, executor: Executor) -> None:
+    missing = None if executor.installs else registry.missing(chosen.plugin)
+    if missing is not None:
+        raise missing
 
 
 def _order(chosen: Chosen) -> tuple[bool, bool]:

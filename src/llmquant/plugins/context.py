@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,11 +36,11 @@ class Context:
     device: Device
     seed: int
     documents: Documents
-    cache: Cache
+    cache: Cache = field(repr=False)
     inputs: Mapping[Digest, Path]
     reference: Path | None
     files: Path
-    progress: Callable[[int, int], None]
+    progress: Callable[[int, int], None] = field(repr=False)
 
     def local(self, file: InputFile) -> Path:
         """Return the path on this machine of a file named in an option.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -31,7 +31,7 @@ class Prepared:
     """
 
     tokens: int
-    inputs: Any  # Any: each embedder's own
+    inputs: Any = field(repr=False)  # Any: each embedder's own
 
 
 class OpenEmbedder(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -47,8 +47,8 @@ class LoadedModel:
         row_independent: documents in a batch do not change each other's results.
     """
 
-    module: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    module: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     info: ModelInfo
     applied: AppliedQuantization
     path: Path

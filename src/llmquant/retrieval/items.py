@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmquant.errors import ItemError
@@ -19,7 +19,7 @@ class Item:
     """
 
     text: str | None = None
-    image: bytes | None = None
+    image: bytes | None = field(default=None, repr=False)
     name: str = ""
 
     @classmethod

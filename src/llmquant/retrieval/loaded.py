@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from llmquant.errors import ItemError
 from llmquant.plugins.embedder import OpenEmbedder
 from llmquant.plugins.evaluator import LoadStats
 from llmquant.plugins.quantizer import AppliedQuantization
@@ -39,7 +40,7 @@ class LoadedEmbedder:
         row_independent: whether a vector is independent of the rest of its batch; if not, each item is encoded alone.
     """
 
-    opened: OpenEmbedder
+    opened: OpenEmbedder = field(repr=False)
     embeds: EmbedderInfo
     vectors: VectorForm
     fingerprint: Digest
@@ -48,7 +49,7 @@ class LoadedEmbedder:
     path: Path | None
     device: Device
     load: LoadStats
-    cache: Cache
+    cache: Cache = field(repr=False)
     batch_tokens: int | None = None
     row_independent: bool = True
 
@@ -74,8 +75,20 @@ class LoadedEmbedder:
             Vectors in full width; `vectors` describes how they are stored.
 
         Raises:
-            ItemError: naming the first item that cannot be encoded: an empty text, a damaged or too large image.
+            ItemError: naming the first item that cannot be encoded: an empty text, a damaged or too large image; also
+                for one text or `Item` that is not in a list.
         """
         from llmquant.retrieval.encode import encode
 
-        return encode(self, [Item(text=item) if isinstance(item, str) else item for item in items], role, progress)
+        if isinstance(items, str | bytes | Item):
+            raise ItemError(f"items is {type(items).__name__}, not a list", hint="Put it in a list: encode([item]).")
+        if role not in get_args(Role):
+            raise ItemError(f"role is {role!r}", hint=f"Use {' or '.join(map(repr, get_args(Role)))}.")
+        named = [Item(text=item) if isinstance(item, str) else item for item in items]
+        for index, item in enumerate(named):
+            if not isinstance(item, Item):
+                raise ItemError(
+                    f"item {index} is {type(item).__name__}, not a text or an Item",
+                    hint="An image is Item(image=<the bytes of its file>), or Item.from_file(path).",
+                )
+        return encode(self, named, role, progress)

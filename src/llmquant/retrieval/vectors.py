@@ -37,6 +37,9 @@ class Embeddings:
         counts = [len(item) for item in items]
         return cls(np.concatenate(items), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
+    def __repr__(self) -> str:
+        return f"Embeddings({len(self)} items, {len(self.values)} vectors of {self.width} {self.values.dtype})"
+
     def __len__(self) -> int:
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmquant.errors import OptionError, RequestError
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_subject
-from llmquant.planning.resolve import check_choice, one_at_a_time, parts_of
+from llmquant.planning.resolve import check_choice, check_embedder, forms_of, one_at_a_time, parts_of
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.opening import open_executor
@@ -23,7 +23,7 @@ from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.storage.atomic import replacing
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
-from llmquant.study.experiment import Documents, ModelRequest, path_of
+from llmquant.study.experiment import Documents, ModelRequest, VectorGrid, path_of
 from llmquant.study.run import REFERENCE_FILE, Result
 from llmquant.study.study import Model, Plugin
 
@@ -59,6 +59,7 @@ def load_embedder(
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
         if info.embedder is None:
             raise RequestError(f"{model} is a causal LM", hint="Use lq.load.")
+        forms_of(VectorGrid(), info)
         embedder = registry().construct(registry().restore("embedder", info.embedder))
         loaded = load_it(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
         return replace(loaded, row_independent=chosen.row_independent)
@@ -193,6 +194,7 @@ def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> Iterato
     info = inspect_subject(request, registry(), cache)
     chosen = registry().choose("quantizer", Call.of(quantizer))
     with open_executor(f"local(device={device})") as executor:
+        check_embedder(registry(), info, executor)
         check_choice(registry(), chosen, info, executor)
         where = executor.device
     with tempfile.TemporaryDirectory(prefix="llmquant-") as files:

@@ -102,10 +102,10 @@ class Result:
 
     task: str
     measurements: Sequence[Measurement]
-    samples: Sequence[Sample] = ()
+    samples: Sequence[Sample] = field(default=(), repr=False)
     details: Mapping[str, Json] = field(default_factory=dict)
     not_means: Collection[str] = ()
-    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_samples(
