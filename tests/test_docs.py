@@ -106,9 +106,9 @@ def test_example_plugins_of_commands_build(tmp_path, monkeypatch):
                 for name in re.findall(r"[\w./-]+\.(?:jsonl|txt)", value):
                     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                     (tmp_path / name).write_text("{}")
-                if "./pages" in value:
-                    (tmp_path / "pages").mkdir(exist_ok=True)
-                    (tmp_path / "pages" / "one.txt").write_text("a page")
+                for name in re.findall(r"\./(\w+)(?=[,)])", value):
+                    (tmp_path / name).mkdir(exist_ok=True)
+                    (tmp_path / name / "one.txt").write_text("a page")
                 registry().choose(kind, Call.parse(value))
     assert seen > 10
 

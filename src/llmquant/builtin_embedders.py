@@ -127,6 +127,13 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
         version="2",
     ),
     _evaluator(
+        name="beir",
+        summary="A text corpus in BEIR's format (a folder), scored like mteb.",
+        options="llmquant.evaluators.beir.options:BeirOptions",
+        target="llmquant.evaluators.beir.evaluator:Beir",
+        documents=True,
+    ),
+    _evaluator(
         name="drift",
         summary="Distance of an embedder's vectors and rankings from the baseline's.",
         options="llmquant.evaluators.drift.options:DriftOptions",

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from llmquant.errors import RunError
+from llmquant.evaluators.beir.evaluator import beir_task
+from llmquant.evaluators.beir.options import BeirOptions
 from llmquant.evaluators.drift.measures import cosines, overlap, places, rank_flips
 from llmquant.evaluators.drift.options import DriftOptions
 from llmquant.evaluators.mteb.items import Rows
@@ -76,9 +78,10 @@ class Drift(Evaluator[DriftOptions]):
         yield self._result(task.metadata.name, subsets, reference)
 
     def _task(self, ctx: Context) -> AbsTaskRetrieval:
-        if not isinstance(self.options.data, str):
-            return local_task(self.options.local_set, ctx)[0]
-        return mteb.get_task(self.options.data)
+        if isinstance(self.options.data, str):
+            return mteb.get_task(self.options.data)
+        local = self.options.local
+        return beir_task(local, ctx)[0] if isinstance(local, BeirOptions) else local_task(local, ctx)[0]
 
     def _search(self, task: AbsTaskRetrieval, subject: LoadedEmbedder, ctx: Context) -> Iterator[_Searched]:
         for (_, subset), corpus, queries in searched(task, ctx.documents.limit):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, UnsupportedError
+from llmquant.evaluators.beir.options import BeirOptions
 from llmquant.evaluators.mteb.options import MtebOptions, selected
 from llmquant.evaluators.page_set.options import LocalSetOptions, Pages
 from llmquant.evaluators.speed.generation_limits import require_positive
@@ -21,7 +22,8 @@ class DriftOptions:
     """Options of the drift evaluator.
 
     Attributes:
-        data: a retrieval task of mteb, for example ``NFCorpus``, or pages as for the ``retrieval`` evaluator.
+        data: a retrieval task of mteb, for example ``NFCorpus``, pages as for the ``retrieval`` evaluator, or a folder
+            as for the ``beir`` evaluator.
         queries: queries for pages, as for the ``retrieval`` evaluator, for example ``queries.jsonl``.
         results: number of results to compare per query, for example 10.
         vectors: number of documents, sampled by the seed, whose vectors are compared, for example 1000; the baseline's
@@ -36,10 +38,8 @@ class DriftOptions:
     dpi: int = 150
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are not positive, and pages without queries."""
+        """Refuse sizes that are not positive, and queries for data that has its own."""
         require_positive(results=self.results, vectors=self.vectors)
-        if isinstance(self.data, Pages) and self.queries is None:
-            raise OptionError("drift: pages need queries", hint="Write drift(./pages, queries=queries.jsonl).")
         if isinstance(self.data, str) and self.queries is not None:
             raise OptionError(f"drift: {self.data!r} is neither a folder nor a PDF; other data does not take queries")
 
@@ -47,10 +47,13 @@ class DriftOptions:
         """Refuse data that the evaluator of the same data refuses.
 
         Raises:
-            RequestError: as in `LocalSetOptions.check` and `MtebOptions.check`, and for a task that does not search.
+            RequestError: as in the options of that evaluator, and for a task that does not search.
         """
         if isinstance(self.data, Pages):
-            self.local_set.check(model, device)
+            path = self.data.path
+            if self.queries is None and path is not None and not (path / "corpus.jsonl").is_file():
+                raise OptionError("drift: pages need queries", hint="Write drift(./pages, queries=queries.jsonl).")
+            self.local.check(model, device)
             return
         from llmquant.catalogs.mteb import known_mteb
         from llmquant.storage.cache import Cache
@@ -63,12 +66,12 @@ class DriftOptions:
                 raise UnsupportedError(f"drift: task {name!r} does not search", hint="Name a retrieval task.")
 
     @property
-    def local_set(self) -> LocalSetOptions:
-        """Return the pages and queries as options of the ``retrieval`` evaluator.
+    def local(self) -> LocalSetOptions | BeirOptions:
+        """Return the options of the evaluator of the same folder.
 
         Raises:
             OptionError: if `data` is a task of mteb.
         """
-        if not isinstance(self.data, Pages) or self.queries is None:
+        if not isinstance(self.data, Pages):
             raise OptionError(f"drift: {self.data} is a task of mteb")
-        return LocalSetOptions(self.data, self.queries, self.dpi)
+        return BeirOptions(self.data) if self.queries is None else LocalSetOptions(self.data, self.queries, self.dpi)

@@ -54,34 +54,35 @@ def local_task(options: LocalSetOptions, ctx: Context) -> tuple[AbsTaskRetrieval
         raise error
     files = page_files(pages.pages, options.dpi, ctx.cache)
     revision = digest_of([options.pages.digest, options.queries.digest, options.dpi]).removeprefix("sha256:")[:16]
-    return build_task(options.pages.name, revision, pages, files, questions), pages
+    return build_task(options.pages.name, revision, _corpus(pages, files), questions), pages
 
 
 def build_task(
-    name: str, revision: str, pages: PageSet, files: Mapping[str, Path], questions: Sequence[Question]
+    name: str, revision: str, corpus: datasets.Dataset, questions: Sequence[Question], *, main: str = MAIN
 ) -> AbsTaskRetrieval:
     """Make a task that mteb can run.
 
     Args:
         name: name of the folder or the PDF.
-        revision: digest of the content of pages and queries.
-        files: files of the pages, by their ids.
+        revision: digest of the content of documents and queries.
+        corpus: column ``id``, and ``image``, or ``text`` and optionally ``title``.
+        main: the main metric.
     """
-    images = pages.kind == "image"
+    images = "image" in corpus.column_names
     metadata = TaskMetadata(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).strip("-.")[:100] or "pages",
-        description=f"The pages and queries of {name}.",
+        description=f"The documents and queries of {name}.",
         dataset={"path": f"local/{Path(name).stem}", "revision": revision},
         type="DocumentUnderstanding" if images else "Retrieval",
         category="t2i" if images else "t2t",
         modalities=["text", "image"] if images else ["text"],
         eval_splits=["test"],
         eval_langs=["und-Zyyy"],  # undetermined, in an undetermined script
-        main_score=MAIN,
+        main_score=main,
         is_public=False,
     )
     data = {
-        "corpus": _corpus(pages, files),
+        "corpus": corpus,
         "queries": datasets.Dataset.from_dict(
             {"id": [question.id for question in questions], "text": [question.text for question in questions]}
         ),

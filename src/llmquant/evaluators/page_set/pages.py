@@ -96,7 +96,10 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
             except RequestError as error:
                 errors.append(error)
     if not pages and not errors:
-        errors.append(OptionError(f"{name} has no pages", hint=f"Pages are {', '.join(IMAGES)}, .txt and .pdf files."))
+        hint = f"Pages are {', '.join(IMAGES)}, .txt and .pdf files."
+        if "corpus.jsonl" in files:
+            hint = f"For a BEIR folder, write beir({name})."
+        errors.append(OptionError(f"{name} has no pages", hint=hint))
     if len({page.kind for page in pages}) > 1:
         texts = [page.id for page in pages if page.kind == "text"]
         errors.append(

@@ -1,0 +1,1 @@
+"""Retrieval on a text corpus in BEIR's format."""
