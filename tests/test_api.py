@@ -95,7 +95,7 @@ def test_a_store_gives_the_newest_study(study: tuple[lq.Comparison, Path]):
 def test_a_frame_has_a_row_a_measurement(study: tuple[lq.Comparison, Path]):
     """Tidy: no nested values in its cells."""
     found, _ = study
-    frame = found.to_frame()
+    frame = found.to_frame(all=True)
     assert len(frame) == len(found.rows())
     assert set(frame["variant"]) == {"bf16_baseline", "bnb_4bit_nf4"}
 

@@ -175,7 +175,7 @@ def test_a_mean_is_in_every_form_of_the_results(tmp_path):
     made.save_json(tmp_path / "study.json")
     for found in (made, Comparison.load(tmp_path / "study.json")):
         assert found.to_csv().count("mean of 2 tasks,ndcg_at_5,A; B,") == 2
-        frame = found.to_frame()
+        frame = found.to_frame(all=True)
         assert frame[(frame.mean_of == "A; B") & (frame.unit == "")].value.tolist() == [1.0, 0.9]
         in_json = [row for row in found.rows_json()["rows"] if row["mean_of"] == ["A", "B"] and not row["unit"]]
         assert [(row["evaluator"], row["value"]) for row in in_json] == [("mteb(One)", 1.0), ("mteb(One)", 0.9)]

@@ -201,4 +201,4 @@ def __getattr__(name: str) -> Any:  # Any: public names are of every kind
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(["__version__", *__all__])

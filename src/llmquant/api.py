@@ -352,18 +352,23 @@ def _watched(
             runs = work(watch)
     except KeyboardInterrupt:
         scheduler.stop(cancel=not executor.outlives or ui.interrupted(scheduler.record.study_id))
-        raise KeyboardInterrupt(_what_is_stored(scheduler)) from None
+        raise _interrupt(scheduler) from None
     except BaseException:  # such as a full disk
         scheduler.stop(cancel=not executor.outlives)
         raise
     return Comparison.of(scheduler.record, scheduler.store, runs)
 
 
-def _what_is_stored(scheduler: Scheduler) -> str:
+def _interrupt(scheduler: Scheduler) -> KeyboardInterrupt:
+    """Say what is stored; a notebook shows this line alone, without a traceback."""
     stored = sum(run.status == "completed" for run in scheduler.runs.values())
     where = str(scheduler.store.root).removeprefix(f"{Path.cwd()}{os.sep}")
     total = len(scheduler.record.experiments)
-    return f"interrupted: {stored} of {total} experiments are stored in {where}; the same command continues"
+    line = f"interrupted: {stored} of {total} experiments are stored in {where}; the same {{}} continues"
+    # An instance, because Python ends with SIGINT's exit code only after KeyboardInterrupt itself, not a subclass.
+    error = KeyboardInterrupt(line.format("command"))
+    vars(error)["_render_traceback_"] = lambda: [line.format("call")]  # IPython asks for it
+    return error
 
 
 def register(spec: PluginSpec) -> None:

@@ -56,6 +56,9 @@ class LoadedModel:
     load: LoadStats
     row_independent: bool = True
 
+    def __repr__(self) -> str:
+        return f"<LoadedModel {self.info.use().name}, {self.applied.method}, on {self.device}>"
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llmquant.results.row import Row
+from llmquant.results.row import Row, brief
 from llmquant.results.rows import ByTask
 from llmquant.stats.paired import paired_difference
 from llmquant.stats.proportions import upper_bound
@@ -132,6 +132,9 @@ class DocumentChange:
     generated: int | None
     cut: bool | None
 
+    def __repr__(self) -> str:
+        return brief(self, "variant", "task", "metric", "baseline_score", "score", "baseline_answer", "answer")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -163,6 +166,9 @@ class Change:
     cut: ShareChange | None
     looping: ShareChange | None
     documents_changed: tuple[DocumentChange, ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return brief(self, "model", "variant", "task", "documents", "answers")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return a JSON object, without the documents."""

@@ -271,15 +271,18 @@ class Comparison:
         """Return the text of the prompt with the hash `Sample.prompt`; ``None`` if it was not kept."""
         return self._prompts([digest]).get(digest)
 
-    def to_frame(self) -> pd.DataFrame:
-        """Return `rows` as a data frame.
+    def to_frame(self, *, all: bool = False) -> pd.DataFrame:  # noqa: A002 - the word for it
+        """Return `rows` as a data frame: one line per variant and main metric, with its difference and verdict.
+
+        Args:
+            all: return every row with every field of `Row` instead.
 
         Raises:
             MissingDependencyError: if pandas is not installed.
         """
-        from llmquant.results.report.export import to_frame
+        from llmquant.results.report.export import narrow_frame, to_frame
 
-        return to_frame(self.rows())
+        return to_frame(self.rows()) if all else narrow_frame(self.rows())
 
     def to_text(self, *, width: int = 120) -> str:
         """Return the summary as plain text."""
@@ -386,6 +389,13 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def __repr__(self) -> str:
+        named = (experiment.variant for experiment in self.record.experiments)
+        variants = {(variant.model.digest, variant.quantizer.label, variant.vectors) for variant in named}
+        done = sum(run.status == "completed" for run in self.runs.values())
+        experiments = f"{done} of {len(self.record.experiments)} experiments completed"
+        return f"<Comparison {self.record.study_id}: {self.record.title}, {len(variants)} variants, {experiments}>"
 
     def _repr_html_(self) -> str:
         from llmquant.results.report.html import to_html_table

@@ -136,11 +136,22 @@ class Row:
     evaluator_note: str = ""
     dollars: float | None = None
 
+    def __repr__(self) -> str:
+        return brief(self, "model", "variant", "task", "metric", "value", "difference", "verdict")
+
     def to_json(self) -> dict[str, Json]:
         """Return a JSON object; numbers that are not finite become strings, since JSON has none."""
         lists = {name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)}
         fields = {**vars(self), "at": dict(self.at), **lists}
         return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+
+def brief(record: object, *names: str) -> str:
+    """Write an object with some of its attributes, without those that are empty."""
+    known = ((name, getattr(record, name)) for name in names)
+    known = ((name, value) for name, value in known if value not in (None, ""))
+    shown = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value!r}" for name, value in known)
+    return f"{type(record).__name__}({', '.join(shown)})"
 
 
 def with_verdict(row: Row, paired: PairedDifference, found: Judgement, margin: float | None) -> Row:

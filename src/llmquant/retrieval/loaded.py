@@ -53,6 +53,9 @@ class LoadedEmbedder:
     batch_tokens: int | None = None
     row_independent: bool = True
 
+    def __repr__(self) -> str:
+        return f"<LoadedEmbedder {self.info.use().name}, {self.applied.method}, on {self.device}>"
+
     @property
     def module(self) -> torch.nn.Module:
         """Return the module that holds the weights."""

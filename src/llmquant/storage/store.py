@@ -60,6 +60,9 @@ class Store:
         self.root = path_of(root).absolute()
         self._held: dict[Path, int] = {}
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
     @classmethod
     def existing(cls, root: Path | str) -> Store:
         """Open a store to read from.

@@ -181,6 +181,10 @@ class Run:
     failure: Failure | None = None
     attempt: Positive = 1
 
+    def __repr__(self) -> str:
+        use = self.experiment
+        return f"<Run {self.run_id}: {use.variant.quantizer.label} · {use.evaluator.label}, {self.status}>"
+
     @property
     def run_id(self) -> RunId:
         """The id of the run, a digest of the request."""

@@ -50,6 +50,9 @@ class Study:
     margins: Margins = field(default_factory=lambda: DEFAULT)
     until_sure: bool = False
 
+    def __repr__(self) -> str:
+        return f"Study({', '.join(f'{key}={value!r}' for key, value in self.to_json().items() if key != 'schema')})"
+
     def __post_init__(self) -> None:
         for key, kind in _FIELDS.items():
             value_of(kind, getattr(self, key), key)

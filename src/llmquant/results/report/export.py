@@ -6,12 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import DamagedError, MissingDependencyError
-from llmquant.results.row import Row
+from llmquant.results.costs import PASSES
+from llmquant.results.row import SAME_AS_PERPLEXITY, Row
 from llmquant.study.experiment import RunId
 from llmquant.study.neutral import csv_cell
 from llmquant.study.reading import NumberFromZero, read_as, stored
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _KIND = "llmquant study"
+_WHAT = ("model", "variant", "task", "metric")
+_FOUND = (
+    *("value", "stderr", "n", "unit"),
+    *("difference", "difference_low", "difference_high", "ratio", "verdict", "status"),
+)
+# Parts of another metric.
+_DETAILS = {*SAME_AS_PERPLEXITY, *PASSES, "weights_parameters_bytes", "weights_quantization_state_bytes"}
+_DETAILS |= {"weights_buffers_bytes", "checkpoint_disk_bytes", "load_peak_bytes", "kv_cache_bytes_per_token"}
 _Value = None | bool | int | float | str
 
 
@@ -137,6 +146,18 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """
     records = _flat(rows)
     return frame_of(records, list(records[0]) if records else _columns())
+
+
+def narrow_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return a frame to read: the main metrics, and only the conditions that differ between them.
+
+    Raises:
+        MissingDependencyError: if pandas is not installed.
+    """
+    main = (row for row in rows if row.headline and row.metric not in _DETAILS and not row.metric.endswith("_p95"))
+    frame = to_frame([replace(row, task=row.task or row.evaluator) for row in main])
+    conditions = [name for name in map(str, frame) if name.startswith("at_") and frame[name].nunique() > 1]
+    return frame[[*_WHAT, *conditions, *_FOUND]]
 
 
 def frame_of(records: Sequence[Mapping[str, _Value]], columns: list[str]) -> pd.DataFrame:

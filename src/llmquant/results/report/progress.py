@@ -1,10 +1,11 @@
-"""Shows a study's progress: one live line per running experiment on a terminal, else one line per change."""
+"""Shows a study's progress: live lines in a terminal or a notebook, else one line per change."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -15,23 +16,63 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llmquant.study.neutral import printable
+from llmquant.study.neutral import html_text, printable
 
 if TYPE_CHECKING:
-    from llmquant.running.progress import Progress
+    from llmquant.running.progress import Progress, Running
 
 _LINE_EVERY_S = 30.0
+_DISPLAY_EVERY_S = 0.5
 
 
 @contextmanager
 def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
     """Show progress on standard error while the block runs; call the yielded function with each new state."""
     console = console or Console(stderr=True)
-    if not (console.is_terminal or console.is_jupyter):
+    if console.is_jupyter:
+        with _notebook() as show:
+            yield show
+        return
+    if not console.is_terminal:
         yield _line_printer(console)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield lambda state: live.update(_panel(state))
+
+
+@contextmanager
+def _notebook() -> Iterator[Callable[[Progress], None]]:
+    """Show progress in one output that is updated; afterwards it holds the headline alone."""
+    from IPython.display import display
+
+    shown = display({"text/plain": ""}, raw=True, display_id=True)
+    start = at = time.monotonic()
+    last: Progress | None = None
+
+    def show(state: Progress) -> None:
+        nonlocal at, last
+        if last is None or time.monotonic() - at > _DISPLAY_EVERY_S:
+            at = time.monotonic()
+            shown.update(_bundle(headline(state), state.running), raw=True)
+        last = state
+
+    try:
+        yield show
+    finally:
+        if last is not None:
+            took = f"{headline(replace(last, running=()))}, after {duration(time.monotonic() - start)}"
+            shown.update(_bundle(took, ()), raw=True)
+
+
+def _bundle(first: str, running: Sequence[Running]) -> dict[str, str]:
+    """Write a headline and a line per running experiment as text and as HTML."""
+    lines, rows = [first], []
+    for each in running:
+        elapsed, count = duration(time.monotonic() - each.since), f"{each.done}/{each.total}" if each.total else ""
+        lines.append("  ".join(["", *filter(None, (printable(each.label), count, elapsed))]))
+        value = f' value="{each.done}" max="{each.total}"' if each.total else ""
+        rows.append(f"<div>{html_text(each.label)} <progress{value}></progress> {count} {elapsed}</div>")
+    return {"text/plain": "\n".join(lines), "text/html": f"<div>{html_text(first)}</div>{''.join(rows)}"}
 
 
 @contextmanager
