@@ -85,7 +85,7 @@ def read_as_compare_does(root: Path) -> None:
             record = store.read_study(study, StudyRecord.from_json)
             scheduler = Scheduler(Planned(record, {}, (), (), {}), registry(), store, _EXECUTOR)
             scheduler.take_up()
-            assert progress(record, scheduler.reused, scheduler.runs, []).total == len(record.experiments)
+            assert progress(record, scheduler.reused, scheduler.runs, [], None).total == len(record.experiments)
             scheduler.jobs()
 
 

@@ -139,6 +139,24 @@ def test_time_in_a_queue_is_no_time_of_an_experiment(tmp_path: Path):
     assert by_tag(scheduler(tmp_path, MemoryExecutor(waits), "a", timeout_s=0.1).run()) == {"a": "completed"}
 
 
+def test_time_in_which_a_job_waits_for_another_study_is_no_time_of_an_experiment(tmp_path: Path):
+    """Neither while the model is loaded, whose checkpoint another study makes, nor before an experiment starts."""
+
+    def waits(worker: Worker) -> Iterator[JobState]:
+        worker.journal.write("loading")
+        for event in ("loaded", "started"):
+            worker.journal.write("waiting", who="pid 7 (study abc: x)")
+            until = time.monotonic() + 0.3
+            while time.monotonic() < until:
+                yield "running"
+            if event == "loaded":
+                worker.journal.write("loaded")
+        worker.do(*worker.tags)
+        yield "ended"
+
+    assert by_tag(scheduler(tmp_path, MemoryExecutor(waits), "a", timeout_s=0.2).run()) == {"a": "completed"}
+
+
 def test_what_finishes_while_it_is_ended_has_not_failed(tmp_path: Path):
     """A run that was stored between the timeout and the end of its worker counts, and the rest continues."""
     executor = MemoryExecutor(hangs, completes)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from llmquant.planning.estimate import estimate_size
+from llmquant.planning.lookup import inspect_subject
+from llmquant.plugins.registry import registry
 from llmquant.running.host_lock import host_lock
-from llmquant.running.progress import ActiveJob, progress
+from llmquant.running.progress import ActiveJob, load_seconds, progress
 from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import Experiment, ModelRequest, ModelUse
 from llmquant.study.job import Job
 from llmquant.study.record import StudyRecord
 from made_up import BASELINE, completed, experiment
@@ -25,10 +33,10 @@ def active(**changes: object) -> ActiveJob:
 def test_no_remaining_time_is_shown_while_a_model_is_quantized():
     """What an evaluator took says nothing about a quantization; the estimate is there again with the loaded model."""
     runs = {DONE.run_id: completed(DONE)}
-    quantizing = progress(RECORD, {}, runs, [active(done=1, total=4)])
+    quantizing = progress(RECORD, {}, runs, [active(done=1, total=4)], 0.0)
     assert quantizing.running[0].label == "bnb_4bit_nf4 · quantizing"
     assert quantizing.remaining_s is None
-    assert progress(RECORD, {}, runs, [active(loaded=True, current=MISSING.run_id)]).remaining_s is not None
+    assert progress(RECORD, {}, runs, [active(loaded=True, current=MISSING.run_id)], 0.0).remaining_s is not None
 
 
 HOLD = """
@@ -59,8 +67,73 @@ def test_a_study_that_waits_says_who_holds_the_machine(tmp_path: Path):
     assert not [path for path in Cache(tmp_path).host_lock().parent.iterdir() if path.suffix[1:].isdecimal()]
 
 
+MAKE = """
+import sys
+from pathlib import Path
+from llmquant.storage.cache import Cache
+
+def make(folder):
+    print("making", flush=True)
+    sys.stdin.read()
+
+Cache(Path(sys.argv[1]), who="study abc: gptq_4bit_g128").get("checkpoints", "key", make)
+"""
+
+
+def test_a_wait_for_a_file_that_another_study_makes_says_who_makes_it(tmp_path: Path):
+    """The same checkpoint is calibrated once, and the second study names the first one meanwhile."""
+    command = [sys.executable, "-c", MAKE, str(tmp_path)]
+    told: list[str] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "making\n"
+
+        def waiting(holders: str) -> None:
+            told.append(holders)
+            other.stdin.close()
+
+        Cache(tmp_path, waiting=waiting).get("checkpoints", "key", lambda folder: pytest.fail("made twice"))
+        assert told == [f"pid {other.pid} (study abc: gptq_4bit_g128)"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        experiment(BASELINE, "perplexity", model=ModelUse("org/larger", "commit:1")),
+        experiment(BASELINE, "perplexity", limit=5),
+        experiment(BASELINE, "lm_eval(coqa)"),
+    ],
+    ids=["another model", "fewer documents", "another evaluator"],
+)
+def test_only_experiments_of_the_same_kind_predict_the_remaining_time(other: Experiment):
+    """The time of a smaller model, of fewer documents or of another task is no estimate."""
+    record = replace(RECORD, experiments=(other, MISSING))
+    now = [active(loaded=True, current=MISSING.run_id)]
+    assert progress(record, {}, {other.run_id: completed(other)}, now, 0.0).remaining_s is None
+
+
+def test_the_remaining_time_includes_loading_and_is_unknown_before_a_quantization():
+    """A variant that is loaded takes as long as the model took before; how long a calibration takes is not known."""
+    gptq = registry().choose("quantizer", Call.parse("gptq_4bit_g128")).use
+    calibrated = replace(MISSING, variant=replace(MISSING.variant, quantizer=gptq))
+    loads = {MISSING.variant.model.digest: 12.0}
+    assert load_seconds([MISSING, MISSING], loads, registry()) == 12.0
+    assert load_seconds([], {}, registry()) == 0.0
+    assert load_seconds([MISSING], {}, registry()) is None
+    assert load_seconds([calibrated], loads, registry()) is None
+
+
+def test_the_memory_of_cuda_counts_on_a_gpu_alone(tiny_model: Path, tmp_path: Path):
+    """On a CPU nothing of it is allocated; the GPUs that would fit are the same."""
+    info = inspect_subject(ModelRequest(str(tiny_model)), registry(), Cache(tmp_path))
+    chosen = registry().choose("quantizer", Call.parse("fp32_baseline"))
+    here, there = (estimate_size(info, chosen, device) for device in ("cpu", "cuda"))
+    assert there.peak_bytes - here.peak_bytes == 512 * 2**20
+    assert here.gpus == there.gpus
+
+
 def test_no_remaining_time_is_shown_while_a_job_waits():
     """The line of the job names what it waits for instead."""
-    waits = progress(RECORD, {}, {DONE.run_id: completed(DONE)}, [active(loaded=True, waiting="pid 7 (study abc: x)")])
+    done = {DONE.run_id: completed(DONE)}
+    waits = progress(RECORD, {}, done, [active(loaded=True, waiting="pid 7 (study abc: x)")], 0.0)
     assert waits.running[0].label == "bnb_4bit_nf4 · waits for pid 7 (study abc: x)"
     assert waits.remaining_s is None

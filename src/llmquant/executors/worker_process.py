@@ -63,6 +63,9 @@ def start(
         search: folders with Python modules, in addition to the installed packages.
         environment: environment variables that differ from those of this process.
     """
+    short = dict.fromkeys(
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"), "5"
+    )  # seconds; the client tries six times
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": os.pathsep.join(search)}
     quiet["TMPDIR"] = str(folder / "tmp")
@@ -76,7 +79,7 @@ def start(
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env={**os.environ, **quiet, **environment},
+            env={**short, **os.environ, **quiet, **environment},
             start_new_session=True,
         )
 

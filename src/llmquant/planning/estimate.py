@@ -34,7 +34,7 @@ class SizeEstimate:
 
     Attributes:
         weight_bytes: size of the weights in bytes; ``None`` if the quantizer does not predict it.
-        peak_bytes: weights, cache and activations for one sequence of 2,048 tokens.
+        peak_bytes: weights, cache and activations for one sequence of 2,048 tokens, and on a GPU CUDA's own memory.
         gpus: GPUs of the dated table with enough memory, the smallest first.
         refused: why the quantizer does not support the model; empty if it does.
     """
@@ -62,8 +62,9 @@ def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEst
     config = info.text_config
     hidden = int(config.get("intermediate_size", 4 * int(config.get("hidden_size", 0))))
     activations = _CONTEXT_TOKENS * (8 * hidden + 4 * int(config.get("vocab_size", 0)))
-    peak = weights + cache + activations + _CUDA_BYTES
-    return SizeEstimate(label, weights, peak, tuple(fitting_gpus(peak)))
+    peak = weights + cache + activations
+    gpus = tuple(fitting_gpus(peak + _CUDA_BYTES))
+    return SizeEstimate(label, weights, peak + (_CUDA_BYTES if device == "cuda" else 0), gpus)
 
 
 def estimate_all(info: ModelInfo, registry: Registry, device: Device) -> list[SizeEstimate]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmquant.planning.resolve import plan
-from llmquant.study.experiment import Experiment, RunId
+from llmquant.plugins.registry import Registry
+from llmquant.study.experiment import Experiment, PluginUse, RunId
 from llmquant.study.job import Job
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
@@ -35,8 +35,8 @@ class Progress:
     """The progress of a study.
 
     Attributes:
-        remaining_s: estimated remaining time in seconds; ``None`` until an experiment of each kind has been seen, and
-            while a model loads or is quantized, or a job waits for another study.
+        remaining_s: estimated remaining time in seconds; ``None`` until an experiment of each kind has been seen, while
+            a model loads or has to be quantized, and while a job waits for another study.
     """
 
     total: int
@@ -64,16 +64,21 @@ class ActiveJob:
     total: int = 0
     finished: set[RunId] = field(default_factory=set)
     told: int = 0
-    waiting: str = ""
+    waiting: str = ""  # who holds what the job needs
 
 
 def progress(
-    record: StudyRecord, reused: Mapping[RunId, Run], runs: Mapping[RunId, Run], active: Sequence[ActiveJob]
+    record: StudyRecord,
+    reused: Mapping[RunId, Run],
+    runs: Mapping[RunId, Run],
+    active: Sequence[ActiveJob],
+    load_s: float | None,
 ) -> Progress:
     """Describe how a study stands.
 
     Args:
         reused: the runs that were stored before; `runs` has them too.
+        load_s: seconds to load the variants that have no job yet; ``None`` if that is unknown.
     """
     own = [run for run_id, run in runs.items() if run_id not in reused]
     return Progress(
@@ -82,8 +87,26 @@ def progress(
         sum(run.status == "completed" for run in own),
         sum(run.status == "failed" for run in own),
         tuple(_running(job) for job in active if job.current or job.waiting or not job.loaded),
-        _remaining_s(record, runs, active),
+        None if load_s is None else _remaining_s(record, runs, active, load_s),
     )
+
+
+def load_seconds(rest: Sequence[Experiment], loads: Mapping[str, float], registry: Registry) -> float | None:
+    """Add the time to load each variant of `rest`; ``None`` if one is to be quantized, or of a model not loaded yet.
+
+    Args:
+        rest: experiments that are in no job.
+        loads: seconds that loading took, by the model's digest.
+    """
+    variants = {(e.variant.model.digest, e.variant.quantizer.label): e.variant for e in rest}.values()
+    if any(writes_checkpoint(v.quantizer, registry) or v.model.digest not in loads for v in variants):
+        return None
+    return sum(loads[variant.model.digest] for variant in variants)
+
+
+def writes_checkpoint(quantizer: PluginUse, registry: Registry) -> bool:
+    """Return whether a quantizer calibrates and writes a checkpoint, which takes longer than loading."""
+    return any(p.full_name == quantizer.plugin and p.spec.checkpoint for p in registry.plugins)
 
 
 def _running(job: ActiveJob) -> Running:
@@ -94,17 +117,21 @@ def _running(job: ActiveJob) -> Running:
     return Running(f"{job.experiments[0].variant.quantizer.label} · {what}", job.done, job.total, job.since)
 
 
-def _remaining_s(record: StudyRecord, runs: Mapping[RunId, Run], active: Sequence[ActiveJob]) -> float | None:
-    """Add up what each missing experiment took in another variant; ``None`` while a job loads, quantizes or waits."""
+def _remaining_s(
+    record: StudyRecord, runs: Mapping[RunId, Run], active: Sequence[ActiveJob], load_s: float
+) -> float | None:
+    """Add what each missing experiment took in another variant; ``None`` while a job loads, quantizes or waits."""
     if any(job.waiting or not job.loaded for job in active):
         return None
-    took: dict[str, list[float]] = {}
+    took: dict[object, list[float]] = {}
     for run in runs.values():
         if run.status == "completed":
-            took.setdefault(run.experiment.evaluator.label, []).append(run.seconds)
-    total = 0.0
-    for experiment in plan(record, runs):
-        known = took.get(experiment.evaluator.label)
+            took.setdefault(_kind(run.experiment), []).append(run.seconds)
+    total = load_s
+    for experiment in record.experiments:
+        if experiment.run_id in runs:
+            continue
+        known = took.get(_kind(experiment))
         job = next((job for job in active if job.current == experiment.run_id), None)
         spent = time.monotonic() - job.since if job else 0.0
         if job and job.done:
@@ -114,3 +141,8 @@ def _remaining_s(record: StudyRecord, runs: Mapping[RunId, Run], active: Sequenc
         else:
             return None
     return total
+
+
+def _kind(experiment: Experiment) -> object:
+    """Return what experiments of about the same duration share: all but quantizer and vectors."""
+    return experiment.variant.model.digest, experiment.evaluator.label, experiment.documents, experiment.hardware

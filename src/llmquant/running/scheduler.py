@@ -18,7 +18,7 @@ from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.spec import RunEvent
 from llmquant.running.jobs import make_groups
-from llmquant.running.progress import ActiveJob, Progress, progress
+from llmquant.running.progress import ActiveJob, Progress, load_seconds, progress, writes_checkpoint
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.journal import JobRecord, log_path, log_tail, read_journal, read_log
 from llmquant.storage.store import Store, write_json
@@ -63,6 +63,7 @@ class Scheduler:
         self._timeout_s = timeout_s
         self._active: list[ActiveJob] = []
         self._causes: dict[str, str] = {}  # what failed first, by message
+        self._loads: dict[str, float] = {}  # seconds that loading took, by model
 
     @functools.cached_property
     def reused(self) -> dict[RunId, Run]:
@@ -126,7 +127,7 @@ class Scheduler:
         self.store.sweep()
         while self._submit() or self._active:
             self._look(watch)
-        watch(progress(self._asked, self.reused, self.runs, self._active))
+        watch(self._progress())
         return self.runs
 
     def wait(self, watch: Callable[[Progress], None] = lambda state: None) -> dict[RunId, Run]:
@@ -161,7 +162,12 @@ class Scheduler:
         time.sleep(_POLL_S)
         for active in list(self._active):
             self._advance(active)
-        watch(progress(self._asked, self.reused, self.runs, self._active))
+        watch(self._progress())
+
+    def _progress(self) -> Progress:
+        rest = [e for e in self._asked.experiments if e.run_id not in self._taken]
+        load_s = load_seconds(rest, self._loads, self._registry)
+        return progress(self._asked, self.reused, self.runs, self._active, load_s)
 
     def _missing(self, submitted: Sequence[_Submitted]) -> list[Job]:
         elsewhere = {run_id for _, _, ids in submitted for run_id, _ in ids}
@@ -240,7 +246,7 @@ class Scheduler:
         if state in ("ended", "lost"):
             reason = self._executor.why_lost(active.job_id) if state == "lost" else "the worker ended without a result"
             self._settle(active, "lost", reason)
-        elif self._timeout_s is not None and now - active.since > self._timeout_s:
+        elif self._timeout_s is not None and not active.waiting and now - active.since > self._timeout_s:
             what, before = "the experiment" if active.loaded else "loading the model", active.since
             self._executor.cancel(active.job_id)
             self._read(active)
@@ -258,11 +264,15 @@ class Scheduler:
             run_id = RunId(entry.run_id)
             if run_id and run_id not in active.attempts:
                 continue  # an entry that does not belong to this job
-            active.waiting = entry.who
+            if entry.who != active.waiting:  # the wait begins or ends: time spent waiting is not limited
+                active.waiting, active.since = entry.who, now
             if entry.event == "loading":  # once more after a quantization
                 active.done, active.total = 0, 0
             elif entry.event == "loaded":
                 active.loaded = True
+                variant = active.experiments[0].variant
+                if not writes_checkpoint(variant.quantizer, self._registry):
+                    self._loads[variant.model.digest] = now - active.since
             elif entry.event == "started":
                 active.loaded, active.current, active.since, active.done, active.total = True, run_id, now, 0, 0
                 self._notify(active, run_id, "started")

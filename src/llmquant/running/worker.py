@@ -65,7 +65,7 @@ def work(record: Path, store: Store) -> bool:
     before = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}
     asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
     experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not _is_built_in(e[0]))
-    cache = Cache.default()
+    cache = Cache(Cache.default().root, who=_who(job, asked[0][0]), waiting=functools.partial(_wait, journal, ""))
     journal.write("loading")
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=record.parent) as scratch:
         context = _context(job, cache, Path(scratch))
@@ -85,8 +85,8 @@ def work(record: Path, store: Store) -> bool:
             journal.write("loaded")
             for experiment, attempt in experiments:
                 alone = experiment.hardware is not None
-                who = f"study {job.study}: {experiment.variant.quantizer.label} · {experiment.evaluator.label}"
-                wait = functools.partial(_wait, journal, experiment)
+                who = f"{_who(job, experiment)} · {experiment.evaluator.label}"
+                wait = functools.partial(_wait, journal, experiment.run_id)
                 with host_lock(cache, exclusive=alone, who=who, waiting=wait):
                     unchanged = _evaluate(experiment, attempt, subject, context, store, journal, record)
                 if not unchanged and experiment is not experiments[-1][0]:
@@ -95,9 +95,13 @@ def work(record: Path, store: Store) -> bool:
     return False
 
 
-def _wait(journal: Journal, experiment: Experiment, holders: str) -> None:
-    _log.info("%s waits for %s", experiment.evaluator.label, holders)
-    journal.write("waiting", experiment.run_id, who=holders)
+def _who(job: Job, experiment: Experiment) -> str:
+    return f"study {job.study}: {experiment.variant.quantizer.label}"
+
+
+def _wait(journal: Journal, run_id: str, holders: str) -> None:
+    _log.info("waiting for %s", holders)
+    journal.write("waiting", run_id, who=holders)
 
 
 def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:

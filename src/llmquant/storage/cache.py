@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import re
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, StoreError
 from llmquant.storage.atomic import beside, file_mode, make_folder, own_folder, replacing, seal_folder, write_text
+from llmquant.storage.holders import Waiting, held
 from llmquant.study.call import Json
 from llmquant.study.experiment import digest_of, path_of
 from llmquant.study.folders import file_sha256, list_files
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+_log = logging.getLogger(__name__)
 
 # In each entry: the digests of its other files, and data of its maker.
 MANIFEST = "llmquant.json"
@@ -51,10 +55,13 @@ class Cache:
 
     Args:
         root: the folder; created with the first entry.
+        who: what this process makes entries for, for others that wait for an entry.
+        waiting: called with the holders of an entry during a wait; by default they are logged.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, who: str = "llmquant", waiting: Waiting | None = None) -> None:
+        self.root, self._who = root, who
+        self._waiting = waiting or (lambda holders: _log.warning("waiting for %s", holders))
 
     @classmethod
     def default(cls) -> Cache:
@@ -108,8 +115,8 @@ class Cache:
     def get(self, kind: str, key: Json, make: Callable[[Path], None]) -> Path:
         """Return the folder for `key`, made by ``make(empty folder)`` if it is missing.
 
-        A second process waits; a maker that raises or is killed leaves no entry. An existing entry is read and compared
-        with its manifest; an entry without a manifest is from an older version, and is made again.
+        A second process waits, and says for whom; a maker that raises or is killed leaves no entry. An existing entry
+        is read and compared with its manifest; an entry without a manifest is from an older version, and is made again.
 
         Raises:
             StoreError: if an entry has changed since it was made.
@@ -119,7 +126,8 @@ class Cache:
             _verify(final)
         else:
             make_folder(final.parent)
-            with _lock(final):
+            lock = _lock(final)
+            with held(Path(lock.lock_file), self._who, lock.acquire, lock.release, self._waiting):
                 if not (final / MANIFEST).is_file():
                     if final.exists():
                         final.replace(beside(final))
