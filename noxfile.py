@@ -69,6 +69,15 @@ def unpacked(session: nox.Session) -> None:
     tests(session)
 
 
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Measure how much of the code the tests run, workers included; fails below 90% of lines and branches."""
+    _install(session, ".[all]", "peft", "pytest-cov", group="test")
+    environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
+    measured = ("--cov", "--cov-report=term-missing:skip-covered")
+    session.run("pytest", "-m", "not plugin_package", *SEVERAL, *measured, *session.posargs, env=environment)
+
+
 @nox.session
 def colpali(session: nox.Session) -> None:
     """Run the tests that need colpali-engine, and with it torchvision.
@@ -109,11 +118,14 @@ def plugin(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Try 10,000 damaged stores, portable files, study files and calls of plugins each, or as many as ``-- N`` says."""
+    """Try 10,000 damaged stores, portable files, study files and calls of plugins each, or as many as ``-- N`` says.
+
+    Processes that write also die, are killed, and find a full or read-only disk, at every moment.
+    """
     _install(session, ".", group="test")
     (tries,) = session.posargs or ("10000",)
     environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1", "LLMQUANT_FUZZ_TRIES": tries}
-    session.run("pytest", "tests/test_fuzz.py", env=environment)
+    session.run("pytest", "-rP", "tests/test_fuzz.py", "tests/test_any_moment.py", env=environment)
 
 
 @nox.session(default=False)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from llmquant.executors.shipping import bring_home, record_path
 from llmquant.storage.cache import Cache
 from llmquant.storage.journal import journal_path, log_path
@@ -16,26 +18,55 @@ from test_store import SAMPLES, make_run
 
 HERE = Path(__file__).parent
 # Forks a process that dies at its first operation on files, one that dies at its second, until one comes to its end.
+# Or its disk is full, or read-only, from that moment on: the process must then end in an error that says so.
+# Or 100 processes are killed at random times, also in the middle of a write.
 DIE = """
-import os, sys
+import errno, os, random, signal, sys, time
 import test_any_moment
+from llmquant.errors import LlmquantError
 ON_FILES = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.utime"}
-root, work = sys.argv[1], getattr(test_any_moment, sys.argv[2])
+MAKES = {"open", "os.mkdir"}  # what a full disk refuses
+root, work, how = sys.argv[1], getattr(test_any_moment, sys.argv[2]), sys.argv[3]
 work(f"{root}/whole")  # imports what is needed once, not in each fork
-for moment in range(1, 1000):
+began = time.monotonic()
+work(f"{root}/again")
+took = time.monotonic() - began
+for moment in range(1, 101 if how == "killed" else 1000):
     child = os.fork()
     if not child:
         left = [moment]
         def count(event, arguments):
             left[0] -= event in ON_FILES
-            if not left[0]:
+            if left[0] > 0 or event not in ON_FILES or how == "killed":
+                return
+            if how == "dies":
                 os._exit(9)
+            reads = event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if not reads and (how == "EROFS" or event in MAKES):
+                number = getattr(errno, how)
+                raise OSError(number, os.strerror(number), arguments[0])
         sys.addaudithook(count)
-        work(f"{root}/{moment}")
-        os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
+        if how == "killed":
+            signal.setitimer(signal.ITIMER_REAL, random.Random(moment).uniform(0, took))  # SIGALRM ends a process
+        try:
+            work(f"{root}/{moment}")
+        except (LlmquantError, OSError) as error:
+            os._exit(9 if os.strerror(getattr(errno, how)) in str(error) else 1)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(7 if left[0] > 0 else 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 1:
+        sys.exit(f"moment {moment} ended in another error")
+    if code == 7 and how != "killed":
         break
 """
+
+# ``nox -s fuzz`` sets the variable.
+ALL = ("dies", "killed", "ENOSPC", "EROFS") if os.environ.get("LLMQUANT_FUZZ_TRIES") else ("dies",)
+HOW = pytest.mark.parametrize("how", ALL)
 
 
 def write(root: str) -> None:
@@ -69,20 +100,22 @@ def bring(root: str) -> None:
     bring_home(work.root, Path(root) / "home", "s", 1, ended=True)
 
 
-def _deaths(folder: Path, what: str) -> Iterator[str]:
-    """Yield a folder per moment at which a process that worked in it has died, and that of the one that did not."""
+def _deaths(folder: Path, what: str, how: str) -> Iterator[str]:
+    """Yield a folder per moment at which a process that worked in it was disturbed, and that of the undisturbed one."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])}
-    subprocess.run([sys.executable, "-c", DIE, str(folder), what], check=True, env=environment, timeout=300)
+    subprocess.run([sys.executable, "-c", DIE, str(folder), what, how], check=True, env=environment, timeout=300)
     moments = [str(path) for path in folder.iterdir()]
     assert len(moments) > 10
+    print(f"{what} ({how}): {len(moments)} moments")
     yield from moments
 
 
-def test_a_run_is_stored_whole_or_not_at_all(tmp_path: Path):
-    """Whenever its writer dies: what is there can be read, and the next one completes it and sweeps the rest."""
+@HOW
+def test_a_run_is_stored_whole_or_not_at_all(tmp_path: Path, how: str):
+    """Whenever its writer dies or its disk is full: what is there can be read; the next one completes and sweeps."""
     run = make_run()
     whole = 0
-    for root in _deaths(tmp_path, "write"):
+    for root in _deaths(tmp_path, "write", how):
         store = Store(root)
         found = store.runs()
         assert found in ({}, {run.run_id: run})
@@ -97,10 +130,11 @@ def test_a_run_is_stored_whole_or_not_at_all(tmp_path: Path):
     assert whole > 1, "none of those that died had stored its run"
 
 
-def test_what_a_worker_did_comes_home_whole(tmp_path: Path):
-    """Whenever the copying program dies, the next one continues: no run is incomplete, no line is there twice."""
+@HOW
+def test_what_a_worker_did_comes_home_whole(tmp_path: Path, how: str):
+    """Whenever the copying program dies or its disk is full: no run is incomplete, no line is there twice."""
     run = make_run()
-    for root in _deaths(tmp_path, "bring"):
+    for root in _deaths(tmp_path, "bring", how):
         home = Store(Path(root) / "home")
         assert home.runs() in ({}, {run.run_id: run})
         bring(root)
@@ -112,9 +146,10 @@ def test_what_a_worker_did_comes_home_whole(tmp_path: Path):
         assert log_path(record).read_text() == "one line\nand another"
 
 
-def test_a_made_thing_is_made_whole_or_not_at_all(tmp_path: Path):
-    """Whenever its maker dies, the next one finds it whole or makes it."""
-    for root in _deaths(tmp_path, "make"):
+@HOW
+def test_a_made_thing_is_made_whole_or_not_at_all(tmp_path: Path, how: str):
+    """Whenever its maker dies or its disk is full, the next one finds it whole or makes it."""
+    for root in _deaths(tmp_path, "make", how):
         assert [(make(root) / name).read_text() for name in ("one", "two")] == ["1", "2"]
         assert len(Cache(Path(root)).entries()) == 1
         assert not list(Path(root).glob("*/.*"))
