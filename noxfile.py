@@ -151,6 +151,14 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def licenses(session: nox.Session) -> None:
+    """Fail if a dependency, of any extra that installs together, forbids use under another license than its own."""
+    _install(session, ".[all]", "pip-licenses")
+    forbidden = "GNU General Public;Affero;AGPL;SSPL;Commons Clause;Non-Commercial"
+    session.run("pip-licenses", "--partial-match", "--fail-on", forbidden, "--summary")
+
+
+@nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Build the documentation into ``site/``; ``-- serve`` shows it instead."""
     _install(session, ".", group="docs")

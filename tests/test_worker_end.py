@@ -64,3 +64,18 @@ def test_a_worker_that_fails_says_why(tmp_path: Path):
     done = _run(tmp_path, "pass", "raise OSError(28, 'no room')")
     assert done.returncode == 1
     assert "no room" in done.stderr
+
+
+def test_a_variant_whose_baseline_failed_says_so(tmp_path: Path):
+    """It fails for that reason, which the report can group, not for a missing file."""
+    from dataclasses import replace
+
+    from llmquant.errors import ReferenceFailedError
+    from llmquant.running.worker import _failure, _reference
+    from llmquant.storage.store import Store
+    from made_up import experiment
+
+    variant = replace(experiment("nf4", "fidelity(text.txt)"), reference="0123456789abcdef")
+    with pytest.raises(ReferenceFailedError, match="the baseline's run 0123456789abcdef left no ") as caught:
+        _reference(variant, Store(tmp_path))
+    assert _failure(caught.value, tmp_path / "job.json", 0).kind == "reference_failed"
