@@ -20,7 +20,7 @@ from test_store import make_run
 
 SENTENCE = "The ferry left at nine with forty goats and two sacks. "
 SAMPLES = [
-    Sample("d1", "p1", {"f1": 0.5}, "nine", "nine", "", 0, 12, cut=True, looping=False),
+    Sample("d1", "p1", {"f1": 0.5}, "nine", "nine", "", 0, 12, cut=True, looping=False, decision_margin=0.25),
     Sample("d2", "p2", {"f1": 0.5}, "", None),
 ]
 
@@ -75,10 +75,10 @@ def test_lengths_and_ends_of_answers_read_back_equal(tmp_path: Path):
 def test_samples_without_lengths_are_read(tmp_path: Path):
     """An older store lacks the columns: they are unknown."""
     store, file = committed(tmp_path)
-    pq.write_table(pq.read_table(file).drop_columns(["generated", "cut", "looping"]), file)
-    assert [(s.answer, s.generated, s.cut, s.looping) for s in store.samples(make_run())["t"]] == [
-        ("nine", None, None, None),
-        ("", None, None, None),
+    pq.write_table(pq.read_table(file).drop_columns(["generated", "cut", "looping", "decision_margin"]), file)
+    assert [(s.answer, s.generated, s.cut, s.looping, s.decision_margin) for s in store.samples(make_run())["t"]] == [
+        ("nine", None, None, None, None),
+        ("", None, None, None, None),
     ]
 
 

@@ -75,6 +75,27 @@ def test_answers_that_differ_are_counted_whatever_their_score():
     assert (change.answers.count, change.answers.n, change.scores[0].changed.count) == (25, 100, 0)
 
 
+@pytest.mark.parametrize(
+    ("early", "other", "also_early", "differ"),
+    [
+        ("white\n", "white\nQ: Who else?", False, False),
+        ("white\n", "white", False, False),
+        ("white\n", "white\n\n", True, False),
+        ("white\n", "white cat\n", False, True),
+        ("white cat\n", "white", False, True),
+        ("white\n", "a white", True, True),
+    ],
+)
+def test_an_early_answer_differs_only_from_what_does_not_continue_it(early, other, also_early, differ):
+    """Whatever was not generated does not differ; a stop string cuts off the line break that ends a first line."""
+    ones, others = (samples([1.0], answer=[text]) for text in (early, other))
+    ones = [replace(ones[0], early=True)]
+    others = [replace(others[0], early=also_early)]
+    for before, after in ((ones, others), (others, ones)):
+        (change,) = study(before, after).changes()
+        assert change.answers.count == differ
+
+
 def test_lengths_are_compared_as_a_ratio_of_means():
     """Its interval is that of a ratio of paired means."""
     random = np.random.default_rng(0)

@@ -391,5 +391,8 @@ def test_every_kind_of_task_gets_the_scores_of_lm_eval(subject, context, files, 
     for one, other in zip(tree.samples, stock.samples, strict=True):
         assert (one.document, one.prompt) == (other.document, other.prompt)
         assert one.scores == pytest.approx(other.scores, rel=1e-4)
+    margins = [sample.decision_margin for sample in tree.samples]
+    assert tree.details["least_margin"] == (None if kind == "rolling" else min(margins))
+    assert {sample.decision_margin for sample in stock.samples} == {None}
     for one, other in zip(tree.measurements, stock.measurements, strict=True):
         assert math.isclose(one.value, other.value, rel_tol=1e-4)

@@ -231,6 +231,18 @@ def test_a_run_fails_if_a_quantizer_wrongly_declares_independent_rows(runs):
     assert "row_independent=False" in failure
 
 
+def test_a_model_in_this_process_is_not_loaded_with_a_wrong_declaration(tiny_model):
+    """As in a run, the scores of `llmquant.evaluate` would depend on the batches."""
+    known = list(registry().plugins)
+    lq.register(coupling.SPEC)
+    try:
+        assert lq.load(str(tiny_model), "coupling(over=token)").row_independent
+        with pytest.raises(PluginError, match="coupling declares row_independent, but rows change each other"):
+            lq.load(str(tiny_model), "coupling")
+    finally:
+        registry().plugins = known
+
+
 def test_a_scale_per_token_shares_prefixes_in_a_run(runs):
     """It was checked and passed."""
     assert runs["coupling(over=token)"].details["arc_easy"]["engine"] == "tree"

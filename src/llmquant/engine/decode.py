@@ -54,7 +54,7 @@ def generate(lm: TreeLM, requests: Sequence[Any]) -> list[str]:  # Any: Instance
         for request, each, stop, rule in zip(requests, settings, stops, rules, strict=True)
     ]
     answers = _answers(lm, prompts)
-    again = _uncertain(lm, prompts, answers)
+    again = _uncertain(lm, prompts, answers, [(request.task_name, request.doc_id) for request in requests])
     if again is None:
         return _stock(lm, requests)
     texts = [
@@ -135,7 +135,9 @@ def _fitting(lm: TreeLM, prompts: Sequence[Prompt]) -> int:
     return max(1, int(free_bytes(lm.device) // 2 // (per_token * longest)))
 
 
-def _uncertain(lm: TreeLM, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[int] | None:
+def _uncertain(
+    lm: TreeLM, prompts: Sequence[Prompt], answers: Sequence[Answer], documents: Sequence[tuple[str, int]]
+) -> list[int] | None:
     """Return the answers to run again: those with a decision that rounding could change.
 
     Rounding is measured on random answers; ``None`` if it is no rounding.
@@ -145,14 +147,13 @@ def _uncertain(lm: TreeLM, prompts: Sequence[Prompt], answers: Sequence[Answer])
         if not lm._agrees(_difference(lm.model, prompts[index], answers[index]), 1):
             return None
     least = [min(answer.margins) for answer in answers]
-    again = [index for index, margin in enumerate(least) if not margin >= lm.report.epsilon]
+    again = [number for number, pair in enumerate(zip(documents, least, strict=True)) if lm.is_close(*pair)]
     if lm.model.dtype != torch.float32:
         # Most answers have a decision within a step or two of 16 bits, which lm-eval's own batch size changes as well.
         lm.report.kept += len(again)
         again = []
     lm.report.requests += len(prompts)
     lm.report.verified += len(verified)
-    lm.report.margin = min(lm.report.margin, *least)
     lm.report.again += len(again)
     return again
 

@@ -53,7 +53,6 @@ class Report:
         verified: number of random requests that were scored by lm-eval's forward passes too.
         difference: their largest difference in nats.
         epsilon: margin in nats below which a decision is checked.
-        margin: smallest margin of all decisions in nats; infinite without decisions.
         again: number of requests that were run again because of a decision below `epsilon`.
         kept: number of answers in 16 bits with such a decision, which are kept.
     """
@@ -66,7 +65,6 @@ class Report:
     verified: int = 0
     difference: float = 0.0
     epsilon: float = 0.0
-    margin: float = float("inf")
     again: int = 0
     kept: int = 0
 
@@ -92,7 +90,7 @@ class TreeLM(FittingLM):
         independent = subject.row_independent and subject.info.row_independent
         self.report = Report(why_not(self.model, row_independent=independent))
         self._verify, self._draw = verify, random.Random(seed)
-        self._documents: Sequence[object] = ()
+        self._documents: Sequence[tuple[str, int]] = ()
         # At most a quarter of the free memory for logits: twice in 4 bytes, if every token read is scored.
         logits = 8 * self.model.config.get_text_config(decoder=True).vocab_size
         fitting = free_bytes(self.device) // 4 // logits
@@ -202,26 +200,27 @@ class TreeLM(FittingLM):
 
     def _close(self, requests: Sequence[_Request], scores: Sequence[tuple[float, float]]) -> Iterator[int]:
         """Yield requests with a decision that rounding could change: greedy or not, and which choice is the best."""
-        documents: dict[object, list[int]] = defaultdict(list)
+        documents: dict[tuple[str, int], list[int]] = defaultdict(list)
         for index, document in enumerate(self._documents):
             documents[document].append(index)
-            if self._is_close(abs(scores[index][1])):
+            if self.is_close(document, abs(scores[index][1])):
                 yield index
-        for document in documents.values():
+        for document, indices in documents.items():
             # Choices alone have an empty context, for acc_mutual_info; they compete with nothing.
-            choices = [index for index in document if requests[index][0] and requests[index][0][0]] or document
+            choices = [index for index in indices if requests[index][0] and requests[index][0][0]] or indices
             for size in _SIZES if len(choices) > 1 else ():
                 sizes = [max(1, size(requests[index][0][1].removeprefix(" "))) for index in choices]
                 values = [scores[index][0] / length for index, length in zip(choices, sizes, strict=True)]
                 best = max(range(len(choices)), key=values.__getitem__)
                 for rival in range(len(choices)):
                     margin = (values[best] - values[rival]) * min(sizes[best], sizes[rival])
-                    if rival != best and self._is_close(margin):
+                    if rival != best and self.is_close(document, margin):
                         yield from (choices[best], choices[rival])
 
-    def _is_close(self, margin: float) -> bool:
-        self.report.margin = min(self.report.margin, margin)
-        return margin < self.report.epsilon
+    def is_close(self, document: tuple[str, int], margin: float) -> bool:
+        """Note the margin of a decision; return whether rounding could change it."""
+        self.margins[document] = min(margin, self.margins.get(document, margin))
+        return not margin >= self.report.epsilon
 
 
 __all__ = ["Report", "TreeLM"]

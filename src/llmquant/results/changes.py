@@ -340,10 +340,16 @@ def _score_change(found: _Beside, metric: str, higher_is_better: bool | None) ->
 
 
 def _answers(found: _Beside) -> Share | None:
-    mine, theirs = ([sample.answer for sample in samples] for samples in (found.mine, found.theirs))
-    if None in mine or None in theirs:
+    if any(sample.answer is None for sample in (*found.mine, *found.theirs)):
         return None
-    return _share(np.array(list(map(operator.ne, mine, theirs))), found.groups)
+    return _share(np.array(list(map(_differ, found.mine, found.theirs))), found.groups)
+
+
+def _differ(one: Sample, other: Sample) -> bool:
+    """Return whether answers differ; an early one is a beginning, which may end with that of a stop string."""
+    pairs = [(str(a.answer), str(b.answer)) for a, b in ((one, other), (other, one)) if a.early]
+    same = any(whole.startswith(early) or whole.rstrip() == early.rstrip() for early, whole in pairs)
+    return one.answer != other.answer and not same
 
 
 def _length_change(found: _Beside) -> LengthChange | None:

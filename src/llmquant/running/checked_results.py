@@ -219,5 +219,7 @@ _FIELDS: Mapping[type, Mapping[str, _Check]] = {
         "generated": (lambda v: v is None or _is_whole(v, 0), "a whole number from 0, or None"),
         "cut": _OPTIONAL_FLAG,
         "looping": _OPTIONAL_FLAG,
+        "early": _OPTIONAL_FLAG,
+        "decision_margin": (lambda v: v is None or _is_number(v), "a number, or None"),
     },
 }

@@ -35,11 +35,17 @@ def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "au
         RequestError: if the model or the quantizer is wrong.
         RunError: if the quantization fails.
         NotHonouredError: if the loaded model differs from the request.
+        PluginError: if the quantizer declares ``row_independent``, but rows change each other.
     """
+    from llmquant.loading.row_independence import check_row_independence
+
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
         _refuse_embedder(info)
         independent = chosen.row_independent and info.row_independent
-        return replace(_load(info, chosen, context), row_independent=independent)
+        loaded = replace(_load(info, chosen, context), row_independent=independent)
+        if independent:
+            check_row_independence(loaded, chosen.use.label)
+        return loaded
 
 
 def load_embedder(

@@ -48,6 +48,7 @@ def write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
         "cut": pa.array([s.cut for s in samples], pa.bool_()),
         "looping": pa.array([s.looping for s in samples], pa.bool_()),
         "early": pa.array([s.early for s in samples], pa.bool_()),
+        "decision_margin": pa.array([s.decision_margin for s in samples], pa.float64()),
         **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
     }
     make_folder(folder)
@@ -100,7 +101,7 @@ def _samples(batch: pa.RecordBatch) -> list[Sample]:
 
     metrics = [name for name in batch.schema.names if name.startswith(_SCORE)]
     types = dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_COUNTS, pa.int64()) | dict.fromkeys(_FLAGS, pa.bool_())
-    types |= dict.fromkeys(metrics, pa.float64())
+    types |= dict.fromkeys(("decision_margin", *metrics), pa.float64())
     columns = {field.name: batch.column(field.name) for field in batch.schema if types.get(field.name) == field.type}
     if (
         len(columns) < batch.num_columns

@@ -73,6 +73,8 @@ class Sample:
         looping: whether an answer ended in a loop, see `llmquant.study.looping`.
         early: whether generation ended as soon as nothing that follows could change the scores; the answer may be
             longer otherwise.
+        decision_margin: smallest margin in nats of the decisions behind the scores, such as which choice or which
+            token has the largest probability; ``None`` if it was not recorded.
     """
 
     document: str
@@ -86,6 +88,7 @@ class Sample:
     cut: bool | None = None
     looping: bool | None = None
     early: bool | None = None
+    decision_margin: Number | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
 import os
 import random
 import re
@@ -139,7 +138,7 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
         **_engine(model),
     }
     notes = _notes(options, subject, model)
-    return results(output, loaded["tasks"], model.prompts, model.written, details, notes, options.group)
+    return results(output, loaded["tasks"], model.prompts, model.written, model.margins, details, notes, options.group)
 
 
 def _engine(model: FittingLM) -> dict[str, Json]:
@@ -159,7 +158,7 @@ def _engine(model: FittingLM) -> dict[str, Json]:
         "run_again": report.again / report.requests,
         "run_again_below": report.epsilon,
         "kept_below": report.kept / report.requests,
-        "least_margin": report.margin if math.isfinite(report.margin) else None,
+        "least_margin": min(model.margins.values(), default=None),
     }
 
 

@@ -82,6 +82,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     Attributes:
         prompts: the prompts, by the texts of a request.
         written: what was generated, by the task's name and the document's number.
+        margins: smallest margin in nats of a document's decisions, by the same, if it was measured.
         endless: number of answers in which `think_end_token` does not occur.
         reasoned: number of answers with reasoning that no option excludes.
         unsaid: whether the chat template omitted a system message.
@@ -121,6 +122,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
         )
         self.prompts: dict[tuple[str, ...], Prompt] = {}
         self.written: defaultdict[tuple[str, int], Written] = defaultdict(Written)
+        self.margins: dict[tuple[str, int], float] = {}
         self._answers: list[Written] = []  # in the order in which lm-eval generates
         self.endless = self.reasoned = 0
         self.unsaid = False

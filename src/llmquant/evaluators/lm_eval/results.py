@@ -36,6 +36,7 @@ def results(
     tasks: Mapping[str, Any],  # Any: lm-eval's Task, by name
     prompts: Mapping[tuple[str, ...], Prompt],
     written: Mapping[tuple[str, int], Written],
+    margins: Mapping[tuple[str, int], float],
     details: Mapping[str, Json],
     notes: Sequence[str],
     group: str | None,
@@ -46,6 +47,7 @@ def results(
         output: the return value of ``simple_evaluate``, samples included.
         prompts: the model's prompts, by the texts of a request.
         written: what the model generated, by task and number of the document.
+        margins: smallest margin of a document's decisions, by the same.
         details: details to keep with every result.
         notes: notes on every result for readers of the table.
         group: the field that documents share; ``None`` detects the field from the documents.
@@ -94,8 +96,9 @@ def results(
         field, groups = groups_of(docs, group)
         if field:
             own["grouped_by"] = field
-        answers = [written.get((name, entries[0]["doc_id"])) for entries in documents]
-        samples = tuple(_samples(documents, read, answers, groups, tasks[name]))
+        numbers = [(name, entries[0]["doc_id"]) for entries in documents]
+        own_margins = [margins.get(number) for number in numbers]
+        samples = tuple(_samples(documents, read, list(map(written.get, numbers)), own_margins, groups, tasks[name]))
         texts = {s.prompt: _prompt_text(entries[0]) for s, entries in zip(samples, documents, strict=True)}
         yield Result(name, values, samples, own, not_means, texts)
 
@@ -114,12 +117,13 @@ def _samples(
     documents: Sequence[Sequence[Entry]],
     read: Sequence[Sequence[Prompt]],
     written: Sequence[Written | None],
+    margins: Sequence[float | None],
     groups: Sequence[str],
     task: Any,  # Any: lm-eval's Task
 ) -> Iterator[Sample]:
     """Yield one sample per document."""
     seen: Counter[str] = Counter()
-    for entries, prompts, own, group in zip(documents, read, written, groups, strict=True):
+    for entries, prompts, own, margin, group in zip(documents, read, written, margins, groups, strict=True):
         first = entries[0]
         found: dict[str, float] = {}
         for entry in entries:
@@ -128,8 +132,8 @@ def _samples(
         answer, target = _answer_and_target(first, task)
         document = first["doc_hash"]
         prompt = digest_of([each.digest for each in prompts]).removeprefix("sha256:")
-        generated = {} if own is None else vars(own)
-        yield Sample(document, prompt, found, answer, target, group, seen[document], **generated)
+        known = {"decision_margin": margin, **({} if own is None else vars(own))}
+        yield Sample(document, prompt, found, answer, target, group, seen[document], **known)
         seen[document] += 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from llmquant.study.experiment import RunId
 from llmquant.study.neutral import csv_cell
 from llmquant.study.reading import NumberFromZero, read_as, stored
 from llmquant.study.record import StudyRecord
-from llmquant.study.run import SCHEMA_VERSION, Run, Sample, check_schema
+from llmquant.study.run import SCHEMA_VERSION, Run, Sample, check_schema, finite_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,9 +101,7 @@ class _File:
 
 
 def _sample_out(sample: Sample) -> dict[str, Any]:  # Any: a JSON object
-    # JSON has no NaN and no infinity.
-    scores = {metric: v if math.isfinite(v) else str(v) for metric, v in sample.scores.items()}
-    return {**vars(sample), "scores": scores}
+    return {key: finite_json(value) for key, value in vars(sample).items()}
 
 
 def _flat(rows: Sequence[Row]) -> list[dict[str, _Value]]:
