@@ -41,78 +41,15 @@ def pytest_configure() -> None:
     import sitecustomize  # noqa: F401 - importing it does it
 
 
-_TEXT = """
-A lighthouse keeper counted the ships that passed before dawn, and wrote each name into a ledger bound in green cloth.
-When the fog was thick she rang the bell every four minutes; nobody on the mainland ever heard it, but the sailors did.
-Water boils at a lower temperature on a mountain because the air presses on it with less weight than at the sea.
-The farmer sold nine sacks of barley on Monday, three on Tuesday, and kept the rest for the winter and for the horses.
-"Why is the river brown today?" asked the boy. "It rained upstream last night," said his aunt, "and the banks are clay."
-An engine turns heat into motion; most of the heat escapes, and the little that remains pulls the train over the pass.
-Question: What color is the ledger? Answer: green. Question: How many sacks were sold? Answer: twelve.
-"""
-
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a Llama checkpoint of 2 layers with a tokenizer of its own; equal bytes every time."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llmquant.testing import tiny_causal_lm
 
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tokenizer = _tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        # Large enough that greedy text is not one token repeated.
-        initializer_range=0.3,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def _tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=640,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        model_max_length=2048,
-    )
-    fast.chat_template = _CHAT_TEMPLATE
-    return fast
+    return tiny_causal_lm(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")

@@ -241,7 +241,12 @@ def _spec(options: str, target: str) -> PluginSpec:
 
 def test_a_target_that_is_not_there_is_refused_when_it_is_registered(tmp_path, monkeypatch):
     """A class that its module does not define is named with the nearest, and nothing heavy is imported to know it."""
-    _module(tmp_path, monkeypatch, "light_half", "from dataclasses import dataclass\n@dataclass\nclass Options: pass\n")
+    _module(
+        tmp_path,
+        monkeypatch,
+        "light_half",
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Options: pass\n",
+    )
     _module(tmp_path, monkeypatch, "heavy_half", "import no_such_heavy_package\nclass Rounding: pass\n")
     known = discover([])
     with pytest.raises(PluginError, match="defines no 'Roundin'\nDid you mean 'Rounding'"):

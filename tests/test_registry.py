@@ -29,6 +29,9 @@ class Options:
 class Rounding:
     def __init__(self, options):
         self.options = options
+
+    def load_kwargs(self, model, ctx): ...
+    def applied(self, module): ...
 """
 
 _GOOD = """

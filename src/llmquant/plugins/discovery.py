@@ -23,6 +23,7 @@ from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.spec import Hooks, PluginSpec
 
 GROUP = "llmquant"
+_ACCEPTED = ("causal_lm", "embedder")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned
     for field in ("options", "target"):
         if not re.fullmatch(r"[\w.]+:\w+", values[field]):
             raise PluginError(f"{checked.name!r}: {field} is {values[field]!r}, not 'module:Class'")
+    if not checked.summary.strip():
+        raise PluginError(f"{checked.name!r}: summary is empty", hint="Describe the plugin in one sentence.")
+    if not set(checked.accepts) <= set(_ACCEPTED):
+        raise PluginError(f"{checked.name!r}: accepts is {checked.accepts}", hint=f"Use {' and '.join(_ACCEPTED)}.")
     for text in checked.requires:
         try:
             Requirement(text)

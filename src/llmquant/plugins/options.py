@@ -64,6 +64,29 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
         raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {describe(error)}") from error
 
 
+def check_class(cls: type[Any]) -> None:  # Any: see Options
+    """Check that options are a frozen dataclass whose fields and defaults have supported types.
+
+    Raises:
+        PluginError: naming the field.
+    """
+    where = f"{cls.__module__}:{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
+    types = field_types(cls)
+    if not cls.__dataclass_params__.frozen:
+        raise PluginError(f"{where} is not frozen", hint="Write @dataclass(frozen=True).")
+    for f in dataclasses.fields(cls):
+        if f.init and f.name not in required(cls):
+            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            try:
+                same = coerce(default, types[f.name], f"{where}: the default of {f.name}") == default
+            except RequestError as error:
+                raise PluginError(error.message, hint=error.hint) from error
+            if not same:
+                raise PluginError(
+                    f"{where}: the default of {f.name} is {default!r}", hint=f"It must be {types[f.name]}."
+                )
+
+
 def required(cls: type[Any]) -> list[str]:  # Any: see Options
     """Name the options that have no default."""
     return [f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING]

@@ -8,7 +8,7 @@ import importlib.metadata
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -179,9 +179,14 @@ class Registry:
         """Import a plugin's light half.
 
         Raises:
-            PluginError: if it cannot be imported, or has a public method that nothing calls.
+            PluginError: if it cannot be imported, is not a frozen dataclass with supported types and defaults, or has a
+                public method that nothing calls.
         """
         cls: type[Any] = _import(plugin, plugin.spec.options)  # Any: see above
+        try:
+            option_types.check_class(cls)
+        except PluginError as error:
+            raise PluginError(f"{plugin.full_name}: {error.message}", hint=error.hint) from error
         _check_methods(cls, plugin)
         return cls
 
@@ -198,18 +203,25 @@ class Registry:
 
         Raises:
             MissingDependencyError: if a package it needs is not installed.
-            PluginError: if its own code fails.
+            PluginError: if its own code fails, or the object lacks a method of its contract.
         """
         missing = self.missing(chosen.plugin)
         if missing:
             raise missing
         try:
-            return self.target(chosen.plugin)(chosen.options)
+            made = self.target(chosen.plugin)(chosen.options)
         except LlmquantError:
             raise
         except (Exception, SystemExit) as error:  # the plugin author's constructor may raise anything
             name = chosen.plugin.full_name
             raise PluginError(f"{name} failed while it was constructed: {describe(error)}") from error
+        lacks = [method for method in _REQUIRED[chosen.plugin.spec.kind] if not callable(getattr(made, method, None))]
+        if lacks:
+            raise PluginError(
+                f"{chosen.plugin.full_name}: {chosen.plugin.spec.target} has no method {' and no method '.join(lacks)}",
+                hint=f"See llmquant.{chosen.plugin.spec.kind.capitalize()} for the methods.",
+            )
+        return made
 
     def missing(self, plugin: Plugin) -> MissingDependencyError | None:
         """Return the error for a missing package of this plugin; ``None`` if none is missing."""
@@ -311,7 +323,7 @@ def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party
 
 def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's class
     """Refuse a public method that nothing calls: ``request`` for ``requests`` would switch a check off unseen."""
-    known = {name for name in dir(_CONTRACTS.get(plugin.spec.kind)) if not name.startswith("_")}
+    known = {name for name in dir(_LIGHT.get(plugin.spec.kind)) if not name.startswith("_")}
     for name, _ in inspect.getmembers(cls, inspect.isroutine):
         if not name.startswith("_") and name not in {*known, *getattr(cls, "__dataclass_fields__", ())}:
             raise PluginError(
@@ -321,7 +333,14 @@ def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's cl
 
 
 # What llmquant calls of options, by kind of plugin; of an executor's it calls nothing.
-_CONTRACTS = {"quantizer": QuantizerOptions, "evaluator": EvaluatorOptions, "embedder": EmbedderOptions}
+_LIGHT = {"quantizer": QuantizerOptions, "evaluator": EvaluatorOptions, "embedder": EmbedderOptions}
+# The methods that every target must have.
+_REQUIRED: Mapping[PluginKind, tuple[str, ...]] = {
+    "quantizer": ("load_kwargs", "applied"),
+    "evaluator": ("evaluate",),
+    "embedder": ("open",),
+    "executor": ("check", "submit", "collect", "why_lost", "dollars", "cancel", "leave", "recall", "close"),
+}
 
 # Names of well-known packages that no longer work.
 _GPTQ = "auto-gptq is archived and does not import today; use gptq_4bit_g128, which GPTQModel runs."

@@ -1,5 +1,19 @@
-"""Checks for the tests of plugin packages: call them with your specs and a small checkpoint."""
+"""Checks for the tests of plugin packages, and tiny models to run plugins on."""
 
 from llmquant.testing.conformance import check_embedder, check_evaluator, check_quantizer, check_spec
+from llmquant.testing.models import tiny_causal_lm, tiny_embedder
+from llmquant.testing.suite import CHECKS, Check, Outcome, checks, outcomes
 
-__all__ = ["check_embedder", "check_evaluator", "check_quantizer", "check_spec"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Outcome",
+    "check_embedder",
+    "check_evaluator",
+    "check_quantizer",
+    "check_spec",
+    "checks",
+    "outcomes",
+    "tiny_causal_lm",
+    "tiny_embedder",
+]

@@ -1,0 +1,143 @@
+"""One plugin under test: its options, a tiny model and folders of its own, shared by all checks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmquant.errors import LlmquantError, PluginError, describe
+from llmquant.models.info import ModelInfo
+from llmquant.planning.lookup import inspect_subject
+from llmquant.plugins.context import Context
+from llmquant.plugins.discovery import Plugin
+from llmquant.plugins.options import input_files
+from llmquant.plugins.registry import Chosen, registry
+from llmquant.plugins.spec import PluginSpec
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
+from llmquant.study.experiment import Documents, ModelRequest
+from llmquant.testing.models import tiny_causal_lm, tiny_embedder
+
+Maker = Callable[[Path], object]
+"""Writes a checkpoint into a folder."""
+
+_T = TypeVar("_T")
+
+
+class NotApplicable(Exception):
+    """A check does not apply, or an earlier check has found that it cannot run; the text says which."""
+
+
+class Trial:
+    """A plugin with one set of options under test.
+
+    Args:
+        spec: the plugin's spec.
+        call: a call, with ``{model}`` for the folder of the checkpoint; empty for the first preset or the name.
+        model: folder of a checkpoint, a function that writes one, or an embedder's call; ``None`` for a tiny one.
+        refused: calls that the plugin must refuse.
+
+    Attributes:
+        done: computed values by name.
+    """
+
+    def __init__(
+        self, spec: PluginSpec, call: str = "", *, model: Path | Maker | str | None = None, refused: Sequence[str] = ()
+    ) -> None:
+        self.spec, self.refused = spec, refused
+        self.done: dict[str, Any] = {}  # Any: each step's own
+        self._call, self._model = call, model
+        self._folder = tempfile.TemporaryDirectory(prefix="llmquant-checks-", ignore_cleanup_errors=True)
+        self.folder = Path(self._folder.name)
+        self.cache = Cache(self.folder / "cache")
+        self._contexts = 0
+
+    def close(self) -> None:
+        """Delete the folders, and close an executor that is still open."""
+        executor = self.done.pop("executor", None)
+        if hasattr(executor, "close"):
+            executor.close()
+        self.done.clear()
+        self._folder.cleanup()
+
+    def once(self, name: str, make: Callable[[], _T]) -> _T:
+        """Compute a value for all checks; if this fails, the first check reports the failure, and later ones skip."""
+        if name not in self.done:
+            try:
+                self.done[name] = make()
+            except NotApplicable:
+                raise
+            except (Exception, SystemExit) as error:  # a plugin may raise anything
+                text = error.message if isinstance(error, LlmquantError) else describe(error)
+                self.done[name] = NotApplicable(f"an earlier check failed: {text}")
+                raise
+        if isinstance(self.done[name], NotApplicable):
+            raise self.done[name]
+        value: _T = self.done[name]
+        return value
+
+    @property
+    def call(self) -> str:
+        """The plugin's call, as a user writes it."""
+        text = self._call or next(iter(self.spec.presets), self.spec.name)
+        return text.replace("{model}", str(self.model)) if "{model}" in text else text
+
+    @property
+    def model(self) -> Path | str:
+        """The folder of the checkpoint; for an evaluator of embedders perhaps an embedder's call."""
+
+        def make() -> Path | str:
+            if isinstance(self._model, str | Path):
+                return self._model
+            embeds = self.spec.kind == "embedder" or self.spec.accepts == ("embedder",)
+            write = self._model or (tiny_embedder if embeds else tiny_causal_lm)
+            write(self.folder / "model")
+            return self.folder / "model"
+
+        return self.once("model", make)
+
+    @property
+    def plugin(self) -> Plugin:
+        """The installed plugin, or the spec registered for this process."""
+
+        def find() -> Plugin:
+            known = registry()
+            if self.spec not in [plugin.spec for plugin in known.plugins]:
+                known.register(self.spec)
+            return next(plugin for plugin in reversed(known.plugins) if plugin.spec == self.spec)
+
+        return self.once("plugin", find)
+
+    @property
+    def chosen(self) -> Chosen:
+        """The plugin with its options."""
+        return self.once("chosen", lambda: self.choose(self.call))
+
+    @property
+    def info(self) -> ModelInfo:
+        """The description of the checkpoint."""
+        return self.once("info", lambda: inspect_subject(ModelRequest(str(self.model)), registry(), self.cache))
+
+    def choose(self, call: str) -> Chosen:
+        """Build the options of a call of this plugin."""
+        parsed = Call.parse(call)
+        name = parsed.name.rpartition("/")[2]
+        if name not in self.plugin.names:
+            raise PluginError(f"{call} is not a call of {self.spec.name!r}", hint=f"Known: {self.plugin.names}")
+        return registry().choose(self.spec.kind, replace(parsed, name=f"{self.plugin.package}/{name}"))
+
+    def context(self, chosen: Chosen | None = None, documents: Documents | None = None) -> Context:
+        """Return a context with an empty folder for files, on the CPU, with seed 0."""
+        self._contexts += 1
+        files = self.folder / "files" / str(self._contexts)
+        files.mkdir(parents=True)
+        inputs = input_files(chosen.options) if chosen else {}
+        return Context("cpu", 0, documents or Documents(), self.cache, inputs, None, files, lambda done, total: None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Read every file of a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
