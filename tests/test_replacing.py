@@ -100,7 +100,7 @@ def test_a_function_that_changes_nothing_is_an_error(tiny_model):
 
 def test_a_function_that_returns_no_module_is_named(tiny_model):
     """Returning the weights instead of the layer is an easy mistake."""
-    with pytest.raises(PluginError, match=r"Replacing.replace returned Parameter"):
+    with pytest.raises(PluginError, match=r"replace returned Parameter for model\.layers\.0"):
         lq.load(tiny_model, "swap(nothing)", device="cpu")
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llmquant.evaluators.mteb.as_mteb import as_mteb as as_mteb
     from llmquant.importers.studies import import_results as import_results
     from llmquant.loading.replacing import ReplacesLinear as ReplacesLinear
+    from llmquant.loading.replacing import replace_linear as replace_linear
     from llmquant.models.headers import TensorInfo as TensorInfo
     from llmquant.models.info import ModelInfo as ModelInfo
     from llmquant.planning.resolve import Planned as Planned
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from llmquant.plugins.spec import PluginSpec as PluginSpec
     from llmquant.plugins.spec import RunEvent as RunEvent
     from llmquant.plugins.spec import hookimpl as hookimpl
+    from llmquant.quantizers.plain_weights import plain_bytes as plain_bytes
     from llmquant.results.changes import Change as Change
     from llmquant.results.changes import DocumentChange as DocumentChange
     from llmquant.results.comparison import Comparison as Comparison
@@ -103,7 +105,7 @@ _HOMES = {
         "as_mteb",
     ),
     "llmquant.importers.studies": ("import_results",),
-    "llmquant.loading.replacing": ("ReplacesLinear",),
+    "llmquant.loading.replacing": ("ReplacesLinear", "replace_linear"),
     "llmquant.models.headers": ("TensorInfo",),
     "llmquant.models.info": ("ModelInfo",),
     "llmquant.planning.resolve": ("Planned",),
@@ -135,6 +137,7 @@ _HOMES = {
         "RunEvent",
         "hookimpl",
     ),
+    "llmquant.quantizers.plain_weights": ("plain_bytes",),
     "llmquant.results.changes": ("Change", "DocumentChange"),
     "llmquant.results.comparison": ("Comparison",),
     "llmquant.results.pareto": ("ParetoPoint",),

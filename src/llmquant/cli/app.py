@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from llmquant.cli.gate import Gate
 from llmquant.cli.importing import import_app
 from llmquant.cli.inspect import AsJson, inspect_app, print_json, print_tables, say
+from llmquant.cli.new_plugin import new_plugin_app
 from llmquant.cli.options import (
     All,
     Baseline,
@@ -79,6 +80,7 @@ app = typer.Typer(
 )
 app.add_typer(import_app)
 app.add_typer(inspect_app)
+app.add_typer(new_plugin_app)
 
 
 def _print_version(wanted: bool) -> None:

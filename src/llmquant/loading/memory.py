@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from llmquant.errors import describe
 
-# A layer with one of these attributes holds its codes there; everything else in that layer except the bias belongs to
-# the quantization: scales, zero points and indices; names and copies differ by kernel (GPTQ, AWQ, HQQ,
+# A layer's class names its tensors of scales, zero points and so on in this attribute; its other tensors are weights.
+STATE_ATTRIBUTE = "quantization_state"
+# Layers of packages that do not name them: with one of these attributes a layer holds its codes there, and everything
+# else in it except the bias belongs to the quantization; names and copies differ by kernel (GPTQ, AWQ, HQQ,
 # compressed-tensors).
 _CODE_NAMES = frozenset({"qweight", "qweight_uint8", "int8_weight_nk", "weight_packed"})
 # Tensors next to quantized weights that keep their name.
@@ -122,33 +124,33 @@ def own_tensors(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
 def _held(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, str]]:
     """Yield the tensors of a module, each with its field of `WeightBytes`; a tensor may be yielded twice."""
     for child in module.modules():
-        packed = _is_packed(child)
+        kind_of = _kinds(child)
         for name, parameter in child.named_parameters(recurse=False, remove_duplicate=False):
-            yield parameter, _kind(name, "parameters", packed=packed)
+            yield parameter, kind_of(name, "parameters")
             for tensor in _attached(parameter):
                 yield tensor, "quantization_state"
         for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False):
-            yield buffer, _kind(name, "buffers", packed=packed)
+            yield buffer, kind_of(name, "buffers")
     # Attributes come last, so that a second name for a parameter or a buffer is not counted as something else.
     for child in module.modules():
-        kind = "quantization_state" if _is_packed(child) else "buffers"
-        for value in vars(child).values():
+        kind_of = _kinds(child)
+        for name, value in vars(child).items():
             if isinstance(value, torch.Tensor):
-                yield value, kind
+                yield value, kind_of(name, "buffers")
             elif type(value).__name__ in _STATE_CLASSES:
                 for tensor in _attached(value):
                     yield tensor, "quantization_state"
 
 
-def _is_packed(module: torch.nn.Module) -> bool:
+def _kinds(module: torch.nn.Module) -> Callable[[str, str], str]:
+    """Return a function from a tensor's name in a layer, and its kind in ordinary layers, to its kind."""
+    declared = getattr(module, STATE_ATTRIBUTE, None)
+    if isinstance(declared, tuple):
+        return lambda name, _: "quantization_state" if name in declared else "parameters"
     names = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
-    return not _CODE_NAMES.isdisjoint(names)
-
-
-def _kind(name: str, otherwise: str, *, packed: bool) -> str:
-    if packed:
-        return "parameters" if name in _CODE_NAMES or name == "bias" else "quantization_state"
-    return "quantization_state" if name in _STATE_NAMES else otherwise
+    if not _CODE_NAMES.isdisjoint(names):
+        return lambda name, _: "parameters" if name in _CODE_NAMES or name == "bias" else "quantization_state"
+    return lambda name, otherwise: "quantization_state" if name in _STATE_NAMES else otherwise
 
 
 def _storage_bytes(tensors: Iterable[tuple[torch.Tensor, str]]) -> Counter[str]:
