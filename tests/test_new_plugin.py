@@ -28,8 +28,8 @@ def test_each_kind_is_a_whole_package(kind, saved, tmp_path, monkeypatch):
     assert {
         ".github/workflows/test.yml",
         "README.md",
-        f"src/llmquant_my_own/{kind}.py",
-        "tests/test_my_own.py",
+        f"src/llmquant_{own}/{kind}.py",
+        f"tests/test_{own}.py",
     } <= names
     for file in files:
         text = file.read_text()
