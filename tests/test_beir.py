@@ -197,7 +197,10 @@ def test_mistakes_of_all_files_are_named_together(tmp_path, folder):
     found = [error.message for error in caught.value.errors]
     assert len(found) == 22
     assert ["line 9" in found[0], "line 8" in found[1], "line 2" in found[2]] == [True] * 3
-    assert found[-2:] == ["scifact has 12 more mistakes like these", "beir: words-and-patches does not encode texts"]
+    assert found[-2:] == [
+        "scifact has 12 more mistakes like these",
+        "scifact holds texts, but words-and-patches encodes only image",
+    ]
 
 
 def test_a_missing_file_is_named_with_the_splits_that_exist(tmp_path, folder):

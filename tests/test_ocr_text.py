@@ -62,6 +62,17 @@ def test_a_page_is_read_once(text_model, context, tmp_path, monkeypatch):
     assert again == first
 
 
+def test_a_page_is_read_again_where_time_is_measured(text_model, context, tmp_path, monkeypatch):
+    """The embedder without cached texts recognizes the page and prepares the same."""
+    opened = _open(text_model, context, tmp_path)[0]
+    first = opened.prepare(None, _page(PAGES[0]), "document")
+    uncached = opened.uncached()
+    assert uncached.prepare(None, _page(PAGES[0]), "document") == first
+    monkeypatch.setattr(ocr, "RapidOCR", None)
+    with pytest.raises(TypeError):
+        opened.uncached().prepare(None, _page(PAGES[0]), "document")
+
+
 def test_an_empty_page_has_a_vector(text_model, context, tmp_path):
     """A page without text is no error, and is like other pages without text."""
     opened, _ = _open(text_model, context, tmp_path)
@@ -132,10 +143,7 @@ def test_words_that_were_joined_are_parted(tmp_path):
     recognizer = ocr.Recognizer(Cache(tmp_path))
     page = Image.new("RGB", (8, 8))
 
-    def recognize(_page, out):
-        out.write_text('[[0, 0, 90, 10, "AdministrativeDuties.See(here)"]]')
-
-    recognizer._recognize = recognize
+    recognizer._recognize = lambda page: [[0, 0, 90, 10, "AdministrativeDuties.See(here)"]]
     assert recognizer.read(page) == ["Administrative Duties. See (here)"]
 
 

@@ -149,4 +149,13 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
         requires=("torch>=2.8",),
         hardware=True,
     ),
+    _evaluator(
+        name="indexing",
+        summary="Documents per second, and per dollar, while a corpus is encoded.",
+        options="llmquant.evaluators.speed.indexing_options:IndexingOptions",
+        target="llmquant.evaluators.speed.indexing:Indexing",
+        requires=("torch>=2.8",),
+        hardware=True,
+        vectors=False,
+    ),
 )

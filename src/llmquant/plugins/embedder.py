@@ -35,7 +35,11 @@ class Prepared:
 
 
 class OpenEmbedder(Protocol):
-    """An embedding model on its device."""
+    """An embedding model on its device.
+
+    An embedder whose `prepare` keeps results on disk also has a method ``uncached()``: it returns the same embedder
+    without them, for measurements of time.
+    """
 
     @property
     def module(self) -> torch.nn.Module:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import OptionError, RequestError, StoreError, UnknownNameError, nearest
 from llmquant.results.analysis import analyse, beside
+from llmquant.results.costs import per_dollar_rows
 from llmquant.results.pareto import ParetoPoint, pareto
 from llmquant.results.reading import read_runs
 from llmquant.results.recommend import Limits, Recommendation, recommend
@@ -143,7 +144,8 @@ class Comparison:
     def _analysed(self) -> tuple[Sequence[Row], Sequence[Change]]:
         rows, changes = analyse(self.record, self.runs, self._samples)
         rows = with_needed(rows, self.record.limit)
-        return [replace(row, dollars=self.dollars.get(row.run_id)) for row in rows], changes
+        rows = [replace(row, dollars=self.dollars.get(row.run_id)) for row in rows]
+        return [*rows, *per_dollar_rows(rows, {name: run.seconds for name, run in self.runs.items()})], changes
 
     def recommend(
         self,

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from llmquant.results.row import Row
+from llmquant.study.experiment import RunId
 
 RUNNING = "running_peak_bytes"
 """The weights and the largest peak that a pass adds to them, key-value cache included."""
+
+PER_DOLLAR = "documents_per_dollar"
+"""Documents that a dollar encodes: at a given price of the machine, or at what the run cost."""
 
 _WEIGHTS = "weights_bytes"
 PASSES = ("prefill_peak_bytes", "decode_peak_bytes", "encode_query_peak_bytes", "encode_page_peak_bytes")
@@ -32,6 +36,30 @@ def running_rows(rows: Sequence[Row]) -> list[Row]:
         row = replace(last, metric=RUNNING, value=value, baseline_value=base, difference=None, ratio=None)
         found.append(row if not base else replace(row, difference=value - base, ratio=value / base))
     return found
+
+
+def per_dollar_rows(rows: Sequence[Row], seconds: Mapping[RunId, float]) -> list[Row]:
+    """Make a row per run of `indexing` that was paid and was not given a price: documents per dollar of its cost.
+
+    The cost includes the run's share of starting and loading, so a long job encodes more per dollar.
+
+    Args:
+        seconds: how long each run took.
+    """
+    priced = {row.run_id for row in rows if row.metric == PER_DOLLAR}
+    return [
+        replace(
+            row,
+            metric=PER_DOLLAR,
+            value=row.value * seconds[row.run_id] / row.dollars,
+            unit="documents/dollar",
+            baseline_value=None,
+            difference=None,
+            ratio=None,
+        )
+        for row in rows
+        if row.metric == "documents_per_s" and row.value and row.dollars and row.run_id not in priced
+    ]
 
 
 def peak_memory(rows: Sequence[Row]) -> float | None:
@@ -61,4 +89,4 @@ def _passes(rows: Sequence[Row], key: str) -> int:
     return max(1, len({row.metric for row in rows if row.evaluator_key == key and row.metric in PASSES}))
 
 
-__all__ = ["PASSES", "RUNNING", "latency", "peak_memory", "running_rows"]
+__all__ = ["PASSES", "PER_DOLLAR", "RUNNING", "latency", "peak_memory", "per_dollar_rows", "running_rows"]

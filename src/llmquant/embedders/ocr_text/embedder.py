@@ -58,6 +58,12 @@ class OpenOcrText:
         special = model.tokenizer.num_special_tokens_to_add(pair=False)
         self._chunk_tokens = min(options.chunk_tokens, (model.max_seq_length or options.chunk_tokens) - special)
 
+    def uncached(self) -> OpenOcrText:
+        """Return an embedder that reads every page anew."""
+        other = copy.copy(self)
+        other._recognizer = Recognizer(None)
+        return other
+
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Read the page and cut its text into chunks, after the item's own text if it has one; queries stay whole."""
         if role == "query" and image is None:

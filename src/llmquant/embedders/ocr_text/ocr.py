@@ -31,9 +31,9 @@ _ASPECT, _SHORT, _LONG = 8, 32, 2000
 
 
 class Recognizer:
-    """Reads pages in several threads, and keeps the text in the cache."""
+    """Reads pages in several threads, and keeps the text in the cache if there is one."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache | None) -> None:
         self._cache = cache
         self._version = importlib.metadata.version("rapidocr-onnxruntime")
         # An engine keeps state while it reads, so each thread needs its own engine; engines are created on demand.
@@ -42,13 +42,20 @@ class Recognizer:
     def read(self, page: Image) -> list[str]:
         """Return the lines of a page in reading order; an empty list if nothing was recognized."""
         page = _compact(page)
-        digest = hashlib.blake2b(f"{page.mode}{page.size}".encode() + page.tobytes(), digest_size=16).hexdigest()
-        key = {"engine": "rapidocr-onnxruntime", "version": self._version, "page": digest}
-        folder = self._cache.get("ocr", key, lambda out: self._recognize(page, out / "pieces.json"))
-        pieces = json.loads((folder / "pieces.json").read_text(encoding="utf-8"))
+        pieces = self._recognize(page) if self._cache is None else self._kept(page, self._cache)
         return [_JOINED.sub(" ", line) for line in in_reading_order([Piece(*piece) for piece in pieces])]
 
-    def _recognize(self, page: Image, out: Path) -> None:
+    def _kept(self, page: Image, cache: Cache) -> list[Any]:  # Any: JSON values
+        digest = hashlib.blake2b(f"{page.mode}{page.size}".encode() + page.tobytes(), digest_size=16).hexdigest()
+        key = {"engine": "rapidocr-onnxruntime", "version": self._version, "page": digest}
+
+        def make(folder: Path) -> None:
+            (folder / "pieces.json").write_text(json.dumps(self._recognize(page)), encoding="utf-8")
+
+        found: list[Any] = json.loads((cache.get("ocr", key, make) / "pieces.json").read_text(encoding="utf-8"))
+        return found
+
+    def _recognize(self, page: Image) -> list[Any]:  # Any: four numbers and a text
         try:
             engine = self._engines.get_nowait()
         except queue.Empty:
@@ -58,8 +65,7 @@ class Recognizer:
             found, _ = engine(np.ascontiguousarray(np.asarray(page.convert("RGB"))[:, :, ::-1]))  # it reads BGR
         finally:
             self._engines.put(engine)
-        pieces = [[*_box(corners), text] for corners, text, _ in found or ()]
-        out.write_text(json.dumps(pieces), encoding="utf-8")
+        return [[*_box(corners), text] for corners, text, _ in found or ()]
 
 
 def _compact(page: Image) -> Image:

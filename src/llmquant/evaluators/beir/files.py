@@ -14,6 +14,7 @@ from llmquant.evaluators.page_set.queries import Question
 from llmquant.storage.text_files import read_rows, read_text
 from llmquant.study.reading import brief
 
+CORPUS = "corpus.jsonl"
 _HEADER = ["query-id", "corpus-id", "score"]
 _SCORE = re.compile(r"[+-]?[0-9]{1,9}")
 _MOST_ERRORS = 20
@@ -46,14 +47,14 @@ def read_beir(folder: Path, name: str, split: str) -> tuple[BeirSet, list[Reques
     """
     errors: list[RequestError] = []
     judged = f"qrels/{split}.tsv"
-    if missing := [file for file in ("corpus.jsonl", "queries.jsonl", judged) if not (folder / file).is_file()]:
+    if missing := [file for file in (CORPUS, "queries.jsonl", judged) if not (folder / file).is_file()]:
         splits = sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))
         hint = "A BEIR folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv."
         if missing == [judged] and splits:
             hint = f"Its splits are {', '.join(splits)}: write split={splits[0]}."
         return BeirSet({}), [OptionError(f"{name} has no {' and no '.join(missing)}", hint=hint)]
     try:
-        corpus = _entries(folder / "corpus.jsonl", f"{name}/corpus.jsonl", "documents", errors)
+        corpus = read_corpus(folder, name, errors)
         queries = _entries(folder / "queries.jsonl", f"{name}/queries.jsonl", "queries", errors)
         relevant = _judgements(folder / judged, f"{name}/{judged}", corpus, queries, errors)
     except OptionError as error:  # a file that is not text, or a line that is not JSON, cannot be read on
@@ -64,6 +65,15 @@ def read_beir(folder: Path, name: str, split: str) -> tuple[BeirSet, list[Reques
     if len(errors) > _MOST_ERRORS:
         errors[_MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - _MOST_ERRORS} more mistakes like these")]
     return BeirSet(corpus, questions, len(queries) - len(questions)), errors
+
+
+def read_corpus(folder: Path, name: str, errors: list[RequestError]) -> dict[str, tuple[str, str]]:
+    """Return title and text of each document by its id, and append the mistakes to `errors`.
+
+    Raises:
+        OptionError: if the file cannot be read on, because it is not text or a line is not JSON.
+    """
+    return _entries(folder / CORPUS, f"{name}/{CORPUS}", "documents", errors)
 
 
 def _entries(path: Path, name: str, what: str, errors: list[RequestError]) -> dict[str, tuple[str, str]]:

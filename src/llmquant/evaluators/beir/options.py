@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from llmquant.errors import UnsupportedError, raise_all
+from llmquant.errors import raise_all
+from llmquant.evaluators.page_set.options import unsupported
 from llmquant.evaluators.speed.generation_limits import require_positive
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.experiment import Documents, InputFolder
@@ -51,8 +52,7 @@ class BeirOptions:
         if self.folder.path is None:  # a worker need not check again
             return
         errors = read_beir(self.folder.path, self.folder.name, self.split)[1]
-        if model.embeds is not None and "text" not in model.embeds.modalities:
-            errors.append(UnsupportedError(f"beir: {model.source} does not encode texts"))
+        errors += unsupported("text", self.folder.name, model)
         raise_all(errors)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, UnsupportedError
+from llmquant.evaluators.beir.files import CORPUS
 from llmquant.evaluators.beir.options import BeirOptions
 from llmquant.evaluators.mteb.options import MtebOptions, selected
 from llmquant.evaluators.page_set.options import LocalSetOptions, Pages
@@ -51,7 +52,7 @@ class DriftOptions:
         """
         if isinstance(self.data, Pages):
             path = self.data.path
-            if self.queries is None and path is not None and not (path / "corpus.jsonl").is_file():
+            if self.queries is None and path is not None and not (path / CORPUS).is_file():
                 raise OptionError("drift: pages need queries", hint="Write drift(./pages, queries=queries.jsonl).")
             self.local.check(model, device)
             return

@@ -79,7 +79,7 @@ class LocalSetOptions:
         found, errors = list_pages(self.pages.path, self.pages.name, self.dpi)
         if found.pages:
             errors += read_questions(self.queries.path, self.queries.name, found.names())[1]
-            errors += _unsupported(found.kind, self.pages.name, model)
+            errors += unsupported(found.kind, self.pages.name, model)
         raise_all(errors)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
@@ -91,8 +91,9 @@ class LocalSetOptions:
         return Cost(prefill_tokens=1000 * len(list_pages(self.pages.path, self.pages.name, self.dpi)[0].pages))
 
 
-def _unsupported(kind: str, name: str, model: ModelInfo) -> list[RequestError]:
+def unsupported(kind: str, name: str, model: ModelInfo) -> list[RequestError]:
+    """Return an error if the embedder does not encode documents of this kind, or no texts, which queries are."""
     if model.embeds is None or {kind, "text"} <= set(model.embeds.modalities):
         return []
     modalities = " and ".join(model.embeds.modalities)
-    return [UnsupportedError(f"retrieval: {name} holds {kind}s, but {model.source} encodes only {modalities}")]
+    return [UnsupportedError(f"{name} holds {kind}s, but {model.source} encodes only {modalities}")]

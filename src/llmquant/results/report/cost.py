@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llmquant.results.costs import PASSES, RUNNING
+from llmquant.results.costs import PASSES, PER_DOLLAR, RUNNING
 from llmquant.results.report.block import Block, Measure, conditions, ordered, varying
 from llmquant.results.report.quality import is_quality
 from llmquant.results.report.retrieval import LATENCIES, headlines
@@ -123,6 +123,8 @@ _SHOWN = {
         "decode", " ms/token", ("prompt_tokens",), ends=False, beside="decode_ms_per_token_p95"
     ),
     "generated_tokens_per_s": _Shown("tokens/s", "", ("batch",), ends=True),
+    "documents_per_s": _Shown("documents/s", "", (), ends=False),
+    PER_DOLLAR: _Shown("documents/dollar", "", (), ends=False),
 }
 # Only in the rows, the CSV and the JSON; a table for decisions is better without them.
 _UNSHOWN_SPEED = (

@@ -118,6 +118,7 @@ _TIMES = {
     "decode_ms_per_token": "Decode, ms per token",
     "generated_tokens_per_s": "Generated tokens per second",
     "query_encode_ms": "Encoding a query, ms",
+    "documents_per_s": "Encoded documents per second",
 }
 
 
