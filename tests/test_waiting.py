@@ -131,6 +131,18 @@ def test_the_memory_of_cuda_counts_on_a_gpu_alone(tiny_model: Path, tmp_path: Pa
     assert here.gpus == there.gpus
 
 
+def test_names_of_killed_holders_are_removed(tmp_path: Path):
+    """Whoever locks the machine removes what processes left that were killed, and nothing of a running process."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        pass
+    lock = Cache(tmp_path).host_lock()
+    left, other = (lock.with_suffix(f".{pid}") for pid in (killed.pid, 1))
+    left.touch()
+    other.touch()
+    with host_lock(Cache(tmp_path), exclusive=True):
+        assert (left.exists(), other.exists()) == (False, True)
+
+
 def test_no_remaining_time_is_shown_while_a_job_waits():
     """The line of the job names what it waits for instead."""
     done = {DONE.run_id: completed(DONE)}

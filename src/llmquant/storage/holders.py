@@ -33,6 +33,10 @@ def held(
         except Timeout:
             waiting(_holders(lock))
             patience_s = 30.0  # seldom: between two attempts, others may overtake
+    for file, alive in _named(lock):
+        if not alive:  # left by a process that was killed
+            with contextlib.suppress(OSError):  # another user's
+                file.unlink(missing_ok=True)
     holder = lock.with_suffix(f".{os.getpid()}")
     try:
         with contextlib.suppress(OSError):  # a full disk: only the name is missing
@@ -44,11 +48,15 @@ def held(
 
 
 def _holders(lock: Path) -> str:
-
     found = []
-    for file in sorted(lock.parent.glob(f"{lock.stem}.*")):
-        pid = file.suffix.removeprefix(".")
+    for file, alive in _named(lock):
         with contextlib.suppress(OSError):  # released meanwhile, or another user's
-            if pid.isdecimal() and psutil.pid_exists(int(pid)):
-                found.append(f"pid {pid} ({file.read_text(encoding='utf-8')})")
+            if alive:
+                found.append(f"pid {file.suffix[1:]} ({file.read_text(encoding='utf-8')})")
     return ", ".join(found) or "another process"
+
+
+def _named(lock: Path) -> list[tuple[Path, bool]]:
+    """List the files in which holders wrote their purpose, and whether their processes are alive."""
+    files = [file for file in sorted(lock.parent.glob(f"{lock.stem}.*")) if file.suffix[1:].isdecimal()]
+    return [(file, psutil.pid_exists(int(file.suffix[1:]))) for file in files]
