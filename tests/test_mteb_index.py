@@ -11,7 +11,7 @@ import pytest
 
 from embedding import build_subject
 from llmquant.catalogs import mteb as mteb_index
-from llmquant.catalogs.mteb import known_mteb, list_tasks
+from llmquant.catalogs.mteb import known_mteb, list_tasks, scanned_mteb
 from llmquant.errors import MissingDependencyError, OptionError, RequestErrors, UnknownNameError, UnsupportedError
 from llmquant.evaluators.mteb.options import MtebOptions
 from llmquant.executors.local.executor import LocalExecutor
@@ -39,7 +39,7 @@ def root(tmp_path_factory):
 
     with patch.context() as inner:
         inner.setattr(mteb_index.subprocess, "run", here)
-        known_mteb(Cache(root))
+        scanned_mteb(Cache(root))
     patch.undo()
     return root
 
@@ -174,10 +174,12 @@ def test_tasks_are_listed_by_benchmark_name_or_part_of_a_name(root, index):
         list_tasks("ViDoRe(v9)", cache)
 
 
-def test_the_index_that_comes_along_is_that_of_the_tested_mteb(index, tmp_path, monkeypatch):
-    """Where mteb is not installed it says the same, to the last subset, and nothing has to be made."""
+def test_the_index_that_comes_along_is_that_of_the_tested_mteb(root, tmp_path, monkeypatch):
+    """Where mteb is not installed, or this version is, it says the same, to the last subset, and nothing is made."""
+    scanned = scanned_mteb(Cache(root))
+    assert known_mteb(Cache(tmp_path / "cache")) == scanned
     monkeypatch.setattr(mteb_index, "mteb_is_installed", lambda: False)
-    assert known_mteb(Cache(tmp_path / "cache")) == index
+    assert known_mteb(Cache(tmp_path / "cache")) == scanned
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -185,6 +187,7 @@ def test_an_mteb_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
     """The last line of what it said is told, and the line that installs it."""
     broken = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: no torchvision\n")
     monkeypatch.setattr(mteb_index.subprocess, "run", lambda *args, **kwargs: broken)
+    monkeypatch.setattr(mteb_index.importlib.metadata, "version", lambda name: "0.0.1")
     with pytest.raises(MissingDependencyError, match="cannot be imported: ImportError: no torchvision"):
         known_mteb(Cache(tmp_path))
 

@@ -1,6 +1,6 @@
-"""The catalogue of mteb's tasks and benchmarks, read without importing mteb: an index made once per version.
+"""The catalogue of mteb's tasks and benchmarks, read without importing mteb: an index per version.
 
-The package contains the index of the tested version, for studies whose workers install mteb.
+The package contains the index of the tested version; that of another installed version is made once.
 """
 
 from __future__ import annotations
@@ -148,13 +148,23 @@ class MtebIndex:
 
 
 def known_mteb(cache: Cache) -> MtebIndex:
-    """Index the installed mteb, about fifteen seconds at the first call; without mteb, read the shipped index.
+    """Read the shipped index, or that of another installed version of mteb.
+
+    Raises:
+        MissingDependencyError: as `scanned_mteb`.
+    """
+    shipped = _load(_SHIPPED)
+    if not mteb_is_installed() or importlib.metadata.version("mteb") == shipped.version:
+        return shipped
+    return scanned_mteb(cache)
+
+
+def scanned_mteb(cache: Cache) -> MtebIndex:
+    """Index the installed mteb, about fifteen seconds at the first call.
 
     Raises:
         MissingDependencyError: if mteb is installed but cannot be imported.
     """
-    if not mteb_is_installed():
-        return _load(_SHIPPED)
     version = importlib.metadata.version("mteb")
 
     def make(folder: Path) -> None:

@@ -99,7 +99,9 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         if baseline is not None and baseline not in quantizers:
             quantizers.insert(0, baseline)
             notes.append(f"{baseline.use.label} was added as the baseline")
-    split = [(each.use.label, part) for each in evaluators for part in _try(errors, parts_of, registry, each) or ()]
+    split = [
+        (each.use.label, part) for each in evaluators for part in _try(errors, parts_of, registry, each, known) or ()
+    ]
     parts = [part for _, part in split]
     for info in known:
         _try(errors, check_embedder, registry, info, executor)
@@ -272,8 +274,15 @@ def forms_of(grid: VectorGrid, info: ModelInfo) -> tuple[VectorForm, ...]:
     return grid.forms(info.embeds.dim)
 
 
-def parts_of(registry: Registry, chosen: Chosen) -> list[Chosen]:
-    """Split an evaluator into its parts, for example one per task."""
+def parts_of(registry: Registry, chosen: Chosen, infos: Sequence[ModelInfo]) -> list[Chosen]:
+    """Split an evaluator into its parts, for example one per task.
+
+    Raises:
+        UnsupportedError: if it does not support one of the models; its catalogue of tasks is not read for that.
+        RequestError: for an unknown task.
+    """
+    for info in infos:
+        _check_kind(chosen, info)
     parts = chosen.ask("parts")
     options = [chosen.options] if parts is None else parts
     if len(options) < 2:
@@ -316,13 +325,16 @@ def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: 
     Raises:
         RequestError: if the variant or evaluator cannot run.
     """
-    spec = chosen.plugin.spec
     _check_packages(registry, chosen, executor)
-    kind = "causal_lm" if info.embedder is None else "embedder"
+    _check_kind(chosen, info)
+    chosen.ask("check", info, executor.device)
+
+
+def _check_kind(chosen: Chosen, info: ModelInfo) -> None:
+    spec, kind = chosen.plugin.spec, "causal_lm" if info.embedder is None else "embedder"
     if kind not in spec.accepts:
         takes = " or ".join(_KINDS.get(accepted, accepted) for accepted in spec.accepts)
         raise UnsupportedError(f"{spec.kind} {spec.name!r} supports {takes}, but {info.source} is {_KINDS[kind]}")
-    chosen.ask("check", info, executor.device)
 
 
 def check_embedder(registry: Registry, info: ModelInfo, executor: Executor) -> None:

@@ -110,7 +110,7 @@ def evaluate(
     results: list[Result] = []
     documents, cache = Documents(limit if spec.documents else None), Cache.default()
     with open_executor(f"local(device={loaded.device})") as executor, tempfile.TemporaryDirectory() as folder:
-        for part in parts_of(registry(), chosen):
+        for part in parts_of(registry(), chosen, [loaded.info]):
             check_choice(registry(), part, loaded.info, executor)
             alone = part if loaded.row_independent else one_at_a_time(registry(), part)
             inputs, files = input_files(part.options), Path(tempfile.mkdtemp(dir=folder))
