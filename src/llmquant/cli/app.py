@@ -50,7 +50,7 @@ from llmquant.cli.options import (
     study_of,
     vectors_of,
 )
-from llmquant.cli.terminal import Terminal, attach_command, show_log
+from llmquant.cli.terminal import Terminal, attach_command, libraries_logged
 
 if TYPE_CHECKING:
     from llmquant.results.comparison import Comparison
@@ -190,7 +190,6 @@ def attach(
     """
     from llmquant.api import attach as wait
 
-    show_log(verbose=False)
     found = wait(study, executor=on, store=store, ui=Terminal(on, store, quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
@@ -273,6 +272,7 @@ def quantize(
     device: Annotated[str, typer.Option(help="Device to quantize on: auto, cpu, cuda or mps.")] = "auto",
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write a quantized checkpoint for transformers."""
     from llmquant.planning.lookup import inspect_subject
@@ -284,7 +284,7 @@ def quantize(
 
     request = ModelRequest(model, trust_remote_code, allow_pickle)
     before = inspect_subject(request, registry(), Cache.default()).disk_bytes
-    with show_layers() as progress:
+    with libraries_logged(verbose=verbose) as console, show_layers(console) as progress:
         applied = write(request, quantizer, out, device=device, progress=progress)
     after = sum(file.stat().st_size for file in path_of(out).glob("*.safetensors"))
     say(
@@ -354,8 +354,7 @@ def _run(
     """Run a study and print its comparison, or submit the study and print how to wait for it."""
     from llmquant.api import run_study, submit_study
 
-    show_log(verbose=verbose)
-    ui = Terminal(executor, store, quiet=quiet)
+    ui = Terminal(executor, store, quiet=quiet, verbose=verbose)
     if not detach:
         found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
         _finish(found, store, gate, as_json=as_json, quiet=quiet)

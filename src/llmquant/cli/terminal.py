@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,7 +16,9 @@ from llmquant.cli.inspect import say
 from llmquant.study.neutral import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
     from llmquant.planning.resolve import Planned
     from llmquant.plugins.executor import Executor, Offer
@@ -23,8 +28,9 @@ if TYPE_CHECKING:
 class Terminal:
     """Shows a study's progress in a terminal and asks for confirmation there."""
 
-    def __init__(self, executor: str, store: str, *, quiet: bool) -> None:
+    def __init__(self, executor: str, store: str, *, quiet: bool, verbose: bool = False) -> None:
         self._executor, self._store, self._quiet = executor, store, quiet
+        self._console = show_log(verbose=verbose)
 
     def planned(self, planned: Planned, executor: Executor) -> None:
         """Print the number of experiments, the model sizes and the expected time."""
@@ -42,7 +48,7 @@ class Terminal:
         """Show the study's progress, unless ``--quiet`` is given."""
         from llmquant.results.report.progress import show_progress
 
-        return nullcontext(lambda state: None) if self._quiet else show_progress()
+        return nullcontext(lambda state: None) if self._quiet else show_progress(self._console)
 
     def interrupted(self, study: str) -> bool:
         """Ask whether to cancel jobs that could continue; a second Ctrl-C, or no terminal, cancels the jobs."""
@@ -74,11 +80,57 @@ class Printable(logging.Formatter):
         return printable(blank_secrets(super().format(record)), keep="\n")
 
 
-def show_log(*, verbose: bool) -> None:
-    """Show the log above the progress lines."""
+def show_log(*, verbose: bool) -> Console:
+    """Show the log on standard error, and return the console: a live display on the same one stays below the log.
+
+    Args:
+        verbose: show each step, and what other libraries log, warn of and download.
+    """
     from rich.console import Console
+    from rich.highlighter import NullHighlighter
     from rich.logging import RichHandler
 
-    above = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False, keywords=[])
-    above.setFormatter(Printable())
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[above])
+    console = Console(stderr=True)
+    handler = RichHandler(
+        console=console, highlighter=NullHighlighter(), show_time=False, show_level=False, show_path=False
+    )
+    handler.setFormatter(Printable())
+    if not verbose:
+        handler.addFilter(logging.Filter("llmquant"))
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.captureWarnings(True)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    return console
+
+
+@contextmanager
+def libraries_logged(*, verbose: bool) -> Iterator[Console]:
+    """Send what libraries print in this block to a file, and name the file; yield a console that still shows.
+
+    Args:
+        verbose: show what libraries print.
+    """
+    from rich.console import Console
+
+    from llmquant.running.output import flush_output, give_back, keep_output
+
+    if verbose:
+        yield show_log(verbose=True)
+        return
+    flush_output()
+    output = keep_output()
+    with (
+        NamedTemporaryFile(prefix="llmquant-", suffix=".log", delete=False) as log,
+        os.fdopen(os.dup(output[1]), "w", encoding="utf-8") as shown,
+    ):
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+        try:
+            yield Console(file=shown)
+        finally:
+            flush_output()
+            give_back(output)
+            if Path(log.name).stat().st_size:
+                say(f"messages of other libraries: {log.name}", err=True)
+            else:
+                Path(log.name).unlink()

@@ -76,11 +76,17 @@ def _bundle(first: str, running: Sequence[Running]) -> dict[str, str]:
 
 
 @contextmanager
-def show_layers(console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Show the number of quantized layers on standard error while the block runs."""
-    console = console or Console(stderr=True)
+def show_layers(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show the number of quantized layers while the block runs."""
     columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with RichProgress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # libraries print elsewhere
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
