@@ -16,7 +16,7 @@ nox.options.sessions = ["lint", "layers", "types", "tests", "colpali", "elsewher
 PROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = ("-c", "constraints.txt")
 TORCH = ("torch", "transformers", "accelerate", "safetensors")
-PYTHON_FILES = ("src", "tests", "benchmarks", "examples", "noxfile.py")
+PYTHON_FILES = ("src", "tests", "benchmarks", "examples", "mkdocs_hooks.py", "noxfile.py")
 NO_THREAD_FIGHTS = {"TOKENIZERS_PARALLELISM": "false"}
 # Two test files at a time, one core per file: most of the time is spent on starting workers.
 SEVERAL = ("-n", "2", "--dist", "loadfile")
