@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import doctest
+import inspect
+import json
 import re
 import shlex
 import tomllib
-from dataclasses import MISSING, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
 
 import pytest
 import typer
 
+import llmquant as lq
+from llmquant.plugins.embedder import Embedder, OpenEmbedder
 from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.registry import registry
-from llmquant.plugins.spec import Hooks
+from llmquant.plugins.spec import Hooks, RunEvent
 from llmquant.results.report.summary import summary
 from llmquant.results.rows import rows
 from llmquant.stats.verdicts import Verdict
 from llmquant.study.call import Call
+from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.study import Study
 from made_up import (
     BASELINE,
@@ -46,16 +53,20 @@ def _blocks(page: Path, language: str) -> list[tuple[str, str]]:
     return [(title, text) for title, text in found]
 
 
-def _commands() -> list[tuple[str, list[str]]]:
-    """Return every llmquant command of every page, in words."""
-    found = []
+def _words() -> Iterator[tuple[str, list[str]]]:
+    """Yield every command of every page, in words, without variables set for it."""
     for page in PAGES:
         for _, text in _blocks(page, "sh"):
             for part in re.split(r"\n|&&", text):
                 words = shlex.split(part, comments=True)
-                if words and Path(words[0]).name == "llmquant":
-                    found.append((page.name, words[1:]))
-    return found
+                while words and re.match(r"[A-Z_]+=", words[0]):
+                    del words[0]
+                if words:
+                    yield page.name, words
+
+
+COMMANDS = [(page, words[1:]) for page, words in _words() if Path(words[0]).name == "llmquant"]
+OTHERS = [(page, words) for page, words in _words() if Path(words[0]).name != "llmquant"]
 
 
 UsageError = typer.BadParameter.__base__  # typer keeps click to itself
@@ -70,7 +81,7 @@ def _parse(words: list[str]) -> None:
     command.make_context(" ".join(words), rest)
 
 
-@pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: value if isinstance(value, str) else None)
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
 def test_commands_parse(page, words):
     """Every command, subcommand and option that a page shows is one that the program has."""
     _parse(words)
@@ -93,13 +104,13 @@ def test_commands_that_the_program_does_not_have_are_found(words):
 
 
 def test_example_plugins_of_commands_build(tmp_path, monkeypatch):
-    """Every built-in quantizer and evaluator that a command names is accepted as it is written."""
+    """Every built-in quantizer, evaluator and executor that a command names is accepted as it is written."""
     monkeypatch.chdir(tmp_path)
-    known = {kind: registry().names(kind) for kind in ("quantizer", "evaluator")}
+    known = {kind: registry().names(kind) for kind in ("quantizer", "evaluator", "executor")}
     seen = 0
-    for _, words in _commands():
+    for _, words in COMMANDS:
         for flag, value in pairwise(words):
-            kind = {"-q": "quantizer", "-e": "evaluator"}.get(flag)
+            kind = {"-q": "quantizer", "-e": "evaluator", "--on": "executor"}.get(flag)
             # The checkpoint that `prequantized` needs is the reader's own.
             if kind and Call.parse(value).name in {*known[kind]} - {"prequantized"}:
                 seen += 1
@@ -177,13 +188,26 @@ def test_sessions_print_what_the_page_shows(page):
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-def _reads_a_store(page: Path) -> bool:
-    return any('from_store("results")' in text for _, text in _blocks(page, "python"))
+def _stand_in(function: Callable[..., Any], answer: Callable[[], Any]) -> Callable[..., Any]:
+    """Return a function that takes what `function` takes, checks names and options of plugins, and returns `answer`."""
+
+    def called(*args: Any, **options: Any) -> Any:
+        given = inspect.signature(function).bind(*args, **options).arguments
+        for kind in ("quantizer", "evaluator", "executor"):
+            wanted = given.get(kind, given.get(f"{kind}s", ()))
+            for one in [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else []:
+                registry().choose(kind, Call.parse(one))
+        return answer()
+
+    return called
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _reads_a_store(page)], ids=lambda page: page.name)
-def test_code_that_reads_a_store_runs(page, tmp_path, monkeypatch):
-    """Each page's code for a stored study runs from top to bottom."""
+SOURCES = [page for page in PAGES if _blocks(page, "python") and page.name != "plugins.md"]
+
+
+@pytest.mark.parametrize("page", SOURCES, ids=lambda page: page.name)
+def test_code_runs(page, tmp_path, monkeypatch):
+    """Each page's Python code runs from top to bottom, where studies of real models are replaced by a made-up one."""
     pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     study = MadeUpStudy()
@@ -193,12 +217,80 @@ def test_code_that_reads_a_store_runs(page, tmp_path, monkeypatch):
         study.add(completed(experiment(variant, "lm_eval(coqa)"), mean), {"coqa": answered})
         study.add(completed(experiment(variant, "memory", hardware=HARDWARE), *memory(100.0, 1.0, 120.0, 5.0, 6.0)))
     store_of(study, tmp_path / "results")
-    names: dict[str, object] = {}
+    for name in ("compare", "import_results"):
+        monkeypatch.setattr(lq, name, _stand_in(getattr(lq, name), lambda: lq.Comparison.from_store("results")))
+    for name in ("load", "evaluate"):
+        monkeypatch.setattr(lq, name, _stand_in(getattr(lq, name), list))
+    monkeypatch.setattr("llmquant.executors.modal.executor.find_spec", bool)  # nothing is started on Modal
+    names: dict[str, Any] = {}
     for _, text in _blocks(page, "python"):
         if ".plot()" in text:
             pytest.importorskip("matplotlib")
         exec(text, names)
-    assert names["found"].record.study_id == study.record.study_id
+    assert "lq" in names
+
+
+def test_skeletons_of_plugins_run():
+    """The skeleton of an embedder has the parts of the contract, and the hooks take the events that exist."""
+    skeleton, hooks = [text for title, text in _blocks(ROOT / "docs" / "plugins.md", "python") if not title][3:]
+    names: dict[str, Any] = {"dataclass": dataclass, "Literal": Literal, "EmbedderInfo": EmbedderInfo}
+    names["torch"] = SimpleNamespace(nn=SimpleNamespace(Module=object))
+    exec(skeleton, names)
+    info = names["MineOptions"]("").info(SimpleNamespace(config={"hidden_size": 8}))
+    assert info.dims == (8, 4)
+    for written, contract in ((names["Mine"], Embedder), (names["OpenMine"], OpenEmbedder)):
+        for name, function in vars(written).items():
+            if callable(function) and not name.startswith("__"):
+                theirs = inspect.signature(getattr(contract, name)).parameters
+                assert list(inspect.signature(function).parameters) == list(theirs), name
+    exec(hooks, names)
+    event = RunEvent("study", "run", "model", "quantizer", "evaluator", "completed")
+    for name in ("llmquant_run_started", "llmquant_run_finished"):
+        assert hasattr(Hooks, name)
+        names[name](event)
+
+
+def test_other_blocks_are_of_a_known_kind():
+    """Every block is run, parsed or compared by a test; only drawings and output are text, except written calls."""
+    text = {page.name: [text for _, text in _blocks(page, "text")] for page in PAGES}
+    assert {name: len(found) for name, found in text.items() if found} == {
+        "architecture.md": 2,  # drawings
+        "cli.md": 1,  # calls, see below
+        "plugins.md": 1,  # the package's files
+        "store-and-results.md": 1,  # the store's files
+        "README.md": 1,  # output of the demo
+    }
+    for page in PAGES:
+        kinds = re.findall(r"^```(\w*)", page.read_text(), re.MULTILINE)
+        assert {*kinds} <= {"sh", "python", "pycon", "toml", "json", "text", ""}, page.name
+        for _, json_text in _blocks(page, "json"):
+            json.loads(json_text)
+
+
+def test_written_calls_name_plugins_that_exist(tmp_path, monkeypatch):
+    """The calls on the page of the command line build."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a text")
+    ((_, text),) = _blocks(ROOT / "docs" / "cli.md", "text")
+    for call in map(Call.parse, text.splitlines()):
+        kinds = [kind for kind in ("quantizer", "evaluator") if call.name in registry().names(kind)]
+        assert len(kinds) == 1, call.name
+        registry().choose(kinds[0], call)
+
+
+def test_other_commands_name_what_exists():
+    """Extras that are installed are declared, scripts that are run exist, and every other program is a known one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = {"git", "cd", ".", "vllm", "modal", "jupyter", "lm_eval", "llama-perplexity", "pytest", "nox"}
+    for page, words in OTHERS:
+        program = Path(words[0]).name or words[0]
+        if program == "pip":
+            for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+                assert {*extras.split(",")} <= {*project["optional-dependencies"]}, page
+        elif program.startswith("python"):
+            assert words[1] == "-m" or (ROOT / words[1]).is_file(), page
+        else:
+            assert program in known, (page, program)
 
 
 def test_the_words_of_a_report_are_in_the_glossary():
