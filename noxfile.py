@@ -54,7 +54,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests that do not have a session of their own."""
-    _install(session, ".[all]", "peft", group="test")  # peft: its merged adapters are the reference
+    # peft and llama.cpp are references: of merged adapters, and of .gguf files.
+    _install(session, ".[all]", "peft", "cyllama", group="test")
     environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-m", "not plugin_package", *SEVERAL, *session.posargs, env=environment)
 

@@ -222,12 +222,13 @@ def test_a_study_names_what_it_compares(tiny_model: Path, tmp_path: Path):
     assert lines[1:3] == ["2 variants: bf16_baseline, bnb_4bit_nf4", "1 evaluator: memory"]
 
 
-def test_quantize_does_not_pretend_to_write_gguf(cli: Callable, tiny_model: Path, tmp_path: Path):
-    """It refuses, names who writes the file, and leaves no folder."""
-    code, _, err = cli("quantize", tiny_model, "-q", "gguf_q4_0", "-o", tmp_path / "out", "--device", "cpu")
-    assert code == 2
-    assert "llama-quantize model.gguf quantized.gguf Q4_0" in err
-    assert not (tmp_path / "out").exists()
+def test_quantize_refuses_a_gguf_file_that_llama_cpp_could_not_read(cli: Callable, tiny_model: Path, tmp_path: Path):
+    """A tokenizer of the model's own is the reason; neither a file nor a folder is left."""
+    for out in (tmp_path / "out", tmp_path / "out.gguf"):
+        code, _, err = cli("quantize", tiny_model, "-q", "gguf_q4_0", "-o", out, "--device", "cpu")
+        assert code == 2
+        assert "its pre-tokenizer is none of those known from llama.cpp" in " ".join(err.split())
+        assert not out.exists()
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 layers"), (1, "1 layer"), (2, "2 layers"), (1200, "1,200 layers")])

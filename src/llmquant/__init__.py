@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llmquant.plugins.quantizer import AppliedQuantization as AppliedQuantization
     from llmquant.plugins.quantizer import Quantizer as Quantizer
     from llmquant.plugins.quantizer import QuantizerOptions as QuantizerOptions
+    from llmquant.plugins.quantizer import SingleFile as SingleFile
     from llmquant.plugins.registry import registry as registry
     from llmquant.plugins.spec import PluginSpec as PluginSpec
     from llmquant.plugins.spec import RunEvent as RunEvent
@@ -130,6 +131,7 @@ _HOMES = {
         "AppliedQuantization",
         "Quantizer",
         "QuantizerOptions",
+        "SingleFile",
     ),
     "llmquant.plugins.registry": ("registry",),
     "llmquant.plugins.spec": (

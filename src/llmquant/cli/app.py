@@ -268,13 +268,13 @@ def plan(
 def quantize(
     model: Annotated[str, typer.Argument(help="Hub id (org/name@revision), folder, or .gguf file.")],
     quantizer: Annotated[str, typer.Option("--quantizer", "-q", help='Preset or call, for example "gptq(bits=3)".')],
-    out: Annotated[str, typer.Option("--out", "-o", help="New folder for the checkpoint, for example ./quantized.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="New folder for the checkpoint, or .gguf file.")],
     device: Annotated[str, typer.Option(help="Device to quantize on: auto, cpu, cuda or mps.")] = "auto",
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a quantized checkpoint for transformers."""
+    """Write a quantized checkpoint for transformers, or with a gguf preset a .gguf file for llama.cpp."""
     from llmquant.planning.lookup import inspect_subject
     from llmquant.plugins.registry import registry
     from llmquant.results.report.progress import counted, show_layers
@@ -283,14 +283,18 @@ def quantize(
     from llmquant.study.experiment import ModelRequest, path_of
 
     request = ModelRequest(model, trust_remote_code, allow_pickle)
-    before = inspect_subject(request, registry(), Cache.default()).disk_bytes
+    info = inspect_subject(request, registry(), Cache.default())
     with libraries_logged(verbose=verbose) as console, show_layers(console) as progress:
         applied = write(request, quantizer, out, device=device, progress=progress)
-    after = sum(file.stat().st_size for file in path_of(out).glob("*.safetensors"))
+    compute = f", {applied.compute_dtype} compute" if applied.compute_dtype != "unset" else ""
+    path, before = path_of(out), info.disk_bytes
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+    after = sum(file.stat().st_size for file in files)
     say(
         f"{out}: {counted(applied.layers_quantized, 'layer')} as {applied.code}, {applied.bits:g} bits per weight "
-        f"without scales, {applied.compute_dtype} compute; not quantized: {', '.join(applied.layers_left) or 'none'}",
-        f"weights: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB written ({after / before:.0%})",
+        f"without scales{compute}; not quantized: {', '.join(applied.layers_left) or 'none'}",
+        f"weights: {before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB written ({after / before:.0%}, "
+        f"{8 * after / info.parameters:.2f} bits per weight in all)",
     )
 
 

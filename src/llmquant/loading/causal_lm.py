@@ -41,11 +41,12 @@ _SANITY_TOKENS = 16
 _MOVES_FLOAT32, _MOVES_16_BIT, _MIXTURE = 1e-4, 0.01, 10
 
 
-def materialize(info: ModelInfo, cache: Cache, *, modules: bool = False) -> Path:
+def materialize(info: ModelInfo, cache: Cache, *, modules: bool = False, weights: bool = True) -> Path:
     """Return a local folder that ``from_pretrained`` reads; download or convert the model once if necessary.
 
     Args:
         modules: whether to download the folders of sentence-transformers' modules too.
+        weights: whether to download the weights of a Hub model too.
 
     Raises:
         ModelError: if it cannot be downloaded or converted.
@@ -53,7 +54,7 @@ def materialize(info: ModelInfo, cache: Cache, *, modules: bool = False) -> Path
     """
     if info.kind == "hub" and info.repo and info.commit:
         code = "trust_remote_code" in info.flags
-        return download(info.repo, info.commit, info.weight_files, code=code, modules=modules)
+        return download(info.repo, info.commit, info.weight_files if weights else (), code=code, modules=modules)
     if info.location is None:
         raise ModelError(f"{info.source} has neither a folder nor a Hub id")
     if info.kind == "folder":

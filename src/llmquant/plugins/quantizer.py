@@ -37,6 +37,7 @@ class AppliedQuantization:
         double_quantization: whether the scales are quantized too.
         layers_left: names of linear layers that were not quantized.
         note: a note for readers of the table.
+        served_bytes: size of the weights in bytes where they are served, if they run dequantized here.
     """
 
     method: str
@@ -49,6 +50,20 @@ class AppliedQuantization:
     double_quantization: bool = False
     layers_left: tuple[str, ...] = ()
     note: str = ""
+    served_bytes: Count | None = None
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """A file that ``llmquant quantize`` writes instead of a checkpoint.
+
+    Attributes:
+        suffix: end of its name, for example ``.gguf``.
+        command: the command that serves it, without the file's name, for example ``llama-server -m``.
+    """
+
+    suffix: str
+    command: str
 
 
 class QuantizerOptions:
@@ -63,6 +78,10 @@ class QuantizerOptions:
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int | None:
         """Predict the size of the loaded weights in bytes; ``None`` for no prediction."""
+        return None
+
+    def served_bytes(self, model: ModelInfo) -> int | None:
+        """Predict the size of the weights in bytes where they are served; ``None`` if they run in that form here."""
         return None
 
     def requests(self) -> Mapping[str, Json]:
@@ -87,6 +106,10 @@ class QuantizerOptions:
         Raises:
             RequestError: if the model cannot be saved.
         """
+
+    def single_file(self) -> SingleFile | None:
+        """Return the kind of file that `Quantizer.export` writes; ``None`` if a checkpoint is written."""
+        return None
 
     def serving(self) -> str | None:
         """Return what vLLM needs to serve a saved checkpoint: ``""`` for nothing, or the name of a package.
@@ -127,3 +150,17 @@ class Quantizer(ABC, Generic[Options]):
         Raises:
             NotHonouredError: if nothing is quantized, or the layers differ.
         """
+
+    def check_export(self, folder: Path, model: ModelInfo) -> None:
+        """Refuse a model that cannot be written as a `SingleFile`.
+
+        Args:
+            folder: the checkpoint, perhaps without its weights.
+
+        Raises:
+            UnsupportedError: naming the reason.
+        """
+
+    def export(self, folder: Path, model: ModelInfo, out: Path, ctx: Context) -> AppliedQuantization:
+        """Write the weights in `folder`, quantized, as the file `out`, and read back its properties."""
+        raise NotImplementedError

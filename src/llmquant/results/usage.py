@@ -39,8 +39,13 @@ def _lines(variant: Variant) -> tuple[str, ...]:
             options.check_save("cpu")
     except LlmquantError:  # the plugin is not installed here, or the weights cannot be saved
         return (in_python,)
+    single = options.single_file() if hasattr(options, "single_file") else None
     folder = f"{Path(source).name.partition('@')[0]}-{quantizer.label.partition('(')[0]}"
     serving: str | None = options.serving() if hasattr(options, "serving") else None
+    if single is not None:
+        file = folder + single.suffix
+        write = shlex.join(["llmquant", "quantize", source, "-q", quantizer.label, "-o", file])
+        return (write, f"{single.command} {shlex.quote(file)}")
     lines = [shlex.join(["llmquant", "quantize", source, "-q", quantizer.label, "-o", folder])]
     lines.append(f'AutoModelForCausalLM.from_pretrained("{folder}", device_map="auto")')
     if serving is not None:

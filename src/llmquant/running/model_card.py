@@ -21,6 +21,7 @@ def model_card(
     quantizer: str,
     recipe: Mapping[str, Any] | None,  # Any: a JSON object
     weight_bytes: int,
+    command: str = "",
 ) -> str:
     """Return a model card in Markdown with the front matter that the Hub reads.
 
@@ -30,10 +31,11 @@ def model_card(
         quantizer: the quantizer as requested.
         recipe: how the checkpoint was made; ``None`` if it was quantized while loading.
         weight_bytes: total size of the files with weights.
+        command: command that serves the file; ``""`` for a checkpoint that transformers loads.
     """
     name = info.use().name
     front: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": applied.method if command else "transformers",
         "tags": ["llmquant", "quantized", applied.method],
     }  # Any: YAML
     if info.repo:
@@ -60,19 +62,22 @@ def model_card(
 | --- | --- |
 {rows}
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("this-folder", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("this-folder")
-```
+{f"```console{chr(10)}{command}{chr(10)}```" if command else _TRANSFORMERS}
 
 To compare quality, memory and speed with the original model:
 
 ```console
-llmquant compare {source} -q bf16_baseline -q "prequantized(./this-folder)"
+llmquant compare {source} -q bf16_baseline -q {shlex.quote(quantizer) if command else '"prequantized(./this-folder)"'}
 ```
 """
+
+
+_TRANSFORMERS = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this-folder", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("this-folder")
+```"""
 
 
 def _made(recipe: Mapping[str, Any] | None) -> list[tuple[str, str]]:  # Any: a JSON object

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.opening import open_executor
 from llmquant.plugins.options import input_files
-from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.plugins.quantizer import AppliedQuantization, SingleFile
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.storage.atomic import replacing
@@ -133,8 +134,11 @@ def quantize(
 ) -> AppliedQuantization:
     """Write a quantized checkpoint for ``transformers``, with its tokenizer and a model card.
 
+    A ``gguf`` quantizer writes a .gguf file for llama.cpp instead: as `out` if that ends in ``.gguf``, and otherwise
+    with a model card in the folder `out`.
+
     Args:
-        out: a new or empty folder.
+        out: a new or empty folder, or a new file.
         progress: called by calibrated quantizers with the number of finished layers and of all layers.
 
     Returns:
@@ -152,11 +156,39 @@ def quantize(
         _refuse_embedder(info)
         if hasattr(chosen.options, "check_save"):
             chosen.options.check_save(context.device)
-        loaded = _load(info, chosen, replace(context, progress=progress), to_save=True)
+        shown = replace(context, progress=progress)
+        single: SingleFile | None = chosen.ask("single_file")
+        if single is not None:
+            return _export(info, chosen, target, single, shown)
+        loaded = _load(info, chosen, shown, to_save=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as partial:
             _write(loaded, chosen, partial)
     return loaded.applied
+
+
+def _export(info: ModelInfo, chosen: Chosen, target: Path, single: SingleFile, context: Context) -> AppliedQuantization:
+    """Write a single file, with a model card where `target` is a folder."""
+    from llmquant.loading.causal_lm import materialize
+    from llmquant.loading.strict import check_source
+    from llmquant.running.model_card import model_card
+
+    quantizer = registry().construct(chosen)
+    quantizer.check_export(materialize(info, context.cache, weights=False), info)
+    folder = materialize(info, context.cache)
+    check_source(folder, info.source, trust_remote_code="trust_remote_code" in info.flags)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial:
+        if target.suffix == single.suffix:
+            applied: AppliedQuantization = quantizer.export(folder, info, partial, context)
+        else:
+            partial.mkdir()
+            file = partial / f"{info.use().name.rpartition('/')[2]}-{chosen.use.label.partition('(')[0]}{single.suffix}"
+            applied = quantizer.export(folder, info, file, context)
+            command = f"{single.command} {shlex.quote(file.name)}"
+            card = model_card(info, applied, chosen.use.label, None, file.stat().st_size, command)
+            (partial / "README.md").write_text(card, encoding="utf-8")
+    return applied
 
 
 def _refuse_embedder(info: ModelInfo) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llmquant.errors import RequestError, UnsupportedError
+from llmquant.errors import UnsupportedError
 from llmquant.models.info import ModelInfo
+from llmquant.plugins.quantizer import SingleFile
 from llmquant.quantizers.plain_weights import plain_bytes, refuse_quantized
 from llmquant.study.call import Json
 
@@ -139,6 +141,15 @@ def block_types(
     return chosen
 
 
+def tensor_bytes(shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, str]) -> int:
+    """Add up the bytes of tensors in a file; those without a block type are stored in float32."""
+    total = 0
+    for name, shape in shapes.items():
+        block = BLOCK_TYPES.get(types.get(name, ""))
+        total += math.prod(shape) * 4 if block is None else math.prod(shape) // block.weights * block.bytes
+    return total
+
+
 def in_block(name: str) -> bool:
     """Return whether a weight belongs to a layer, and not to the embeddings or the head."""
     return _kind(name) in _KNOWN
@@ -211,18 +222,23 @@ class GgufOptions:
                 f"{model.source} has weights that are not in safetensors files",
                 hint="Save the model again with transformers: save_pretrained writes safetensors.",
             )
-        block_types({t.name: t.shape for t in model.weights}, model.text_config, self.file_type)
+        self.served_bytes(model)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the loaded weights, all of them dequantized."""
         return plain_bytes(model, 4 if self.dtype == "float32" else 2)
 
-    def check_save(self, device: str) -> None:
-        raise RequestError(
-            "a gguf preset measures what a .gguf file would hold, and llmquant does not write that file",
-            hint="llama.cpp writes it: python convert_hf_to_gguf.py FOLDER --outfile model.gguf, "
-            f"then llama-quantize model.gguf quantized.gguf {self.file_type.upper()}",
-        )
+    def served_bytes(self, model: ModelInfo) -> int:
+        """Predict the bytes of the tensors in the .gguf file.
+
+        Raises:
+            UnsupportedError: as `block_types`.
+        """
+        shapes = {tensor.name: tensor.shape for tensor in model.weights}
+        return tensor_bytes(shapes, block_types(shapes, model.text_config, self.file_type))
+
+    def single_file(self) -> SingleFile:
+        return SingleFile(".gguf", "llama-server -m")
 
     def requests(self) -> Mapping[str, Json]:
         return {"method": "gguf", "code": self.file_type, "compute_dtype": self.dtype}

@@ -1,9 +1,10 @@
-"""GGUF: weights quantized by llama.cpp's own code, then dequantized, so that the measured loss is real."""
+"""GGUF: weights quantized by llama.cpp's own code: dequantized to measure their loss, or written as a .gguf file."""
 
 from __future__ import annotations
 
 import ctypes
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -21,8 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llmquant.errors import NotHonouredError
+from llmquant.models.gguf import read_gguf_header
 from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
-from llmquant.quantizers.gguf.options import BLOCK_TYPES, GgufOptions, block_types, in_block
+from llmquant.quantizers.gguf.file import plan_file, write_file
+from llmquant.quantizers.gguf.options import BLOCK_TYPES, GgufOptions, block_types, in_block, tensor_bytes
 from llmquant.quantizers.reading import dtype_name, elements_by_dtype, only
 
 if TYPE_CHECKING:
@@ -43,11 +46,8 @@ class Gguf(Quantizer[GgufOptions]):
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Write the checkpoint to `out` file by file, so that only one file's weights are in memory at a time."""
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        files = sorted(model.glob("[!.]*.safetensors"))
-        types = block_types(_shapes(files), config.get("text_config") or config, self.options.file_type)
-        done = 0
-        for file in files:
+        types, done = self._types(model), 0
+        for file in _files(model):
             tensors = load_file(file)
             for name in tensors:
                 if tensors[name].is_floating_point():
@@ -73,7 +73,8 @@ class Gguf(Quantizer[GgufOptions]):
         """
         weights = {name: weight.detach() for name, weight in module.named_parameters()}
         config = module.config.get_text_config().to_dict()
-        types = block_types({name: tuple(w.shape) for name, w in weights.items()}, config, self.options.file_type)
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        types = block_types(shapes, config, self.options.file_type)
         for name, block_type in types.items():
             moved = _moved(weights[name], block_type)
             if moved > _MAY_MOVE * BLOCK_TYPES[block_type].error:
@@ -81,38 +82,73 @@ class Gguf(Quantizer[GgufOptions]):
                     f"{name} is not quantized as {block_type}: quantizing it again changes it by {moved:.2%}"
                 )
         dtype = only((dtype_name(weights[name].dtype) for name in types), "type")
+        note = f"runs dequantized in {dtype}: the loss is that of the .gguf file's weights, memory and speed are not"
+        return self._described(
+            shapes,
+            types,
+            dtype,
+            elements_by_dtype(module),
+            sum(isinstance(child, torch.nn.Linear) for child in module.modules()),
+            f"{note}; llama.cpp's rounding of activations to 8 bits is not included",
+        )
+
+    def check_export(self, folder: Path, model: ModelInfo) -> None:
+        plan_file(folder, model)
+
+    def export(self, folder: Path, model: ModelInfo, out: Path, ctx: Context) -> AppliedQuantization:
+        """Write the blocks that `prepare` dequantizes, and compare the file's header with the types of the blocks."""
+        plan, types = plan_file(folder, model), self._types(folder)
+        for done in write_file(plan, out, self.options.file_type, types, _blocks):
+            ctx.progress(done, len(plan.names))
+        header = {tensor.name: tensor for tensor in read_gguf_header(out).tensors}
+        found = {name: header[written] for name, written in plan.names.items()}
+        wrong = [name for name, tensor in found.items() if tensor.dtype != types.get(name, "float32")]
+        if wrong:
+            raise NotHonouredError(f"{wrong[0]} was written as {found[wrong[0]].dtype}")
         elements = Counter[str]()
+        for tensor in found.values():
+            elements[tensor.dtype] += tensor.elements
+        shapes = {name: tensor.shape for name, tensor in found.items()}
+        layers = sum(len(shape) > 1 and "embed_tokens" not in name for name, shape in shapes.items())
+        return self._described(shapes, types, dtype_name(None), elements, layers, "")
+
+    def _types(self, folder: Path) -> dict[str, str]:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return block_types(_shapes(_files(folder)), config.get("text_config") or config, self.options.file_type)
+
+    def _described(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        types: Mapping[str, str],
+        compute_dtype: str,
+        dtypes: Mapping[str, int],
+        layers_quantized: int,
+        note: str,
+    ) -> AppliedQuantization:
+        counts = Counter(types[name] for name in shapes if name in types)
         layers = Counter[str]()
         for name, block_type in types.items():
-            elements[block_type] += weights[name].numel()
-            layers[block_type] += weights[name].numel() if in_block(name) else 0
-        usual = max(layers, key=lambda block_type: layers[block_type])
-        bits = sum(BLOCK_TYPES[block_type].bits * count for block_type, count in layers.items()) / layers.total()
-        linear = [child for child in module.modules() if isinstance(child, torch.nn.Linear)]
+            layers[block_type] += math.prod(shapes[name]) if in_block(name) else 0
+        usual = BLOCK_TYPES[max(layers, key=lambda block_type: layers[block_type])]
+        size = tensor_bytes(shapes, types)
+        mixture = ", ".join(f"{block_type} {counts[block_type]}" for block_type in sorted(counts))
+        file = f"the file takes {size / 2**20:.1f} MiB ({mixture}; embeddings and head included)"
         return AppliedQuantization(
             method="gguf",
             code=self.options.file_type,
-            bits=round(bits, 2),
-            block_size=BLOCK_TYPES[usual].group,
-            double_quantization=BLOCK_TYPES[usual].weights > BLOCK_TYPES[usual].group,
-            compute_dtype=dtype,
-            dtypes=elements_by_dtype(module),
-            layers_quantized=len(linear),
-            note=_note(types, elements, sum(w.numel() for w in weights.values()), dtype),
+            bits=round(sum(BLOCK_TYPES[each].bits * count for each, count in layers.items()) / layers.total(), 2),
+            block_size=usual.group,
+            double_quantization=usual.weights > usual.group,
+            compute_dtype=compute_dtype,
+            dtypes=dtypes,
+            layers_quantized=layers_quantized,
+            note="; ".join(filter(None, (note, file))),
+            served_bytes=size,
         )
 
 
-def _note(types: Mapping[str, str], elements: Mapping[str, int], parameters: int, dtype: str) -> str:
-    counts = Counter(types.values())
-    file_bytes = 4 * (parameters - sum(elements.values()))  # vectors stay in float32
-    for block_type, count in elements.items():
-        file_bytes += count // BLOCK_TYPES[block_type].weights * BLOCK_TYPES[block_type].bytes
-    mixture = ", ".join(f"{block_type} {counts[block_type]}" for block_type in sorted(counts))
-    return (
-        f"runs dequantized in {dtype}: the loss is that of the .gguf file's weights, memory and speed are not; "
-        f"the file would take {file_bytes / 2**20:.1f} MiB ({mixture}; embeddings and head included); "
-        "llama.cpp's rounding of activations to 8 bits is not included"
-    )
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[!.]*.safetensors"))
 
 
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
@@ -133,6 +169,12 @@ def _moved(weight: torch.Tensor, block_type: str) -> float:
 
 def _round_trip(rows: NDArray[np.float32], block_type: str) -> NDArray[np.float32]:
     """Quantize and dequantize a matrix of float32."""
+    found: NDArray[np.float32] = gguf.dequantize(_blocks(rows, block_type), gguf.GGMLQuantizationType[block_type])
+    return found
+
+
+def _blocks(rows: NDArray[np.float32], block_type: str) -> NDArray[np.uint8]:
+    """Quantize a matrix; each row becomes one row of bytes."""
     kind = gguf.GGMLQuantizationType[block_type]
     rows = np.ascontiguousarray(rows)
     block = BLOCK_TYPES[block_type]
@@ -146,8 +188,7 @@ def _round_trip(rows: NDArray[np.float32], block_type: str) -> NDArray[np.float3
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # ctypes lets other threads run meanwhile
         list(pool.map(run, range(0, height, chunk)))
-    found: NDArray[np.float32] = gguf.dequantize(blocks, kind)
-    return found
+    return blocks
 
 
 @cache
