@@ -137,6 +137,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def examples(session: nox.Session) -> None:
+    """Run each example as a notebook, and write its pages into ``site/examples``; ``-- -k NAME`` runs one."""
+    _install(session, ".[gptq,ocr,pdf,modal,notebook]", group="test")
+    session.run("pytest", "tests/notebooks", "--durations=0", *session.posargs, env=NO_THREAD_FIGHTS)
+
+
+@nox.session(default=False)
 def wheel(session: nox.Session) -> None:
     """Build the distributions, install only the wheel, and check what a user gets."""
     shutil.rmtree("dist", ignore_errors=True)

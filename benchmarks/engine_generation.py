@@ -28,10 +28,10 @@ from engine import SEED, load, timed
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from llmquant.cli.demo_data import coqa_row
 from llmquant.engine.lm import TreeLM
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval.scored_part import first_line
+from llmquant.testing.demo_data import coqa_row
 
 COQA = {"until": ["\nQ:"]}
 GSM8K = {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "temperature": 0.0}

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import llmquant as lq
-from llmquant.cli.demo import demo_study, small_model
+from llmquant.cli.demo import demo_study
 from llmquant.evaluators.fidelity.evaluator import Fidelity
 from llmquant.evaluators.fidelity.options import FidelityOptions
 from llmquant.evaluators.perplexity.evaluator import Perplexity
@@ -30,6 +30,7 @@ from llmquant.loading.memory import peak_memory
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import Documents, InputFile
 from llmquant.study.run import REFERENCE_FILE
+from llmquant.testing.demo_data import demo_model
 
 Timed = dict[str, float]
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    model = given.model or str(small_model(Cache.default()))
+    model = given.model or str(demo_model())
     text = InputFile.read(given.text or Path(demo_study(50).evaluators[1].args[0]))
     models = tuple(lq.load(model, quantizer, device="cpu") for quantizer in (given.baseline, given.variant))
     sizes = {"window": given.window, "max_tokens": given.tokens}

