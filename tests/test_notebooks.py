@@ -66,7 +66,7 @@ def test_progress_is_one_output_that_is_updated(output: Output):
         "  nf4 · <coqa>  3/8  0 s",
         "  fp4 · loading  0 s",
     ]
-    assert 'nf4 · &lt;coqa&gt; <progress value="3" max="8"></progress> 3/8' in first["text/html"]
+    assert '<progress value="3" max="8"></progress> 3/8 nf4 · &lt;coqa&gt;, 0 s' in first["text/html"]
     assert last["text/plain"] == "2 of 3 experiments done, after 0 s"
     assert "progress" not in last["text/html"]
 
@@ -97,10 +97,10 @@ def test_only_public_names_are_listed():
 
 
 def test_a_frame_has_a_line_per_variant_and_main_metric(found: lq.Comparison):
-    """Parts of a metric are left out, as are conditions that are always the same; failed experiments are in it."""
+    """Parts of a metric are left out, and a model and conditions that are always the same; failures are in it."""
     frame = found.to_frame()
     assert list(frame) == [
-        *("model", "variant", "task", "metric", "at_batch", "at_prompt_tokens", "value", "stderr", "n", "unit"),
+        *("variant", "task", "metric", "at_batch", "at_prompt_tokens", "value", "stderr", "n", "unit"),
         *("difference", "difference_low", "difference_high", "ratio", "verdict", "status"),
     ]
     baseline = frame[frame.variant == BASELINE]
@@ -144,7 +144,11 @@ def test_objects_are_a_line(found: lq.Comparison, tiny_model: Path, tmp_path: Pa
 
 
 def test_a_recommendation_is_sentences(found: lq.Comparison):
-    """As `print` shows it."""
+    """As `print` shows it, and as a list in Markdown."""
     advice = found.recommend()
     assert repr(advice) == str(advice)
     assert repr(advice).startswith("Ship bf16_baseline: ")
+    shown = advice._repr_markdown_().splitlines()
+    assert len(shown) == len(advice.lines())
+    assert shown[0].startswith("- Ship bf16_baseline: ")
+    assert shown[-1] == f"- `{advice.use[-1]}`"

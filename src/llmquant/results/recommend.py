@@ -11,6 +11,7 @@ from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
 from llmquant.results.costs import latency, peak_memory
 from llmquant.results.pooled import names, pooled_margin
 from llmquant.results.row import Row
+from llmquant.study.neutral import markdown_text
 
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.IGNORECASE)
@@ -86,6 +87,9 @@ class Recommendation:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(f"- {f'`{line}`' if line in self.use else markdown_text(line)}" for line in self.lines())
 
 
 @dataclass(frozen=True)

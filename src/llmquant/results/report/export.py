@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _KIND = "llmquant study"
-_WHAT = ("model", "variant", "task", "metric")
+_WHAT = ("variant", "task", "metric")
 _FOUND = (
     *("value", "stderr", "n", "unit"),
     *("difference", "difference_low", "difference_high", "ratio", "verdict", "status"),
@@ -146,15 +146,16 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def narrow_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return a frame to read: the main metrics, and only the conditions that differ between them.
+    """Return a frame to read: the main metrics; the model and the conditions only where they differ.
 
     Raises:
         MissingDependencyError: if pandas is not installed.
     """
     main = (row for row in rows if row.headline and row.metric not in _DETAILS and not row.metric.endswith("_p95"))
     frame = to_frame([replace(row, task=row.task or row.evaluator) for row in main])
-    conditions = [name for name in map(str, frame) if name.startswith("at_") and frame[name].nunique() > 1]
-    return frame[[*_WHAT, *conditions, *_FOUND]]
+    several = {str(name) for name in frame if frame[name].nunique() > 1}
+    conditions = [name for name in map(str, frame) if name.startswith("at_") and name in several]
+    return frame[[*(["model"] if "model" in several else []), *_WHAT, *conditions, *_FOUND]]
 
 
 def frame_of(records: Sequence[Mapping[str, _Value]], columns: list[str]) -> pd.DataFrame:

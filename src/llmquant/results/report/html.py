@@ -24,8 +24,8 @@ STYLE = """
 .llmquant th { font-weight: 600; border-bottom: 1px solid rgba(128, 128, 128, .7); }
 .llmquant td, .llmquant tbody th { border-bottom: 1px solid rgba(128, 128, 128, .25); }
 .llmquant tbody th { font-weight: 400; }
-.llmquant .l { text-align: left; }
-.llmquant .r { text-align: right; }
+.llmquant .part .l { text-align: left; }
+.llmquant .part .r { text-align: right; }
 .llmquant .first { padding-left: 1.6em; }
 .llmquant .good { color: #178a43; font-weight: 600; }
 .llmquant .bad { color: #dc4a3d; font-weight: 600; }
@@ -48,7 +48,10 @@ def to_html_parts(tables: Iterable[Table]) -> str:
         if table.heading and table.heading != heading:
             parts.append(f"<h4>{table.heading}</h4>")
         heading = table.heading
-        parts.append(_table(table) if table.columns else f'<p class="title">{table.title}</p>')
+        if table.is_verdict or not table.columns:  # a sentence as a caption would be as narrow as its table
+            parts.append(f'<p class="title">{table.title}</p>')
+        if table.columns:
+            parts.append(_table(table))
         if table.footnotes:
             parts.append("<ul>" + "".join(f"<li>{note}</li>" for note in table.footnotes) + "</ul>")
     return "\n".join(parts)
@@ -72,7 +75,7 @@ def _table(table: Table) -> str:
             for kind, cell in zip(classes[1:], cells, strict=True)
         )
         body.append(f'<tr><th scope="row" class="l">{label.text}</th>{line}</tr>')
-    caption = f"<caption>{table.title}</caption>" if table.title else ""
+    caption = f"<caption>{table.title}</caption>" if table.title and not table.is_verdict else ""
     return (
         f'<div class="part"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )

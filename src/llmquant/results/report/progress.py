@@ -71,7 +71,7 @@ def _bundle(first: str, running: Sequence[Running]) -> dict[str, str]:
         elapsed, count = duration(time.monotonic() - each.since), f"{each.done}/{each.total}" if each.total else ""
         lines.append("  ".join(["", *filter(None, (printable(each.label), count, elapsed))]))
         value = f' value="{each.done}" max="{each.total}"' if each.total else ""
-        rows.append(f"<div>{html_text(each.label)} <progress{value}></progress> {count} {elapsed}</div>")
+        rows.append(f"<div><progress{value}></progress> {count} {html_text(each.label)}, {elapsed}</div>")
     return {"text/plain": "\n".join(lines), "text/html": f"<div>{html_text(first)}</div>{''.join(rows)}"}
 
 
