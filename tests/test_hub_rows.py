@@ -10,6 +10,7 @@ from huggingface_hub import constants
 import llmquant as lq
 from llmquant.cli import app
 from llmquant.planning.hub_rows import refuse_missing_rows
+from llmquant.planning.resolve import parts_of
 from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
@@ -54,6 +55,9 @@ def test_the_default_command_without_the_hub_names_what_to_give_instead(
         ("evaluator", "perplexity(wikitext2)", "perplexity(FILE.txt)"),
         ("evaluator", "fidelity(org/texts:en:test:text)", "fidelity(FILE.txt)"),
         ("evaluator", "lm_eval(mmlu)", "lm_eval(mmlu_abstract_algebra, data=FILE.jsonl)"),
+        ("evaluator", "mteb(VidoreDocVQARetrieval)", "retrieval(PAGES, queries=FILE.jsonl)"),
+        ("evaluator", "mteb(NFCorpus)", "beir(FOLDER)"),
+        ("evaluator", "drift(NFCorpus)", "drift(PAGES, queries=FILE.jsonl) or drift(FOLDER)"),
         ("quantizer", "gptq_4bit_g128", "calibration=FILE.txt"),
         ("quantizer", "awq(calibration=wikitext2)", "calibration=FILE.txt"),
         ("quantizer", "auto_round", "calibration=FILE.txt"),
@@ -64,6 +68,42 @@ def test_every_data_set_of_the_hub_is_refused_with_its_own_hint(tmp_path: Path, 
     assert f"use a local file: {instead}" in refused(tmp_path, kind, call)
 
 
+@pytest.mark.parametrize(
+    ("call", "rows"),
+    [("lm_eval(squadv2)", "lighteval/squad_v2"), ("mteb(STSBenchmark)", "mteb/stsbenchmark-sts")],
+)
+def test_rows_that_no_file_replaces_are_refused_too(tmp_path: Path, call: str, rows: str):
+    """A task of Python code and a task that does not search have no local form."""
+    said = refused(tmp_path, "evaluator", call)
+    assert f"the rows of {rows} are not in the local cache" in said
+    assert said.endswith("Go online once.")
+
+
+def test_a_benchmark_is_refused_in_one_message(tmp_path: Path):
+    """Its tasks have the same remedy, which is named once, with the first of their data sets."""
+    tasks = registry().choose("evaluator", Call.parse("mteb(ViDoRe(v1))"))
+    with pytest.raises(lq.errors.OptionError, match=r"mteb\(.+\), mteb\(.+\), mteb\(.+\) and 7 more: the rows of"):
+        refuse_missing_rows(parts_of(registry(), tasks), Cache(tmp_path / "cache"))
+
+
+def test_a_text_is_in_the_cache_with_its_split_and_column(tmp_path: Path):
+    """A column that the cached data set does not have would fail only in the worker."""
+    made = tmp_path / "home" / "datasets" / "org___texts" / "en" / "0.0.0" / "0a1b"
+    made.mkdir(parents=True)
+    (made / "dataset_info.json").write_text('{"splits": {"test": {}}, "features": {"text": {}}}')
+    assert not refused(tmp_path, "evaluator", "perplexity(org/texts:en:test:text)")
+    assert refused(tmp_path, "evaluator", "perplexity(org/texts:en:train:text)")
+    assert refused(tmp_path, "evaluator", "perplexity(org/texts:en:test:body)")
+
+
+def test_calibration_texts_need_the_hub_even_if_their_rows_are_cached(tmp_path: Path):
+    """They are streamed, which reads no cache."""
+    made = tmp_path / "home" / "datasets" / "allenai___c4" / "en" / "0.0.0" / "0a1b"
+    made.mkdir(parents=True)
+    (made / "dataset_info.json").write_text("{}")
+    assert refused(tmp_path, "quantizer", "gptq_4bit_g128")
+
+
 @pytest.mark.parametrize("folder", ["EleutherAI___coqa/default", "org___my_texts/en"])
 def test_rows_in_the_local_cache_are_not_refused(tmp_path: Path, folder: str):
     """The folders are those in which `datasets` keeps prepared rows."""
@@ -71,7 +111,7 @@ def test_rows_in_the_local_cache_are_not_refused(tmp_path: Path, folder: str):
     assert refused(tmp_path, "evaluator", call)
     made = tmp_path / "home" / "datasets" / folder / "0.0.0" / "0a1b"
     made.mkdir(parents=True)
-    (made / "dataset_info.json").touch()
+    (made / "dataset_info.json").write_text('{"splits": {"test": {}}, "features": {"text": {}}}')
     assert not refused(tmp_path, "evaluator", call)
 
 
@@ -86,5 +126,5 @@ def test_local_rows_need_no_hub(tmp_path: Path):
 
 def test_a_hub_that_answers_is_left_to_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Rows that can be fetched are not refused."""
-    monkeypatch.setattr("llmquant.planning.hub_rows._unreachable", lambda: "")
+    monkeypatch.setattr("llmquant.planning.hub_rows.unreachable", lambda: "")
     assert not refused(tmp_path, "evaluator", "perplexity")

@@ -22,7 +22,7 @@ from llmquant.storage.cache import Cache
 
 _INSTALL = 'pip install "llmquant[embed]"'
 _SHIPPED = Path(__file__).with_name("mteb_tasks.json.xz")
-_FORMAT = 2  # version of the cached file's format
+_FORMAT = 3  # version of the cached file's format
 
 Part: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...]]
 """A task's name, and its selected subsets and splits; empty for all."""
@@ -43,6 +43,7 @@ class MtebTask:
         samples: number of samples, for tasks without queries.
         public: whether the data is available without an agreement.
         superseded_by: name of a later version; ``""`` for none.
+        dataset: data set on the Hub; ``""`` for tasks that read other ones.
     """
 
     name: str
@@ -58,6 +59,7 @@ class MtebTask:
     samples: int | None
     public: bool = True
     superseded_by: str = ""
+    dataset: str = ""
 
     @property
     def languages(self) -> list[str]:

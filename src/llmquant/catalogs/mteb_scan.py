@@ -7,6 +7,7 @@ separate process. CONTRIBUTING.md describes the index that the package contains.
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import lzma
 import sys
@@ -75,8 +76,16 @@ def _task(cls: type[AbsTask]) -> Json:
         "splits": list(metadata.eval_splits),
         "public": metadata.is_public,
         "superseded_by": metadata.superseded_by or "",
+        "dataset": metadata.dataset["path"] if _reads_it(cls) else "",
         **_sizes(metadata.descriptive_stats or {}, metadata.eval_splits),
     }
+
+
+def _reads_it(cls: type[AbsTask]) -> bool:
+    """Return whether a task reads the data set that its metadata names."""
+    return cls.load_data in (AbsTask.load_data, AbsTaskRetrieval.load_data) or "dataset" in inspect.getsource(
+        cls.load_data
+    )
 
 
 def _sizes(statistics: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Json]:  # Any: mteb's statistics

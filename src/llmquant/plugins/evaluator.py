@@ -100,7 +100,10 @@ class EvaluatorOptions:
         return ()
 
     def hub_rows(self) -> Mapping[str, str]:
-        """Return the needed data sets of the Hub, as ``repository:configuration``, and what to write instead."""
+        """Return the needed data sets of the Hub, and what to write instead.
+
+        Each is written ``repository:configuration:split:column``; all but the repository may be missing or empty.
+        """
         return {}
 
 
@@ -109,6 +112,13 @@ class Evaluator(ABC, Generic[Options]):
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    def fetch(self, ctx: Context) -> None:
+        """Fetch and check what `evaluate` reads, so that a mistake costs no loading of a model.
+
+        Called before the model is loaded, for llmquant's own evaluators: importing the code of other packages might
+        change how the model is loaded.
+        """
 
     @abstractmethod
     def evaluate(self, subject: Any, ctx: Context) -> Iterable[Result]:

@@ -93,7 +93,10 @@ class QuantizerOptions:
         return ()
 
     def hub_rows(self) -> Mapping[str, str]:
-        """Return the needed data sets of the Hub, as ``repository:configuration``, and what to write instead."""
+        """Return the needed data sets of the Hub, and what to write instead.
+
+        Each is written ``repository:configuration:split:column``; all but the repository may be missing or empty.
+        """
         return {}
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost | None:

@@ -59,6 +59,7 @@ class ActiveJob:
     offset: int = 0
     current: RunId | None = None
     since: float = field(default_factory=time.monotonic)  # the system clock may be changed while a study runs
+    stage: str = "starting"  # until the model is loaded
     loaded: bool = False
     done: int = 0
     total: int = 0
@@ -111,7 +112,7 @@ def writes_checkpoint(quantizer: PluginUse, registry: Registry) -> bool:
 
 def _running(job: ActiveJob) -> Running:
     experiment = next((e for e in job.experiments if e.run_id == job.current), None)
-    what = experiment.evaluator.label if experiment else "quantizing" if job.total else "loading"
+    what = experiment.evaluator.label if experiment else "quantizing" if job.total else job.stage
     if job.waiting:
         what = f"waits for {job.waiting}"
     return Running(f"{job.experiments[0].variant.quantizer.label} · {what}", job.done, job.total, job.since)

@@ -247,7 +247,7 @@ class Scheduler:
             reason = self._executor.why_lost(active.job_id) if state == "lost" else "the worker ended without a result"
             self._settle(active, "lost", reason)
         elif self._timeout_s is not None and not active.waiting and now - active.since > self._timeout_s:
-            what, before = "the experiment" if active.loaded else "loading the model", active.since
+            what, before = "the experiment" if active.loaded else active.stage, active.since
             self._executor.cancel(active.job_id)
             self._read(active)
             if active.since == before:
@@ -266,8 +266,10 @@ class Scheduler:
                 continue  # an entry that does not belong to this job
             if entry.who != active.waiting:  # the wait begins or ends: time spent waiting is not limited
                 active.waiting, active.since = entry.who, now
-            if entry.event == "loading":  # once more after a quantization
-                active.done, active.total = 0, 0
+            if entry.event == "fetching":
+                active.stage = "fetching data"
+            elif entry.event == "loading":  # once more after a quantization
+                active.stage, active.done, active.total = "loading", 0, 0
             elif entry.event == "loaded":
                 active.loaded = True
                 variant = active.experiments[0].variant
@@ -275,7 +277,7 @@ class Scheduler:
                     self._loads[variant.model.digest] = now - active.since
             elif entry.event == "started":
                 active.loaded, active.current, active.since, active.done, active.total = True, run_id, now, 0, 0
-                self._notify(active, run_id, "started")
+                self._notify(next(e for e in active.experiments if e.run_id == run_id), "started")
             elif entry.event == "progress":
                 active.done, active.total = entry.done, entry.total
             elif entry.event == "finished":
@@ -342,20 +344,32 @@ class Scheduler:
 
     def _finish(self, active: ActiveJob, run_id: RunId, run: Run) -> None:
         active.finished.add(run_id)
-        self.runs[run_id] = run
+        self._record(run)
+        if run.failure is not None and run.failure.kind == "data":
+            self._fail_alike(run)
+
+    def _fail_alike(self, failed: Run) -> None:
+        """Let the experiments of other variants that read the same data fail too, instead of trying again."""
+        for experiment in self._asked.experiments:
+            if experiment.evaluator == failed.experiment.evaluator and experiment.run_id not in self._taken:
+                attempt = 1 + max(self.store.attempts(experiment.run_id), default=0)
+                self._record(self._store_failed(replace(failed, experiment=experiment, attempt=attempt), ""))
+
+    def _record(self, run: Run) -> None:
+        """Add a run to the study's, and print why it failed."""
+        self.runs[run.run_id] = run
         if run.failure is not None and run.failure.kind != "cancelled":
             what = f"{run.experiment.variant.quantizer.label} · {run.experiment.evaluator.label}"
             first = self._causes.setdefault(run.failure.message, what)
             cause = textwrap.shorten(run.failure.message, 500) if first == what else f"same cause as {first}"
             _log.warning("%s failed: %s", what, cause)
-        self._notify(active, run_id, run.status, run.failure.message if run.failure else "")
+        self._notify(run.experiment, run.status, run.failure.message if run.failure else "")
 
-    def _notify(self, active: ActiveJob, run_id: RunId, status: str, message: str = "") -> None:
-        experiment = next(e for e in active.experiments if e.run_id == run_id)
+    def _notify(self, experiment: Experiment, status: str, message: str = "") -> None:
         self._registry.notify(
             RunEvent(
                 self.record.study_id,
-                run_id,
+                experiment.run_id,
                 experiment.variant.model.source,
                 experiment.variant.quantizer.label,
                 experiment.evaluator.label,

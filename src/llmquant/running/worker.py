@@ -30,6 +30,7 @@ from llmquant.plugins.options import verify_inputs
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.running.checked_results import checked_results
+from llmquant.running.fetching import fetch
 from llmquant.running.host_lock import host_lock
 from llmquant.running.output import flush_output, give_back, keep_output, log_since, log_size
 from llmquant.running.provenance import provenance
@@ -66,20 +67,29 @@ def work(record: Path, store: Store) -> bool:
     asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
     experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not _is_built_in(e[0]))
     cache = Cache(Cache.default().root, who=_who(job, asked[0][0]), waiting=functools.partial(_wait, journal, ""))
-    journal.write("loading")
+    journal.write("fetching")
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=record.parent) as scratch:
         context = _context(job, cache, Path(scratch))
         started = _now()
         try:
             for spec in job.plugins:
                 registry().register(PluginSpec(**spec))
+            failures = fetch([e for e, _ in experiments if _is_built_in(e)], context)
+            for experiment, attempt in experiments:
+                if error := failures.get(experiment.run_id):
+                    _commit(store, journal, _failed(experiment, attempt, error, started, record, "data"), {}, record, 0)
+            experiments = [e for e in experiments if e[0].run_id not in failures]
+            if not experiments:
+                journal.write("end")
+                return False
+            journal.write("loading")
             subject = _load(job, experiments[0][0], context, journal)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # models, quantizers and their backends may raise anything, and call sys.exit
             _log.exception("the model could not be loaded")
             for experiment, attempt in experiments:
-                run = _failed(experiment, attempt, error, started, record, 0)
+                run = _failed(experiment, attempt, error, started, record)
                 _commit(store, journal, run, {}, record, 0)
         else:
             journal.write("loaded")
@@ -272,9 +282,15 @@ def _culprit(
 
 
 def _failed(
-    experiment: Experiment, attempt: int, error: BaseException, started: str, record: Path, log_from: int
+    experiment: Experiment,
+    attempt: int,
+    error: BaseException,
+    started: str,
+    record: Path,
+    kind: FailureKind | None = None,
 ) -> Run:
-    failure, where = _failure(error, record, log_from), _provenance(None, record)
+    failure, where = _failure(error, record, 0), _provenance(None, record)
+    failure = failure if kind is None else replace(failure, kind=kind)
     return Run(experiment, "failed", (), None, where, started, _now(), failure=failure, attempt=attempt)
 
 

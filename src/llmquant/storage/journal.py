@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 LOG_BYTES = 2**20
 
-JournalEvent = Literal["loading", "loaded", "waiting", "started", "progress", "finished", "end"]
+JournalEvent = Literal["fetching", "loading", "loaded", "waiting", "started", "progress", "finished", "end"]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ REFERENCE_FILE = "reference.safetensors"
 # Of a result without samples because its value is computed from other tasks' results.
 GROUP = "a group's value has no documents of its own"
 
-FailureKind = Literal["error", "out_of_memory", "timeout", "cancelled", "lost", "reference_failed"]
+FailureKind = Literal["error", "out_of_memory", "timeout", "cancelled", "lost", "reference_failed", "data"]
 
 
 @dataclass(frozen=True)

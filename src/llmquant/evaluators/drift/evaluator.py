@@ -18,7 +18,7 @@ from llmquant.evaluators.beir.options import BeirOptions
 from llmquant.evaluators.drift.measures import cosines, overlap, places, rank_flips
 from llmquant.evaluators.drift.options import DriftOptions
 from llmquant.evaluators.mteb.items import Rows
-from llmquant.evaluators.mteb.run import searched
+from llmquant.evaluators.mteb.run import fetch_task, searched
 from llmquant.evaluators.page_set.evaluator import local_task
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator
@@ -61,6 +61,15 @@ class Drift(Evaluator[DriftOptions]):
     the baseline's best results that the variant finds too; ``rank_flips`` is the share of pairs of these results in
     reverse order, ``(1 - Kendall's tau) / 2``; ``top_1_changed`` is the share of queries with another best document.
     """
+
+    def fetch(self, ctx: Context) -> None:
+        """Fetch the task's data, or read pages and queries.
+
+        Raises:
+            RunError: if the data is unavailable.
+            RequestError: if pages or queries are wrong.
+        """
+        fetch_task(self._task(ctx))
 
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterable[Result]:
         """Yield one result.

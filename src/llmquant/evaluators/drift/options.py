@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,13 @@ class DriftOptions:
         for name, _, _ in selected(mteb, index):
             if not index.tasks[name].retrieval:
                 raise UnsupportedError(f"drift: task {name!r} does not search", hint="Name a retrieval task.")
+
+    def hub_rows(self) -> Mapping[str, str]:
+        """Return the task's data set of the Hub, and what to write instead; nothing for local data."""
+        if isinstance(self.data, Pages):
+            return {}
+        instead = "drift(PAGES, queries=FILE.jsonl) or drift(FOLDER)"
+        return dict.fromkeys(MtebOptions((self.data,)).hub_rows(), instead)
 
     @property
     def local(self) -> LocalSetOptions | BeirOptions:

@@ -25,6 +25,7 @@ from llmquant.evaluators.fidelity.options import FidelityOptions
 from llmquant.evaluators.fidelity.precision import computing_in
 from llmquant.evaluators.fidelity.reference import Floor, HeadWeight, Reference, write_reference
 from llmquant.evaluators.perplexity.reading import Cut, Floats, TextWindows, read_windows
+from llmquant.evaluators.perplexity.text import read_text
 from llmquant.evaluators.perplexity.windows import Window, sliding_windows
 from llmquant.loading.causal_lm import materialize
 from llmquant.loading.memory import give_back_freed, is_out_of_memory
@@ -52,6 +53,14 @@ class Fidelity(Evaluator[FidelityOptions]):
     Args:
         options: the text and its windows, the definitions, and whether to measure the noise floor.
     """
+
+    def fetch(self, ctx: Context) -> None:
+        """Read the text.
+
+        Raises:
+            RunError: if the text is unavailable.
+        """
+        read_text(self.options.text, ctx)
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
         """Yield one result; the baseline's is zero divergence and its noise floor.

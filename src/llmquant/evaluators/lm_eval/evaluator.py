@@ -58,6 +58,17 @@ class LmEval(Evaluator[LmEvalOptions]):
         options: the tasks, their rows and the form of the prompts.
     """
 
+    def fetch(self, ctx: Context) -> None:
+        """Build the tasks from their rows.
+
+        Raises:
+            RunError: if a task's rows are unavailable or wrong.
+        """
+        provide_squad_metrics()
+        for part in self.options.parts():
+            with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch, _quiet():
+                _load_tasks(part, ctx, Path(scratch))
+
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
         """Yield one result per task, and one per group with its own scores.
 
@@ -84,10 +95,7 @@ def _check_chat(subject: LoadedModel) -> None:
 
 
 def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratch: Path) -> Iterator[Result]:
-    random.seed(ctx.seed)  # some tasks shuffle their choices when they are built
     loaded = _load_tasks(options, ctx, scratch)
-    for task in loaded["tasks"].values():
-        _check_documents(task, options)
     everything = {**loaded["tasks"], **loaded["groups"]}
     inside = {name for group in loaded["groups"].values() for name in group.child_names}
     first = _FIRST_BATCH[ctx.device] if options.batch_size == "auto" else options.batch_size
@@ -208,7 +216,7 @@ def _check_documents(task: Any, options: LmEvalOptions) -> None:  # Any: lm-eval
 
 
 def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[str, Any]:  # Any: lm-eval's TaskDict
-    """Build the task or group in `options` from only the YAMLs that it needs.
+    """Build the task or group in `options` from only the YAMLs that it needs, and check its rows.
 
     A generated YAML includes each of these YAMLs in place, so that functions in the YAML's folder are found.
     """
@@ -224,10 +232,13 @@ def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[
             stub |= rows_in_place(read_task(file), ctx.local(options.data), options.data.name)
         (stubs / f"{number:05}.yaml").write_text(write_yaml(stub), encoding="utf-8")
     manager = TaskManager(include_path=str(stubs), include_defaults=False)
+    random.seed(ctx.seed)  # some tasks shuffle their choices when they are built
     try:
         loaded: Mapping[str, Any] = manager.load([name])  # Any: see above
     except Exception as error:  # a task's own code, and what fetches its rows, may raise anything
         raise _not_loaded(name, options, error) from error
+    for built in loaded["tasks"].values():
+        _check_documents(built, options)
     return loaded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from llmquant.study.experiment import Documents, InputFile
 from llmquant.study.job import Device
 
 if TYPE_CHECKING:
+    from llmquant.catalogs.lm_eval_yaml import Function
     from llmquant.models.info import ModelInfo
 
 _YAML = (".yaml", ".yml")
@@ -138,13 +140,17 @@ class LmEvalOptions:
         """Return the tasks' data sets of the Hub, and what to write instead; nothing with local rows."""
         if self.data is not None:
             return {}
-        return {
-            f"{path}:{found.get('dataset_name') or ''}": f"lm_eval({found.get('task')}, data=FILE.jsonl)"
-            for task in self.tasks
-            for found in self._configurations(task)
-            if isinstance(path := found.get("dataset_path"), str)
-            and not ("custom_dataset" in found or path in ("", *_FILES) or Path(path).exists())
-        }
+        found: dict[str, str] = {}
+        for configuration in (c for task in self.tasks for c in self._configurations(task)):
+            path, name, instead = configuration.get("dataset_path"), configuration.get("dataset_name") or "", ""
+            if function := configuration.get("class"):
+                path = _dataset_of_class(function)
+            else:
+                instead = f"lm_eval({configuration.get('task')}, data=FILE.jsonl)"
+            local = "custom_dataset" in configuration or path in (None, "", *_FILES) or Path(str(path)).exists()
+            if not local:
+                found[f"{path}:{name}"] = instead
+        return found
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Estimate the work, within a factor of three for common tasks."""
@@ -248,6 +254,13 @@ def _wrong_values(options: LmEvalOptions) -> Iterator[OptionError]:
             f"lm_eval: data needs a single task, but {len(options.tasks)} tasks are named",
             hint="Write one evaluator per task: lm_eval(coqa, data=a.jsonl), lm_eval(boolq, data=b.jsonl).",
         )
+
+
+def _dataset_of_class(function: Function) -> str:
+    """Return the data set of a task of Python code; ``""`` if its code fetches the rows in its own way."""
+    code = "" if function.file is None else function.file.read_text(encoding="utf-8")
+    found = re.search(r'^ +DATASET_PATH = "(.+)"', code, re.MULTILINE)
+    return found[1] if found and "def download" not in code else ""
 
 
 def _count_lines(file: Path) -> int:

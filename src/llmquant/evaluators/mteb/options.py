@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -77,6 +77,12 @@ class MtebOptions:
             tokens += 30 * asked + (1000 if "image" in task.modalities else 200) * (task.documents or task.samples or 0)
         return Cost(prefill_tokens=tokens)
 
+    def hub_rows(self) -> Mapping[str, str]:
+        """Return the tasks' data sets of the Hub, and the evaluator of one's own pages or texts."""
+        index = self._index()
+        tasks = [index.tasks[name] for name, _, _ in selected(self, index)]
+        return {task.dataset: _instead(task) for task in tasks if task.dataset}
+
     def parts(self) -> Sequence[MtebOptions]:
         """Return one evaluator per task; a benchmark stands for its tasks.
 
@@ -109,6 +115,12 @@ def selected(options: MtebOptions, index: MtebIndex) -> list[Part]:
     ]
     _raise(errors)
     return [part for part in found if part is not None]
+
+
+def _instead(task: MtebTask) -> str:
+    if not task.retrieval:
+        return ""
+    return "retrieval(PAGES, queries=FILE.jsonl)" if "image" in task.modalities else "beir(FOLDER)"
 
 
 def _check(task: MtebTask, model: ModelInfo) -> None:

@@ -77,6 +77,17 @@ def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context, *, engin
     return found
 
 
+def fetch_task(task: AbsTask) -> None:
+    """Fetch a task's data into the local cache.
+
+    Raises:
+        RunError: if the data is unavailable.
+    """
+    with quiet():
+        _load(task)
+    task.unload_data()
+
+
 def searched(task: AbsTaskRetrieval, limit: int | None) -> Iterator[tuple[Place, Rows, Rows]]:
     """Load a task, cut to its first queries, and yield each subset's place, documents and queries.
 

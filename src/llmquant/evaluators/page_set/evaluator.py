@@ -28,6 +28,15 @@ MAIN = "ndcg_at_5"
 class LocalSet(Evaluator[LocalSetOptions]):
     """Search a local set of pages."""
 
+    def fetch(self, ctx: Context) -> None:
+        """Read pages and queries.
+
+        Raises:
+            RunError: if the worker does not have the files.
+            RequestError: if pages or queries are wrong.
+        """
+        local_task(self.options, ctx)
+
     def evaluate(self, subject: LoadedEmbedder, ctx: Context) -> Iterator[Result]:
         """Yield one result, like the mteb evaluator.
 

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from llmquant.errors import RunError
 from llmquant.evaluators.perplexity.options import PerplexityOptions
 from llmquant.evaluators.perplexity.reading import Floats, TextWindows, ratio, read_windows
+from llmquant.evaluators.perplexity.text import read_text
 from llmquant.evaluators.perplexity.windows import EncodedText, Window
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator, LoadedModel
@@ -35,6 +36,14 @@ class Perplexity(Evaluator[PerplexityOptions]):
     Args:
         options: the text, its length, and the windows.
     """
+
+    def fetch(self, ctx: Context) -> None:
+        """Read the text.
+
+        Raises:
+            RunError: if the text is unavailable.
+        """
+        read_text(self.options.text, ctx)
 
     def evaluate(self, subject: LoadedModel, ctx: Context) -> Iterator[Result]:
         """Yield perplexity, bits per byte and nats per token, with one sample per window.

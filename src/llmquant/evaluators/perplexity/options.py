@@ -82,8 +82,7 @@ class PerplexityOptions:
         """Return the data set of the text, and what to write instead; nothing for a file."""
         if isinstance(self.text, InputFile):
             return {}
-        repository, configuration, *_ = NAMED.get(self.text, self.text).split(":")
-        return {f"{repository}:{configuration}": f"{self.evaluator}(FILE.txt)"}
+        return {NAMED.get(self.text, self.text): f"{self.evaluator}(FILE.txt)"}
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work: every window is read completely."""

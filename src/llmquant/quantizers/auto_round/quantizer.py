@@ -31,12 +31,12 @@ class AutoRound(Quantizer[AutoRoundOptions]):
 
         On a CPU without bfloat16 auto-round stores weights that are not quantized in float32.
         """
-        _quiet()
-        import auto_round
-
         options = self.options
         tokenizer = AutoTokenizer.from_pretrained(model)
         tokens = calibration_tokens(options, tokenizer, ctx)
+        _quiet()
+        import auto_round
+
         engine = auto_round.AutoRound(
             load_causal(model, model.name, {"dtype": "auto"}, allow_pickle=True),
             tokenizer,

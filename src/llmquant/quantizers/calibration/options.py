@@ -16,6 +16,7 @@ DATA_SETS = {
     "c4": ("allenai/c4", "en"),
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
 }
+_SPECIAL = 4  # tokens that a tokenizer may add to each document
 Calibration = Literal["c4", "wikitext2"] | InputFile | tuple[str, ...]
 
 
@@ -68,13 +69,14 @@ def check_calibration(options: Calibrated, model: ModelInfo, name: str) -> None:
         )
     texts = list(calibration_texts(options))
     held = sum(len(text.encode()) for text in texts)
-    if texts and held < options.sequence_length:  # a token has at least a byte
+    needed = options.samples * options.sequence_length
+    if texts and held + _SPECIAL * len(texts) < needed:  # a token of the text has at least a byte
         what = options.calibration
         shown = what.name if isinstance(what, InputFile) else f"the text {texts[0][:40]!r}"
         raise OptionError(
-            f"{name}: calibration: {shown} holds {held} bytes, which cannot fill a sequence of "
+            f"{name}: calibration: {shown} holds {held} bytes, which cannot fill {options.samples} sequences of "
             f"{options.sequence_length} tokens",
-            hint="Use c4, wikitext2, the path of an existing longer text, or shorter sequences.",
+            hint="Use c4, wikitext2, the path of an existing longer text, or fewer or shorter sequences.",
         )
 
 

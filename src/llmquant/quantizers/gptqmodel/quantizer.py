@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,7 +42,7 @@ class _PackedByGptqModel(Quantizer[_Options]):
 
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         prepare_environment(ctx.device)
-        return _quantize(model, out, self._config(), self.options, ctx)
+        return _quantize(model, out, self._config, self.options, ctx)
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         prepare_environment(ctx.device)
@@ -101,7 +102,7 @@ def loaded_dtype(name: Dtype, device: str) -> torch.dtype:
 def _quantize(
     model: Path,
     out: Path,
-    config: Any,  # Any: a QuantizeConfig
+    make_config: Callable[[], Any],  # Any: a QuantizeConfig
     options: GptqOptions | AwqOptions | RoundToNearestOptions,
     ctx: Context,
 ) -> Path:
@@ -110,6 +111,14 @@ def _quantize(
     For GPTQ and some architectures GPTQModel stores every finished layer; a killed quantization resumes after the last
     stored layer. GPTQModel 7.6 cannot resume AWQ from the layers it stores.
     """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    digest, sequences = None, None
+    if not isinstance(options, RoundToNearestOptions):
+        tokens = calibration_tokens(options, tokenizer, ctx)  # may fail, and importing GPTQModel takes a minute
+        tokens.record(out)
+        digest = tokens.digest
+        sequences = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens.ids]
+
     from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
     from gptqmodel.models.auto import MODEL_MAP
@@ -122,17 +131,11 @@ def _quantize(
             hint="Use bnb_4bit_nf4, which supports any model with linear layers.",
         )
     check_source(model, model.name)  # GPTQModel loads layer by layer, and reports no missing weights
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    digest, sequences = None, None
-    if not isinstance(options, RoundToNearestOptions):
-        tokens = calibration_tokens(options, tokenizer, ctx)
-        tokens.record(out)
-        digest = tokens.digest
-        sequences = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens.ids]
     content = folder_digest(model, [path.name for path in model.iterdir()], ctx.cache.digests)
     asked = digest_of([content, repr(options), digest]).removeprefix("sha256:")
     unfinished = ctx.cache.root / "unfinished" / asked[:32]
     make_folder(unfinished)
+    config = make_config()
     config.offload_to_disk_path = str(unfinished / "offload")
     resumable = isinstance(options, GptqOptions) and kind in _RESUMABLE
     layers = CheckpointConfig(path=unfinished / "layers") if resumable else None
