@@ -10,7 +10,9 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
+from fractions import Fraction
 from itertools import pairwise
+from math import sqrt
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
@@ -25,6 +27,7 @@ from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import Hooks, RunEvent
 from llmquant.results.report.summary import summary
 from llmquant.results.rows import rows
+from llmquant.stats import documents_needed, reachable_margin
 from llmquant.stats.verdicts import Verdict
 from llmquant.study.call import Call
 from llmquant.study.embedding import EmbedderInfo
@@ -281,7 +284,19 @@ def test_written_calls_name_plugins_that_exist(tmp_path, monkeypatch):
 def test_other_commands_name_what_exists():
     """Extras that are installed are declared, scripts that are run exist, and every other program is a known one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    known = {"git", "cd", ".", "vllm", "modal", "jupyter", "lm_eval", "llama-perplexity", "pytest", "nox"}
+    known = {
+        "git",
+        "cd",
+        ".",
+        "vllm",
+        "modal",
+        "jupyter",
+        "lm_eval",
+        "llama-perplexity",
+        "llama-server",
+        "pytest",
+        "nox",
+    }
     for page, words in OTHERS:
         program = Path(words[0]).name or words[0]
         if program == "pip":
@@ -304,6 +319,38 @@ def test_the_words_of_a_report_are_in_the_glossary():
         assert f"\n| {term} |" in glossary
     for word in {word for title in titles for word in re.findall(r"[a-z]{2,}", title.lower())}:
         assert word in glossary.lower(), word
+
+
+def test_the_words_of_the_demo_are_in_the_glossary():
+    """Every word of the headings in the README's output, but the names of variants and texts, is in the glossary."""
+    glossary = (ROOT / "docs" / "glossary.md").read_text().lower()
+    ((_, output),) = _blocks(ROOT / "README.md", "text")
+    tables = [part.split("──")[0] for part in output.split("\n\n") if "──" in part]
+    headings = re.sub(r"\w+[._]\w+", "", " ".join([*tables, "Recommendation"]))  # no names of variants and texts
+    words = set(re.findall(r"[a-z/]{2,}", headings.lower()))
+    assert len(words) > 25
+    assert [word for word in sorted(words) if not re.search(rf"\b{re.escape(word)}", glossary)] == []
+
+
+def test_numbers_in_tables_are_right():
+    """Sums of bits per weight are right, and the tables of documents and margins are what the program computes."""
+    sums = re.findall(r"([\d.]+ \+ [\d/+ .]*\d) = ([\d.]*\d)", (ROOT / "docs" / "quantized-weights.md").read_text())
+    assert len(sums) > 5
+    for left, right in sums:
+        total = sum(float(Fraction(part.strip())) for part in left.split("+"))
+        assert round(total, len(right.partition(".")[2])) == float(right), left
+    page = (ROOT / "docs" / "documents-needed.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    first, second = (place for place, row in enumerate(rows) if row[0].startswith("answers"))
+    for place, row in enumerate(rows):
+        if row[0].endswith("%"):
+            spread = sqrt(float(row[0][:-1]) / 100)
+            for head, cell in zip(rows[second if place > second else first][1:], row[1:], strict=True):
+                number = float(re.sub(r"[^\d.]", "", head))
+                if place > second:
+                    assert float(cell) == round(100 * reachable_margin(int(number), spread, largest=1), 1)
+                else:
+                    assert int(cell.replace(",", "")) == documents_needed(number / 100, spread, largest=1)
 
 
 def test_every_page_is_in_the_navigation_and_on_the_home_page():
