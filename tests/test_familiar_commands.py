@@ -13,6 +13,7 @@ import typer
 import llmquant
 from llmquant.cli.announce import announcement
 from llmquant.cli.app import app, main
+from llmquant.cli.inspect import wrapped
 from llmquant.cli.options import study_of
 from llmquant.cli.plan_tables import size_tables
 from llmquant.cli.study_list import study_table
@@ -28,7 +29,7 @@ from llmquant.planning.resolve import (
 )
 from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
-from llmquant.results.report.progress import counted
+from llmquant.results.report.table import counted
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
 from llmquant.study.call import Call
@@ -199,9 +200,9 @@ def _size(name: str, gibibytes: int | None, gpus: tuple[str, ...] = (), refused:
 def test_a_reason_stands_once_with_all_that_it_excludes():
     """Predicted sizes are rows; what has none is named below, by reason."""
     sizes = [_size("a", 1), _size("b", None, refused="no"), _size("c", None, refused="no"), _size("d", None)]
-    (table,) = size_tables({"m": sizes})
+    table, without = size_tables({"m": sizes})
     assert table.rows == (("a", "1,024.0", "1,024"),)
-    assert table.footnotes[:2] == ("b, c: no.", "d: the size is not predicted by this quantizer.")
+    assert without.footnotes == ("b, c: no.", "d: the size is not predicted by this quantizer.")
 
 
 @pytest.mark.parametrize(("second", "columns"), [(("T4", "L4"), 3), (("L4",), 4)])
@@ -220,6 +221,23 @@ def test_a_study_names_what_it_compares(tiny_model: Path, tmp_path: Path):
         lines = announcement(planned, executor, str(tmp_path / "results"))
     assert lines[0].startswith("2 experiments on ")
     assert lines[1:3] == ["2 variants: bf16_baseline, bnb_4bit_nf4", "1 evaluator: memory"]
+
+
+def test_messages_wrap_between_words_and_commands_stay_whole():
+    """In a terminal a long line is broken at spaces and indented on; a command at its end is not broken."""
+    words = "note: several words with-a-hyphen and ./a/path/that/is/longer/than/a/line/of/the/terminal"
+    assert wrapped(words, 30).splitlines() == [
+        "note: several words",
+        "with-a-hyphen and",
+        "./a/path/that/is/longer/than/a/line/of/the/terminal",
+    ]
+    assert wrapped("  - one two three", 12).splitlines() == ["  - one two", "  three"]
+    command = 'pip install "llmquant[local]" and more words'
+    assert wrapped(f"gguf is not installed. Run: {command}", 25).splitlines() == [
+        "gguf is not installed.",
+        f"Run: {command}",
+    ]
+    assert wrapped("", 30) == ""
 
 
 def test_quantize_refuses_a_gguf_file_that_llama_cpp_could_not_read(cli: Callable, tiny_model: Path, tmp_path: Path):

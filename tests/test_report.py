@@ -18,6 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llmquant.errors import MissingDependencyError, StoreError
+from llmquant.results.report.block import sample_count
 from llmquant.results.report.export import from_portable_json, portable_json, to_csv, to_frame
 from llmquant.results.report.html import to_html_table
 from llmquant.results.report.summary import summary
@@ -75,7 +76,7 @@ def test_fifty_samples_make_no_winner():
     base = [1.0] * 31 + [0.25] + [0.0] * 18
     variant = [0.0] * 5 + [1.0] * 26 + [0.25] + [0.0] * 10 + [0.55] + [1.0] * 7
     cells = texts(quality_of(base, variant))["nf4"]
-    assert cells["coqa F1 % (n=50)"].startswith("67.6 ± ")
+    assert cells["coqa F1 % (n=50 documents)"].startswith("67.6 ± ")
     assert cells["difference [95% interval]"].startswith("+5.1 [-")
     assert cells["verdict"] == "undecided"
 
@@ -354,6 +355,49 @@ def test_the_parts_of_a_table_are_aligned():
 def test_a_table_has_few_footnotes():
     """No table has more than three footnotes in a study without surprises; notes have a place of their own."""
     assert all(len(table.footnotes) <= 3 for table in tables_of(realistic_study()) if table.columns)
+
+
+@pytest.mark.parametrize("columns", [("variant",), ()])
+def test_three_footnotes_of_a_table_are_shown_unless_more_are_asked_for(columns):
+    """The rest is counted; a list of sentences is complete."""
+    table = Table("title", columns, (), tuple(f"note {number}" for number in range(5)))
+    shown = render([table], 80)
+    assert shown.count("note ") == (3 if columns else 5)
+    assert ("2 more with --explain" in shown) == bool(columns)
+    assert render([table], 80, explain=True).count("note ") == 5
+    assert to_markdown([table]).count("note ") == to_html_table([table]).count("note ") == 5
+
+
+def test_footnotes_that_change_the_reading_come_first():
+    """A score without any signal is said before what an interval and a verdict are."""
+    first, second, *_ = quality_of([1.0] * 50, [1.0] * 50).footnotes
+    assert first.startswith("no signal: ")
+    assert second.startswith("± is one standard error.")
+
+
+def test_lines_to_copy_are_not_wrapped():
+    """A command is on one line of its own, whatever the width, as a block in Markdown and in HTML."""
+    command = "llmquant quantize ./a-model-with-a-name -q bnb_4bit_nf4 -o a-model-with-a-name-bnb_4bit_nf4"
+    table = Table("Recommendation", footnotes=("Ship it.",), code=(command, "second"))
+    assert f"\n  {command}\n  second\n" in render([table], 40)
+    assert f"- Ship it.\n\n      {command}\n      second" in to_markdown([table])
+    assert f"<pre>{command}\nsecond</pre>" in to_html_table([table])
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "counts", "text"),
+    [
+        ("lm_eval(coqa)", [50], "(n=50 documents)"),
+        ("llmquant/perplexity(a.txt, window=128)", [1], "(n=1 window)"),
+        ("mteb(NFCorpus)", [300, 1323], "(n=300–1,323 queries)"),
+        ("a_package/other", [2], "(n=2 samples)"),
+        ("lm_eval(coqa)", [None], ""),
+    ],
+)
+def test_a_heading_says_what_its_n_counts(evaluator, counts, text):
+    """A document, a window or a query; of an evaluator that is not known, a sample."""
+    row = rows(realistic_study().record, {}, None)[0]
+    assert sample_count([replace(row, evaluator=evaluator, n=count) for count in counts]) == text
 
 
 def test_a_benchmark_run_to_its_end_is_exact_about_itself():

@@ -38,7 +38,7 @@ def _log_during_a_study(monkeypatch: pytest.MonkeyPatch, *, verbose: bool) -> st
             before = len(screen.getvalue())
             logging.getLogger("llmquant.running").warning("a warning of ours")
             logging.getLogger("llmquant.running").info("a step")
-            logging.getLogger("transformers").warning("a warning of theirs")
+            logging.getLogger("another_library").warning("a warning of theirs")
             warnings.warn("a deprecation", FutureWarning, stacklevel=1)
             return screen.getvalue()[before:]
     finally:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmquant.machine.hardware import hardware_text
 from llmquant.planning.estimate import estimate_seconds, estimate_size
 from llmquant.results.precision import precisions
-from llmquant.results.report.progress import counted, duration
+from llmquant.results.report.progress import duration
+from llmquant.results.report.table import counted
 from llmquant.results.rows import label, variants
 from llmquant.results.slices import has_slices
 from llmquant.storage.store import Store
@@ -25,7 +27,7 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
     measured = list(dict.fromkeys(experiment.evaluator.label for experiment in record.experiments))
     experiments = ("at most " if has_slices(record) else "") + counted(len(record.experiments), "experiment")
     lines = [
-        f"{experiments} on {executor.hardware}; results in {store}",
+        f"{experiments} on {hardware_text(executor.hardware)}; results in {store}",
         f"{counted(len(compared), 'variant')}: {', '.join(names)}{' per model' if len(names) < len(compared) else ''}",
         f"{counted(len(measured), 'evaluator')}: {', '.join(measured)}",
     ]

@@ -21,6 +21,7 @@ from llmquant.cli.options import (
     Detach,
     Dims,
     Evaluators,
+    Explain,
     FailOn,
     Fresh,
     Gpu,
@@ -50,11 +51,11 @@ from llmquant.cli.options import (
     study_of,
     vectors_of,
 )
-from llmquant.cli.terminal import Terminal, attach_command, libraries_logged
+from llmquant.cli.outcome import Shown, finish, run_and_print
+from llmquant.cli.terminal import Terminal, libraries_logged
 
 if TYPE_CHECKING:
-    from llmquant.results.comparison import Comparison
-    from llmquant.study.study import Study
+    pass
 
 
 class _Commands(TyperGroup):
@@ -132,6 +133,7 @@ def compare(
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
     as_json: AsJson = False,
+    explain: Explain = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -145,7 +147,7 @@ def compare(
         from llmquant.results.preview import with_all_presets
 
         study = with_all_presets(study, executor=where)
-    _run(study, where, store, fresh, timeout, as_json, quiet, verbose, gate, detach=detach)
+    run_and_print(study, where, store, fresh, timeout, Shown(as_json, quiet, verbose, explain), gate, detach=detach)
 
 
 @app.command("run")
@@ -165,6 +167,7 @@ def run_file(
     fail_on: FailOn = None,
     junit: Junit = None,
     as_json: AsJson = False,
+    explain: Explain = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -173,7 +176,8 @@ def run_file(
 
     gate = Gate.of(max_memory, max_latency, max_loss, None, fail_on, junit)
     where = executor_of(on, gpu, budget, yes=yes)
-    _run(Study.from_file(study), where, store, fresh, timeout, as_json, quiet, verbose, gate, detach=detach)
+    shown = Shown(as_json, quiet, verbose, explain)
+    run_and_print(Study.from_file(study), where, store, fresh, timeout, shown, gate, detach=detach)
 
 
 @app.command()
@@ -182,6 +186,7 @@ def attach(
     on: On = "modal",
     store: StoreDir = "results",
     as_json: AsJson = False,
+    explain: Explain = False,
     quiet: Quiet = False,
 ) -> None:
     """Wait for a study submitted with --detach.
@@ -193,10 +198,10 @@ def attach(
     found = wait(study, executor=on, store=store, ui=Terminal(on, store, quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
-        from llmquant.results.report.progress import counted
+        from llmquant.results.report.table import counted
 
         say(f"{counted(missing, 'experiment')} not run; run the command that submitted the study again", err=True)
-    _finish(found, store, None, as_json=as_json, quiet=quiet, failed=bool(missing))
+    finish(found, store, None, Shown(as_json, quiet, explain=explain), failed=bool(missing))
 
 
 @app.command(cls=StudyCommand)
@@ -277,7 +282,8 @@ def quantize(
     """Write a quantized checkpoint for transformers, or with a gguf preset a .gguf file for llama.cpp."""
     from llmquant.planning.lookup import inspect_subject
     from llmquant.plugins.registry import registry
-    from llmquant.results.report.progress import counted, show_layers
+    from llmquant.results.report.progress import show_layers
+    from llmquant.results.report.table import counted
     from llmquant.running.one_model import quantize as write
     from llmquant.storage.cache import Cache
     from llmquant.study.experiment import ModelRequest, path_of
@@ -304,6 +310,7 @@ def demo(
     store: StoreDir = "demo",
     fresh: Fresh = False,
     as_json: AsJson = False,
+    explain: Explain = False,
 ) -> None:
     """Compare quantizations of a small model on CoQA.
 
@@ -311,7 +318,7 @@ def demo(
     """
     from llmquant.cli.demo import demo_study
 
-    _run(demo_study(questions), "local", store, fresh, None, as_json, False, False)
+    run_and_print(demo_study(questions), "local", store, fresh, None, Shown(as_json, explain=explain))
 
 
 def main() -> None:
@@ -340,57 +347,6 @@ def main() -> None:
         say(f"error: {error.strerror or error}{where}", fg="red", err=True)
         say("Finished experiments are stored. Fix the problem and run the same command again to continue.", err=True)
         sys.exit(1)
-
-
-def _run(
-    study: Study,
-    executor: str,
-    store: str,
-    fresh: bool,
-    timeout: float | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    gate: Gate | None = None,
-    *,
-    detach: bool = False,
-) -> None:
-    """Run a study and print its comparison, or submit the study and print how to wait for it."""
-    from llmquant.api import run_study, submit_study
-
-    ui = Terminal(executor, store, quiet=quiet, verbose=verbose)
-    if not detach:
-        found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
-        _finish(found, store, gate, as_json=as_json, quiet=quiet)
-        return
-    left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
-    later = f"; experiments that wait for other experiments: {left.waiting}; run this command again to start them"
-    say(f"jobs running: {left.jobs}{later if left.waiting else ''}. To wait for the study:", err=True)
-    say(attach_command(left.study_id, executor, store))
-
-
-def _finish(
-    found: Comparison, store: str, gate: Gate | None, *, as_json: bool, quiet: bool, failed: bool = False
-) -> None:
-    """Print a comparison, and exit with 1 if a run failed, or as the gate says."""
-    from llmquant.results.report.summary import tables
-
-    if as_json:
-        print_json(found.rows_json())
-    else:
-        limits, max_loss = (None, None) if gate is None else (gate.limits, gate.max_loss)
-        print_tables(tables(found, limits, max_loss))
-        if not quiet:
-            say(
-                "",
-                f"Results: {store} (study {found.record.study_id}). Print again: llmquant report {store}",
-                err=True,
-            )
-    code = 0 if gate is None else gate.exit_code(found)
-    if failed or found.failed:
-        code = 1
-    if code:
-        sys.exit(code)
 
 
 if __name__ == "__main__":

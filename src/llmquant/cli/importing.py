@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from llmquant.cli.inspect import AsJson, print_json, print_tables, say
-from llmquant.cli.options import MarginOption, Quiet, StoreDir
+from llmquant.cli.inspect import AsJson, print_json, print_tables
+from llmquant.cli.options import Explain, MarginOption, Quiet, StoreDir
+from llmquant.cli.outcome import say_stored
 
 import_app = typer.Typer(rich_markup_mode=None)
 
@@ -17,7 +18,7 @@ def import_command(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME=]PATH...",
+            metavar="[NAME=]PATH",
             help="Folder of lm-eval (with --log_samples) or mteb, or text file of llama.cpp's perplexity; "
             "NAME is the variant's name, for example nf4=out/nf4.",
         ),
@@ -31,6 +32,7 @@ def import_command(
     margin: MarginOption = None,
     store: StoreDir = "results",
     as_json: AsJson = False,
+    explain: Explain = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare results of lm-eval, mteb or llama.cpp.
@@ -44,6 +46,6 @@ def import_command(
     if as_json:
         print_json(found.rows_json())
         return
-    print_tables(summary(found.rows(), found.record, changes=found.changes()))
+    print_tables(summary(found.rows(), found.record, changes=found.changes()), explain=explain)
     if not quiet:
-        say("", f"Results: {store} (study {found.record.study_id}). Print again: llmquant report {store}", err=True)
+        say_stored(found, store)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from llmquant.cli.gate import Gate
-from llmquant.cli.options import FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory
+from llmquant.cli.options import Explain, FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory
 from llmquant.study.neutral import json_text, printable
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ plugins_app = typer.Typer(help="List and check plugins and presets.", no_args_is
 cache_app = typer.Typer(help="List or prune the cache.", no_args_is_help=True, rich_markup_mode=None)
 inspect_app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 inspect_app.add_typer(cache_app, name="cache")
+
+_COMMAND = re.compile(r"(Run: |(?<=: )llmquant ).*$")
 
 # The stream for JSON while standard output is reserved for JSON.
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
@@ -81,6 +86,7 @@ def report(
     html: Annotated[
         str | None, typer.Option("--html", help="Write the HTML report to this file too, for example report.html.")
     ] = None,
+    explain: Explain = False,
 ) -> None:
     """Show a stored study.
 
@@ -106,7 +112,7 @@ def report(
         "csv": found.to_csv,
         "json": lambda: json_text(found.to_json()),
         "html": lambda: found.to_html(gate.limits, gate.max_loss),
-        "table": found.to_text,
+        "table": lambda: found.to_text(explain=explain),
     }
     if form not in (*writers, "parquet"):
         raise OptionError(f"format is {form!r}", hint=nearest(form, (*writers, "parquet")))
@@ -119,7 +125,7 @@ def report(
         Path(out).write_text(writers[form](), encoding="utf-8")
         say(f"written to {out}")
     elif form == "table":
-        print_tables(tables(found, gate.limits, gate.max_loss))
+        print_tables(tables(found, gate.limits, gate.max_loss), explain=explain)
     else:
         typer.echo(writers[form]())  # each writer escapes its own texts
     if html is not None:
@@ -276,13 +282,13 @@ def _list_plugins(*, as_json: bool) -> None:
         say(f"broken: {item.package}: {item.reason}", fg="red")
 
 
-def print_tables(tables: Sequence[Table]) -> None:
-    """Print tables at the terminal's width."""
+def print_tables(tables: Sequence[Table], *, explain: bool = False) -> None:
+    """Print tables at the terminal's width; with `explain`, with all of their footnotes."""
     from rich.console import Console
 
     from llmquant.results.report.text import print_tables as show
 
-    show(tables, Console())
+    show(tables, Console(), explain=explain)
 
 
 def print_json(data: Any) -> None:  # Any: a JSON value
@@ -291,6 +297,18 @@ def print_json(data: Any) -> None:  # Any: a JSON value
 
 
 def say(*lines: str, err: bool = False, fg: str | None = None) -> None:
-    """Print lines for people, with control characters escaped."""
-    shown = "\n".join(map(printable, lines))
-    typer.echo(typer.style(shown, fg=fg) if fg else shown, err=err)
+    """Print lines for people, with control characters escaped; messages in a terminal wrap between words."""
+    shown = list(map(printable, lines))
+    if err and sys.stderr.isatty():
+        shown = [wrapped(line, shutil.get_terminal_size().columns) for line in shown]
+    text = "\n".join(shown)
+    typer.echo(typer.style(text, fg=fg) if fg else text, err=err)
+
+
+def wrapped(line: str, width: int) -> str:
+    """Break a line between words, keeping its indentation; a command, which reaches to the end, is not broken."""
+    whole = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), line)
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(
+        whole, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ).replace("\0", " ")

@@ -56,7 +56,7 @@ def _lm_eval_tasks() -> Iterable[str]:
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...", help="Hub id (org/name@revision), folder, .gguf file, or embedder (bigemma3(dim=768))."
+        metavar="MODEL", help="Hub id (org/name@revision), folder, .gguf file, or embedder (bigemma3(dim=768))."
     ),
 ]
 Quantizers = Annotated[
@@ -181,8 +181,14 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python cod
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin checkpoints; reading such a checkpoint can run code.")
 ]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Print all footnotes of each table, not only the three that matter most.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result, without progress and notes.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each step, and show the logs of the workers.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Log each step, and show the logs of the workers and of other libraries."),
+]
 
 
 def study_of(

@@ -18,7 +18,7 @@ from llmquant.study.run import Run
 def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
     """Build one table per model: predicted weights and peak memory, and the GPUs with enough memory if they differ.
 
-    Quantizers without a prediction are listed below the table, once per reason.
+    Quantizers without a prediction are listed in a second table, once per reason.
     """
     tables = []
     for source, estimates in sizes.items():
@@ -39,14 +39,16 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
                 reason = size.refused or "the size is not predicted by this quantizer"
                 without.setdefault(reason, []).append(size.quantizer)
         footnotes = (
-            *(f"{', '.join(names)}: {reason}." for reason, names in without.items()),
             *(f"Each fits on: {text}" for text in gpus.values() if len(gpus) == 1),
             "Weights are computed from the tensors' shapes, including block scales and tables; no weights were loaded.",
-            "Peak: weights, cache and activations for one sequence of 2,048 tokens, plus the CUDA context.",
-            f"GPU memory as of {GPU_TABLE_DATE}; 10 % of it is kept free.",
+            "Peak: weights, cache and activations for one sequence of 2,048 tokens, plus the CUDA context. "
+            f"GPU memory as of {GPU_TABLE_DATE}; 10% of it is kept free.",
         )
         columns = ("quantizer", "weights MiB", "peak MiB", *(["fits on, smallest first"] if len(gpus) > 1 else []))
         tables.append(Table("predicted sizes", columns, rows, footnotes, source))
+        if without:
+            reasons = tuple(f"{', '.join(names)}: {reason}." for reason, names in without.items())
+            tables.append(Table("not predicted", footnotes=reasons, heading=source))
     return tables
 
 
@@ -63,7 +65,9 @@ def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None], offer: Of
             for e in record.experiments
             if e.variant.model.name == source
         )
-        tables.append(Table("experiments", ("variant", "evaluator", "state", "run"), rows, record.notes, source))
+        tables.append(Table("experiments", ("variant", "evaluator", "state", "run"), rows, heading=source))
+    if record.notes:
+        tables.append(Table("notes", footnotes=record.notes))
     return tables if offer is None else [*tables, Table("cost", footnotes=(offer.text,))]
 
 

@@ -143,6 +143,11 @@ def cpu_label(device: Device, threads: int) -> str:
     return f"{device} {cpu_name()}, {threads} threads{shared}"
 
 
+def hardware_text(label: str) -> str:
+    """Write the label of an executor's hardware for people: run ids contain it, also where it says "1 threads"."""
+    return label.replace(", 1 threads", ", 1 thread")
+
+
 def cpu_name() -> str:
     """Return the CPU's name from the operating system."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()

@@ -286,12 +286,12 @@ class Comparison:
 
         return to_frame(self.rows()) if all else narrow_frame(self.rows())
 
-    def to_text(self, *, width: int = 120) -> str:
-        """Return the summary as plain text."""
+    def to_text(self, *, width: int = 120, explain: bool = False) -> str:
+        """Return the summary as plain text; with `explain`, all footnotes of a table and not only three."""
         from llmquant.results.report.summary import tables
         from llmquant.results.report.text import render
 
-        return render(tables(self), width)
+        return render(tables(self), width, explain=explain)
 
     def to_markdown(
         self, limits: Limits | None = None, max_loss: float | str | Sequence[float | str] | None = None

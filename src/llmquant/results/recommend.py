@@ -73,14 +73,18 @@ class Recommendation:
     relax: str = ""
     use: tuple[str, ...] = ()
 
-    def lines(self) -> list[str]:
-        """Return the recommendation as sentences."""
+    def sentences(self) -> list[str]:
+        """Return what is recommended, and what ruled out every other variant."""
         if self.variant is None:
             first = [f"No variant can be recommended. {self.relax}".rstrip()]
         else:
             first = [f"Ship {self.variant}: {'; '.join(self.reasons)}."]
             first += [f"Runner-up: {self.runner_up}."] if self.runner_up else []
-        return [*first, *(f"Not {name}: {why}." for name, why in self.ruled_out.items()), *self.use]
+        return [*first, *(f"Not {name}: {why}." for name, why in self.ruled_out.items())]
+
+    def lines(self) -> list[str]:
+        """Return the sentences, and the lines that use the variant."""
+        return [*self.sentences(), *self.use]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

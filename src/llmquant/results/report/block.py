@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmquant.results.report.table import Cell
+from llmquant.results.report.table import Cell, counted
 from llmquant.results.row import Row
 
 _AT = {
@@ -16,6 +16,13 @@ _AT = {
     "batch": "batch {}",
 }
 _BRIEF = {"prompt_tokens": "{} tokens"}
+# What an evaluator counts as one sample.
+_SAMPLES = {
+    **dict.fromkeys(("lm_eval", "lm-eval"), "document"),
+    "perplexity": "window",
+    "fidelity": "window",
+    **dict.fromkeys(("mteb", "retrieval", "beir", "drift"), "query"),
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,16 @@ def conditions(
     wanted = None if only is None else set(only)
     items = [(key, value) for key, value in at if wanted is None or key in wanted]
     return ", ".join(names.get(key, key.replace("_", " ") + " {}").format(value) for key, value in items)
+
+
+def sample_count(column: Sequence[Row]) -> str:
+    """Write how many samples are behind values, and what they are: ``(n=50 documents)``; nothing if unknown."""
+    counts = [row.n for row in column if row.n is not None]
+    if not counts:
+        return ""
+    noun = _SAMPLES.get(column[0].evaluator.partition("(")[0].rpartition("/")[2], "sample")
+    low, high = min(counts), max(counts)
+    return f"(n={counted(low, noun)})" if low == high else f"(n={low:,}–{counted(high, noun)})"
 
 
 def ordered(measures: Iterable[Measure]) -> list[Measure]:

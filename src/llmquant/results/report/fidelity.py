@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llmquant.results.report.block import Block, Measure
+from llmquant.results.report.block import Block, Measure, sample_count
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number
 from llmquant.results.row import Row
 
@@ -38,7 +38,7 @@ def fidelity_tables(block: Block) -> list[Table]:
         cells = [_cells(block, own, compared, key[0], metric, factor) for metric, _, factor in shown]
         lines = tuple(zip(map(Cell, compared), *cells, strict=True))
         if lines and shown:
-            title = f"Fidelity to {block.baseline} on {key[1]}"
+            title = f"Fidelity to {block.baseline} on {key[1]} {sample_count(list(own.values()))}".rstrip()
             found.append(Table(title, tuple(columns), lines, tuple(_footnotes(own))))
     return found
 

@@ -31,6 +31,7 @@ STYLE = """
 .llmquant .bad { color: #dc4a3d; font-weight: 600; }
 .llmquant .quiet { opacity: .7; }
 .llmquant ul { margin: .4em 0 0; padding-left: 1.2em; font-size: 12px; opacity: .85; white-space: normal; }
+.llmquant pre { margin: .4em 0 0; overflow-x: auto; color: inherit; background: none; }
 .llmquant li { margin: 0; overflow-wrap: anywhere; }
 """
 
@@ -54,6 +55,8 @@ def to_html_parts(tables: Iterable[Table]) -> str:
             parts.append(_table(table))
         if table.footnotes:
             parts.append("<ul>" + "".join(f"<li>{note}</li>" for note in table.footnotes) + "</ul>")
+        if table.code:
+            parts.append("<pre>" + "\n".join(table.code) + "</pre>")
     return "\n".join(parts)
 
 

@@ -107,7 +107,7 @@ def _answer(grouped: Sequence[Block], tables: Sequence[Table], advice: Sequence[
 
 
 def _advice(advice: Recommendation) -> str:
-    first, *reasons = advice.lines()[: len(advice.lines()) - len(advice.use)]
+    first, *reasons = advice.sentences()
     items = "<ul>" + "".join(f"<li>{html_text(reason)}</li>" for reason in reasons) + "</ul>"
     if len(reasons) > _REASONS:
         items = f"<details><summary>Why not the other {len(advice.ruled_out)}</summary>{items}</details>"

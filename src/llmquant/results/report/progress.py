@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from llmquant.results.report.table import counted
 from llmquant.study.neutral import html_text, printable
 
 if TYPE_CHECKING:
@@ -99,11 +100,6 @@ def headline(state: Progress) -> str:
     if state.remaining_s is not None and state.running:
         parts.append(f"about {duration(state.remaining_s)} left")
     return ", ".join(parts)
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number of things: ``1 layer``, ``2 layers``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float) -> str:

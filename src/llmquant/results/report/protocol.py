@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from llmquant.machine.hardware import hardware_text
 from llmquant.results.report.table import Column, Table
 from llmquant.results.rows import label
 from llmquant.results.slices import has_slices
@@ -52,7 +53,10 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
         _add(facts, "weights", _weights(applied), variant)
         _add(facts, "computes in", applied.get("compute_dtype"), variant)
         _add(facts, "other weights", made.get("dtype"), variant)
-        _add(facts, "hardware" if experiment.hardware else "device", experiment.hardware or made.get("device"), "")
+        if experiment.hardware:
+            _add(facts, "hardware", hardware_text(experiment.hardware), "")
+        else:
+            _add(facts, "device", made.get("device"), "")
         _add(facts, "executor", made.get("executor"), "")
         _add(facts, "imported from", made.get("imported_from"), "")
         for task, details in run.details.items():

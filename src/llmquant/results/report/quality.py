@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from llmquant.errors import OptionError
 from llmquant.results.pooled import margin_text, names
-from llmquant.results.report.block import Block, Measure, conditions, varying
+from llmquant.results.report.block import Block, Measure, conditions, sample_count, varying
 from llmquant.results.report.fidelity import is_fidelity
 from llmquant.results.report.retrieval import headlines
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
@@ -72,7 +72,7 @@ def _columns(
         return Cell(text if row.stderr is None else f"{text} ± {number(scale * row.stderr, decimals)}")
 
     group = str(measure)
-    columns = [Column(_heading(measure, name, unit, _n(column)), group)]
+    columns = [Column(_heading(measure, name, unit, sample_count(column)), group)]
     written = [[block.cell(variant, measure, value) for variant in block.variants]]
     writers: list[tuple[Column, Callable[[Row], Cell]]] = []
     if compared:
@@ -95,7 +95,7 @@ def _heading(measure: Measure, name: tuple[str, ...], unit: str, n: str) -> tupl
         (measure.task, first.removeprefix(f"{measure.task} ")) if measure.metric != measure.task else ("", first)
     )
     shown = f"{metric} {unit}".strip()
-    return (task, shown, *rest, n) if rest else (task, f"{shown} {n}".strip())
+    return (task, shown, *rest, n)
 
 
 def _beside_value(block: Block, variant: str, measure: Measure, write: Callable[[Row], Cell]) -> Cell:
@@ -163,49 +163,50 @@ def _verdict(row: Row) -> Cell:
 
 def _footnotes(block: Block, measures: Sequence[Measure], *, compared: bool) -> list[str]:
     rows = [row for measure in measures for row in block.column(measure)]
-    notes = ["± is one standard error."] if any(row.stderr is not None for row in rows) else []
+    about = ["± is one standard error."] if any(row.stderr is not None for row in rows) else []
     if not compared:
-        return notes
+        return about
     paired = [row for row in rows if row.pairs is not None]
     if paired:
         sequential = any(row.interval_method == "betting sequence" for row in paired)
         scope = "this whole benchmark, valid at every look" if sequential else "documents like these"
-        about = f"Differences are to {block.baseline} on the same documents, with 95% intervals for {scope}."
-        notes = [" ".join([*notes, about])]
-    whole = {row.task: row.pairs for row in paired if row.pairs == row.population}
-    notes += [
-        f"All {pairs:,} documents of {task} were run: on this benchmark itself the differences are exact."
-        for task, pairs in whole.items()
-    ]
-    said = {row.verdict for row in rows}
+        text = f"Differences are to {block.baseline} on the same documents, with 95% intervals for {scope}."
+        about = [" ".join([*about, text])]
     limit = margin_text(rows)
-    if limit and said & {"worse", "no worse", "undecided"}:
-        notes.append(
+    if limit and {row.verdict for row in rows} & {"worse", "no worse", "undecided"}:
+        about.append(
             f"worse: the whole interval is a loss above the margin ({limit}); no worse: none of it is; "
             "better: all of it is a gain; undecided: anything else."
         )
-    real = [f"{row.variant} in {names(row)[0]}" for row in rows if row.real == "loss" and row.verdict != "worse"]
-    if real:
-        notes.append(f"Real losses, as the interval excludes zero, whatever the verdict: {', '.join(real)}.")
-    if "no signal" in said:
+    whole = {row.task: row.pairs for row in paired if row.pairs == row.population}
+    about += [
+        f"All {pairs:,} documents of {task} were run: on this benchmark itself the differences are exact."
+        for task, pairs in whole.items()
+    ]
+    return _warnings(rows, measures) + _unpaired(block, measures) + about
+
+
+def _warnings(rows: Sequence[Row], measures: Sequence[Measure]) -> list[str]:
+    """Say what changes how verdicts and differences are read."""
+    notes = []
+    if any(row.verdict == "no signal" for row in rows):
         notes.append(
             "no signal: every variant has the same score on every document, so these documents cannot "
             "distinguish a good variant from a broken one. Check the task's rows, or use an easier or harder task."
         )
-    wanting = dict.fromkeys(row.no_verdict for row in rows if row.no_verdict)
-    notes += [f"No verdict: {reason}." for reason in wanting]
+    notes += [f"No verdict: {reason}." for reason in dict.fromkeys(row.no_verdict for row in rows if row.no_verdict)]
+    real = [f"{row.variant} in {names(row)[0]}" for row in rows if row.real == "loss" and row.verdict != "worse"]
+    if real:
+        notes.append(f"Real losses, as the interval excludes zero, whatever the verdict: {', '.join(real)}.")
     scored = {Measure.of(row): row.n or 0 for row in rows if row.is_baseline}
-    partial = [
-        row
-        for row in paired
-        if row.interval_method != "betting sequence"
-        and (row.pairs or 0) < max(row.n or 0, scored.get(Measure.of(row), 0))
-    ]
     notes += [
         f"{row.variant}, {_title(Measure.of(row), measures)}: compared on the {row.pairs} documents that pair."
-        for row in partial
+        for row in rows
+        if row.pairs is not None
+        and row.interval_method != "betting sequence"
+        and row.pairs < max(row.n or 0, scored.get(Measure.of(row), 0))
     ]
-    return notes + _unpaired(block, measures)
+    return notes
 
 
 def _unpaired(block: Block, measures: Sequence[Measure]) -> list[str]:
@@ -257,11 +258,3 @@ def _told_apart(measure: Measure, evaluators: Sequence[str]) -> str:
 
 def _title(measure: Measure, measures: Sequence[Measure]) -> str:
     return ", ".join(_name(measure, measures))
-
-
-def _n(column: Sequence[Row]) -> str:
-    counts = [row.n for row in column if row.n is not None]
-    if not counts:
-        return ""
-    low, high = min(counts), max(counts)
-    return f"(n={low:,})" if low == high else f"(n={low:,}–{high:,})"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmquant.results.means import SIZE
-from llmquant.results.report.block import Block, Measure
+from llmquant.results.report.block import Block, Measure, sample_count
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
 from llmquant.results.report.verdict import TONES
 from llmquant.results.row import Row
@@ -50,12 +50,13 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
     metrics = {measure.metric.replace("_at_", "@").replace("ndcg", "NDCG") for measure in every}
     counts = {len(tasks) for _, tasks in searched}
     name = (" / ".join(sorted(metrics)) + " %", f"mean of {max(counts)} tasks" if max(counts) > 1 else every[0].task)
+    scores = [line.row for line in lines if line.row is not None]
     heads: list[tuple[Column, Callable[[_Line], Cell]]] = []
     # In one column, which is repeated where a terminal splits the table.
     several = len(searched) > 1
     named = Column(("model · variant" if several else "variant",), align="left")
     heads.append((named, lambda line: Cell(f"{line.model} · {line.variant}" if several else line.variant)))
-    heads.append((Column(name), _score))
+    heads.append((Column((*name, sample_count(scores) if scores else "")), _score))
     if any(not line.is_baseline for line in lines):
         reaches = (
             50 * (row.difference_high - row.difference_low)
@@ -150,12 +151,13 @@ def _plain(value: float | None, decimals: int) -> Cell:
 
 
 def _notes(lines: Sequence[_Line], tasks: int, *, unequal: bool) -> list[str]:
-    notes = ["± is one standard error over queries; differences are paired by query, to each model's baseline."]
+    about = ["± is one standard error over queries; differences are paired by query, to each model's baseline."]
     compared = [line.row for line in lines if line.row is not None]
     if tasks > 1 and any(row.difference_low is not None for row in compared):
-        notes.append("The interval of a mean covers other queries of the same tasks, not other tasks.")
+        about.append("The interval of a mean covers other queries of the same tasks, not other tasks.")
+    notes = []
     if any(row.verdict == "no signal" for row in compared):
         notes.append("no signal: every variant has the same score on every query, so nothing can be compared.")
     if unequal:
         notes.append("The models were evaluated on different tasks, so their means are not comparable.")
-    return notes
+    return notes + about

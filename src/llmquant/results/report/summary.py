@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmquant.machine.hardware import hardware_text
 from llmquant.results.recommend import Limits, Recommendation
 from llmquant.results.report.answers import answers_table
 from llmquant.results.report.block import Block, blocks
@@ -65,7 +66,7 @@ def summary(
         own = [change for change in changes if change.model_digest == block.rows[0].model_digest]
         tables = [table for table in (quality_table(block), answers_table(own)) if table is not None]
         tables += fidelity_tables(block) + cost_tables(block)
-        hardware = ", ".join(dict.fromkeys(row.hardware for row in block.rows if row.hardware))
+        hardware = ", ".join(dict.fromkeys(hardware_text(row.hardware) for row in block.rows if row.hardware))
         if hardware and tables:
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
         notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
@@ -77,7 +78,11 @@ def summary(
     found += [Table(title, footnotes=tuple(lines)) for title, lines in ends if lines]
     several = len(recommended) > 1
     return found + [
-        Table(f"Recommendation{f' for {advice.model}' if several else ''}", footnotes=tuple(advice.lines()))
+        Table(
+            f"Recommendation{f' for {advice.model}' if several else ''}",
+            footnotes=tuple(advice.sentences()),
+            code=advice.use,
+        )
         for advice in recommended
     ]
 

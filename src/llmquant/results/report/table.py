@@ -48,9 +48,10 @@ class Table:
     Attributes:
         columns: the first one names the rows; a string is a heading of one line.
         rows: a cell for each column; a string is a plain cell.
-        footnotes: whole sentences.
+        footnotes: whole sentences; those that change how the table is read come first.
         heading: what several tables belong to, such as a model; shown once for consecutive tables.
         is_verdict: whether the title is the verdict on the variants.
+        code: lines to copy, which no renderer wraps.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Table:
     footnotes: tuple[str, ...] = ()
     heading: str = ""
     is_verdict: bool = False
+    code: tuple[str, ...] = ()
 
     def column(self, index: int) -> Column:
         """Return a column; a plain heading's is aligned right if its cells are numbers."""
@@ -82,6 +84,7 @@ class Table:
             tuple(map(write, self.footnotes)),
             write(self.heading),
             self.is_verdict,
+            tuple(map(write, self.code)),
         )
 
     def without_empty_rows(self) -> Table:
@@ -126,6 +129,16 @@ def decimals_of(values: Iterable[float | None], *, digits: int = 3) -> int:
     if not known:
         return 0
     return min(_MOST, max(0, digits - 1 - math.floor(math.log10(min(known)))))
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: ``1 layer``, ``2 layers``, ``2 queries``."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Write the plural of a regular noun."""
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def number(value: float, decimals: int, *, sign: bool = False) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -18,46 +18,47 @@ _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet":
 _LABEL_SHARE = 0.45
 # Spaces between two columns.
 _GAP = 3
+# So many footnotes of a table are shown unless more are asked for.
+_FOOTNOTES = 3
 
 
-def print_tables(tables: Iterable[Table], console: Console) -> None:
-    """Print tables, in colour where the console has it."""
-    console.print(layout(tables, console.width))
+def print_tables(tables: Iterable[Table], console: Console, *, explain: bool = False) -> None:
+    """Print tables, in colour where the console has it.
+
+    Args:
+        tables: in reading order; one wider than the console is split between columns, its first one repeated.
+        explain: print all footnotes of a table, not only the first three.
+    """
+    for part in _parts(tables, console.width, explain=explain):
+        console.print(part, soft_wrap=isinstance(part, Text) and part.no_wrap is True)
 
 
-def render(tables: Iterable[Table], width: int) -> str:
-    """Write tables as plain text, no line longer than `width`."""
+def render(tables: Iterable[Table], width: int, *, explain: bool = False) -> str:
+    """Write tables as plain text, no line but those to copy longer than `width`; `explain` as in `print_tables`."""
     console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False)
     with console.capture() as captured:
-        print_tables(tables, console)
+        print_tables(tables, console, explain=explain)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def layout(tables: Iterable[Table], width: int) -> RenderableType:
-    """Lay tables out for a terminal.
-
-    Args:
-        tables: in reading order.
-        width: of the terminal. A wider table is split between columns, its first one repeated.
-    """
-    parts: list[RenderableType] = []
+def _parts(tables: Iterable[Table], width: int, *, explain: bool) -> Iterator[RenderableType]:
     heading = ""
-    for table in (each.mapped(printable) for each in tables):
-        if parts:
-            parts.append(Text())
+    for place, table in enumerate(each.mapped(printable) for each in tables):
+        if place:
+            yield Text()
         if table.heading and table.heading != heading:
-            parts += [Text(table.heading, style="bold underline"), Text()]
+            yield from (Text(table.heading, style="bold underline"), Text())
         heading = table.heading
-        parts.append(Text(table.title, style="bold"))
+        yield Text(table.title, style="bold")
         split = _split(table, width)
         widths = _aligned(table, split, width)
         for index, columns in enumerate(split):
             if index:
-                parts.append(Text())
-            parts.append(_rich(table, columns, width, widths))
+                yield Text()
+            yield _rich(table, columns, width, widths)
         if table.footnotes:
-            parts.append(_footnotes(table))
-    return Group(*parts)
+            yield _footnotes(table, explain=explain)
+        yield from (Text(f"  {line}", no_wrap=True) for line in table.code)
 
 
 def _split(table: Table, width: int) -> list[list[int]]:
@@ -103,12 +104,16 @@ def _rich(table: Table, columns: Sequence[int], width: int, widths: Sequence[int
     return rich
 
 
-def _footnotes(table: Table) -> RichTable:
+def _footnotes(table: Table, *, explain: bool) -> RichTable:
     grid = RichTable.grid(padding=(0, 1))
     grid.add_column()
     grid.add_column(overflow="fold")
-    for note in table.footnotes:
+    shown = table.footnotes if explain or not table.columns else table.footnotes[:_FOOTNOTES]
+    for note in shown:
         grid.add_row("·" if table.columns else "-", Text(note))
+    if len(shown) < len(table.footnotes):
+        more = len(table.footnotes) - len(shown)
+        grid.add_row("·", Text(f"{more} more with --explain (in Python: explain=True)", style="dim"))
     return grid
 
 
@@ -116,7 +121,8 @@ def to_markdown(tables: Iterable[Table]) -> str:
     """Write tables as Markdown: headings, pipe tables, lists of footnotes."""
     parts: list[str] = []
     heading = ""
-    for table in (each.mapped(markdown_text) for each in tables):
+    for written in tables:
+        table = written.mapped(markdown_text)
         if table.heading and table.heading != heading:
             parts.append(f"## {table.heading}")
         heading = table.heading
@@ -125,6 +131,8 @@ def to_markdown(tables: Iterable[Table]) -> str:
             parts.append(_pipes(table))
         if table.footnotes:
             parts.append("\n".join(f"- {note}" for note in table.footnotes))
+        if table.code:  # indented as code of the last item, so that no text in it can end the block
+            parts.append("\n".join(f"      {printable(line)}" for line in written.code))
     return "\n\n".join(parts) + "\n"
 
 

@@ -93,6 +93,10 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     judged = (row for row in rows if row.verdict is not None and row.mean_of)
     over = dict.fromkeys(f"{len(row.mean_of)} tasks" if len(row.mean_of) > 2 else row.task for row in judged)
     notes = []
+    silent = [f"not judged, as {row.no_verdict}" if row.no_verdict else row.evaluator_note for row in rows]
+    for reason in dict.fromkeys(filter(None, silent)):
+        labels = [row.variant for row, own in zip(rows, silent, strict=True) if own == reason]
+        notes.append(f"{', '.join(labels)}: {reason}.")
     if over:
         unit = "a difference of -1 is a loss as large as the margin of its task"
         scale = unit if any(row.unit == "margins" for row in rows) else "a negative difference is a loss"
@@ -103,12 +107,7 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.documents_needed is not None and row.n is not None
     ]
-    notes += [f"Documents that would decide: {'; '.join(needed)}."] if needed else []
-    silent = [f"not judged, as {row.no_verdict}" if row.no_verdict else row.evaluator_note for row in rows]
-    for reason in dict.fromkeys(filter(None, silent)):
-        labels = [row.variant for row, own in zip(rows, silent, strict=True) if own == reason]
-        notes.append(f"{', '.join(labels)}: {reason}.")
-    return notes
+    return [*notes, f"Documents that would decide: {'; '.join(needed)}."] if needed else notes
 
 
 def _of(row: Row) -> str:
