@@ -77,6 +77,17 @@ def test_predicted_weight_bytes_are_those_held(load, options):
     assert weight_bytes(model.module).total == pytest.approx(options.weight_bytes(model.info, "cpu"), rel=0.01)
 
 
+def test_the_size_that_is_served_is_that_of_the_checkpoint(load, options, checkpoints):
+    """It is predicted, and read back from the layers before and after the first pass dequantizes them."""
+    model = load(options)
+    served = model.applied.served_bytes
+    tensors = sum(path.stat().st_size for path in checkpoints(options).glob("*.safetensors"))
+    assert served == pytest.approx(options.served_bytes(model.info), rel=0.001)
+    assert served == pytest.approx(tensors, rel=0.05)  # the header is small, but so is the model
+    _logits(model.module)
+    assert CompressedTensors(options).applied(model.module).served_bytes == pytest.approx(served, rel=0.001)
+
+
 def test_elements_by_type_are_those_that_are_stored(load, options):
     """Packed words and scales take what the weights hold."""
     model = load(options)

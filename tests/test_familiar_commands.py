@@ -19,7 +19,7 @@ from llmquant.cli.plan_tables import size_tables
 from llmquant.cli.study_list import study_table
 from llmquant.errors import ModelError, OptionError, StoreError
 from llmquant.models.info import inspect_model
-from llmquant.planning.estimate import SizeEstimate
+from llmquant.planning.estimate import SizeEstimate, estimate_size
 from llmquant.planning.resolve import (
     DEFAULT_EVALUATORS,
     DEFAULT_QUANTIZERS,
@@ -211,6 +211,18 @@ def test_gpus_are_a_column_where_they_differ(second, columns):
     (table,) = size_tables({"m": [_size("a", 1, ("T4", "L4")), _size("b", 9, second)]})
     assert [len(row) for row in table.rows] == [columns] * 2 == [len(table.columns)] * 2
     assert ("Each fits on: T4, L4" in table.footnotes) == (columns == 3)
+
+
+def test_plan_shows_the_size_of_the_file_where_it_differs(tiny_model: Path, tmp_path: Path):
+    """Only what runs dequantized has a size of its own where it is served."""
+    info = inspect_model(ModelRequest(str(tiny_model)), Cache(tmp_path))
+    names = ("bf16_baseline", "gguf_q8_0", "compressed_w8a8")
+    found = [estimate_size(info, registry().choose("quantizer", Call(name)), "cpu") for name in names]
+    (table,) = size_tables({"m": found})
+    assert table.columns[3] == "served MiB"
+    assert [row[1] for row in table.rows][:2] == ["0.2", "0.2"]
+    assert [row[3] for row in table.rows] == ["", "0.1", "0.1"]
+    assert any("Served: " in note for note in table.footnotes)
 
 
 def test_a_study_names_what_it_compares(tiny_model: Path, tmp_path: Path):

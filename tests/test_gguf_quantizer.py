@@ -74,6 +74,7 @@ def test_every_file_type_is_read_back_from_the_weights(load, wide_model, file_ty
     model = load(wide_model, GgufOptions(file_type))
     assert model.applied.code == file_type
     assert "dequantized" in model.applied.note
+    assert model.applied.served_bytes == GgufOptions(file_type).served_bytes(model.info)
     assert weight_bytes(model.module).total == pytest.approx(
         GgufOptions(file_type).weight_bytes(model.info, "cpu"), rel=0.01
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -229,6 +230,13 @@ def test_every_metric_is_in_bytes(subject, context):
     held = {name for name in expected if not name.endswith(("state_bytes", "peak_bytes"))}
     assert all(numbers[name].value > 0 for name in held)
     assert numbers["weights_quantization_state_bytes"].value == 0  # of float32
+
+
+def test_weights_that_run_dequantized_have_the_size_that_is_served_too(subject, context):
+    """It is the one that the quantizer read back."""
+    applied = dataclasses.replace(subject.applied, served_bytes=1000)
+    _, numbers = evaluate(dataclasses.replace(subject, applied=applied), context())
+    assert numbers["weights_served_bytes"].value == 1000
 
 
 def test_peaks_name_their_conditions(subject, context):

@@ -12,7 +12,7 @@ from llmquant.cli.gate import Gate
 from llmquant.errors import OptionError, RequestError
 from llmquant.plugins.registry import registry
 from llmquant.results.comparison import Comparison
-from llmquant.results.costs import RUNNING
+from llmquant.results.costs import RUNNING, SERVED
 from llmquant.results.recommend import Limits
 from llmquant.study.call import Call
 from llmquant.study.run import Measurement
@@ -142,6 +142,27 @@ def test_the_peak_while_running_is_a_row():
     """The peak is the weights and the larger of the passes, compared with the baseline's."""
     (row,) = [row for row in comparison().rows() if row.metric == RUNNING and row.variant == "bnb_8bit"]
     assert (row.value, row.baseline_value) == (624 * MIB, 1024 * MIB)
+
+
+def test_what_runs_dequantized_counts_with_the_size_that_is_served():
+    """Its 16-bit weights are shown, and the recommendation, its limits and its reasons are about the file."""
+    study = MadeUpStudy()
+    sizes = {BASELINE: (1000, None), "bnb_8bit": (600, None), "gguf_q8_0": (1000, 550)}
+    for label, (here, there) in sizes.items():
+        mean, samples = scored("coqa", "f1", SCORES.get(label, GOOD))
+        study.add(completed(experiment(label, "lm_eval(coqa)"), mean), {"coqa": samples})
+        values = {"weights_bytes": here, "decode_peak_bytes": 24, **({"weights_served_bytes": there} if there else {})}
+        measured = [Measurement("memory", name, mib * MIB, "bytes", False) for name, mib in values.items()]
+        study.add(completed(experiment(label, "memory", hardware=HARDWARE), *measured))
+    study = Comparison(study.record, study.runs, study.read)
+    found = study.recommend(max_memory="600MiB")
+    assert (found.variant, found.ruled_out.keys()) == ("gguf_q8_0", {BASELINE, "bnb_8bit"})
+    assert found.reasons[0].startswith("574.0 MiB of memory where it is served (it runs dequantized here)")
+    rows = {row.metric: row for row in study.rows() if row.variant == "gguf_q8_0"}
+    assert (rows[RUNNING].value, rows[SERVED].value) == (1024 * MIB, 574 * MIB)
+    assert rows[SERVED].ratio == pytest.approx(574 / 1024)
+    (line,) = [line for line in study.to_text().splitlines() if line.startswith("gguf_q8_0") and "550.0" in line]
+    assert line.split()[1:] == ["1,000.0", "550.0", "1.82", "1,024.0", "574.0"]
 
 
 def test_the_front_has_what_nothing_beats():

@@ -24,11 +24,13 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
     for source, estimates in sizes.items():
         known = [size for size in estimates if size.peak_bytes is not None]
         gpus = {size.gpus: _fits_on(size) for size in known}
+        served = any(size.served_bytes is not None for size in known)
         rows = tuple(
             (
                 size.quantizer,
                 f"{(size.weight_bytes or 0) / 2**20:,.1f}",
                 f"{(size.peak_bytes or 0) / 2**20:,.0f}",
+                *(["" if size.served_bytes is None else f"{size.served_bytes / 2**20:,.1f}"] if served else []),
                 *([gpus[size.gpus]] if len(gpus) > 1 else []),
             )
             for size in known
@@ -40,11 +42,13 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
                 without.setdefault(reason, []).append(size.quantizer)
         footnotes = (
             *(f"Each fits on: {text}" for text in gpus.values() if len(gpus) == 1),
-            "Weights are computed from the tensors' shapes, including block scales and tables; no weights were loaded.",
+            "Weights are computed from the tensors' shapes, including block scales and tables; no weights were loaded."
+            + " Served: weights in the file or server, where they run dequantized here." * served,
             "Peak: weights, cache and activations for one sequence of 2,048 tokens, plus the CUDA context. "
             f"GPU memory as of {GPU_TABLE_DATE}; 10% of it is kept free.",
         )
-        columns = ("quantizer", "weights MiB", "peak MiB", *(["fits on, smallest first"] if len(gpus) > 1 else []))
+        fits = ["fits on, smallest first"] if len(gpus) > 1 else []
+        columns = ("quantizer", "weights MiB", "peak MiB", *(["served MiB"] if served else []), *fits)
         tables.append(Table("predicted sizes", columns, rows, footnotes, source))
         if without:
             reasons = tuple(f"{', '.join(names)}: {reason}." for reason, names in without.items())

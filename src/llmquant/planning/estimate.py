@@ -37,6 +37,7 @@ class SizeEstimate:
         peak_bytes: weights, cache and activations for one sequence of 2,048 tokens, and on a GPU CUDA's own memory.
         gpus: GPUs of the dated table with enough memory, the smallest first.
         refused: why the quantizer does not support the model; empty if it does.
+        served_bytes: size of the weights in bytes where they are served, if they run dequantized here.
     """
 
     quantizer: str
@@ -44,6 +45,7 @@ class SizeEstimate:
     peak_bytes: int | None
     gpus: tuple[str, ...]
     refused: str = ""
+    served_bytes: int | None = None
 
 
 def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEstimate:
@@ -52,6 +54,7 @@ def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEst
     try:
         quantizer.ask("check", info, device)
         predicted = quantizer.ask("weight_bytes", info, device)
+        served = quantizer.ask("served_bytes", info)
     except LlmquantError as error:
         return SizeEstimate(label, None, None, (), error.message)
     if predicted is None:
@@ -64,7 +67,7 @@ def estimate_size(info: ModelInfo, quantizer: Chosen, device: Device) -> SizeEst
     activations = _CONTEXT_TOKENS * (8 * hidden + 4 * int(config.get("vocab_size", 0)))
     peak = weights + cache + activations
     gpus = tuple(fitting_gpus(peak + _CUDA_BYTES))
-    return SizeEstimate(label, weights, peak + (_CUDA_BYTES if device == "cuda" else 0), gpus)
+    return SizeEstimate(label, weights, peak + (_CUDA_BYTES if device == "cuda" else 0), gpus, "", served)
 
 
 def estimate_all(info: ModelInfo, registry: Registry, device: Device) -> list[SizeEstimate]:

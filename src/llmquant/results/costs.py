@@ -11,30 +11,34 @@ from llmquant.study.experiment import RunId
 RUNNING = "running_peak_bytes"
 """The weights and the largest peak that a pass adds to them, key-value cache included."""
 
+SERVED = "served_peak_bytes"
+"""The same with the weights' size where they are served, for variants that run dequantized here."""
+
 PER_DOLLAR = "documents_per_dollar"
 """Documents that a dollar encodes: at a given price of the machine, or at what the run cost."""
 
-_WEIGHTS = "weights_bytes"
+_WEIGHTS = {RUNNING: "weights_bytes", SERVED: "weights_served_bytes"}
 PASSES = ("prefill_peak_bytes", "decode_peak_bytes", "encode_query_peak_bytes", "encode_page_peak_bytes")
 _LATENCIES = ("decode_ms_per_token", "query_encode_ms")
 
 
 def running_rows(rows: Sequence[Row]) -> list[Row]:
-    """Make a row per variant and memory evaluator: its peak memory while running, if every part of it was measured."""
+    """Make rows of the peak memory per variant and memory evaluator, if every part of it was measured."""
     found = []
     values: dict[tuple[str, str], float] = {}
     for (model, _, key), mine in _by_evaluator(rows).items():
-        weights = next((row.value for row in mine if row.metric == _WEIGHTS), None)
         passes = [row for row in mine if row.metric in PASSES and row.value is not None]
-        if weights is None or len(passes) < _passes(rows, key):
+        if len(passes) < _passes(rows, key):
             continue
         last = passes[-1]
-        value = weights + max(row.value or 0.0 for row in passes)
-        if last.is_baseline:
-            values[model, key] = value
-        base = None if last.is_baseline else values.get((model, key))
-        row = replace(last, metric=RUNNING, value=value, baseline_value=base, difference=None, ratio=None)
-        found.append(row if not base else replace(row, difference=value - base, ratio=value / base))
+        for metric, part in _WEIGHTS.items():
+            for weights in [row.value for row in mine if row.metric == part and row.value is not None]:
+                value = weights + max(row.value or 0.0 for row in passes)
+                if last.is_baseline:
+                    values[model, key] = value
+                base = None if last.is_baseline else values.get((model, key))
+                row = replace(last, metric=metric, value=value, baseline_value=base, difference=None, ratio=None)
+                found.append(row if not base else replace(row, difference=value - base, ratio=value / base))
     return found
 
 
@@ -63,8 +67,12 @@ def per_dollar_rows(rows: Sequence[Row], seconds: Mapping[RunId, float]) -> list
 
 
 def peak_memory(rows: Sequence[Row]) -> float | None:
-    """Return the peak bytes of a variant's rows while running, the largest if there are several conditions."""
-    return max((row.value for row in rows if row.metric == RUNNING and row.value is not None), default=None)
+    """Return the peak bytes of a variant's rows, where it is served if it runs dequantized here.
+
+    If there are several conditions, this is the largest peak.
+    """
+    metric = SERVED if any(row.metric == SERVED for row in rows) else RUNNING
+    return max((row.value for row in rows if row.metric == metric and row.value is not None), default=None)
 
 
 def latency(rows: Sequence[Row]) -> Row | None:
@@ -89,4 +97,4 @@ def _passes(rows: Sequence[Row], key: str) -> int:
     return max(1, len({row.metric for row in rows if row.evaluator_key == key and row.metric in PASSES}))
 
 
-__all__ = ["PASSES", "PER_DOLLAR", "RUNNING", "latency", "peak_memory", "per_dollar_rows", "running_rows"]
+__all__ = ["PASSES", "PER_DOLLAR", "RUNNING", "SERVED", "latency", "peak_memory", "per_dollar_rows", "running_rows"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from llmquant.errors import OptionError, nearest
 from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
-from llmquant.results.costs import latency, peak_memory
+from llmquant.results.costs import SERVED, latency, peak_memory
 from llmquant.results.pooled import names, pooled_margin
 from llmquant.results.row import Row
 from llmquant.study.neutral import markdown_text
@@ -101,7 +101,8 @@ class _Candidate:
     """One variant with what rules it out.
 
     Attributes:
-        memory: peak bytes while running.
+        memory: peak bytes while running, where the variant is served.
+        served: whether it is served in another form than the measured one.
         speed: row of its latency.
         verdict: its row over all tasks; ``None`` for the baseline.
         worse: single tasks in which it is worse.
@@ -111,6 +112,7 @@ class _Candidate:
 
     label: str
     memory: float | None
+    served: bool
     speed: Row | None
     verdict: Row | None
     worse: tuple[str, ...]
@@ -191,7 +193,8 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
             rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"allow {needs} for {label}")
     counted = [] if judged is None else judged.mean_of
     worse = tuple(name for row in rows if row.verdict == "worse" for name in names(row) if name in counted)
-    return _Candidate(label, memory, speed, judged, worse, tuple(against), tuple(relax))
+    served = any(row.metric == SERVED for row in rows)
+    return _Candidate(label, memory, served, speed, judged, worse, tuple(against), tuple(relax))
 
 
 def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
@@ -212,7 +215,8 @@ def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
 
 
 def _reasons(chosen: _Candidate, margin: str) -> list[str]:
-    found = [f"{size(chosen.memory or 0.0)} of memory while running, the least of all that qualify"]
+    where = "where it is served (it runs dequantized here)" if chosen.served else "while running"
+    found = [f"{size(chosen.memory or 0.0)} of memory {where}, the least of all that qualify"]
     judged = chosen.verdict
     if judged is None:
         found.append("it is the baseline, without loss")
@@ -224,7 +228,7 @@ def _reasons(chosen: _Candidate, margin: str) -> list[str]:
         found.append(f"but worse in {', '.join(chosen.worse)} alone")
     if chosen.speed is not None and chosen.speed.value is not None:
         unit = "ms per token" if chosen.speed.metric.startswith("decode") else "ms per query"
-        found.append(f"{chosen.speed.value:.3g} {unit}")
+        found.append(f"{chosen.speed.value:.3g} {unit}{' as it runs here' * chosen.served}")
     return found
 
 

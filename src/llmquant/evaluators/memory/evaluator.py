@@ -122,12 +122,13 @@ def _of_embedder(subject: LoadedEmbedder, *, seed: int) -> Result:
 
 
 def _weights(subject: LoadedModel | LoadedEmbedder) -> dict[str, int]:
-    weights = weight_bytes(subject.module)
+    weights, served = weight_bytes(subject.module), subject.applied.served_bytes
     return {
         "weights_bytes": weights.total,
         "weights_parameters_bytes": weights.parameters,
         "weights_quantization_state_bytes": weights.quantization_state,
         "weights_buffers_bytes": weights.buffers,
+        **({} if served is None else {"weights_served_bytes": served}),
     }
 
 

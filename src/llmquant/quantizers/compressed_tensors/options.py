@@ -44,12 +44,19 @@ class CompressedTensorsOptions:
 
         Before that pass the layers hold the checkpoint's tensors.
         """
+        return plain_bytes(model, 2) + self._state_bytes(model)
+
+    def served_bytes(self, model: ModelInfo) -> int:
+        """Predict the bytes of the weights as they are stored, before the first forward pass."""
+        layers = model.linear_layers()
+        codes = sum(layer.elements for layer in layers) * (4 if self.scheme == "w4a16" else 8) // 8
+        return plain_bytes(model, 2, quantized=layers) + codes + self._state_bytes(model)
+
+    def _state_bytes(self, model: ModelInfo) -> int:
         layers = model.linear_layers()
         if self.scheme == "w4a16":
-            state = sum(2 * layer.elements // self.group_size + _SHAPE_BYTES for layer in layers)
-        else:
-            state = sum(2 * layer.shape[0] for layer in layers)
-        return plain_bytes(model, 2) + state
+            return sum(2 * layer.elements // self.group_size + _SHAPE_BYTES for layer in layers)
+        return sum(2 * layer.shape[0] for layer in layers)
 
     def requests(self) -> Mapping[str, Json]:
         if self.scheme == "w4a16":

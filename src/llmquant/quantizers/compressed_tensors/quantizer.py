@@ -19,7 +19,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from transformers import AutoTokenizer
 
 from llmquant.errors import NotHonouredError
-from llmquant.loading.memory import stored_elements
+from llmquant.loading.memory import stored_elements, weight_bytes
 from llmquant.loading.strict import load_causal
 from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.compressed_tensors.options import CompressedTensorsOptions
@@ -81,13 +81,14 @@ class CompressedTensors(Quantizer[CompressedTensorsOptions]):
         if not layers:
             raise NotHonouredError("no layer has a quantization scheme")
         code = only((_code(layer) for layer in layers), "code")
+        bits = 4 if code == "int4" else 8
         dtype = only((dtype_name(layer.weight_scale.dtype) for layer in layers), "type of scales")
         inputs = layers[0].quantization_scheme.input_activations
         rounded = f"inputs are rounded to {inputs.num_bits} bits, one scale per token; " if inputs else ""
         return AppliedQuantization(
             method="compressed-tensors",
             code=code,
-            bits=4.0 if code == "int4" else 8.0,
+            bits=float(bits),
             block_size=only((_block_size(layer) for layer in layers), "group size"),
             compute_dtype=dtype,
             dtypes=stored_elements(module),
@@ -99,7 +100,15 @@ class CompressedTensors(Quantizer[CompressedTensorsOptions]):
             ),
             note=f"round to nearest, no calibration; {rounded}runs dequantized in {dtype}: memory and speed are not "
             "those of vLLM's kernels",
+            served_bytes=weight_bytes(module).total + sum(_codes_bytes(layer, bits) for layer in layers),
         )
+
+
+def _codes_bytes(layer: Any, bits: int) -> int:  # Any: see _layers
+    """Return by how much a layer's codes are larger than what it holds; negative for dequantized weights."""
+    held = getattr(layer, "weight_packed", None)
+    held = layer.weight if held is None else held
+    return int(layer.in_features * layer.out_features * bits // 8 - held.numel() * held.element_size())
 
 
 def _layers(module: torch.nn.Module) -> list[Any]:  # Any: linear layers with the attributes compressed-tensors adds

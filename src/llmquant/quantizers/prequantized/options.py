@@ -148,6 +148,13 @@ class PrequantizedOptions:
             settled = _settled_4bit_bytes(model, found, settings, device, width)
         return kept + plain_bytes(found, width, quantized=state) + settled
 
+    def served_bytes(self, model: ModelInfo) -> int | None:
+        """Add up the checkpoint's tensors where its layers are dequantized here; ``None`` for other methods."""
+        found = self._info()
+        if quantization_settings(found).get("quant_method") != "compressed-tensors":
+            return None
+        return sum(tensor.elements * DTYPE_BYTES.get(tensor.dtype, 2) for tensor in found.weights)
+
     def _info(self) -> ModelInfo:
         return _inspect_once(self.checkpoint.source({}), self.checkpoint.digest)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llmquant.results.costs import PASSES, PER_DOLLAR, RUNNING
+from llmquant.results.costs import PASSES, PER_DOLLAR, RUNNING, SERVED
 from llmquant.results.report.block import Block, Measure, conditions, ordered, varying
 from llmquant.results.report.quality import is_quality
 from llmquant.results.report.retrieval import LATENCIES, headlines
@@ -34,6 +34,7 @@ def cost_tables(block: Block) -> list[Table]:
 
 
 _WEIGHTS, _STATE, _LOADING = "weights_bytes", "weights_quantization_state_bytes", "load_peak_bytes"
+_SERVED = "weights_served_bytes"
 # Only in the rows, the CSV and the JSON; a table for decisions is better without them.
 _UNSHOWN_MEMORY = (
     "weights_parameters_bytes",
@@ -51,6 +52,10 @@ def _memory_table(block: Block, measures: Sequence[Measure]) -> Table | None:
     if _WEIGHTS in first:
         weights = _values(block, first[_WEIGHTS])
         columns.append(_sizes(block, first[_WEIGHTS], ("weights", "MiB"), weights))
+        if _SERVED in first:
+            served = _values(block, first[_SERVED])
+            columns.append(_sizes(block, first[_SERVED], ("weights", "served MiB"), served))
+            weights = [here if there is None else there for here, there in zip(weights, served, strict=True)]
         if block.baseline in block.variants and len(block.variants) > 1:
             columns.append(_times_smaller(block, first[_WEIGHTS], weights))
     if _STATE in first:
@@ -58,18 +63,25 @@ def _memory_table(block: Block, measures: Sequence[Measure]) -> Table | None:
     if _LOADING in first:
         columns.append(_sizes(block, first[_LOADING], ("peak MiB", "loading"), _values(block, first[_LOADING])))
     running, footnotes = _running(block, measures)
-    known = {_WEIGHTS, _STATE, _LOADING, RUNNING, *PASSES, *_UNSHOWN_MEMORY}
+    if _SERVED in first:
+        footnotes.append(
+            "served: the weights in the file or server, for variants that run dequantized here; × smaller and the "
+            "recommendation use these sizes."
+        )
+    known = {_WEIGHTS, _SERVED, _STATE, _LOADING, RUNNING, SERVED, *PASSES, *_UNSHOWN_MEMORY}
     columns += running + _unknown(block, [measure for measure in measures if measure.metric not in known])
     return _table(block, "Memory", columns, footnotes)
 
 
 def _running(block: Block, measures: Sequence[Measure]) -> tuple[list[_Filled], list[str]]:
-    """Fill a column per evaluator's prompts with the peak while running."""
+    """Fill a column per evaluator's prompts with the peak while running, here and where the variant is served."""
     peaks = [measure for measure in measures if measure.metric == RUNNING]
+    served = [measure for measure in measures if measure.metric == SERVED]
     apart = varying(peaks)
     columns = [
-        _sizes(block, peak, ("peak MiB", "running", conditions(peak.at, only=apart, brief=True)), _values(block, peak))
-        for peak in peaks
+        _sizes(block, peak, ("peak MiB", name, conditions(peak.at, only=apart, brief=True)), _values(block, peak))
+        for name, found in (("running", peaks), ("served", served))
+        for peak in found
     ]
     at = dict.fromkeys(f" ({text})" if (text := conditions(peak.at)) else "" for peak in peaks)
     notes = [f"running: the weights and the largest peak of a pass, key-value cache included{text}." for text in at]
