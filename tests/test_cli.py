@@ -251,10 +251,14 @@ def test_all_takes_every_preset_that_can_run_here(tiny_model: Path):
     from llmquant.results.preview import with_all_presets
 
     study = lq.Study((lq.ModelRequest(str(tiny_model)),), (lq.Call("bnb_8bit"),))
-    names = [call.name for call in with_all_presets(study, executor="local(device=cpu)").quantizers]
+    found, notes = with_all_presets(study, executor="local(device=cpu)")
+    names = [call.name for call in found.quantizers]
     assert names[0] == "bnb_8bit"
     assert {"fp32_baseline", "bnb_4bit_nf4_no_double"} < set(names)
     assert len(names) == len(set(names))
+    (groups,) = [note for note in notes if "a group size of 128" in note]
+    assert "gptq_4bit_g128" in groups
+    assert "gptq_4bit_g128" not in names
 
 
 def test_a_disk_that_is_full_is_told_with_what_to_do(

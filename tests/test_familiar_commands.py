@@ -19,14 +19,9 @@ from llmquant.cli.plan_tables import size_tables
 from llmquant.cli.study_list import study_table
 from llmquant.errors import ModelError, OptionError, StoreError
 from llmquant.models.info import inspect_model
+from llmquant.planning.defaults import DEFAULT_EVALUATORS, DEFAULT_QUANTIZERS, EMBEDDER_EVALUATORS, EMBEDDER_QUANTIZERS
 from llmquant.planning.estimate import SizeEstimate, estimate_size
-from llmquant.planning.resolve import (
-    DEFAULT_EVALUATORS,
-    DEFAULT_QUANTIZERS,
-    EMBEDDER_EVALUATORS,
-    EMBEDDER_QUANTIZERS,
-    resolve,
-)
+from llmquant.planning.resolve import resolve
 from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
 from llmquant.results.report.table import counted
@@ -180,16 +175,14 @@ def test_a_damaged_study_is_listed_too(tmp_path):
     assert "study.json" in state
 
 
-def test_help_and_docs_name_the_defaults(cli: Callable):
-    """What is compared without -q and -e is what the program plans, for language models and for embedders."""
+def test_every_place_names_the_defaults(cli: Callable):
+    """What is compared and measured without -q and -e stands in the help, the documentation and the docstring."""
     _, out, _ = cli("compare", "--help")
     docs = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
-    for defaults in (DEFAULT_QUANTIZERS, DEFAULT_EVALUATORS):
+    for defaults in (DEFAULT_QUANTIZERS, DEFAULT_EVALUATORS, EMBEDDER_QUANTIZERS, EMBEDDER_EVALUATORS):
         said = ", ".join(str(call).removeprefix("llmquant/") for call in defaults)
-        assert said in " ".join(out.split())
-        assert said in docs
-    for defaults in (EMBEDDER_QUANTIZERS, EMBEDDER_EVALUATORS):
-        assert ", ".join(str(call).removeprefix("llmquant/") for call in defaults) in docs
+        assert all(said in " ".join(text.split()) for text in (out, docs, llmquant.compare.__doc__))
+    assert "llmquant/bnb_8bit" in map(str, DEFAULT_QUANTIZERS)
 
 
 def _size(name: str, gibibytes: int | None, gpus: tuple[str, ...] = (), refused: str = "") -> SizeEstimate:

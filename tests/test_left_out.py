@@ -101,10 +101,11 @@ def test_a_width_that_an_embedder_does_not_offer_is_refused(planned, tmp_path):
 def test_every_preset_of_an_embedder_is_one_that_it_can_have(tmp_path, planned):
     """With --all an embedder gets the presets that go on embedders, and the plan accepts them."""
     folder = save_tiny_sentence_transformer(tmp_path / "model")
-    study = with_all_presets(Study.of([str(folder)], (), ["query_latency"]), executor=_Here())
+    study, notes = with_all_presets(Study.of([str(folder)], (), ["query_latency"]), executor=_Here())
     names = [call.name for call in study.quantizers]
     assert "bnb_4bit_nf4" in names
     assert "gptq_4bit_g128" not in names
+    assert any("gptq_4bit_g128" in note and "not for this kind of model" in note for note in notes)
     planned([str(folder)], names, ["query_latency"])
 
 

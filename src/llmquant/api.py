@@ -119,8 +119,11 @@ def compare(
 
     Args:
         models: Hub ids (``org/name@revision``), folders, ``.gguf`` files, embedders (``bigemma3(dim=768)``).
-        quantizers: one or several presets or calls such as ``bnb_4bit(quant_type=fp4)``; empty for the defaults.
-        evaluators: one or several calls such as ``lm_eval(coqa)``; empty for the defaults.
+        quantizers: one or several presets or calls such as ``bnb_4bit(quant_type=fp4)``; empty for
+            ``bf16_baseline, bnb_8bit, bnb_4bit_nf4, bnb_4bit_fp4, gptq_4bit_g128, awq_4bit_g128``, without what cannot
+            run here (embedders: ``bf16_baseline, bnb_8bit, bnb_4bit_nf4``).
+        evaluators: one or several calls such as ``lm_eval(coqa, num_fewshot=2)``; empty for
+            ``lm_eval(coqa), perplexity, memory, latency`` (embedders: ``mteb(ViDoRe(v1)), mteb(ViDoRe(v2))``).
         vectors: storage forms of embedders, for example ``{"dims": [768, 256], "codecs": ["float16", "int8"]}``.
         baseline: quantizer to compare the others with, for example ``fp16_baseline``; ``None`` is the first
             ``*_baseline``.

@@ -143,11 +143,14 @@ def compare(
     request = (models, quantizer, evaluator, task, vectors, limit, seed, baseline, margin)
     study = study_of(*request, trust_remote_code, allow_pickle, until_sure=until_sure)
     where = executor_of(on, gpu, budget, yes=yes)
+    notes: list[str] = []
     if every:
         from llmquant.results.preview import with_all_presets
 
-        study = with_all_presets(study, executor=where)
-    run_and_print(study, where, store, fresh, timeout, Shown(as_json, quiet, verbose, explain), gate, detach=detach)
+        study, notes = with_all_presets(study, executor=where)
+    run_and_print(
+        study, where, store, fresh, timeout, Shown(as_json, quiet, verbose, explain), gate, notes, detach=detach
+    )
 
 
 @app.command("run")

@@ -66,7 +66,8 @@ Quantizers = Annotated[
         "-q",
         autocompletion=_completed(_presets),
         help='Preset or call, for example bnb_4bit_nf4 or "gptq(bits=3)"; several: a,b or -q a -q b (default: '
-        "bf16_baseline, bnb_4bit_nf4, bnb_4bit_fp4, gptq_4bit_g128, awq_4bit_g128, without what cannot run here).",
+        "bf16_baseline, bnb_8bit, bnb_4bit_nf4, bnb_4bit_fp4, gptq_4bit_g128, awq_4bit_g128, without what cannot run "
+        "here; embedders: bf16_baseline, bnb_8bit, bnb_4bit_nf4).",
     ),
 ]
 Evaluators = Annotated[
@@ -76,7 +77,7 @@ Evaluators = Annotated[
         "-e",
         autocompletion=_completed(_evaluators),
         help='Evaluator, for example memory or "lm_eval(coqa)"; several: a,b or -e a -e b (default: lm_eval(coqa), '
-        "perplexity, memory, latency).",
+        "perplexity, memory, latency; embedders: mteb(ViDoRe(v1)), mteb(ViDoRe(v2))).",
     ),
 ]
 Tasks = Annotated[

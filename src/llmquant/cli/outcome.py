@@ -11,6 +11,8 @@ from llmquant.cli.inspect import print_json, print_tables, say
 from llmquant.cli.terminal import Terminal, attach_command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llmquant.cli.gate import Gate
     from llmquant.results.comparison import Comparison
     from llmquant.study.study import Study
@@ -34,13 +36,18 @@ def run_and_print(
     timeout: float | None,
     shown: Shown,
     gate: Gate | None = None,
+    notes: Sequence[str] = (),
     *,
     detach: bool = False,
 ) -> None:
-    """Run a study and print its comparison, or submit the study and print how to wait for it."""
+    """Run a study and print its comparison, or submit the study and print how to wait for it.
+
+    Args:
+        notes: shown with the plan.
+    """
     from llmquant.api import run_study, submit_study
 
-    ui = Terminal(executor, store, quiet=shown.quiet, verbose=shown.verbose)
+    ui = Terminal(executor, store, quiet=shown.quiet, verbose=shown.verbose, notes=notes)
     if not detach:
         found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
         finish(found, store, gate, shown)

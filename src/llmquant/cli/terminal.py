@@ -16,7 +16,7 @@ from llmquant.cli.inspect import say
 from llmquant.study.neutral import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 class Terminal:
     """Shows a study's progress in a terminal and asks for confirmation there."""
 
-    def __init__(self, executor: str, store: str, *, quiet: bool, verbose: bool = False) -> None:
-        self._executor, self._store, self._quiet = executor, store, quiet
+    def __init__(
+        self, executor: str, store: str, *, quiet: bool, verbose: bool = False, notes: Sequence[str] = ()
+    ) -> None:
+        self._executor, self._store, self._quiet, self._notes = executor, store, quiet, notes
         self._console = show_log(verbose=verbose)
 
     def planned(self, planned: Planned, executor: Executor) -> None:
@@ -37,7 +39,7 @@ class Terminal:
         from llmquant.cli.announce import announcement
 
         if not self._quiet:
-            say(*announcement(planned, executor, self._store), err=True)
+            say(*announcement(planned, executor, self._store), *(f"note: {note}" for note in self._notes), err=True)
 
     def agree(self, offer: Offer) -> bool:
         """Print the maximum cost, and ask for confirmation in a terminal unless it is confirmed already."""

@@ -23,7 +23,7 @@ def refuse_missing_rows(chosen: Sequence[Chosen], cache: Cache) -> None:
         RequestError: naming the rows and what can be given instead.
     """
     needed = [(each, missing_rows(each)) for each in chosen]
-    needed = [(each, rows) for each, rows in needed if rows and not _is_made(each, cache)]
+    needed = [(each, rows) for each, rows in needed if rows and not is_made(each, cache)]
     reason = unreachable() if needed else ""
     if not reason:
         return
@@ -74,7 +74,7 @@ def _holds(file: Path, split: str, column: str) -> bool:
     return all(not name or name in (info.get(key) or ()) for key, name in (("splits", split), ("features", column)))
 
 
-def _is_made(chosen: Chosen, cache: Cache) -> bool:
+def is_made(chosen: Chosen, cache: Cache) -> bool:
     """Return whether the quantizer has made a checkpoint, which may be of this model and then needs no rows."""
     recipes = [read_recipe(path) or {} for path in cache.root.glob("checkpoints/*")]
     return any(recipe.get("quantizer") == chosen.use.to_json() for recipe in recipes)

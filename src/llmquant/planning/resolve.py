@@ -9,6 +9,13 @@ from typing import Any, TypeVar
 
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError, raise_all
 from llmquant.models.info import ModelInfo
+from llmquant.planning.defaults import (
+    DEFAULT_BASELINE,
+    DEFAULT_EVALUATORS,
+    DEFAULT_QUANTIZERS,
+    EMBEDDER_EVALUATORS,
+    EMBEDDER_QUANTIZERS,
+)
 from llmquant.planning.lookup import inspect_embedder, inspect_subject
 from llmquant.planning.notes import BASELINE, applicable, left_out, overlaps
 from llmquant.planning.slicing import documents_of, runs_whole
@@ -34,19 +41,6 @@ from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 from llmquant.study.study import Study
 
-
-def _ours(call: str) -> Call:
-    """Write a default with its package, because another package may offer the same short name."""
-    return Call.parse(f"llmquant/{call}")
-
-
-DEFAULT_QUANTIZERS = tuple(
-    _ours(name) for name in ("bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4", "gptq_4bit_g128", "awq_4bit_g128")
-)
-DEFAULT_EVALUATORS = tuple(map(_ours, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
-EMBEDDER_QUANTIZERS = tuple(map(_ours, ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")))
-EMBEDDER_EVALUATORS = tuple(map(_ours, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
-DEFAULT_BASELINE = _ours("bf16_baseline")
 _KINDS = {"causal_lm": "a causal LM", "embedder": "an embedder"}
 
 _T = TypeVar("_T")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmquant.planning.estimate import SizeEstimate, estimate_all, estimate_size
+from llmquant.planning.hub_rows import is_made, missing_rows, unreachable
 from llmquant.planning.lookup import inspect_subject
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.executor import Executor, Offer
@@ -63,22 +64,35 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
     return Preview(sizes, planned.record, runs, offer, tuple(precisions(planned.record, store)))
 
 
-def with_all_presets(study: Study, *, executor: str | Executor = "local") -> Study:
+def with_all_presets(study: Study, *, executor: str | Executor = "local") -> tuple[Study, list[str]]:
     """Add every installed preset that supports all models of a study on the executor's device.
+
+    Returns:
+        The study, and a note per reason with the presets that are left out.
 
     Raises:
         RequestError: if a model is wrong.
     """
+    known, cache = registry(), Cache.default()
+    presets = known.ready("quantizer")
+    reasons: dict[str, str] = {}
     with open_executor(executor) as where:
         installs = where.installs
-        infos = [inspect_subject(request, registry(), Cache.default()) for request in study.models]
-        can = [
-            {size.quantizer for size in estimate_all(info, registry(), where.device) if not size.refused}
-            for info in infos
-        ]
-    found = [
-        Call(name)
-        for plugin, name in registry().ready("quantizer")
-        if (installs or registry().missing(plugin) is None) and all(name in each for each in can)
-    ]
-    return replace(study, quantizers=(*study.quantizers, *(call for call in found if call not in study.quantizers)))
+        for request in study.models:
+            sizes = estimate_all(inspect_subject(request, known, cache), known, where.device)
+            refused = {size.quantizer: size.refused for size in sizes}
+            reasons |= {name: why for _, name in presets if (why := refused.get(name, "not for this kind of model"))}
+    if not installs:
+        reasons |= {name: error.message for plugin, name in presets if (error := known.missing(plugin)) is not None}
+        named = [known.choose("quantizer", Call(name)) for _, name in presets if name not in reasons]
+        lacking = [each.use.label for each in named if missing_rows(each) and not is_made(each, cache)]
+        if lacking and (offline := unreachable()):
+            reasons |= dict.fromkeys(
+                lacking, f"their calibration text is on the Hub, which cannot be reached: {offline}"
+            )
+    alike: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        alike.setdefault(why, []).append(name)
+    calls = [call for _, name in presets if name not in reasons and (call := Call(name)) not in study.quantizers]
+    notes = [f"left out: {', '.join(names)}: {why}" for why, names in alike.items()]
+    return replace(study, quantizers=(*study.quantizers, *calls)), notes

@@ -31,8 +31,8 @@ class Study:
     The executor is not part of a study.
 
     Attributes:
-        quantizers: empty for the defaults.
-        evaluators: empty for the defaults.
+        quantizers: empty for the defaults of `llmquant.compare`.
+        evaluators: empty for the defaults of `llmquant.compare`.
         baseline: label of one of the quantizers; ``None`` for the first ``*_baseline``, which is added if missing.
         limit: maximum documents per task (for retrieval: queries per task), at least 1; ``None`` for all.
         until_sure: score documents in random order, and stop as soon as each verdict is sure.
