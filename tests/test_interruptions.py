@@ -77,6 +77,57 @@ def test_two_programs_may_share_a_store(tiny_model: Path, tmp_path: Path):
     assert not list((tmp_path / "store" / "runs").glob(".partial*"))
 
 
+PRESS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def press(*rest, **named):
+    os.kill(os.getpid(), signal.SIGINT)
+
+{moment}
+sys.argv = ["llmquant", "compare", {model!r}, "-q", "fp32_baseline", "-e", "memory", "--store", {store!r}]
+from llmquant.__main__ import main
+main()
+"""
+IMPORTING = """
+class Finder:
+    def find_spec(self, name, *rest):
+        return press() if name == "llmquant.cli.app" else None
+sys.meta_path.insert(0, Finder())
+"""
+ASKING = """
+import builtins, io
+from llmquant.executors import LocalExecutor
+from llmquant.plugins.executor import Offer
+LocalExecutor.check = lambda self, jobs, running=(): Offer("at most $1.00", 1.0, False)
+builtins.input = press
+sys.stdin = io.StringIO()
+sys.stdin.isatty = lambda: True
+"""
+COMPARING = """
+import llmquant.api
+llmquant.api.Scheduler.run = lambda *rest: {}
+llmquant.api.Comparison.of = press
+"""
+MOMENTS = {
+    "importing": IMPORTING,
+    "reading the options": "import typer.core; typer.core.TyperGroup.make_context = press",
+    "planning": "import llmquant.planning.resolve; llmquant.planning.resolve.inspect_subject = press",
+    "asking": ASKING,
+    "comparing": COMPARING,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_ctrl_c_at_any_other_moment_prints_one_line(tmp_path: Path, tiny_model: Path, moment: str):
+    """No traceback and no silence: the last line says that the command was interrupted, and the exit code is 130."""
+    code = PRESS.format(moment=moment, model=str(tiny_model), store=str(tmp_path / "store"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith("\ninterrupted\n")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 130
+
+
 @pytest.mark.parametrize("script", [COMMAND, SCRIPT], ids=["command line", "Python"])
 def test_ctrl_c_says_what_is_stored_and_where(tiny_model: Path, tmp_path: Path, script: str):
     """The last line that a terminal or a notebook shows counts the finished experiments and names the store."""

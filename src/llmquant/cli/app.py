@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from llmquant.cli.commands import Commands
 from llmquant.cli.gate import Gate
 from llmquant.cli.importing import import_app
 from llmquant.cli.inspect import AsJson, inspect_app, print_json, print_tables, say
@@ -58,19 +58,8 @@ if TYPE_CHECKING:
     pass
 
 
-class _Commands(TyperGroup):
-    """The commands; Ctrl-C prints what it interrupted, where typer exits without a word."""
-
-    def invoke(self, ctx: Any) -> Any:  # Any: typer's own copy of click
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            say("", str(error) or "interrupted", err=True)
-            raise typer.Exit(130) from None
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="Which quantization should I ship, for this model, on this hardware, and is the loss real?",
     epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 1 a run failed, 2 the request is "
     "wrong; with --fail-on: 3 worse, 4 undecided.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.progress_bar import ProgressBar
@@ -117,7 +118,7 @@ def _panel(state: Progress) -> Group:
         count = f"{running.done}/{running.total}" if running.total else ""
         bar = ProgressBar(total=running.total or None, completed=running.done, width=24, pulse=not running.total)
         grid.add_row(
-            Text(f"  {printable(running.label)}", overflow="ellipsis", no_wrap=True),
+            Padding(Text(printable(running.label)), (0, 0, 0, 2)),  # wraps: a wait names who is waited for
             bar,
             Text(count),
             Text(duration(elapsed)),

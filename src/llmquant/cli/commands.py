@@ -1,0 +1,35 @@
+"""The group of all commands: Ctrl-C prints what it interrupted, where typer exits without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from llmquant.cli.inspect import say
+
+
+class Commands(TyperGroup):
+    """Commands that end with one line and exit code 130 on Ctrl-C."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:  # Any: typer's own copy of click
+        """Parse the command line."""
+        with _told():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:  # Any: as above
+        """Run the command."""
+        with _told():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Abort) as error:  # Abort: at a question
+        say("", str(error) or "interrupted", err=True)
+        raise typer.Exit(130) from None
