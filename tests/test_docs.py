@@ -21,6 +21,7 @@ import pytest
 import typer
 
 import llmquant as lq
+from llmquant.cli.app import main
 from llmquant.plugins.embedder import Embedder, OpenEmbedder
 from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.registry import registry
@@ -321,14 +322,20 @@ def test_the_words_of_a_report_are_in_the_glossary():
         assert word in glossary.lower(), word
 
 
-def test_the_words_of_the_demo_are_in_the_glossary():
-    """Every word of the headings in the README's output, but the names of variants and texts, is in the glossary."""
+@pytest.mark.parametrize("command", ["demo", "plan"])
+def test_the_words_of_output_are_in_the_glossary(command, tiny_model, monkeypatch, capsys):
+    """Every word of the headings in a command's output, without names of variants and texts, is in the glossary."""
     glossary = (ROOT / "docs" / "glossary.md").read_text().lower()
     ((_, output),) = _blocks(ROOT / "README.md", "text")
+    if command == "plan":
+        monkeypatch.setattr("sys.argv", ["llmquant", "plan", str(tiny_model), "-q", "bf16_baseline", "-e", "memory"])
+        with pytest.raises(SystemExit):
+            main()
+        output = capsys.readouterr().out
     tables = [part.split("──")[0] for part in output.split("\n\n") if "──" in part]
-    headings = re.sub(r"\w+[._]\w+", "", " ".join([*tables, "Recommendation"]))  # no names of variants and texts
+    headings = re.sub(r"\S+[._-]\S+", "", " ".join([*tables, "Recommendation"]))  # no names of variants and texts
     words = set(re.findall(r"[a-z/]{2,}", headings.lower()))
-    assert len(words) > 25
+    assert len(words) > 8
     assert [word for word in sorted(words) if not re.search(rf"\b{re.escape(word)}", glossary)] == []
 
 
