@@ -114,6 +114,12 @@ def _half(subject: LoadedModel) -> None:
     subject.module.half()
 
 
+def _memory(subject: LoadedModel) -> None:
+    import torch
+
+    KEPT.append(torch.ones(75_000_000))  # 300 MB
+
+
 KEPT: list[object] = []
 MEDDLING: dict[str, Callable[[LoadedModel], object]] = {
     "nothing": lambda subject: None,
@@ -148,6 +154,7 @@ MEDDLING: dict[str, Callable[[LoadedModel], object]] = {
     "new_layer": _new_layer,
     "buffer": _buffer,
     "half": _half,
+    "memory": _memory,
 }
 
 

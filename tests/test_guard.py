@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 import llmquant as lq
 from llmquant.running import guard
 from llmquant.running.guard import Change, Snapshot
-from meddling import MEDDLING
+from meddling import KEPT, MEDDLING
 
 RESTORED = {
     "dtype": "torch's default dtype",
@@ -52,7 +54,7 @@ def subject(tiny_model):
 def without_functions(monkeypatch):
     """Listing functions takes most of a snapshot's time, and is tried by itself."""
     monkeypatch.setattr(guard, "functions", dict)
-    monkeypatch.setattr(guard, "put_back", lambda before: [])
+    monkeypatch.setattr(guard, "put_back", lambda before, *, keep: [])
 
 
 def test_what_can_be_put_back_is_put_back_and_named(subject, without_functions):
@@ -121,6 +123,37 @@ def test_processes_are_ended_and_threads_are_named(subject, without_functions):
         Change("the process 'sleep', left running", "restored"),
         Change("the thread 'left behind', left running", "renew"),
     }
+
+
+def test_memory_that_is_kept_is_named(subject, without_functions):
+    """300 MB would be counted for whatever is measured next."""
+    before = Snapshot.take(subject)
+    MEDDLING["memory"](subject)
+    (change,) = before.undo()
+    KEPT.clear()
+    assert change.now == "renew"
+    assert re.fullmatch(r"the memory of the process, which grew by 2\d\d MiB", change.what)
+
+
+def test_the_random_state_is_put_back_silently(subject, without_functions):
+    """Every experiment is seeded, and using random numbers is no fault."""
+    before = Snapshot.take(subject)
+    first = random.random(), np.random.rand(), torch.rand(1).item()
+    assert before.undo() == []
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
+
+
+def test_what_loading_changes_is_named_and_functions_stay(subject):
+    """A quantizer may work by a function that it replaced; settings are put back."""
+    own = torch.nn.functional.silu
+    before = Snapshot.take(None)
+    MEDDLING["patch"](subject)
+    MEDDLING["dtype"](subject)
+    changes = {change.what for change in before.undo(loading=True)}
+    patched, torch.nn.functional.silu = torch.nn.functional.silu, own
+    assert changes == {"torch's default dtype", "the function torch.nn.functional.silu"}
+    assert patched is not own
+    assert torch.get_default_dtype() is torch.float32
 
 
 @pytest.mark.parametrize("quantizer", ["fp32_baseline", "bnb_8bit", "bnb_4bit_nf4"])

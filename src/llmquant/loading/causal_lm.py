@@ -193,6 +193,7 @@ def make_ready(
     """Run the quantizer's preparation of its layers before their first use."""
     if hasattr(quantizer, "after_load"):
         quantizer.after_load(module, to_save=to_save)
+        module.eval()  # a new layer is in training mode
 
 
 def read_back(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -278,6 +279,12 @@ def give_back_freed() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def kept_bytes() -> int:
+    """Return the memory that this process keeps when it does nothing: pages of its own, and tensors on GPUs."""
+    _free()
+    return (_status_bytes("RssAnon") or psutil.Process().memory_info().rss) + sum(_cuda_allocated())
 
 
 def _status_bytes(name: str) -> int | None:

@@ -30,10 +30,12 @@ class LoadStats:
         seconds: wall time from the files to a model on its device.
         peak_bytes: peak memory of loading on the device, in addition to the memory used before; ``None`` if the
             system does not report it.
+        changed: settings of the process that another package's plugin changed while loading; the worker restored them.
     """
 
     seconds: float
     peak_bytes: int | None
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from llmquant.loading.memory import own_tensors
+from llmquant.loading.memory import kept_bytes, own_tensors
 from llmquant.running.guarded_process import (
     Functions,
     Setting,
@@ -35,6 +35,7 @@ from llmquant.running.guarded_process import (
 # Sums over a prime number of columns, so that swapped rows of a usual width are noticed.
 _COLUMNS = 4093
 _SHOWN = 3
+_KEPT_MEMORY = 256 * 2**20  # bytes
 _LONG = 100_000
 _PROBE = "The 3 quick brown foxes, naïve at 12:30 o'clock, jumped over 4,096 dogs."
 _SCALARS = (bool, int, float, str, type(None))
@@ -74,6 +75,7 @@ class Snapshot:
     functions: Functions
     threads: Sequence[threading.Thread]
     children: Sequence[psutil.Process]
+    memory: int
 
     @classmethod
     def take(cls, subject: Any) -> Snapshot:  # Any: a LoadedModel or LoadedEmbedder
@@ -90,10 +92,16 @@ class Snapshot:
             functions(),
             threading.enumerate(),
             child_processes(),
+            kept_bytes(),
         )
 
-    def undo(self) -> list[Change]:
-        """Restore what can be restored, end processes left behind, and list the changes."""
+    def undo(self, *, loading: bool = False) -> list[Change]:
+        """Restore what can be restored, end processes left behind, and list the changes.
+
+        Args:
+            loading: whether a model was loaded meanwhile: new functions, threads and processes may be part of the model
+                and are only listed, and memory is not compared.
+        """
         found = []
         for setting, value in self.settings:
             if not _equal(setting.read(), value):
@@ -102,10 +110,12 @@ class Snapshot:
                     found.append(Change(setting.name, "restored" if restored else "damaged"))
         # An import may replace functions permanently; only a new process has the original ones. Some settings replace
         # functions too, and have been restored by now.
-        found += [Change(what, "renew") for what in _shortened(put_back(self.functions), "the function")]
-        for what, gone in stop_new(self.threads, self.children):
+        found += [Change(what, "renew") for what in _shortened(put_back(self.functions, keep=loading), "the function")]
+        for what, gone in stop_new(self.threads, self.children, keep=loading):
             found.append(Change(f"{what}, left running", "restored" if gone else "renew"))
         found += [Change(what, "damaged") for what in _shortened(self._damaged(), "the weights of")]
+        if not loading and (grown := kept_bytes() - self.memory) > _KEPT_MEMORY:
+            found.append(Change(f"the memory of the process, which grew by {grown / 2**20:.0f} MiB", "renew"))
         return found
 
     def _damaged(self) -> list[str]:

@@ -7,6 +7,7 @@ import gc
 import locale
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -96,6 +97,14 @@ def process_settings() -> list[Setting]:
             for name, hooks in vars(torch.nn.modules.module).items()
             if name.startswith("_global_") and name.endswith("hooks") and isinstance(hooks, dict)
         ),
+        *(
+            Setting(f"the random state of {name}", get, put, silent=True)  # every experiment is seeded
+            for name, get, put in (
+                ("Python", random.getstate, random.setstate),
+                ("numpy", lambda: _plain(np.random.get_state()), np.random.set_state),
+                ("torch", lambda: torch.get_rng_state().tolist(), lambda v: torch.set_rng_state(torch.ByteTensor(v))),
+            )
+        ),
         Setting("numpy's handling of errors", np.geterr, lambda value: np.seterr(**value)),
         Setting("the working folder", os.getcwd, os.chdir),
         Setting("the environment", lambda: dict(os.environ), partial(_put_dict, os.environ)),
@@ -140,8 +149,8 @@ def functions() -> Functions:
     return found
 
 
-def put_back(before: Functions) -> list[str]:
-    """Restore functions replaced since `functions` was called, and return their names.
+def put_back(before: Functions, *, keep: bool = False) -> list[str]:
+    """Restore functions replaced since `functions` was called, unless `keep`, and return their names.
 
     A new function in a class that hides a function of a base class is removed.
     """
@@ -149,16 +158,19 @@ def put_back(before: Functions) -> list[str]:
     names = []
     for place, (holder, value) in functions().items():
         key = place[1]
-        if place in before and before[place][1] is not value:
-            if isinstance(holder, dict):
-                holder[key] = before[place][1]
-            else:
-                setattr(holder, key, before[place][1])
-        elif place not in before and id(holder) in classes and any(key in vars(c) for c in holder.__mro__[1:]):
-            delattr(holder, key)
-        else:
+        replaced = place in before and before[place][1] is not value
+        hides = place not in before and id(holder) in classes and any(key in vars(c) for c in holder.__mro__[1:])
+        if not (replaced or hides):
             continue
         names.append(_name(holder, key))
+        if keep:
+            continue
+        if hides:
+            delattr(holder, key)
+        elif isinstance(holder, dict):
+            holder[key] = before[place][1]
+        else:
+            setattr(holder, key, before[place][1])
     return names
 
 
@@ -170,13 +182,17 @@ def _name(holder: Any, key: Any) -> str:  # Any: see `Functions`
     )
 
 
-def stop_new(threads: Iterable[threading.Thread], children: Iterable[psutil.Process]) -> Iterator[tuple[str, bool]]:
-    """Wait for new threads and end new processes.
+def stop_new(
+    threads: Iterable[threading.Thread], children: Iterable[psutil.Process], *, keep: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """Wait for new threads and end new processes, unless `keep`.
 
     Yields:
         The name of a thread or process left behind, and whether it has ended now.
     """
     for thread in set(threading.enumerate()) - set(threads):
+        if type(thread).__module__.startswith("tqdm."):  # one for all progress bars; it computes nothing
+            continue
         thread.join(_JOIN_S)
         if thread.is_alive():
             yield f"the thread {thread.name!r}", False
@@ -185,14 +201,19 @@ def stop_new(threads: Iterable[threading.Thread], children: Iterable[psutil.Proc
         if child.pid not in known:
             with contextlib.suppress(psutil.NoSuchProcess):
                 name = child.name()
-                child.kill()
-                child.wait()
-                yield f"the process {name!r}", True
+                if not keep:
+                    child.kill()
+                    child.wait()
+                yield f"the process {name!r}", not keep
 
 
 def child_processes() -> list[psutil.Process]:
     """List all descendants of this process."""
     return psutil.Process().children(recursive=True)
+
+
+def _plain(state: Any) -> tuple[Any, ...]:  # Any: numpy's state, whose array cannot be compared by `==`
+    return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in state)
 
 
 def _flushes_denormals() -> bool:

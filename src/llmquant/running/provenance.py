@@ -37,6 +37,7 @@ def provenance(subject: LoadedModel | LoadedEmbedder | None) -> dict[str, Json]:
             "dtype": next((str(p.dtype).removeprefix("torch.") for p in subject.module.parameters()), None),
             "load_seconds": subject.load.seconds,
             "load_peak_bytes": subject.load.peak_bytes,
+            "changed_while_loading": list(subject.load.changed),
             "model_note": subject.info.note,
             "checkpoint": None if subject.path is None else read_recipe(subject.path),
         }

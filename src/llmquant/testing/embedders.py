@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from llmquant.errors import PluginError
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_embedder
-from llmquant.plugins.registry import registry
 from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import ModelRequest
 from llmquant.testing.loaded import baseline, load_vectors
-from llmquant.testing.traces import no_trace
+from llmquant.testing.traces import recorded, refuse_changes
 from llmquant.testing.trial import NotApplicable, Trial, contents
 
 if TYPE_CHECKING:
@@ -134,12 +133,7 @@ def nothing_is_left_behind(trial: Trial) -> None:
 
     To fix: restore every change, for example with ``try`` and ``finally``.
     """
-    registry().construct(trial.chosen)  # imports may set up their package, once
-    _subject(trial)
-    with no_trace():
-        again = load_vectors(trial, baseline("bf16_baseline"), _info(trial))
-        if "text" in again.embeds.modalities:
-            _embed(again, _TEXTS)
+    refuse_changes(trial)
 
 
 def _page(color: str) -> bytes:
@@ -157,7 +151,15 @@ def _info(trial: Trial) -> ModelInfo:
 
 
 def _subject(trial: Trial) -> LoadedEmbedder:
-    return trial.once("subject", lambda: load_vectors(trial, baseline("bf16_baseline"), _info(trial)))
+    def make() -> LoadedEmbedder:
+        info = _info(trial)
+        with recorded(trial, loading=True):
+            opened = load_vectors(trial, baseline("bf16_baseline"), info)
+            if "text" in opened.embeds.modalities:
+                _embed(opened, _TEXTS)
+            return opened
+
+    return trial.once("subject", make)
 
 
 def _texts(trial: Trial) -> tuple[str, ...]:

@@ -10,14 +10,13 @@ from typing import Any
 
 from llmquant.errors import PluginError
 from llmquant.plugins.context import Context
-from llmquant.plugins.registry import registry
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, Variant
 from llmquant.study.run import REFERENCE_FILE, Result, Run
 from llmquant.study.slices import Slice
 from llmquant.testing import specs
 from llmquant.testing.loaded import baseline, load_model, load_vectors
-from llmquant.testing.traces import no_trace
+from llmquant.testing.traces import recorded, refuse_changes
 from llmquant.testing.trial import NotApplicable, Trial, contents
 
 _SLICE = Slice(0, 2)
@@ -46,10 +45,7 @@ def nothing_is_left_behind(trial: Trial) -> None:
 
     To fix: restore every change, for example with ``try`` and ``finally``, and keep no tensors after the evaluation.
     """
-    subject = _subject(trial)
-    registry().construct(trial.chosen)  # imports may set up their package, once
-    with no_trace(subject):
-        _evaluate(trial, _context(trial))
+    refuse_changes(trial)
 
 
 def results_are_stored(trial: Trial) -> None:
@@ -181,7 +177,11 @@ def _evaluate(trial: Trial, context: Context) -> _Evaluation:
 
 
 def _first(trial: Trial) -> _Evaluation:
-    return trial.once("first", lambda: _evaluate(trial, _context(trial)))
+    def make() -> _Evaluation:
+        with recorded(trial, _subject(trial)):
+            return _evaluate(trial, _context(trial))
+
+    return trial.once("first", make)
 
 
 def _second(trial: Trial) -> _Evaluation:

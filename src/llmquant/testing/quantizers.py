@@ -16,7 +16,7 @@ from llmquant.study.experiment import ModelRequest
 from llmquant.study.run import finite_json
 from llmquant.testing.loaded import load_model, load_vectors
 from llmquant.testing.models import tiny_causal_lm, tiny_embedder
-from llmquant.testing.traces import no_trace
+from llmquant.testing.traces import recorded, refuse_changes
 from llmquant.testing.trial import NotApplicable, Trial, contents
 
 _ODD_WIDTH = 40  # not a multiple of 16, 32, 64 or 128
@@ -30,8 +30,6 @@ def loads_as_applied(trial: Trial) -> None:
     _accepts(trial)
     subject = _subject(trial)
     finite_json(asdict(subject.applied))
-    if subject.module.training:
-        raise PluginError("the loaded model is in training mode", hint="Call module.eval() after replacing layers.")
 
 
 def original_is_unchanged(trial: Trial) -> None:
@@ -154,9 +152,7 @@ def nothing_is_left_behind(trial: Trial) -> None:
     To fix: restore every setting, for example with ``try`` and ``finally``.
     """
     _accepts(trial)
-    registry().construct(trial.chosen)  # imports may set up their package, once
-    with no_trace():
-        _load(trial, trial.cache)
+    refuse_changes(trial)
 
 
 def _accepts(trial: Trial) -> None:
@@ -166,7 +162,13 @@ def _accepts(trial: Trial) -> None:
 
 def _subject(trial: Trial) -> LoadedModel:
     """Return the quantized model, loaded once."""
-    return trial.once("subject", lambda: _load(trial, trial.cache))
+
+    def make() -> LoadedModel:
+        info = trial.info
+        with recorded(trial, loading=True):
+            return load_model(trial, trial.chosen, info, trial.cache)
+
+    return trial.once("subject", make)
 
 
 def _load(trial: Trial, cache: Cache) -> LoadedModel:

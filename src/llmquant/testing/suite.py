@@ -139,7 +139,7 @@ def checks(
             pytest.skip(str(reason))
 
     conforms.__doc__ = f"The {spec.kind} {spec.name!r} keeps its contract."
-    parametrized: Callable[..., None] = pytest.mark.parametrize("check", map(parameter, every))(conforms)
+    parametrized: Callable[..., None] = pytest.mark.parametrize("check", [*map(parameter, every)])(conforms)
     return parametrized
 
 
