@@ -13,8 +13,8 @@ import copy
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -132,6 +132,18 @@ class Snapshot:
         still = {id(tensor) for _, tensor in _loose(layers)}  # a forward pass may replace an attribute
         changed |= {name: None for name, t, digest in self.loose if id(t) in still and _digest(t) != digest}
         return [name or "the model" for name in changed]
+
+
+def load_guarded(load: Callable[[], Any]) -> Any:  # Any: a LoadedModel or LoadedEmbedder
+    """Load with another package's plugin, whose imports are done; restore settings, and record what was changed."""
+    from llmquant.loading import causal_lm, embedder  # noqa: F401 - their imports change settings, once
+
+    before = Snapshot.take(None)
+    subject = load()
+    changed = tuple(change.what for change in before.undo(loading=True))
+    for what in changed:
+        _log.warning("loading changed %s", what)
+    return replace(subject, load=replace(subject.load, changed=changed))
 
 
 def _shortened(names: Sequence[str], beginning: str) -> list[str]:

@@ -39,7 +39,7 @@ from llmquant.storage.cache import Cache
 from llmquant.storage.journal import JobRecord, Journal, end_with_parent, log_tail, read_journal
 from llmquant.storage.store import Store
 from llmquant.study.call import Json
-from llmquant.study.experiment import Digest, Documents, Experiment, ModelUse, PluginUse
+from llmquant.study.experiment import Digest, Documents, Experiment, ModelUse
 from llmquant.study.job import Job
 from llmquant.study.run import REFERENCE_FILE, Failure, FailureKind, Run
 
@@ -65,9 +65,7 @@ def work(record: Path, store: Store) -> bool:
     # Finished by an earlier process of this job.
     before = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}
     asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
-    experiments = sorted(
-        (e for e in asked if e[0].run_id not in before), key=lambda e: not _is_built_in(e[0].evaluator)
-    )
+    experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not e[0].evaluator.is_built_in)
     cache = Cache(Cache.default().root, who=_who(job, asked[0][0]), waiting=functools.partial(_wait, journal, ""))
     journal.write("fetching")
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=record.parent) as scratch:
@@ -76,7 +74,7 @@ def work(record: Path, store: Store) -> bool:
         try:
             for spec in job.plugins:
                 registry().register(PluginSpec(**spec))
-            failures = fetch([e for e, _ in experiments if _is_built_in(e.evaluator)], context)
+            failures = fetch([e for e, _ in experiments if e.evaluator.is_built_in], context)
             for experiment, attempt in experiments:
                 if error := failures.get(experiment.run_id):
                     _commit(store, journal, _failed(experiment, attempt, error, started, record, "data"), {}, record, 0)
@@ -119,19 +117,12 @@ def _wait(journal: Journal, run_id: str, holders: str) -> None:
 def _load_guarded(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
     """Load the model; settings that another package's quantizer or embedder changed are restored."""
     uses = experiment.variant.quantizer, experiment.variant.model.embedder
-    if all(use is None or _is_built_in(use) for use in uses):
+    if all(use is None or use.is_built_in for use in uses):
         return _load(job, experiment, context, journal)
-    # Imports change settings, once.
-    from llmquant.loading import causal_lm, embedder  # noqa: F401
-    from llmquant.running.guard import Snapshot
+    from llmquant.running.guard import load_guarded
 
     registry().construct(registry().restore("quantizer", experiment.variant.quantizer))
-    before = Snapshot.take(None)
-    subject = _load(job, experiment, context, journal)
-    changed = tuple(change.what for change in before.undo(loading=True))
-    for what in changed:
-        _log.warning("loading with %s changed %s", experiment.variant.quantizer.plugin, what)
-    return replace(subject, load=replace(subject.load, changed=changed))
+    return load_guarded(lambda: _load(job, experiment, context, journal))
 
 
 def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
@@ -197,7 +188,7 @@ def _evaluate(
     failure = snapshot = None
     output = keep_output()
     try:
-        snapshot = None if _is_built_in(experiment.evaluator) else Snapshot.take(subject)
+        snapshot = None if experiment.evaluator.is_built_in else Snapshot.take(subject)
         chosen = registry().restore("evaluator", experiment.evaluator)
         results = measure(
             chosen,
@@ -283,10 +274,6 @@ def _run(
         {result.task: dict(result.details) for result in finished},
         attempt=attempt,
     )
-
-
-def _is_built_in(use: PluginUse) -> bool:
-    return use.plugin.startswith("llmquant/")
 
 
 def _culprit(

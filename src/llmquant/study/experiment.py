@@ -163,6 +163,11 @@ class PluginUse:
     options: Mapping[str, Json]
     label: str
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the plugin is part of llmquant."""
+        return self.plugin.startswith("llmquant/")
+
     def identity(self) -> Json:
         """Return the part that enters a run's identity: without the label, and files by content."""
         return {"plugin": self.plugin, "version": self.version, "options": _by_content(self.options)}
