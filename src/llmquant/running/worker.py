@@ -122,7 +122,8 @@ def _load_guarded(job: Job, experiment: Experiment, context: Context, journal: J
     from llmquant.running.guard import load_guarded
 
     registry().construct(registry().restore("quantizer", experiment.variant.quantizer))
-    return load_guarded(lambda: _load(job, experiment, context, journal))
+    subject: Subject = load_guarded(lambda: _load(job, experiment, context, journal))
+    return subject
 
 
 def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
