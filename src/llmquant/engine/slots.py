@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_STEP = 64  # tokens by which the room for keys and values grows
+_STEP = 16  # tokens for which memory is touched at a time
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -21,10 +21,12 @@ class Slots:
     Args:
         module: a model that `support.why_not` accepts.
         count: number of slots.
+        tokens: maximum tokens per slot.
     """
 
-    def __init__(self, module: Any, count: int) -> None:  # Any: transformers has no types
+    def __init__(self, module: Any, count: int, tokens: int) -> None:  # Any: transformers has no types
         self.count = count
+        self.tokens = tokens
         self.past = self.length = 0  # tokens in the longest slot, before and after the current forward pass
         self.places: tuple[torch.Tensor, slice, torch.Tensor]
         self.picked: slice | torch.Tensor
@@ -88,11 +90,12 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no type
         self._slots = slots
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Make empty slots."""
+        """Make slots; a CPU touches their memory when it is needed, since growing by copies would double it."""
         self.keys, self.values = (
-            states.new_zeros(self._slots.count, states.shape[1], 0, states.shape[3])
+            states.new_empty(self._slots.count, states.shape[1], self._slots.tokens, states.shape[3])
             for states in (key_states, value_states)
         )
+        self._touched = 0
         self.is_initialized = True
 
     def update(
@@ -106,11 +109,11 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no type
         slots = self._slots
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if (missing := slots.length - self.keys.shape[2]) > 0:
-            # With zeros: a hidden place has weight 0, and 0 times what is left in fresh memory may be NaN.
-            self.keys, self.values = (
-                torch.nn.functional.pad(states, (0, 0, 0, missing + _STEP)) for states in (self.keys, self.values)
-            )
+        if slots.length > self._touched:
+            for states in (self.keys, self.values):
+                # A hidden place has weight 0, and 0 times what is left in fresh memory may be NaN.
+                states[:, :, self._touched : slots.length + _STEP] = 0
+            self._touched = slots.length + _STEP
         for states, new in ((self.keys, key_states), (self.values, value_states)):
             states[slots.places] = new.transpose(1, 2)
         return self.keys[slots.picked, :, : slots.length], self.values[slots.picked, :, : slots.length]
