@@ -102,19 +102,27 @@ def elsewhere(session: nox.Session) -> None:
 
 @nox.session
 def plugin(session: nox.Session) -> None:
-    """Build and install a working and a broken plugin package, and run their tests.
+    """Install plugin packages and run their tests: of every kind, new ones and examples, and a broken one beside them.
 
     bitsandbytes and lm-eval are not installed: a plugin needs only what it declares.
     """
-    packages = ("tests/plugins/llmquant-example", "tests/plugins/llmquant-broken")
-    _install(session, ".", *packages, *TORCH, group="test")
-    session.run(
-        "pytest",
-        "tests/test_plugin_package.py",
-        "tests/plugins/llmquant-example/tests",
-        *session.posargs,
-        env=NO_THREAD_FIGHTS,
-    )
+    _install(session, ".", *TORCH, "hatchling", "editables", group="test")
+    made = Path(session.create_tmp()) / "new"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    kinds = [(kind, "--kind", kind) for kind in ("quantizer", "evaluator", "embedder", "executor")]
+    kinds.append(("saved", "--kind", "quantizer", "--writes-checkpoint"))
+    earlier = {"LLMQUANT_DISABLE_PLUGINS": ",".join(f"llmquant-new-{name}" for name, *_ in kinds)}
+    with session.chdir(made):
+        for name, *options in kinds:
+            session.run("llmquant", "new-plugin", f"new-{name}", *options, env=earlier)
+    examples = [str(path) for path in Path("examples/plugins").iterdir() if path.name != "llmquant-sinq"]
+    good = ["tests/plugins/llmquant-example", *examples, *map(str, made.iterdir())]
+    session.install("--no-deps", "--no-build-isolation", *good, "tests/plugins/llmquant-broken")
+    tests = [f"{package}/tests" for package in good]
+    # The tutorial, whose result is llmquant-sinq, installs as the packages here are installed.
+    environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    session.run("pytest", "tests/test_plugin_package.py", *tests, *SEVERAL, *session.posargs, env=environment)
 
 
 @nox.session(default=False)

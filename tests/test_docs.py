@@ -266,7 +266,7 @@ def test_other_blocks_are_of_a_known_kind():
     }
     for page in PAGES:
         kinds = re.findall(r"^```(\w*)", page.read_text(), re.MULTILINE)
-        assert {*kinds} <= {"sh", "python", "pycon", "toml", "json", "text", ""}, page.name
+        assert {*kinds} <= {"sh", "python", "pycon", "toml", "json", "diff", "text", ""}, page.name
         for _, json_text in _blocks(page, "json"):
             json.loads(json_text)
 
@@ -297,11 +297,12 @@ def test_other_commands_name_what_exists():
         "llama-server",
         "pytest",
         "nox",
+        "patch",
     }
     for page, words in OTHERS:
         program = Path(words[0]).name or words[0]
         if program == "pip":
-            for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+            for extras in re.findall(r"(?<![\w-])llmquant\[([\w,]+)\]", " ".join(words)):
                 assert {*extras.split(",")} <= {*project["optional-dependencies"]}, page
         elif program.startswith("python"):
             assert words[1] == "-m" or (ROOT / words[1]).is_file(), page

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +86,28 @@ def test_a_width_that_does_not_fit_is_refused_before_anything_is_loaded(tiny_mod
     assert refused.returncode == 2
     assert "group_size 48 does not divide the" in refused.stderr
     assert not (tmp_path / "store").exists()
+
+
+def test_the_tutorial_runs_as_written(tiny_model, tmp_path):
+    """Every command of the page and its lines, on a tiny model and a local text, up to a row in the comparison."""
+    section = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text().split("\n## ")[1].split("\n### ")[0]
+    commands = [line for text in re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S) for line in text.splitlines()]
+    (diff,) = re.findall(r'^```diff title="sinq.diff"\n(.*?)^```$', section, re.M | re.S)
+    (tmp_path / "sinq.diff").write_text(diff)
+    (tmp_path / "text.txt").write_text("The farmer sold nine sacks of barley on Monday. " * 40)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["LLMQUANT_CACHE"] = str(tmp_path / "cache")
+    try:
+        for command in commands[1:]:  # the first installs llmquant
+            line = command.replace("HuggingFaceTB/SmolLM2-135M", str(tiny_model))
+            line = line.replace("-e perplexity ", "-e 'perplexity(text.txt, window=64)' ")
+            done = subprocess.run(
+                line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    finally:
+        uninstall = [sys.executable, "-m", "pip", "uninstall", "-y", "llmquant-sinq"]
+        subprocess.run(uninstall, capture_output=True, check=False)
+    assert len(commands) == 8
+    assert "sinq_g64" in done.stdout
+    assert "perplexity" in done.stdout

@@ -23,7 +23,7 @@ _MODEL = "HuggingFaceTB/SmolLM2-135M"
 _KINDS: dict[PluginKind, tuple[str, str]] = {
     "quantizer": (
         "Weights of 4 bits, rounded to nearest in groups.",
-        f"llmquant compare {_MODEL} -q bf16_baseline -q newplugin_g32 -e perplexity",
+        f"llmquant compare {_MODEL} -q bf16_baseline -q newplugin_g32 -e perplexity -e memory",
     ),
     "evaluator": (
         "Log-likelihood of texts, in nats per token.",

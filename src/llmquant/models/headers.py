@@ -41,6 +41,7 @@ class TensorInfo:
     """One stored tensor.
 
     Attributes:
+        name: the tensor's name in the file.
         dtype: PyTorch's name for it (``bfloat16``), or a GGUF block type (``Q4_1``).
         shape: outermost dimension first; of a linear layer ``(out_features, in_features)``.
     """

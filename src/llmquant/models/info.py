@@ -74,6 +74,7 @@ class ModelInfo:
         source: the model's name in the request.
         digest: ``commit:<sha>`` of a Hub model, ``sha256:<hex>`` of local files by content.
         flags: settings that change what is loaded.
+        kind: where the model is; ``none`` for an embedder without a checkpoint.
         location: the local folder or ``.gguf`` file; ``None`` for a Hub model.
         repo: Hub id, or ``None`` for local files.
         commit: commit of a Hub model, or ``None`` for local files.

@@ -44,7 +44,11 @@ class LoadedModel:
 
     Attributes:
         module: in evaluation mode.
+        tokenizer: the model's own, equal for all variants.
+        info: the model before it was loaded.
+        applied: what the quantizer read back.
         path: folder of the loaded weights.
+        device: where the module is.
         load: time and memory of loading.
         row_independent: documents in a batch do not change each other's results.
     """

@@ -18,6 +18,7 @@ class Offer:
 
     Attributes:
         text: description for people: number of jobs, hardware, hours, dollars, and the source of the rates.
+        dollars: the maximum cost in dollars.
         agreed: whether the executor's options confirm the cost already, by a budget or ``yes``.
     """
 

@@ -20,6 +20,7 @@ class PluginSpec:
     """One plugin, described by strings, so that listing it imports nothing heavy.
 
     Attributes:
+        kind: ``quantizer``, ``evaluator``, ``embedder`` or ``executor``.
         name: short and unique in its package; letters, digits, ``_``, ``-`` and ``.``.
         summary: one sentence for ``llmquant plugins``.
         options: ``module:Class`` of the light half, a frozen dataclass that checks itself.

@@ -14,6 +14,7 @@ class Item:
     """A text, an image, or both.
 
     Attributes:
+        text: the text; ``None`` for an image alone.
         image: bytes of an image file (PNG, JPEG, WebP, TIFF ...); decoded only if the vector is not cached.
         name: the item's name in messages, a file's name or a document's id; the name is not part of its identity.
     """

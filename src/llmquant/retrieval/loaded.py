@@ -34,6 +34,10 @@ class LoadedEmbedder:
         vectors: how its vectors are stored and searched.
         fingerprint: digest of the weights, the quantizer, the prompts, the preprocessing and the pooling, which
             identifies cached vectors.
+        info: the model before it was loaded.
+        applied: what the quantizer read back.
+        device: where the module is.
+        cache: cache of vectors.
         batch_tokens: maximum tokens per batch; ``None`` chooses by the device.
         path: the folder of its weights; ``None`` for an embedder without weights.
         load: the cost of loading.

@@ -35,9 +35,11 @@ class Entry:
     """One line of a journal.
 
     Attributes:
+        event: what happened.
         at: time in seconds since the epoch.
         run_id: run id of the experiment; empty for events of the whole job, whose progress is the quantization's.
         done: progress, out of `total`; 0 for other events.
+        total: what `done` counts up to; 0 for other events.
         who: who holds the machine that the experiment waits for; empty for other events.
     """
 

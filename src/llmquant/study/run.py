@@ -29,7 +29,9 @@ class Measurement:
     """One number.
 
     Attributes:
+        task: name of the result's task.
         metric: the field's name for it: ``f1``, ``acc_norm``, ``perplexity``, ``prefill_ms``.
+        value: the number; it may be infinite or NaN.
         unit: ``""`` for a ratio, else such as ``ms``, ``bytes``, ``tokens/s``.
         higher_is_better: ``None`` when neither direction is better.
         stderr: standard error of the value over `n`; ``None`` if there is none.
@@ -96,6 +98,9 @@ class Result:
     """The result of an evaluator for one task.
 
     Attributes:
+        task: name of the task, unique in an evaluation.
+        measurements: the task's numbers, one or more.
+        samples: one per document, so that variants are compared document by document; may be empty.
         details: further facts: task versions, token counts, the batch size. Sentences in a list called ``notes`` are
             shown below the table.
         not_means: metrics whose value is not the mean of the samples' scores of the same name, such as the BLEU of

@@ -27,8 +27,8 @@ class OpenHashed:
         self.module, self.width = torch.nn.Module(), width  # a module without weights
 
     def prepare(self, text, image, role):
-        """Count the words and their parts, in one of several threads."""
-        words = re.findall(r"\w+", text.lower()) or [text]
+        """Count words and their parts, in one of several threads; words under four letters say little."""
+        words = re.findall(r"\w{4,}", text.lower()) or [text]
         parts = [f"{word} "[start : start + 3] for word in words for start in range(len(word) - 1)]
         return Prepared(len(words), Counter([*words, *parts]))
 

@@ -4,6 +4,7 @@ The folder stands for another machine: replace `make_folder`, `start`, `stop`, `
 and ends a process there and asks whether it runs, and copy the folders that `pack` writes and `bring_home` reads.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -98,3 +99,5 @@ def _store(job_id):
 def _bring_home(job_id, store, *, ended):
     record = Path(job_id.partition(":")[2])
     bring_home(_store(job_id), store, record.parents[1].name, int(record.stem), ended=ended)
+    if ended:  # the log there may hold tokens
+        shutil.rmtree(_folder(job_id), ignore_errors=True)
