@@ -21,7 +21,7 @@ import pytest
 import typer
 
 import llmquant as lq
-from llmquant.cli.app import main
+from llmquant.cli.app import app, main
 from llmquant.plugins.embedder import Embedder, OpenEmbedder
 from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.registry import registry
@@ -77,8 +77,6 @@ UsageError = typer.BadParameter.__base__  # typer keeps click to itself
 
 
 def _parse(words: list[str]) -> None:
-    from llmquant.cli.app import app
-
     command, rest = typer.main.get_command(app), list(words)
     while rest and hasattr(command, "commands"):
         command = command.commands[rest.pop(0)]
@@ -93,11 +91,19 @@ def test_commands_parse(page, words):
 
 def test_every_command_has_a_section():
     """The page of the command line has a heading for each command."""
-    from llmquant.cli.app import app
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert set(typer.main.get_command(app).commands) <= {heading.lower() for heading in headings}
 
-    headings = " ".join(re.findall(r"^## (.+)$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)).lower()
-    for command in typer.main.get_command(app).commands:
-        assert command in headings.split(), command
+
+def test_every_option_of_a_command_is_on_the_page():
+    """The page of the command line has each option, in its short or its long form."""
+    page = (ROOT / "docs" / "cli.md").read_text()
+    waiting = [("llmquant", typer.main.get_command(app))]
+    for name, command in waiting:
+        waiting += [(f"{name} {each}", below) for each, below in getattr(command, "commands", {}).items()]
+        for option in command.params:
+            shown = [spelling for spelling in option.opts if re.search(rf"(?<![\w-]){spelling}(?![\w-])", page)]
+            assert shown or option.param_type_name == "argument" or option.hidden, (name, option.opts)
 
 
 @pytest.mark.parametrize("words", ["compar ./model", "compare ./model --baselin x", "report a b c", "compare"])
