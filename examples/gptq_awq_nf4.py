@@ -34,15 +34,15 @@ Path("measure.txt").write_text("\n\n".join(stories[50:]))
 #
 # Each group of weights shares a scale. Groups of 128 are usual, but this model's layers have 576 inputs, which 128 does
 # not divide, so all three methods get groups of 64.
-# Real models are calibrated on 128 sequences of 2,048 tokens; here 8 sequences of 256 have to do.
+# Real models are calibrated on 128 sequences of 2,048 tokens with GPTQ, and of 512 tokens with AWQ, which tries 20
+# scales per layer and so reads its text 22 times. Here a few short sequences have to do.
 
 # %%
-calibration = {"calibration": "calibrate.txt", "samples": 8, "sequence_length": 256}
 quantizers = [
     "bf16_baseline",
     "bnb_4bit_nf4",
-    {"name": "gptq", "group_size": 64, **calibration},
-    {"name": "awq", "group_size": 64, **calibration},
+    "gptq(group_size=64, calibration=calibrate.txt, samples=8, sequence_length=256)",
+    "awq(group_size=64, calibration=calibrate.txt, samples=4, sequence_length=128)",
 ]
 
 # %% [markdown]

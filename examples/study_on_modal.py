@@ -35,11 +35,11 @@ here
 # %% [markdown]
 # ## What would it cost there?
 #
-# This model is small enough for a container without a GPU.
+# This model is small enough for a container without a GPU, and needs no secret with a token of the Hub.
 # Without a budget nothing starts, and the error has the price:
 
 # %%
-container = "gpu=none, cpus=2, memory_gib=4"
+container = 'gpu=none, cpus=2, memory_gib=4, secret=""'
 try:
     lq.run_study(study, executor=f"modal({container})", store="results-modal")
 except lq.errors.OptionError as error:
