@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +88,11 @@ def test_first_rows_get_the_same_scores_through_both_paths(tiny_model, context, 
         assert (one.document, one.prompt) == (other.document, other.prompt)
         assert one.scores == pytest.approx(other.scores, rel=1e-4)
     assert found["tree"].details["tokens_read"] <= found["tree"].details["tokens_read_by_stock"]
+
+
+def test_the_plot_shows_the_committed_results():
+    """The picture in the documentation is what the script draws from the results page."""
+    root = Path(__file__).parent.parent
+    drawn = runpy.run_path(str(root / "benchmarks" / "engine_plot.py"))
+    results = (root / "benchmarks" / "results" / "engine.md").read_text(encoding="utf-8")
+    assert (root / "docs" / "assets" / "engine.svg").read_text(encoding="utf-8") == drawn["picture"](results) + "\n"
