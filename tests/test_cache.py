@@ -128,6 +128,14 @@ def test_pruning_takes_the_longest_unused(tmp_path):
     assert [entry.path for entry in cache.entries()] == [kept]
 
 
+def test_an_entry_says_what_it_was_made_from(tmp_path):
+    """Its maker names it; an entry of an older version has no name."""
+    cache = Cache(tmp_path)
+    cache.get("kind", 1, _write("a"), name="model.gguf")
+    cache.get("kind", 2, _write("b"))
+    assert sorted(entry.name for entry in cache.entries()) == ["", "model.gguf"]
+
+
 def test_entries_are_listed_longest_unused_first(tmp_path):
     """The first one is the one to delete."""
     cache = Cache(tmp_path)

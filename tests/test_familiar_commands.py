@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from llmquant.cli.app import app, main
 from llmquant.cli.inspect import wrapped
 from llmquant.cli.options import study_of
 from llmquant.cli.plan_tables import size_tables
-from llmquant.cli.study_list import study_table
+from llmquant.cli.study_list import study_tables
 from llmquant.errors import ModelError, OptionError, StoreError
 from llmquant.models.info import inspect_model
 from llmquant.planning.defaults import DEFAULT_EVALUATORS, DEFAULT_QUANTIZERS, EMBEDDER_EVALUATORS, EMBEDDER_QUANTIZERS
@@ -30,7 +31,9 @@ from llmquant.storage.store import Store
 from llmquant.study.call import Call
 from llmquant.study.experiment import InputFile, ModelRequest, VectorGrid
 from llmquant.study.folders import near
+from llmquant.study.record import StudyRecord
 from llmquant.study.study import Study
+from made_up import BASELINE, experiment
 
 _NF4 = "bnb_4bit(quant_type=nf4, double_quant=false)"
 
@@ -88,6 +91,24 @@ def test_a_shell_completes_names(option, begun, found, monkeypatch, tmp_path):
     completions = taken.shell_complete(typer.Context(command), begun)
     assert found <= {each.value for each in completions}
     assert all(each.value.startswith(begun) for each in completions)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("report mine --study b", "b2"), ("report --study a", ""), ("attach --store mine a", "a1")],
+)
+def test_a_shell_completes_study_ids(words, found, tmp_path, monkeypatch, capsys):
+    """Those of the store on the command line, or of the default one; nothing where there is no store."""
+    record = StudyRecord("", "title", (experiment(BASELINE, "memory"),), {})
+    for number in ("a1", "b2"):
+        Store(tmp_path / "mine").write_study(number, replace(record, study_id=number).to_json())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("_LLMQUANT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"llmquant {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    with pytest.raises(SystemExit):
+        app(prog_name="llmquant", args=[])
+    assert capsys.readouterr().out.strip() == found
 
 
 def test_commas_outside_brackets_separate():
@@ -170,7 +191,8 @@ def test_a_damaged_study_is_listed_too(tmp_path):
     """`report --list` shows its id and what is wrong, beside the others."""
     (tmp_path / "studies" / "abc").mkdir(parents=True)
     (tmp_path / "studies" / "abc" / "study.json").write_text("{}")
-    ((name, *_, state),) = study_table(Store(tmp_path)).rows
+    (table,) = study_tables(Store(tmp_path))
+    ((name, *_, state),) = table.rows
     assert name == "abc"
     assert "study.json" in state
 

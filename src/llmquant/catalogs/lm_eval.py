@@ -115,7 +115,8 @@ def installed_tasks(cache: Cache) -> TaskIndex:
         entries = {name: [entry.kind, entry.file, entry.members] for name, entry in scan(root).items()}
         (folder / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
 
-    return _load(cache.get("tasks", {"lm_eval": version, "format": _FORMAT}, make) / "tasks.json", root, version)
+    folder = cache.get("tasks", {"lm_eval": version, "format": _FORMAT}, make, name=f"lm-eval {version}")
+    return _load(folder / "tasks.json", root, version)
 
 
 @functools.lru_cache(maxsize=2)

@@ -176,7 +176,7 @@ def scanned_mteb(cache: Cache) -> MtebIndex:
             last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
             raise MissingDependencyError(f"mteb {version} cannot be imported: {last}", hint=f"Run: {_INSTALL}")
 
-    return _load(cache.get("tasks", {"mteb": version, "format": _FORMAT}, make) / "tasks.json")
+    return _load(cache.get("tasks", {"mteb": version, "format": _FORMAT}, make, name=f"mteb {version}") / "tasks.json")
 
 
 def mteb_is_installed() -> bool:

@@ -32,13 +32,13 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
         f"{counted(len(measured), 'evaluator')}: {', '.join(measured)}",
     ]
     seconds = 0.0
-    for info in planned.models.values():
+    for digest, info in planned.models.items():
         sizes = [estimate_size(info, chosen, executor.device) for chosen in planned.quantizers]
         known = [size for size in sizes if size.weight_bytes is not None and size.peak_bytes is not None]
         if known:
             largest = max(known, key=lambda size: size.peak_bytes or 0)
             lines.append(
-                f"{info.use().name}: weights {min(s.weight_bytes or 0 for s in known) / 2**20:,.0f} to "
+                f"{record.model_names[digest]}: weights {min(s.weight_bytes or 0 for s in known) / 2**20:,.0f} to "
                 f"{max(s.weight_bytes or 0 for s in known) / 2**20:,.0f} MiB, about "
                 f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB peak memory ({largest.quantizer})"
             )

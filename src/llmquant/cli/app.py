@@ -47,6 +47,7 @@ from llmquant.cli.options import (
     UntilSure,
     Verbose,
     Yes,
+    complete_study,
     executor_of,
     study_of,
     vectors_of,
@@ -174,7 +175,9 @@ def run_file(
 
 @app.command()
 def attach(
-    study: Annotated[str, typer.Argument(help="Id of the study, as printed by --detach.")],
+    study: Annotated[
+        str, typer.Argument(autocompletion=complete_study, help="Id of the study, as printed by --detach.")
+    ],
     on: On = "modal",
     store: StoreDir = "results",
     as_json: AsJson = False,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from llmquant.cli.gate import Gate
-from llmquant.cli.options import Explain, FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory
+from llmquant.cli.options import Explain, FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory, complete_study
 from llmquant.study.neutral import json_text, printable
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Pri
 @inspect_app.command()
 def report(
     store: Annotated[str, typer.Argument(help="Store folder, or a file from `report --format json`.")] = "results",
-    study: Annotated[str | None, typer.Option(help="Study id, or its beginning (default: the newest study).")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(autocompletion=complete_study, help="Study id, or its beginning (default: the newest study)."),
+    ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the store, and exit.")] = False,
     form: Annotated[
         str, typer.Option("--format", "-f", help="Format: table, markdown, csv, parquet, json or html.")
@@ -99,10 +102,10 @@ def report(
     from llmquant.results.report.summary import tables
 
     if list_studies:
-        from llmquant.cli.study_list import study_table
+        from llmquant.cli.study_list import study_tables
         from llmquant.storage.store import Store
 
-        print_tables([study_table(Store.existing(store))])
+        print_tables(study_tables(Store.existing(store)))
         return
     gate = Gate.of(max_memory, max_latency, max_loss, gpu, fail_on, junit)
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
@@ -192,6 +195,7 @@ def cache_list(as_json: AsJson = False) -> None:
     """List the entries of the cache with their sizes and the time of their last use, the longest unused first."""
     from datetime import UTC, datetime
 
+    from llmquant.results.report.table import Column, Table
     from llmquant.storage.cache import Cache
 
     cache = Cache.default()
@@ -201,10 +205,18 @@ def cache_list(as_json: AsJson = False) -> None:
             {"root": str(cache.root), "entries": [{**vars(entry), "path": str(entry.path)} for entry in entries]}
         )
         return
-    for entry in entries:
-        used = datetime.fromtimestamp(entry.used_at, UTC)
-        say(f"{entry.bytes / 2**20:10.1f} MiB  {used:%Y-%m-%d %H:%M}  {entry.kind:12}  {entry.path}")
-    say(f"{sum(entry.bytes for entry in entries) / 2**20:10.1f} MiB in {cache.root}")
+    columns = ("entry", "MiB", "last used (UTC)", Column(("made from",), align="left"))
+    rows = tuple(
+        (
+            f"{entry.kind}/{entry.path.name[:12]}",
+            f"{entry.bytes / 2**20:,.1f}",
+            f"{datetime.fromtimestamp(entry.used_at, UTC):%Y-%m-%d %H:%M}",
+            entry.name or "–",
+        )
+        for entry in entries
+    )
+    total = sum(entry.bytes for entry in entries) / 2**20
+    print_tables([Table(f"{total:,.1f} MiB in {cache.root}", columns, rows)])
 
 
 @cache_app.command("prune")

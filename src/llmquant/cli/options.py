@@ -53,6 +53,19 @@ def _lm_eval_tasks() -> Iterable[str]:
     return installed_tasks(Cache.default()).entries
 
 
+def complete_study(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete the id of a study in the store that the command line names, for a shell."""
+    from llmquant.errors import LlmquantError
+    from llmquant.storage.store import Store
+
+    named = ctx.args[0] if ctx.args else ctx.params.get("store")  # before an option without its value, or parsed
+    try:
+        studies = Store.existing(named or "results").studies()
+    except LlmquantError:  # no store yet
+        return []
+    return [study for study in studies if study.startswith(incomplete)]
+
+
 Models = Annotated[
     list[str],
     typer.Argument(

@@ -63,11 +63,11 @@ def _fits_on(size: SizeEstimate) -> str:
 def plan_tables(record: StudyRecord, runs: Mapping[RunId, Run | None], offer: Offer | None) -> list[Table]:
     """Build one table per model with its experiments and their states, and one with the maximum cost."""
     tables = []
-    for source in dict.fromkeys(e.variant.model.name for e in record.experiments):
+    for digest, source in record.model_names.items():
         rows = tuple(
             (label(record, e.variant), e.evaluator.label + _documents(e), _state(runs.get(e.run_id)), e.run_id)
             for e in record.experiments
-            if e.variant.model.name == source
+            if e.variant.model.digest == digest
         )
         tables.append(Table("experiments", ("variant", "evaluator", "state", "run"), rows, heading=source))
     if record.notes:

@@ -1,38 +1,56 @@
-"""The studies of a store as a table."""
+"""The studies of a store as tables."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from llmquant.errors import StoreError
-from llmquant.results.report.table import Column, Table
+from llmquant.errors import OptionError, StoreError
+from llmquant.results.report.table import Column, Table, counted
 from llmquant.results.rows import label, variants
+from llmquant.storage.store import Store
+from llmquant.study.call import Call
 from llmquant.study.record import StudyRecord
 
-if TYPE_CHECKING:
-    from llmquant.storage.store import Store
+
+def study_tables(store: Store) -> list[Table]:
+    """Build a table with one row per study, the newest last, and a list of what each compares and measures.
+
+    A study that cannot be read says so.
+    """
+    columns = tuple(Column((name,), align="left") for name in ("study", "started (UTC)", "state"))
+    rows, compared = [], []
+    for study in store.studies():
+        try:
+            record = store.read_study(study, StudyRecord.from_json)
+        except StoreError as error:
+            rows.append((study, "–", error.message))
+            continue
+        started = record.started_at[:16].replace("T", " ") or "–"
+        rows.append((study, started, _state(store, record)))
+        compared += [
+            f"{study} models: {_listed(record.model_names.values())}",
+            f"{study} variants: {_listed(label(record, variant) for variant in variants(record))}",
+            f"{study} evaluators: {_listed(_short(experiment.evaluator.label) for experiment in record.experiments)}",
+        ]
+    tables = [Table(f"{counted(len(rows), 'study')} in {store.root}", columns, tuple(rows))]
+    return [*tables, Table("compared and measured", footnotes=tuple(compared))] if compared else tables
 
 
-def study_table(store: Store) -> Table:
-    """Build a table with one row per study, the newest last; a study that cannot be read says so."""
-    names = ("study", "started (UTC)", "models", "variants", "evaluators", "state")
-    columns = tuple(Column((name,), align="left") for name in names)
-    return Table(f"studies in {store.root}", columns, tuple(_row(store, name) for name in store.studies()))
-
-
-def _row(store: Store, study_id: str) -> tuple[str, ...]:
-    try:
-        record = store.read_study(study_id, StudyRecord.from_json)
-    except StoreError as error:
-        return (study_id, "–", "–", "–", "–", error.message)
+def _state(store: Store, record: StudyRecord) -> str:
     runs = [store.readable(experiment.run_id) for experiment in record.experiments]
     failed = sum(run is not None and run.status == "failed" for run in runs)
     done = sum(run is not None for run in runs) - failed
-    return (
-        study_id,
-        record.started_at[:16].replace("T", " ") or "–",
-        record.title,
-        ", ".join(dict.fromkeys(label(record, variant) for variant in variants(record))),
-        ", ".join(dict.fromkeys(experiment.evaluator.label for experiment in record.experiments)),
-        f"{done} of {len(runs)} done" + (f", {failed} failed" if failed else ""),
-    )
+    return f"{done} of {len(runs)} done" + (f", {failed} failed" if failed else "")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _short(evaluator: str) -> str:
+    """Leave out the options of an evaluator's call."""
+    try:
+        call = Call.parse(evaluator)
+    except OptionError:  # a label need not be a call
+        return evaluator
+    return str(Call(call.name, call.args))

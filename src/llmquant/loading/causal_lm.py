@@ -64,7 +64,7 @@ def materialize(info: ModelInfo, cache: Cache, *, modules: bool = False, weights
         raise MissingDependencyError(f"{info.source} needs the package gguf", hint='Run: pip install "llmquant[local]"')
     # The way transformers reads a GGUF file may change between versions.
     key = {"digest": info.digest, "dtype": "float32", "transformers": transformers.__version__}
-    return cache.get("gguf", key, lambda out: _convert_gguf(gguf, out))
+    return cache.get("gguf", key, lambda out: _convert_gguf(gguf, out), name=gguf.name)
 
 
 def _convert_gguf(gguf: Path, out: Path) -> None:

@@ -52,7 +52,8 @@ def materialize_embedder(info: ModelInfo, embedder: Any, cache: Cache) -> Path |
         folder = adapter.location
     else:
         folder = download(str(adapter.repo), str(adapter.commit), ("adapter_model.safetensors",), code=False)
-    return cache.get("merged", {"encoder": info.encoder_digest}, lambda out: embedder.merge(path, folder, out))
+    key = {"encoder": info.encoder_digest}
+    return cache.get("merged", key, lambda out: embedder.merge(path, folder, out), name=info.use().name)
 
 
 def load_embedder(

@@ -69,7 +69,7 @@ def quantized_checkpoint(
         _run_child(source, out, info.use(), chosen, ctx, threads)
         _write_recipe(out, info, chosen, ctx, engine, time.perf_counter() - started)
 
-    return ctx.cache.get("checkpoints", key, make)
+    return ctx.cache.get("checkpoints", key, make, name=f"{info.use().name} as {chosen.use.label}")
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:  # Any: a JSON object

@@ -37,6 +37,7 @@ from llmquant.study.experiment import (
     VectorGrid,
     digest_of,
 )
+from llmquant.study.model_names import model_names
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 from llmquant.study.study import Study
@@ -127,11 +128,12 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     by_variant = sorted(
         experiments.values(), key=lambda e: (models.index(e.variant.model.digest), uses.index(e.variant.quantizer))
     )
-    notes += [f"{info.use().name}: {info.note}" for info in known if info.note]
+    names = model_names(info.use() for info in known)
+    notes += [f"{names[info.digest]}: {info.note}" for info in known if info.note]
     notes += overlaps(quantizers, parts) + left_out(study, known, quantizers, baseline, parts) + (whole or [])
     record = StudyRecord(
         study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
-        title=blank_secrets(", ".join(info.use().name for info in known)),
+        title=blank_secrets(", ".join(names.values())),
         experiments=tuple(by_variant),
         baselines={info.digest: baseline.use.label for info in known if baseline is not None},
         notes=tuple(map(blank_secrets, (*notes, *executor.notices))),

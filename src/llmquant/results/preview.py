@@ -19,6 +19,7 @@ from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
 from llmquant.study.call import Call
 from llmquant.study.experiment import RunId
+from llmquant.study.model_names import model_names
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 from llmquant.study.study import Study
@@ -53,11 +54,13 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
     with open_executor(executor) as where:
         if not (study.quantizers or study.evaluators):
             infos = [inspect_subject(request, registry(), Cache.default()) for request in study.models]
-            return Preview({info.use().name: estimate_all(info, registry(), where.device) for info in infos}, None, {})
+            names = model_names(info.use() for info in infos)
+            every = {names[info.digest]: estimate_all(info, registry(), where.device) for info in infos}
+            return Preview(every, None, {})
         planned = resolve(study, registry(), Cache.default(), where)
         sizes = {
-            info.use().name: [estimate_size(info, chosen, where.device) for chosen in planned.quantizers]
-            for info in planned.models.values()
+            planned.record.model_names[digest]: [estimate_size(info, each, where.device) for each in planned.quantizers]
+            for digest, info in planned.models.items()
         }
         offer = Scheduler(planned, registry(), store, where).check()
     runs = {experiment.run_id: store.readable(experiment.run_id) for experiment in planned.record.experiments}

@@ -253,7 +253,7 @@ def _head(record: StudyRecord, experiment: Experiment, run: Run | None) -> dict[
     failure = run.failure if run is not None else None
     return {
         # The record's names, not the run's: a reused run may come from another study.
-        "model": variant.model.name,
+        "model": record.model_names[variant.model.digest],
         "model_digest": variant.model.digest,
         "variant": label(record, variant),
         "is_baseline": is_baseline,

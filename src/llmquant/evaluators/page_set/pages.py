@@ -152,7 +152,7 @@ def _render(file: Path, dpi: int, cache: Cache) -> Path:
                 # Level 1 takes a third of the default level's time.
                 image.save(folder / _image_name(number), compress_level=1)
 
-    return cache.get("pages", {"pdf": digest, "dpi": dpi, "format": _FORMAT}, make)
+    return cache.get("pages", {"pdf": digest, "dpi": dpi, "format": _FORMAT}, make, name=file.name)
 
 
 def _image_name(number: int) -> str:

@@ -82,7 +82,8 @@ def _fetch(options: PrequantizedOptions, ctx: Context) -> tuple[Path, Mapping[st
         for path in folder.iterdir():
             (out / (_STANDARD if path.name == weights else path.name)).symlink_to(path.resolve())
 
-    return ctx.cache.get("prequantized", {"folder": str(folder), "digest": info.digest}, link), settings
+    key = {"folder": str(folder), "digest": info.digest}
+    return ctx.cache.get("prequantized", key, link, name=info.use().name), settings
 
 
 def _settings(module: Any) -> dict[str, Any]:  # Any: a PreTrainedModel; a JSON object

@@ -43,7 +43,7 @@ def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
     several = len({experiment.variant.model.digest for experiment in record.experiments}) > 1
     for experiment in record.experiments:
         variant, model = label(record, experiment.variant), experiment.variant.model
-        variant = f"{model.name} {variant}" if several else variant
+        variant = f"{record.model_names[model.digest]} {variant}" if several else variant
         _add(facts, "model", f"{model.source} ({model.digest.partition(':')[0]} {_short(model.digest)})", "")
         _add(facts, "baseline", record.baselines.get(model.digest), "")
         run = runs.get(experiment.run_id)

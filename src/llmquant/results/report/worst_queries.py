@@ -96,7 +96,8 @@ def worst_queries_html(record: StudyRecord, runs: Mapping[RunId, Run], files: Ca
                     continue
                 kept = read_as(_Kept, loads(read_bytes(path, _MOST_BYTES).decode()))
                 body = "".join(_query(query, kept.metric, path.parent, pictures) for query in kept.queries)
-            title = f"{task} · {experiment.variant.model.name} · {label(record, experiment.variant)}"
+            model = record.model_names[experiment.variant.model.digest]
+            title = f"{task} · {model} · {label(record, experiment.variant)}"
             state = "" if parts else " open"
             parts.append(f"<details{state}><summary>{html_text(title)}</summary>{body}</details>")
     if not parts:
