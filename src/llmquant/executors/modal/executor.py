@@ -340,7 +340,7 @@ class ModalExecutor:
         except modal.exception.NotFoundError as error:
             raise RequestError(
                 f"Modal has no secret {self.options.secret!r}",
-                hint=f"Run: modal secret create {self.options.secret} HF_TOKEN=...   or set secret= for none.",
+                hint=f'Run: modal secret create {self.options.secret} HF_TOKEN=...   or set secret="" for none.',
             ) from error
         except modal.exception.Error as error:
             raise RequestError(f"Modal cannot be reached or refused the request: {error}") from error
