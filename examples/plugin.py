@@ -72,7 +72,7 @@ model
 
 # %%
 (result,) = lq.evaluate(model, "my_loss")
-result.measurements
+result.measurements[0].value
 
 # %% [markdown]
 # ## Compare with NF4

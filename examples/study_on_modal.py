@@ -12,24 +12,23 @@ import llmquant as lq
 from llmquant.testing import demo_data, demo_model
 
 # %% [markdown]
-# ## A study is data
+# ## A study
 #
-# It says what to compare, and not where.
+# What to compare, and not where.
 
 # %%
 stories = demo_data(50) / "stories.txt"
-study = lq.Study.of(
+study = (
     demo_model(),
     ["bf16_baseline", "bnb_4bit_nf4"],
     [f"perplexity({stories}, window=128, stride=128, max_tokens=1280)"],
 )
-study
 
 # %% [markdown]
 # ## Here
 
 # %%
-here = lq.run_study(study)
+here = lq.compare(*study)
 here
 
 # %% [markdown]
@@ -41,7 +40,7 @@ here
 # %%
 container = 'gpu=none, cpus=2, memory_gib=4, secret=""'
 try:
-    lq.run_study(study, executor=f"modal({container})", store="results-modal")
+    lq.compare(*study, executor=f"modal({container})", store="results-modal")
 except lq.errors.OptionError as error:
     print(error)
 
@@ -52,7 +51,7 @@ except lq.errors.OptionError as error:
 # and the text. The runs come into another store, because stored runs would be reused.
 
 # %%
-there = lq.run_study(study, executor=f"modal({container}, budget=1)", store="results-modal")
+there = lq.compare(*study, executor=f"modal({container}, budget=1)", store="results-modal")
 there
 
 # %% [markdown]
@@ -87,4 +86,5 @@ print(f"paid: about ${sum(there.dollars.values()):.4f}")
 # )
 # ```
 #
-# `lq.submit_study(study, executor=...)` returns at once, and `lq.attach` fetches the results later, from any machine.
+# `lq.submit_study(lq.Study.of(*study), executor=...)` returns at once, and `lq.attach` fetches the results later, from
+# any machine.
