@@ -63,10 +63,10 @@ found.recommend(max_loss=[40, "perplexity=10%"])
 # %% [markdown]
 # ## As data
 #
-# One row per variant and metric; `to_frame(all=True)` has every row and every column.
+# One row per variant and metric, with the ends of each interval; `to_frame(all=True)` has every row and every field.
 
 # %%
-found.to_frame()[["variant", "metric", "value", "difference", "difference_low", "difference_high", "verdict"]]
+found.to_frame()[["variant", "task", "metric", "value", "unit", "difference", "ratio", "verdict"]].round(3)
 
 # %% [markdown]
 # ## Share it

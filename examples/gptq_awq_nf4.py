@@ -5,7 +5,7 @@
 # GPTQ and AWQ also read some text, and choose the rounding that changes the outputs on this text the least.
 # Is the calibration worth its time? This notebook quantizes one model in all three ways and compares them.
 #
-# **Calibration takes time: about 15 minutes on two CPU cores.**
+# **Calibration takes time: about 20 minutes on two CPU cores.**
 # The quantized checkpoints are kept, so everything after the first run is fast.
 #
 # Install: `pip install "llmquant[gptq,notebook]"`

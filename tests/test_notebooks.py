@@ -101,7 +101,7 @@ def test_a_frame_has_a_line_per_variant_and_main_metric(found: lq.Comparison):
     frame = found.to_frame()
     assert list(frame) == [
         *("variant", "task", "metric", "at_batch", "at_prompt_tokens", "value", "stderr", "n", "unit"),
-        *("difference", "difference_low", "difference_high", "ratio", "verdict", "status"),
+        *("difference", "difference_low", "difference_high", "ratio", "ratio_low", "ratio_high", "verdict", "status"),
     ]
     baseline = frame[frame.variant == BASELINE]
     assert list(dict.fromkeys(baseline.metric)) == [

@@ -25,7 +25,7 @@ _KIND = "llmquant study"
 _WHAT = ("variant", "task", "metric")
 _FOUND = (
     *("value", "stderr", "n", "unit"),
-    *("difference", "difference_low", "difference_high", "ratio", "verdict", "status"),
+    *("difference", "difference_low", "difference_high", "ratio", "ratio_low", "ratio_high", "verdict", "status"),
 )
 # Parts of another metric.
 _DETAILS = {*SAME_AS_PERPLEXITY, *PASSES, "weights_parameters_bytes", "weights_quantization_state_bytes"}
