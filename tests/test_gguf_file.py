@@ -180,9 +180,9 @@ def test_quantize_writes_the_file_and_says_how_large_it_is(tiny_model, tmp_path,
     assert f"{file}: 14 layers as q8_0, 8 bits per weight without scales; not quantized: none" in out
     assert "0.1 MiB written" in out
     lq.quantize(tiny_model, "gguf_q8_0", folder, device="cpu")
-    assert {path.name for path in folder.iterdir()} == {"tiny-llama-gguf_q8_0.gguf", "README.md"}
-    assert "llama-server -m tiny-llama-gguf_q8_0.gguf" in (folder / "README.md").read_text()
-    assert (folder / "tiny-llama-gguf_q8_0.gguf").read_bytes() == file.read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"tiny-llama-q8_0.gguf", "README.md"}
+    assert "llama-server -m tiny-llama-q8_0.gguf" in (folder / "README.md").read_text()
+    assert (folder / "tiny-llama-q8_0.gguf").read_bytes() == file.read_bytes()
 
 
 def test_a_file_that_was_not_finished_has_no_name(tiny_model, tmp_path, monkeypatch):
@@ -239,12 +239,20 @@ def test_a_tokenizer_that_llama_cpp_lacks_is_refused(family, context, tmp_path, 
     _refused(folder, family("llama"), context, message)
 
 
-def test_a_token_before_every_text_is_in_the_metadata(family, context, tmp_path, monkeypatch):
+def test_a_token_before_every_text_is_in_the_metadata(family, tmp_path, monkeypatch):
     """llama.cpp adds bos where the tokenizer does."""
     folder = _changed(family("llama"), tmp_path, "tokenizer.json", {"post_processor": _template("<|im_start|>", 1)})
     _know(folder, monkeypatch)
     read = vocabulary.read_vocabulary(AutoTokenizer.from_pretrained(folder), 1000)
     assert read.adds == {"bos": True, "eos": False}
+
+
+def test_a_tokenizer_without_bos_is_written_without_it(family, tmp_path):
+    """Qwen's have none."""
+    folder = _changed(family("qwen2"), tmp_path, "tokenizer_config.json", {"bos_token": None})
+    read = vocabulary.read_vocabulary(AutoTokenizer.from_pretrained(folder), 1000)
+    assert "bos" not in read.special
+    assert read.adds == {"bos": False, "eos": False}
 
 
 def _know(folder, monkeypatch):

@@ -151,7 +151,7 @@ def quantize(
     """
     target = path_of(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RequestError(f"{target} exists and is not empty", hint="Give another folder, or delete this one first.")
+        raise RequestError(f"{target} exists and is not empty", hint="Give another name, or delete it first.")
     with _checked(model, quantizer, device, seed) as (info, chosen, context):
         _refuse_embedder(info)
         if hasattr(chosen.options, "check_save"):
@@ -183,9 +183,10 @@ def _export(info: ModelInfo, chosen: Chosen, target: Path, single: SingleFile, c
             applied: AppliedQuantization = quantizer.export(folder, info, partial, context)
         else:
             partial.mkdir()
-            file = partial / f"{info.use().name.rpartition('/')[2]}-{chosen.use.label.partition('(')[0]}{single.suffix}"
-            applied = quantizer.export(folder, info, file, context)
-            command = f"{single.command} {shlex.quote(file.name)}"
+            applied = quantizer.export(folder, info, partial / "file", context)
+            name = f"{info.use().name.rpartition('/')[2]}-{applied.code}{single.suffix}"
+            file = (partial / "file").rename(partial / name)
+            command = f"{single.command} {shlex.quote(name)}"
             card = model_card(info, applied, chosen.use.label, None, file.stat().st_size, command)
             (partial / "README.md").write_text(card, encoding="utf-8")
     return applied

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import AutoConfig
@@ -161,9 +162,10 @@ def _add_metadata(writer: gguf.GGUFWriter, plan: GgufPlan, file_type: str) -> No
     card = (
         find_file(model.repo, model.commit, "README.md") if model.repo and model.commit else plan.folder / "README.md"
     )
-    licence = gguf.Metadata.load_model_card(card and card.parent).get("license")
-    if isinstance(licence, str):
-        writer.add_license(licence)
+    with contextlib.suppress(yaml.YAMLError):  # a damaged model card names no licence
+        licence = gguf.Metadata.load_model_card(card and card.parent).get("license")
+        if isinstance(licence, str):
+            writer.add_license(licence)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{file_type.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)

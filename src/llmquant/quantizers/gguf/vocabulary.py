@@ -138,6 +138,6 @@ def _adds(tokenizer: Any, special: Mapping[str, int]) -> Mapping[str, bool]:  # 
     bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     bos = whole[:1] == [special.get("bos")] != bare[:1]
     eos = whole[-1:] == [special.get("eos")] != bare[-1:]
-    if whole != [special["bos"]] * bos + bare + [special["eos"]] * eos:
+    if whole != whole[:1] * bos + bare + whole[-1:] * eos:
         raise UnsupportedError(f"its tokenizer encodes 'a' as {whole}: with other tokens than bos and eos around it")
     return {"bos": bos, "eos": eos}
