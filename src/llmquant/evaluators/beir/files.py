@@ -53,12 +53,15 @@ def read_beir(folder: Path, name: str, split: str) -> tuple[BeirSet, list[Reques
         if missing == [judged] and splits:
             hint = f"Its splits are {', '.join(splits)}: write split={splits[0]}."
         return BeirSet({}), [OptionError(f"{name} has no {' and no '.join(missing)}", hint=hint)]
+    corpus: dict[str, tuple[str, str]] = {}
+    queries: dict[str, tuple[str, str]] = {}
+    relevant: dict[str, dict[str, int]] = {}
     try:
         corpus = read_corpus(folder, name, errors)
         queries = _entries(folder / "queries.jsonl", f"{name}/queries.jsonl", "queries", errors)
         relevant = _judgements(folder / judged, f"{name}/{judged}", corpus, queries, errors)
     except OptionError as error:  # a file that is not text, or a line that is not JSON, cannot be read on
-        return BeirSet({}), [*errors, error]
+        errors.append(error)
     questions = tuple(
         Question(query, text, relevant[query]) for query, (_, text) in queries.items() if query in relevant
     )
