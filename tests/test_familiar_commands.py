@@ -25,10 +25,10 @@ from llmquant.planning.estimate import SizeEstimate, estimate_size
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
-from llmquant.results.report.table import counted
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
 from llmquant.study.call import Call
+from llmquant.study.counting import counted
 from llmquant.study.experiment import InputFile, ModelRequest, VectorGrid
 from llmquant.study.folders import near
 from llmquant.study.record import StudyRecord

@@ -351,7 +351,7 @@ def test_missing_documents_are_named_and_the_rest_is_compared(edited, tmp_path):
     """A run with a limit is compared with a whole one on the documents of both."""
     found = both(edited("bf16"), edited("nf4", **consistent(10)), tmp_path)
     assert row_of(found, "nf4", "acc").pairs == 10
-    assert any("10 documents are in both nf4 (10) and bf16 (18)" in note for note in found.record.notes)
+    assert any("nf4 (10) and bf16 (18) have 10 documents in common" in note for note in found.record.notes)
 
 
 def test_one_document_gives_no_verdict_of_a_difference(edited, tmp_path):

@@ -150,7 +150,7 @@ DAMAGE = {
     "a setting": (lambda folder: (folder / "1_Pooling" / "config.json").unlink(), "cannot load"),
     "a width": (lambda folder: _edit_json(folder / "2_Dense" / "config.json", out_features=16), "cannot load"),
     "codes": (_store_codes, "of 2_Dense as int8"),
-    "words": (_add_words, "1 tokens without a row"),
+    "words": (_add_words, "1 token without a row"),
     "positions": (
         lambda folder: _edit_json(folder / "sentence_bert_config.json", max_seq_length=512),
         "reads 512 tokens, but it has 64 positions",

@@ -45,10 +45,10 @@ def _load(folder):
 
 _ODD = {
     "a missing weight": ({"model__layers__1__mlp__up_proj__weight": None}, r"lacks 1 of the weights.*1\.mlp\.up_proj"),
-    "an unknown bias": ({"model__layers__1__mlp__up_proj__bias": torch.zeros(128)}, r"holds 1 weights.*up_proj\.bias"),
-    "scales": ({"model__layers__0__mlp__up_proj__SCB": torch.ones(128)}, r"holds 1 weights.*SCB"),
-    "a layer": ({"model__layers__2__input_layernorm__weight": torch.ones(64)}, r"holds 1 weights.*layers\.2"),
-    "a scale of keys": ({"model__layers__0__self_attn__k_scale": torch.ones(1)}, r"holds 1 weights.*k_scale"),
+    "an unknown bias": ({"model__layers__1__mlp__up_proj__bias": torch.zeros(128)}, r"holds 1 weight .*up_proj\.bias"),
+    "scales": ({"model__layers__0__mlp__up_proj__SCB": torch.ones(128)}, r"holds 1 weight .*SCB"),
+    "a layer": ({"model__layers__2__input_layernorm__weight": torch.ones(64)}, r"holds 1 weight .*layers\.2"),
+    "a scale of keys": ({"model__layers__0__self_attn__k_scale": torch.ones(1)}, r"holds 1 weight .*k_scale"),
 }
 
 

@@ -139,7 +139,7 @@ def test_a_broken_perplexity_is_named(broken):
 def test_documents_missing_in_the_variant_are_said():
     """A variant scored on fewer documents than its baseline is compared on those that pair, and the table says so."""
     found = compared(study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(5)[:200]}}))
-    assert "nf4, t acc: compared on the 200 documents that pair." in flat(found.to_text())
+    assert "nf4, t acc: compared on 200 documents in common." in flat(found.to_text())
 
 
 def test_a_margin_of_zero_has_a_true_reason():

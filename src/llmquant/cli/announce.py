@@ -8,10 +8,10 @@ from llmquant.machine.hardware import hardware_text
 from llmquant.planning.estimate import estimate_seconds, estimate_size
 from llmquant.results.precision import precisions
 from llmquant.results.report.progress import duration
-from llmquant.results.report.table import counted
 from llmquant.results.rows import label, variants
 from llmquant.results.slices import has_slices
 from llmquant.storage.store import Store
+from llmquant.study.counting import counted
 from llmquant.study.experiment import Documents
 
 if TYPE_CHECKING:

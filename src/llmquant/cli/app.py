@@ -193,7 +193,7 @@ def attach(
     found = wait(study, executor=on, store=store, ui=Terminal(on, store, quiet=quiet))
     missing = len(found.record.experiments) - len(found.runs)
     if missing and not quiet:
-        from llmquant.results.report.table import counted
+        from llmquant.study.counting import counted
 
         say(f"{counted(missing, 'experiment')} not run; run the command that submitted the study again", err=True)
     finish(found, store, None, Shown(as_json, quiet, explain=explain), failed=bool(missing))
@@ -278,9 +278,9 @@ def quantize(
     from llmquant.planning.lookup import inspect_subject
     from llmquant.plugins.registry import registry
     from llmquant.results.report.progress import show_layers
-    from llmquant.results.report.table import counted
     from llmquant.running.one_model import quantize as write
     from llmquant.storage.cache import Cache
+    from llmquant.study.counting import counted
     from llmquant.study.experiment import ModelRequest, path_of
 
     request = ModelRequest(model, trust_remote_code, allow_pickle)

@@ -15,6 +15,7 @@ from llmquant.machine.hardware import built_for_cuda, cpu_name, default_device, 
 from llmquant.machine.packages import installed_version, unmet_requirements
 from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
+from llmquant.study.counting import counted
 
 # Packages that no plugin needs, each with the line that installs it.
 _OPTIONAL = {"pandas": 'pip install "llmquant[frame]"'}
@@ -40,6 +41,7 @@ def examine() -> list[Finding]:
     memory = psutil.virtual_memory()
     cache = Cache.default()
     known = registry()
+    offering = counted(len({plugin.package for plugin in known.plugins}), "package")
     packages = {**known.packages(), **_OPTIONAL}
     findings = [
         Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}"),
@@ -51,9 +53,7 @@ def examine() -> list[Finding]:
         _disk(cache),
         _token(),
     ]
-    findings.append(
-        Finding("ok", "plugins", f"{len(known.plugins)} from {len({p.package for p in known.plugins})} packages")
-    )
+    findings.append(Finding("ok", "plugins", f"{len(known.plugins)} from {offering}"))
     findings += [Finding("!!", "plugin package", f"{item.package}: {item.reason}") for item in known.broken]
     return findings
 

@@ -16,6 +16,7 @@ import typer
 
 from llmquant.cli.gate import Gate
 from llmquant.cli.options import Explain, FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory, complete_study
+from llmquant.study.counting import counted
 from llmquant.study.neutral import json_text, printable
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ cache_app = typer.Typer(help="List or prune the cache.", no_args_is_help=True, r
 inspect_app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 inspect_app.add_typer(cache_app, name="cache")
 
-_COMMAND = re.compile(r"(Run: |(?<=: )llmquant ).*$")
+_COMMAND = re.compile(r"(Run: |(?<=: )llmquant |^ *(llmquant|pip install) ).*$")
 
 # The stream for JSON while standard output is reserved for JSON.
 _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
@@ -227,7 +228,7 @@ def cache_prune(
     from llmquant.storage.cache import Cache
 
     deleted = Cache.default().prune(unused_days=unused_days)
-    say(f"deleted {len(deleted)} entries, {sum(entry.bytes for entry in deleted) / 2**20:.1f} MiB")
+    say(f"deleted {counted(len(deleted), 'entry')}, {sum(entry.bytes for entry in deleted) / 2**20:.1f} MiB")
 
 
 @inspect_app.command()
@@ -240,7 +241,7 @@ def doctor(as_json: AsJson = False) -> None:
         print_json({"findings": [vars(finding) for finding in findings]})
         return
     for finding in findings:
-        say(f"{finding.mark} {finding.subject:22} {finding.text}")
+        say(f"{finding.mark} {finding.subject:22} {finding.text}", hang=26)
         if finding.cure:
             say(f"  {'':22} {finding.cure}")
 
@@ -285,7 +286,7 @@ def _list_plugins(*, as_json: bool) -> None:
         typer.secho(f"{kind}s", bold=True)
         for row in rows:
             if row["kind"] == kind:
-                say(f"  {row['name']:24} {row['summary']}")
+                say(f"  {row['name']:24} {row['summary']}", hang=27)
                 if row["missing"]:
                     say(f"{'':27}{row['missing']}")
                 if row["presets"]:
@@ -308,19 +309,23 @@ def print_json(data: Any) -> None:  # Any: a JSON value
     typer.echo(json_text(data), file=_stdout.get())
 
 
-def say(*lines: str, err: bool = False, fg: str | None = None) -> None:
-    """Print lines for people, with control characters escaped; messages in a terminal wrap between words."""
+def say(*lines: str, err: bool = False, fg: str | None = None, hang: int = 0) -> None:
+    """Print lines for people, with control characters escaped; in a terminal they wrap between words.
+
+    Args:
+        hang: column at which a line that was broken continues; by default that of its first word.
+    """
     shown = list(map(printable, lines))
-    if err and sys.stderr.isatty():
-        shown = [wrapped(line, shutil.get_terminal_size().columns) for line in shown]
+    if (sys.stderr if err else sys.stdout).isatty():
+        shown = [wrapped(line, shutil.get_terminal_size().columns, hang) for line in shown]
     text = "\n".join(shown)
     typer.echo(typer.style(text, fg=fg) if fg else text, err=err)
 
 
-def wrapped(line: str, width: int) -> str:
-    """Break a line between words, keeping its indentation; a command, which reaches to the end, is not broken."""
+def wrapped(line: str, width: int, hang: int = 0) -> str:
+    """Break a line between words and continue it at column `hang`; a command reaches to the end and is not broken."""
     whole = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), line)
-    indent = " " * (len(line) - len(line.lstrip()))
+    indent = " " * (hang or len(line) - len(line.lstrip()))
     return textwrap.fill(
         whole, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     ).replace("\0", " ")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmquant.errors import OptionError, StoreError
-from llmquant.results.report.table import Column, Table, counted
+from llmquant.results.report.table import Column, Table
 from llmquant.results.rows import label, variants
 from llmquant.storage.store import Store
 from llmquant.study.call import Call
+from llmquant.study.counting import counted
 from llmquant.study.record import StudyRecord
 
 

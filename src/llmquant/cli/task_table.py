@@ -7,6 +7,7 @@ from typing import Any
 
 from llmquant.results.report.table import Column, Table
 from llmquant.study.call import Json
+from llmquant.study.counting import counted
 
 
 def task_table(tasks: Sequence[Any]) -> Table:  # Any: MtebTask; reports do not import evaluators
@@ -30,7 +31,7 @@ def task_table(tasks: Sequence[Any]) -> Table:  # Any: MtebTask; reports do not 
         )
         for task in tasks
     )
-    return Table(f"{len(tasks)} tasks of mteb", columns, rows)
+    return Table(f"{counted(len(tasks), 'task')} of mteb", columns, rows)
 
 
 def task_json(task: Any) -> dict[str, Json]:  # Any: MtebTask

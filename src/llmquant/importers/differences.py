@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmquant.importers.files import Imported
+from llmquant.study.counting import counted
 from llmquant.study.run import Sample
 
 _MOST = 5
@@ -52,7 +53,7 @@ def _documents(
 ) -> Iterator[str]:  # Any: a document and its number
     both = mine.keys() & theirs.keys()
     if len(both) < max(len(mine), len(theirs)):
-        yield f"{len(both)} documents are in both {variant} ({len(mine)}) and {baseline} ({len(theirs)})"
+        yield f"{variant} ({len(mine)}) and {baseline} ({len(theirs)}) have {counted(len(both), 'document')} in common"
     if other := sum(mine[key].prompt != theirs[key].prompt for key in both):
         yield f"{other} of {len(both)} prompts or right answers of {variant} and {baseline} differ and do not pair"
 

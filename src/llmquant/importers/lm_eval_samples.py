@@ -13,6 +13,7 @@ from llmquant.catalogs.lm_eval_groups import groups_of
 from llmquant.catalogs.lm_eval_scores import Entry, by_document, scores
 from llmquant.errors import OptionError
 from llmquant.importers.files import AGAIN, read_lines
+from llmquant.study.counting import counted
 from llmquant.study.experiment import digest_of
 from llmquant.study.reading import brief
 from llmquant.study.run import Sample
@@ -93,7 +94,8 @@ def _check_counts(
     effective, original = counts.get("effective", len(documents)), counts.get("original", math.inf)
     if len(documents) != effective or effective > original:
         raise OptionError(
-            f"{path} has {len(documents)} documents, but the results have {effective} of {original}", hint=AGAIN
+            f"{path} has {counted(len(documents), 'document')}, but the results have {effective} of {original}",
+            hint=AGAIN,
         )
     for entries in documents:
         found = [entry["filter"] for entry in entries]

@@ -13,6 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 from llmquant.errors import UnsupportedError
 from llmquant.models.causal import FUNCTION_SETTINGS
 from llmquant.models.folder import read_json
+from llmquant.study.counting import counted
 
 # These have more than one spelling in a file, and one once the configuration is loaded.
 _FUNCTION = (*FUNCTION_SETTINGS, "rope_parameters", "rope_scaling", "layer_types")
@@ -106,7 +107,7 @@ def tokenizer_differences(ours: Any, theirs: Any, name: str, model: str) -> list
         )
     found = []
     if len(words) != len(others):
-        found.append(f"its tokenizer has {len(others)} words, not {len(words)}")
+        found.append(f"its tokenizer has {counted(len(others), 'word')}, not {len(words)}")
     if any(
         ours(t, add_special_tokens=False).input_ids != theirs(t, add_special_tokens=False).input_ids for t in _PROBES
     ):

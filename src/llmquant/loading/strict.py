@@ -17,6 +17,7 @@ from llmquant.errors import ModelError, describe
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.models.causal import untied_head
 from llmquant.models.folder import read_json
+from llmquant.study.counting import counted
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ def check_strict(report: Mapping[str, Any], source: str, *, allowed: Iterable[st
     unexpected = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
     if unexpected:
         raise ModelError(
-            f"{source} holds {len(unexpected)} weights that its model has no place for, first {unexpected[0]!r}",
+            f"{source} holds {counted(len(unexpected), 'weight')} that its model has no place for, first "
+            f"{unexpected[0]!r}",
             hint="Its config.json belongs to another model, or the checkpoint was made for another class of model. "
             "Nothing was loaded, because these weights would be ignored.",
         )

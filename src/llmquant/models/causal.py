@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmquant.errors import ModelError, UnsupportedError
 from llmquant.models.folder import read_json
 from llmquant.models.headers import stored_bytes
+from llmquant.study.counting import counted
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
@@ -98,7 +99,7 @@ def _check_layers(info: ModelInfo) -> None:
     ((name, found),) = stacks.items()
     if len(found) not in said:
         raise ModelError(
-            f"{info.source} holds {len(found)} layers ({name}), and its configuration says {min(said)}",
+            f"{info.source} holds {counted(len(found), 'layer')} ({name}), and its configuration says {min(said)}",
             hint="Its config.json belongs to another model, or some of its weights are missing.",
         )
 
@@ -143,8 +144,8 @@ def refuse_outside(outside: Mapping[str, int], rows: int, source: str) -> None:
     if outside:
         names = ", ".join(f"{token!r} ({i})" for token, i in sorted(outside.items(), key=lambda item: item[1])[:3])
         raise ModelError(
-            f"the tokenizer of {source} has {len(outside)} tokens without a row in its embedding of {rows}, first "
-            f"{names}",
+            f"the tokenizer of {source} has {counted(len(outside), 'token')} without a row in its embedding of {rows}, "
+            f"first {names}",
             hint="It belongs to another model, or the embedding was not resized when tokens were added.",
         )
 

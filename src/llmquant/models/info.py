@@ -14,6 +14,7 @@ from llmquant.models.folder import file_digest, folder_digest, read_checkpoint
 from llmquant.models.gguf import read_gguf_header
 from llmquant.models.headers import TensorInfo
 from llmquant.models.hub import find_file, read_hub
+from llmquant.study.counting import counted
 from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import ModelRequest, ModelUse, PluginUse, path_of
 from llmquant.study.folders import near
@@ -291,8 +292,8 @@ def _noted(info: ModelInfo) -> ModelInfo:
     if info.codes and not info.quantization_config and auto_gptq_settings(info) is None:
         first = info.codes[0]
         raise ModelError(
-            f"{info.source} stores {len(info.codes)} tensors as {first.dtype}, first {first.name!r}, and its "
-            "config.json has no quantization_config that explains them",
+            f"{info.source} stores {counted(len(info.codes), 'tensor')} as {first.dtype}, first {first.name!r}, and "
+            "its config.json has no quantization_config that explains them",
             hint="Restore the config.json that was saved with these weights, or use the unquantized checkpoint.",
         )
     said = f"already quantized: {info.quantized_as}" if info.quantized_as else ""

@@ -17,6 +17,7 @@ from llmquant.results.recommend import Limits, Recommendation, recommend
 from llmquant.results.row import Row
 from llmquant.results.slices import joined, with_needed
 from llmquant.storage.store import Store
+from llmquant.study.counting import counted
 from llmquant.study.experiment import RunId
 from llmquant.study.margins import loss_margins, read_margins
 from llmquant.study.neutral import json_text
@@ -396,8 +397,8 @@ class Comparison:
         named = (experiment.variant for experiment in self.record.experiments)
         variants = {(variant.model.digest, variant.quantizer.label, variant.vectors) for variant in named}
         done = sum(run.status == "completed" for run in self.runs.values())
-        experiments = f"{done} of {len(self.record.experiments)} experiments completed"
-        return f"<Comparison {self.record.study_id}: {self.record.title}, {len(variants)} variants, {experiments}>"
+        size = f"{counted(len(variants), 'variant')}, {done} of {len(self.record.experiments)} experiments completed"
+        return f"<Comparison {self.record.study_id}: {self.record.title}, {size}>"
 
     def _repr_html_(self) -> str:
         from llmquant.results.report.html import to_html_table

@@ -11,6 +11,7 @@ from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
 from llmquant.results.costs import SERVED, latency, peak_memory
 from llmquant.results.pooled import names, pooled_margin
 from llmquant.results.row import Row
+from llmquant.study.counting import counted
 from llmquant.study.neutral import markdown_text
 
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -210,8 +211,8 @@ def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
     why += "" if loss is None else f", and a loss of up to {loss:.3g} {unit} is possible"
     if judged.verdict == "worse":
         return why, f"accept a larger loss for {label}"
-    more = f"about {judged.documents_needed:,}" if judged.documents_needed else "more"
-    return why, f"run {more} documents to decide on {label}"
+    more = f"about {counted(judged.documents_needed, 'document')}" if judged.documents_needed else "more documents"
+    return why, f"run {more} to decide on {label}"
 
 
 def _reasons(chosen: _Candidate, margin: str) -> list[str]:

@@ -26,6 +26,7 @@ from llmquant.executors.worker_process import (
 )
 from llmquant.machine.hardware import Gpu, cpu_label, cpu_threads, default_device, nvidia_gpus
 from llmquant.plugins.executor import JobState
+from llmquant.study.counting import counted
 from llmquant.study.job import Device, Job
 
 _log = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ class LocalExecutor:
         taken = {gpu for worker in self._workers.values() if worker.process.poll() is None for gpu in worker.gpus}
         free = [gpu.uuid for gpu in self._gpus if gpu.uuid not in taken]
         if len(free) < self._options.gpus_per_job:
-            raise UnsupportedError(f"all GPUs are in use by {self.slots} jobs of this executor")
+            raise UnsupportedError(f"all GPUs are in use by {counted(self.slots, 'job')} of this executor")
         return tuple(free[: self._options.gpus_per_job])
 
 

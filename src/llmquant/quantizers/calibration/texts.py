@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llmquant.errors import RunError
 from llmquant.plugins.context import Context
 from llmquant.quantizers.calibration.options import DATA_SETS, Calibrated, read_documents
+from llmquant.study.counting import counted
 from llmquant.study.experiment import Digest, InputFile, digest_of
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def calibration_tokens(options: Calibrated, tokenizer: PreTrainedTokenizerBase, 
             break
     if len(found) < samples:
         raise RunError(
-            f"calibration text {source} fills {len(found)} sequences of {length} tokens; {samples} were asked for",
+            f"calibration text {source} fills {counted(len(found), 'sequence')} of {length} tokens, and {samples} are "
+            "needed",
             hint=f"Use a longer text, or samples={len(found)}." if found else "Use a longer text.",
         )
     ids = draw.sample(found, samples) if single else found
@@ -80,7 +82,7 @@ def _documents(options: Calibrated, draw: random.Random, ctx: Context) -> tuple[
     if isinstance(chosen, InputFile):
         documents, source = list(read_documents(ctx.local(chosen), chosen.name)), chosen.name
     else:
-        documents, source = list(chosen), f"{len(chosen)} texts"
+        documents, source = list(chosen), counted(len(chosen), "text")
     draw.shuffle(documents)
     return documents, source
 

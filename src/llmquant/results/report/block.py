@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmquant.results.report.table import Cell, counted
+from llmquant.results.report.table import Cell
 from llmquant.results.row import Row
+from llmquant.study.counting import counted
 
 _AT = {
     "prompt_tokens": "{} prompt tokens",

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llmquant.results.report.table import counted
+from llmquant.study.counting import counted
 from llmquant.study.neutral import html_text, printable
 
 if TYPE_CHECKING:

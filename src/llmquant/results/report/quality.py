@@ -15,6 +15,7 @@ from llmquant.results.report.table import Cell, Column, Table, decimals_for, dec
 from llmquant.results.report.verdict import TONES
 from llmquant.results.row import SAME_AS_PERPLEXITY, Row
 from llmquant.study.call import Call
+from llmquant.study.counting import counted
 from llmquant.study.margins import is_share
 
 _AT_K = re.compile(r"_at_(\d+)$")
@@ -200,7 +201,7 @@ def _warnings(rows: Sequence[Row], measures: Sequence[Measure]) -> list[str]:
         notes.append(f"Real losses, as the interval excludes zero, whatever the verdict: {', '.join(real)}.")
     scored = {Measure.of(row): row.n or 0 for row in rows if row.is_baseline}
     notes += [
-        f"{row.variant}, {_title(Measure.of(row), measures)}: compared on the {row.pairs} documents that pair."
+        f"{row.variant}, {_title(Measure.of(row), measures)}: compared on {counted(row.pairs, 'document')} in common."
         for row in rows
         if row.pairs is not None
         and row.interval_method != "betting sequence"

@@ -131,16 +131,6 @@ def decimals_of(values: Iterable[float | None], *, digits: int = 3) -> int:
     return min(_MOST, max(0, digits - 1 - math.floor(math.log10(min(known)))))
 
 
-def counted(number: int, noun: str) -> str:
-    """Write a number of things: ``1 layer``, ``2 layers``, ``2 queries``."""
-    return f"{number:,} {noun if number == 1 else plural(noun)}"
-
-
-def plural(noun: str) -> str:
-    """Write the plural of a regular noun."""
-    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-
-
 def number(value: float, decimals: int, *, sign: bool = False) -> str:
     """Write a number, or words for a number that is not finite."""
     if math.isnan(value):

@@ -16,6 +16,8 @@ from llmquant.study.neutral import markdown_text, printable
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
 # A label may take so much of the width before it is wrapped.
 _LABEL_SHARE = 0.45
+# And so much, that none of its words is broken.
+_WORD_SHARE = 0.6
 # Spaces between two columns.
 _GAP = 3
 # So many footnotes of a table are shown unless more are asked for.
@@ -91,10 +93,11 @@ def _natural_width(table: Table, columns: Sequence[int], width: int) -> int:
 
 def _rich(table: Table, columns: Sequence[int], width: int, widths: Sequence[int] = ()) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    longest = max((len(word) for row in table.cells() for word in row[0].text.split()), default=0)
     for place, index in enumerate(columns):
         column = table.column(index)
         heading = Text("\n".join(filter(None, column.name)), justify=column.align)
-        most = max(16, int(width * _LABEL_SHARE)) if index == 0 else None
+        most = None if index else max(16, int(width * _LABEL_SHARE), min(longest, int(width * _WORD_SHARE)))
         least = widths[place] if widths else None
         rich.add_column(
             heading, justify=column.align, vertical="bottom", overflow="fold", min_width=least, max_width=most
