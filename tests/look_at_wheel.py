@@ -14,6 +14,7 @@ files = {str(file) for file in importlib.metadata.files("llmquant") or ()}
 assert "site-packages" in str(package), package
 assert "llmquant/py.typed" in files
 assert "llmquant/results/report/page.css" in files
+assert "llmquant/cli/templates/package/.github/workflows/test.yml" in files
 assert any(name.endswith("licenses/LICENSE") for name in files), sorted(files)
 assert importlib.metadata.version("llmquant") == llmquant.__version__
 for heavy in ("torch", "transformers", "lm_eval", "bitsandbytes"):

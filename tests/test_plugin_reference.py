@@ -12,7 +12,12 @@ from typing import Any, get_args
 import pytest
 
 import llmquant as lq
+from llmquant.executors import shipping, worker_process
+from llmquant.loading.memory import stored_elements, weight_bytes
+from llmquant.loading.replacing import replace_linear
+from llmquant.loading.strict import load_strict
 from llmquant.plugins.executor import JobState
+from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.storage.journal import Entry, JournalEvent
 from llmquant.study.embedding import Role
 from llmquant.study.experiment import PluginUse
@@ -27,6 +32,16 @@ CONTRACTS = (
     *(lq.QuantizerOptions, lq.Quantizer, lq.ReplacesLinear, lq.EvaluatorOptions, lq.Evaluator),
     *(lq.EmbedderOptions, lq.Embedder, lq.OpenEmbedder, lq.Executor),
 )
+
+
+FUNCTIONS = {
+    "Functions for quantizers and embedders": (replace_linear, plain_bytes, stored_elements, weight_bytes, load_strict),
+    "Functions for executors": (
+        *(shipping.pack, shipping.unpack, shipping.bring_home),
+        *(worker_process.make_folder, worker_process.start, worker_process.is_held),
+        *(worker_process.stop, worker_process.stop_other, worker_process.how_it_ended),
+    ),
+}
 
 
 def _meanings(cls: type) -> dict[str, str]:
@@ -56,7 +71,7 @@ def _methods(cls: type) -> Iterator[str]:
         if name.startswith("_") or not inspect.isfunction(function):
             continue
         signature = inspect.signature(inspect.unwrap(function))
-        written = name if isinstance(value, property) else f"{name}({', '.join(_parameters(signature))})"
+        written = name if isinstance(value, property) else f"{name}({', '.join(list(_parameters(signature))[1:])})"
         first = " ".join(inspect.getdoc(function).split("\n\n")[0].split())
         need = "required: " if getattr(function, "__isabstractmethod__", False) else ""
         yield _row(f"`{written} -> {signature.return_annotation}`", need + first.rstrip("."))
@@ -68,9 +83,20 @@ def _parameters(signature: inspect.Signature) -> Iterator[str]:
         if each.kind is each.KEYWORD_ONLY and not keyword_only:
             keyword_only = True
             yield "*"
-        if name not in ("self", "cls"):
-            default = "..." if callable(each.default) else repr(each.default)
-            yield f"{name}: {each.annotation}" + ("" if each.default is each.empty else f" = {default}")
+        default = "..." if callable(each.default) else repr(each.default)
+        yield f"{name}: {each.annotation}" + ("" if each.default is each.empty else f" = {default}")
+
+
+def functions(title: str) -> str:
+    """Write the section of functions that a plugin may call."""
+    rows = ["| function | meaning |", "| --- | --- |"]
+    for function in FUNCTIONS[title]:
+        signature = inspect.signature(inspect.unwrap(function))
+        name = f"{inspect.unwrap(function).__module__}.{function.__name__}"
+        first = " ".join(inspect.getdoc(function).split("\n\n")[0].split())
+        returns = str(signature.return_annotation)
+        rows.append(_row(f"`{name}({', '.join(_parameters(signature))}) -> {returns}`", first.rstrip(".")))
+    return f"### {title}\n\n" + "\n".join(rows)
 
 
 def section(cls: type) -> str:
@@ -91,6 +117,12 @@ def test_each_class_is_described_as_it_is(cls):
     assert " |  |" not in section(cls)
 
 
+@pytest.mark.parametrize("title", FUNCTIONS)
+def test_each_function_is_described_as_it_is(title):
+    """Its module, its parameters with their types, and what it does."""
+    assert functions(title) in PAGE.read_text(), "run: python tests/test_plugin_reference.py"
+
+
 def test_the_values_that_strings_can_have_are_listed():
     """Roles, states of jobs and events of journals."""
     text = PAGE.read_text()
@@ -103,4 +135,6 @@ if __name__ == "__main__":
     page = PAGE.read_text()
     for each in (*RECORDS, *CONTRACTS):
         page = re.sub(rf"### `{each.__name__}`(\n+\|[^\n]*)*", lambda _, each=each: section(each), page)
+    for each in FUNCTIONS:
+        page = re.sub(rf"### {each}(\n+\|[^\n]*)*", lambda _, each=each: functions(each), page)
     PAGE.write_text(page)
