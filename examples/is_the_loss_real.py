@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Is the loss real?
 #
-# The quantized model answers a question less than the original. Is that a loss, or luck?
+# The quantized model scores two points less than the original. Is that a loss, or luck?
 # This notebook shows four ways to know: pair the answers, look at those that changed, measure something that decides
 # sooner, and ask how many questions would decide.
 # It takes about 2 minutes on two CPU cores.
@@ -71,7 +71,7 @@ found.samples_frame(task="coqa").query("metric == 'f1' and change != 0")[
 # %%
 perplexity = rows["perplexity"]
 print(f"perplexity x {perplexity.ratio:.3f} [{perplexity.ratio_low:.3f}, {perplexity.ratio_high:.3f}]")
-print(f"a real {perplexity.real or 'change? no'}; at a margin of 2%: {perplexity.verdict}")
+print(f"real: {perplexity.real or 'not shown'}; at a margin of 2%: {perplexity.verdict}")
 
 # %% [markdown]
 # Fidelity asks the most sensitive question: how far are the probabilities of the next word from the baseline's?
@@ -88,7 +88,7 @@ print(f"same first choice: {100 * rows['top1_agreement'].value:.1f}% of the toke
 
 # %%
 for name in ("f1", "em"):
-    print(f"{name}: {rows[name].verdict}, about {rows[name].documents_needed} documents would decide")
+    print(f"{name}: {rows[name].verdict}, about {round(rows[name].documents_needed, -2):,} documents would decide")
 
 # %% [markdown]
 # Stored results can be judged at another margin without running anything:

@@ -62,7 +62,7 @@ print(Path("queries.jsonl").read_text()[:400])
 # %%
 shutil.copytree(demo_embedder(), "minilm", dirs_exist_ok=True)
 found = lq.compare(
-    "ocr_text(minilm)",
+    "ocr_text(./minilm)",
     ["bf16_baseline", "bnb_4bit_nf4"],
     ["retrieval(pdfs, queries=queries.jsonl)"],
     vectors={"codecs": ["float32", "int8", "binary"]},
@@ -99,7 +99,7 @@ found.save_html("retriever.html")
 # The quantized model in this process: which page is closest to a question?
 
 # %%
-retriever = lq.load_embedder("ocr_text(minilm)", "bnb_4bit_nf4")
+retriever = lq.load_embedder("ocr_text(./minilm)", "bnb_4bit_nf4")
 index = retriever.encode([row["story"] for row in rows])
 question = rows[0]["questions"]["input_text"][0]
 vector = retriever.encode([question], role="query").item(0)
