@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import llmquant as lq
 from llmquant.cli.new_plugin import write_plugin
 from llmquant.errors import LlmquantError, OptionError, UnsupportedError
 from llmquant.plugins.discovery import Plugin
@@ -76,3 +77,25 @@ def test_only_a_quantizer_writes_checkpoints(tmp_path):
     """The option would have no effect."""
     with pytest.raises(UnsupportedError, match="an evaluator writes no checkpoints"):
         write_plugin("mine", "evaluator", tmp_path, writes_checkpoint=True)
+
+
+def test_packed_weights_are_saved_and_loaded_again(tiny_model, tmp_path, monkeypatch):
+    """A checkpoint of a plugin's own format is a variant, in the memory that was predicted, with equal logits."""
+    import torch
+
+    from llmquant.loading.memory import weight_bytes
+
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry(), "plugins", list(registry().plugins))
+    write_plugin("kept", "quantizer", tmp_path, writes_checkpoint=True)
+    monkeypatch.syspath_prepend(tmp_path / "llmquant-kept" / "src")
+    lq.register(*importlib.import_module("llmquant_kept.plugin").llmquant_register())
+    written = lq.quantize(tiny_model, "kept_g32", tmp_path / "out", device="cpu")
+    made = lq.load(tiny_model, "kept_g32", device="cpu")
+    call = f"prequantized({tmp_path / 'out'})"
+    again = lq.load(tiny_model, call, device="cpu")
+    ids = torch.arange(20)[None]
+    assert torch.equal(again.module(ids).logits, made.module(ids).logits)
+    assert (again.applied.method, again.applied.bits, again.applied.block_size) == ("kept", written.bits, 32)
+    predicted = registry().choose("quantizer", lq.Call.parse(call)).options.weight_bytes(made.info, "cpu")
+    assert predicted == weight_bytes(again.module).total == weight_bytes(made.module).total

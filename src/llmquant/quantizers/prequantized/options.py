@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from llmquant.models.causal import FUNCTION_SETTINGS
 from llmquant.models.folder import read_json
 from llmquant.models.headers import DTYPE_BYTES, TensorInfo
 from llmquant.models.info import ModelInfo, auto_gptq_settings, inspect_model
+from llmquant.plugins.registry import Chosen, registry
 from llmquant.quantizers.bitsandbytes.options import OFFSET_BYTES, fits_packed, packed_state_bytes, packs_on
 from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size
 from llmquant.quantizers.gptqmodel.options import Dtype
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
 from llmquant.study.experiment import Digest, InputFile, ModelRequest
 
 # By method: the packages that load it, and the line that installs them.
@@ -86,7 +88,7 @@ class Checkpoint(InputFile):
 
 @dataclass(frozen=True)
 class PrequantizedOptions:
-    """A checkpoint of the model that is quantized already: GPTQ, AWQ, bitsandbytes or compressed-tensors.
+    """A checkpoint of the model that is quantized already, by GPTQ, AWQ, bitsandbytes, compressed-tensors or a plugin.
 
     Attributes:
         checkpoint: a folder, or a Hub id with an optional ``@revision``, for example ``org/model-GPTQ@main``.
@@ -110,9 +112,17 @@ class PrequantizedOptions:
             raise UnsupportedError(f"{name} is not quantized", hint="Use it as a separate model.")
         _check_same(model, found, name)
         method = str(settings.get("quant_method"))
+        chosen = plugin_of(settings)
+        if chosen is not None:
+            missing_package = registry().missing(chosen.plugin)
+            if missing_package is not None:
+                raise missing_package
+            chosen.ask("check", model, device)
+            return
         if method not in _BACKENDS:
             raise UnsupportedError(
-                f"{name} is quantized by {method!r}", hint=f"Supported methods: {', '.join(_BACKENDS)}."
+                f"{name} is quantized by {method!r}",
+                hint=f"Supported methods: {', '.join(_BACKENDS)}, and those of plugins that write checkpoints.",
             )
         packages, line = _BACKENDS[method]
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -129,7 +139,8 @@ class PrequantizedOptions:
         groups = [group for group in (settings.get("config_groups") or {}).values() if isinstance(group, Mapping)]
         inputs = [group.get("input_activations") or {} for group in groups]
         shared = any(found.get("dynamic") is True and found.get("strategy") == "tensor" for found in inputs)
-        return not (settings.get("load_in_8bit") or shared)
+        chosen = plugin_of(settings)
+        return not (settings.get("load_in_8bit") or shared) and (chosen is None or chosen.row_independent)
 
     def weight_bytes(self, model: ModelInfo, device: str) -> int:
         """Predict the bytes of the weights after the first forward pass, in which some backends unpack layers."""
@@ -167,6 +178,19 @@ def quantization_settings(info: ModelInfo) -> Mapping[str, Any]:  # Any: a JSON 
     """
     beside = None if info.quantization_config else auto_gptq_settings(info)
     return info.quantization_config if beside is None else {"quant_method": "gptq", **read_json(beside)}
+
+
+def plugin_of(settings: Mapping[str, Any]) -> Chosen | None:  # Any: a JSON object
+    """Return the plugin that writes checkpoints with these settings, and its options; ``None`` if none does."""
+    method = str(settings.get("quant_method"))
+    if not registry().offers("quantizer", method):
+        return None
+    plugin, _ = registry().find("quantizer", method)
+    if plugin.package == "llmquant" or not plugin.spec.checkpoint:
+        return None
+    names = {option.name for option in fields(registry().options_class(plugin))}
+    given = {name: value for name, value in settings.items() if name in names}
+    return registry().choose("quantizer", Call(plugin.full_name, (), given))
 
 
 @functools.cache

@@ -14,10 +14,16 @@ from llmquant.errors import ModelError, NotHonouredError
 from llmquant.loading.causal_lm import materialize
 from llmquant.models.info import inspect_model
 from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
+from llmquant.plugins.registry import registry
 from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
 from llmquant.quantizers.gptqmodel.quantizer import loaded_dtype
 from llmquant.quantizers.gptqmodel.settings import prepare_environment
-from llmquant.quantizers.prequantized.options import CPU_PRODUCT_GROUPS, PrequantizedOptions, quantization_settings
+from llmquant.quantizers.prequantized.options import (
+    CPU_PRODUCT_GROUPS,
+    PrequantizedOptions,
+    plugin_of,
+    quantization_settings,
+)
 from llmquant.study.experiment import ModelRequest
 
 if TYPE_CHECKING:
@@ -39,6 +45,9 @@ class Prequantized(Quantizer[PrequantizedOptions]):
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         folder, settings = _fetch(self.options, ctx)
+        chosen = plugin_of(settings)
+        if chosen is not None:
+            registry().target(chosen.plugin)  # importing it registers its format with transformers
         config = AutoConfig.from_pretrained(folder)
         # The model decides the attention implementation for all of its variants.
         config._attn_implementation = AutoConfig.from_pretrained(materialize(model, ctx.cache))._attn_implementation
@@ -95,6 +104,10 @@ def _settings(module: Any) -> dict[str, Any]:  # Any: a PreTrainedModel; a JSON 
 def _read(module: Any) -> AppliedQuantization:  # Any: a PreTrainedModel
     settings = _settings(module)
     method = settings["quant_method"]
+    chosen = plugin_of(settings)
+    if chosen is not None:
+        applied: AppliedQuantization = registry().construct(chosen).applied(module)
+        return applied
     # Each of these functions imports its backend, and only one is needed.
     if method == "bitsandbytes":
         from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
