@@ -96,6 +96,17 @@ def test_an_early_answer_differs_only_from_what_does_not_continue_it(early, othe
         assert change.answers.count == differ
 
 
+@pytest.mark.parametrize(
+    ("other", "differ"),
+    [('[["p1", 0.83], ["p2", 0.5]]', 0), ('[["p2", 0.9], ["p1", 0.8]]', 1), ('[["p1", 0.9]]', 1), ("[[p1", 1)],
+)
+def test_a_search_has_changed_if_it_finds_other_documents(other, differ):
+    """Quantization moves every score; what a user sees are the documents and their order."""
+    one = samples([1.0], answer=['[["p1", 0.9], ["p2", 0.8]]'])
+    (change,) = study(one, samples([1.0], answer=[other])).changes()
+    assert change.answers.count == differ
+
+
 def test_lengths_are_compared_as_a_ratio_of_means():
     """Its interval is that of a ratio of paired means."""
     random = np.random.default_rng(0)

@@ -7,7 +7,9 @@ differences, and shares of documents with shared sources, have that of `llmquant
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -346,7 +348,15 @@ def _answers(found: _Beside) -> Share | None:
 
 
 def _differ(one: Sample, other: Sample) -> bool:
-    """Return whether answers differ; an early one is a beginning, which may end with that of a stop string."""
+    """Return whether answers differ.
+
+    An early answer is a beginning, which may end with that of a stop string.
+    The answer of a search is its best documents in their order, whatever their scores.
+    """
+    if str(one.answer).startswith("[[") and str(other.answer).startswith("[["):
+        with contextlib.suppress(ValueError, TypeError):  # a text that only begins like that
+            mine, theirs = ([name for name, _score in json.loads(str(each.answer))] for each in (one, other))
+            return mine != theirs
     pairs = [(str(a.answer), str(b.answer)) for a, b in ((one, other), (other, one)) if a.early]
     same = any(whole.startswith(early) or whole.rstrip() == early.rstrip() for early, whole in pairs)
     return one.answer != other.answer and not same
