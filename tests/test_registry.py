@@ -16,7 +16,8 @@ from llmquant.errors import AmbiguousNameError, MissingDependencyError, PluginEr
 from llmquant.plugins.registry import Registry, discover, registry
 from llmquant.plugins.spec import PluginSpec, RunEvent
 from llmquant.study.call import Call
-from llmquant.testing import check_spec
+from llmquant.testing import specs
+from llmquant.testing.trial import Trial
 
 _IMPORTS = """
 from dataclasses import dataclass
@@ -419,7 +420,12 @@ def test_llmquants_own_plugins_come_by_the_same_way():
 )
 def test_our_own_specs_conform(plugin):
     """What plugin authors are asked to check holds for the plugins that come with llmquant."""
-    check_spec(plugin.spec)
+    trial = Trial(plugin.spec)
+    for check in (specs.spec_is_complete, specs.listing_is_light, specs.options_are_frozen):
+        check(trial)
+    if plugin.spec.presets:
+        specs.presets_build(trial)
+    trial.close()
 
 
 def test_the_label_of_a_list_by_position_is_what_was_written():

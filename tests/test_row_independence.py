@@ -22,7 +22,6 @@ from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import ModelRequest
 from llmquant.study.study import Study
-from llmquant.testing import check_quantizer
 from misbehaving_studies import Here
 from quantizing import load_as
 from subjects import load_subject
@@ -167,24 +166,33 @@ def test_the_declaration_travels_with_a_job():
 CODES = [f"code={code}, dtype={dtype}" for code in ("int8", "float8_e4m3fn") for dtype in ("float32", "bfloat16")]
 
 
+@pytest.fixture
+def coupled():
+    """Return a function that registers the quantizer that couples rows."""
+    before = list(registry().plugins)
+    yield lambda **changes: lq.register(replace(coupling.SPEC, **changes))
+    registry().plugins = before
+
+
 @pytest.mark.parametrize("options", CODES)
-def test_the_check_of_plugins_finds_a_quantizer_that_wrongly_declares_independent_rows(tiny_model, tmp_path, options):
+def test_a_quantizer_that_wrongly_declares_independent_rows_is_found(tiny_model, coupled, options):
     """One scale for the inputs of a whole batch is found, whatever the code and the type."""
+    coupled()
     with pytest.raises(PluginError, match=r"declares row_independent, but rows change each other: .* by \d.* standard"):
-        check_quantizer(coupling.SPEC, f"coupling({options})", tiny_model, tmp_path / "files")
+        lq.load(str(tiny_model), f"coupling({options})", device="cpu")
 
 
 @pytest.mark.parametrize("options", CODES)
-def test_a_scale_per_token_passes_the_check_of_plugins(tiny_model, tmp_path, options):
+def test_a_scale_per_token_is_accepted(tiny_model, coupled, options):
     """The rows of both batches have the same shape, so that not even rounding differs."""
-    call = f"coupling(over=token, {options})"
-    assert check_quantizer(coupling.SPEC, call, tiny_model, tmp_path / "files").row_independent
+    coupled()
+    assert lq.load(str(tiny_model), f"coupling(over=token, {options})", device="cpu").row_independent
 
 
-def test_a_quantizer_that_declares_coupled_rows_passes_the_check_of_plugins(tiny_model, tmp_path):
+def test_a_quantizer_that_declares_coupled_rows_is_accepted(tiny_model, coupled):
     """It keeps its promise, and evaluators of the loaded model know."""
-    spec = replace(coupling.SPEC, row_independent=False)
-    assert not check_quantizer(spec, "coupling", tiny_model, tmp_path / "files").row_independent
+    coupled(row_independent=False)
+    assert not lq.load(str(tiny_model), "coupling", device="cpu").row_independent
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ from llmquant.cli.options import (
     vectors_of,
 )
 from llmquant.cli.outcome import Shown, finish, run_and_print
+from llmquant.cli.plugins import plugins_app
 from llmquant.cli.terminal import Terminal, libraries_logged
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ app = typer.Typer(
 )
 app.add_typer(import_app)
 app.add_typer(inspect_app)
+app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 app.add_typer(new_plugin_app)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import sys
@@ -16,6 +15,7 @@ import typer
 
 from llmquant.cli.gate import Gate
 from llmquant.cli.options import Explain, FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory, complete_study
+from llmquant.machine.streams import stdout_to_stderr
 from llmquant.study.counting import counted
 from llmquant.study.neutral import json_text, printable
 
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from llmquant.results.report.table import Table
 
 inspect_app = typer.Typer(rich_markup_mode=None)
-plugins_app = typer.Typer(help="List and check plugins and presets.", no_args_is_help=False, rich_markup_mode=None)
 cache_app = typer.Typer(help="List or prune the cache.", no_args_is_help=True, rich_markup_mode=None)
-inspect_app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 inspect_app.add_typer(cache_app, name="cache")
 
 _COMMAND = re.compile(r"(Run: |(?<=: )llmquant |^ *(llmquant|pip install) ).*$")
@@ -38,20 +36,13 @@ _stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)
 
 @contextlib.contextmanager
 def _stdout_alone() -> Iterator[None]:
-    """Send the output of other code, such as a plugin's import, to standard error."""
-    stream: TextIO = sys.stdout
-    with contextlib.ExitStack() as stack:
-        if sys.stdout is sys.__stdout__:  # else standard output was replaced in this process and has no file descriptor
-            stream.flush()
-            kept = os.dup(1)
-            stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, 1)
-            stack.callback(stream.flush)
-            os.dup2(2, 1)
-            stream = stack.enter_context(os.fdopen(kept, "w", encoding=stream.encoding, closefd=False))
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        stack.callback(_stdout.reset, _stdout.set(stream))
-        yield
+    """Keep standard output for JSON."""
+    with stdout_to_stderr() as stream:
+        token = _stdout.set(stream)
+        try:
+            yield
+        finally:
+            _stdout.reset(token)
 
 
 def _keep_stdout(context: typer.Context, as_json: bool) -> bool:
@@ -244,55 +235,6 @@ def doctor(as_json: AsJson = False) -> None:
         say(f"{finding.mark} {finding.subject:22} {finding.text}", hang=26)
         if finding.cure:
             say(f"  {'':22} {finding.cure}")
-
-
-@plugins_app.callback()
-def plugins(context: typer.Context, as_json: AsJson = False) -> None:
-    """List all plugins and presets.
-
-    Packages whose plugins could not be loaded are listed too.
-    """
-    if context.invoked_subcommand is None:
-        _list_plugins(as_json=as_json)
-
-
-@plugins_app.command("list")
-def plugins_list(as_json: AsJson = False) -> None:
-    """List all plugins and presets.
-
-    Packages whose plugins could not be loaded are listed too.
-    """
-    _list_plugins(as_json=as_json)
-
-
-@plugins_app.command("check")
-def plugins_check(name: Annotated[str, typer.Argument(help="Plugin or preset, for example gptq_4bit_g128.")]) -> None:
-    """Import a plugin and report what is missing."""
-    from llmquant.plugins.checking import check_plugin
-
-    for line in check_plugin(name):
-        say(line)
-
-
-def _list_plugins(*, as_json: bool) -> None:
-    from llmquant.plugins.checking import plugin_rows
-    from llmquant.plugins.registry import registry
-
-    rows, broken = plugin_rows(registry()), registry().broken
-    if as_json:
-        print_json({"plugins": rows, "broken": [vars(item) for item in broken]})
-        return
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        typer.secho(f"{kind}s", bold=True)
-        for row in rows:
-            if row["kind"] == kind:
-                say(f"  {row['name']:24} {row['summary']}", hang=27)
-                if row["missing"]:
-                    say(f"{'':27}{row['missing']}")
-                if row["presets"]:
-                    say(f"{'':27}presets: {', '.join(row['presets'])}")
-    for item in broken:
-        say(f"broken: {item.package}: {item.reason}", fg="red")
 
 
 def print_tables(tables: Sequence[Table], *, explain: bool = False) -> None:

@@ -30,7 +30,7 @@ from llmquant.plugins.quantizer import AppliedQuantization
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-    from llmquant.plugins.context import Context
+    from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.plugins.quantizer import Quantizer
     from llmquant.storage.cache import Cache
 
@@ -107,7 +107,7 @@ def load_causal_lm(
         NotHonouredError: if the loaded weights are not what the options request.
         UnsupportedError: if `path` is a checkpoint of another model.
     """
-    keywords = quantizer.load_kwargs(info, ctx)
+    keywords = keywords_of(quantizer, info, ctx)
     warm_imports(transformers.AutoModelForCausalLM, path, trust_remote_code="trust_remote_code" in info.flags)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
@@ -184,6 +184,19 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
 
 
+def keywords_of(quantizer: Quantizer[Any], info: ModelInfo, ctx: Context) -> LoadKwargs:  # Any: its own options
+    """Ask a quantizer for its keywords for ``from_pretrained``.
+
+    Raises:
+        PluginError: if it returns anything but a dictionary.
+    """
+    keywords: Any = quantizer.load_kwargs(info, ctx)  # Any: what a third party returned
+    if not isinstance(keywords, Mapping):
+        name = f"{type(quantizer).__module__}:{type(quantizer).__qualname__}"
+        raise PluginError(f"{name}: load_kwargs returned {keywords!r}", hint="Return a dictionary.")
+    return keywords
+
+
 def make_ready(
     module: torch.nn.Module,
     quantizer: Quantizer[Any],  # Any: its options are the plugin's own
@@ -221,6 +234,8 @@ def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: 
         PluginError: if a request is not a field of `AppliedQuantization`.
     """
     requests = options.requests() if hasattr(options, "requests") else {}
+    if not isinstance(requests, Mapping):
+        raise PluginError(f"{type(options).__name__}.requests() returned {requests!r}", hint="Return a dictionary.")
     unknown = [name for name in requests if not hasattr(applied, name)]
     if unknown:
         raise PluginError(f"{type(options).__name__}.requests() names {unknown[0]!r}, which cannot be read back")

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import transformers
 
-from llmquant.errors import SanityError, UnsupportedError
-from llmquant.loading.causal_lm import make_ready, materialize, read_back
+from llmquant.errors import PluginError, SanityError, UnsupportedError
+from llmquant.loading.causal_lm import keywords_of, make_ready, materialize, read_back
 from llmquant.loading.memory import peak_memory, touch_weights
 from llmquant.loading.strict import warm_imports
 from llmquant.machine.packages import PREPROCESSING, installed_version
@@ -78,12 +78,16 @@ def load_embedder(
     if info.embeds is None:
         raise UnsupportedError(f"{info.source} is not an embedder")
     path = materialize_embedder(info, embedder, ctx.cache)
-    keywords = quantizer.load_kwargs(info, ctx)
+    keywords = keywords_of(quantizer, info, ctx)
     if path is not None:
         warm_imports(transformers.AutoModel, path)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
         opened = embedder.open(path or ctx.files, info, keywords, ctx)
+        lacks = [name for name in ("module", "prepare", "embed") if not hasattr(opened, name)]
+        if lacks:
+            name = f"{type(embedder).__module__}:{type(embedder).__qualname__}"
+            raise PluginError(f"{name}: open returned {type(opened).__name__}, which has no {' and no '.join(lacks)}")
         if ctx.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started

@@ -50,7 +50,14 @@ def quantized_checkpoint(
     """
     if not chosen.plugin.spec.checkpoint:
         prepare = getattr(registry().construct(chosen), "prepare", None)
-        path: Path = source if prepare is None else prepare(source, ctx.files / "checkpoint", ctx)
+        path: Any = (
+            source if prepare is None else prepare(source, ctx.files / "checkpoint", ctx)
+        )  # Any: a third party's
+        if not isinstance(path, Path) or not path.is_dir():
+            raise PluginError(
+                f"{chosen.plugin.full_name}: prepare returned {path!r}",
+                hint="Return the folder to load, such as `model`.",
+            )
         return path
     from llmquant.loading.strict import check_source
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from llmquant.errors import ModelError, OptionError, UnknownNameError, nearest
+from llmquant.errors import ModelError, OptionError, PluginError, UnknownNameError, nearest
 from llmquant.models.causal import check_causal
 from llmquant.models.folder import folder_digest, read_json
 from llmquant.models.hub import read_hub_adapter
@@ -101,6 +101,9 @@ def inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> Mod
     """
     options, use = chosen.options, chosen.use
     info = _inspect_checkpoint(replace(request, source=options.checkpoint), cache)
+    embeds = chosen.ask("info", info)
+    if embeds is None:
+        raise PluginError(f"{use.plugin}: info returned None", hint="Return an EmbedderInfo.")
     known: dict[str, Json] = {
         "checkpoint": info.digest,
         "adapter": info.adapter.digest if info.adapter else None,
@@ -118,7 +121,7 @@ def inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> Mod
         encoder_digest=digest_of(known),
         flags=request.flags,
         embedder=replace(use, options={**use.options, **({"checkpoint": pinned} if pinned else {})}),
-        embeds=options.info(info),
+        embeds=embeds,
     )
 
 

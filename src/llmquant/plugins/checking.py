@@ -1,12 +1,16 @@
-"""Lists the installed plugins for people, and checks whether a plugin can run here."""
+"""Lists and finds the installed plugins for people."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-from llmquant.errors import UnknownNameError, nearest
-from llmquant.plugins.registry import Registry, registry
+from packaging.utils import canonicalize_name
+
+from llmquant.errors import PluginError, UnknownNameError, nearest
+from llmquant.plugins.discovery import Broken, Plugin
+from llmquant.plugins.registry import Registry
+from llmquant.plugins.sources import check_target
 from llmquant.study.call import Call
 from llmquant.study.experiment import PluginKind
 
@@ -14,7 +18,7 @@ _KINDS: tuple[PluginKind, ...] = ("quantizer", "evaluator", "embedder", "executo
 
 
 def plugin_rows(known: Registry) -> list[dict[str, Any]]:  # Any: JSON objects
-    """List plugins by kind, each with its presets and its missing packages."""
+    """List plugins by kind, each with its presets, its missing packages and what is broken."""
     rows: list[dict[str, Any]] = []
     for kind in _KINDS:
         for plugin in known.plugins:
@@ -28,31 +32,42 @@ def plugin_rows(known: Registry) -> list[dict[str, Any]]:  # Any: JSON objects
                         "version": plugin.version,
                         "summary": plugin.spec.summary,
                         "presets": [known.shown(plugin, preset) for preset in plugin.spec.presets],
+                        "broken": _broken(known, plugin),
                         "missing": f"{missing.message}. {missing.hint}" if missing else "",
                     }
                 )
     return rows
 
 
-def check_plugin(name: str) -> Iterator[str]:
-    """Look a plugin up, build its options, import its heavy half; yield one line per step.
+def matching(known: Registry, text: str) -> tuple[list[tuple[Plugin, str]], list[Broken]]:
+    """Find the plugins that a name, preset, call, ``kind:name`` or package stands for.
+
+    Returns:
+        Each plugin with the call to check (empty for the first preset or the name), and broken entry points.
 
     Raises:
-        RequestError: if the plugin is unknown, or a package it needs is not installed.
-        PluginError: if the plugin's own code fails.
+        RequestError: if nothing has this name, or several packages offer it.
     """
-    known = registry()
-    kinds = [kind for kind in _KINDS if known.offers(kind, name)]
-    if not kinds:
-        everything = [n for kind in _KINDS for n in known.names(kind)]
-        raise UnknownNameError(f"no plugin is called {name!r}", hint=nearest(name, everything))
-    for kind in kinds:
-        plugin, preset = known.find(kind, name)
-        yield f"{kind} {plugin.full_name} {plugin.version}: {plugin.spec.summary}"
-        if preset:
-            yield f"  preset {name}: {Call(plugin.spec.name, (), preset)}"
-        yield f"  options {plugin.spec.options}: {known.options_class(plugin).__name__} imports"
-        missing = known.missing(plugin)
-        if missing:
-            raise missing
-        yield f"  target {plugin.spec.target}: {known.target(plugin).__name__} imports"
+    before, _, after = text.partition(":")
+    kinds: Sequence[PluginKind]
+    kinds, name = ([kind for kind in _KINDS if kind == before], after) if before in _KINDS else (_KINDS, text)
+    package = canonicalize_name(name)
+    broken = [item for item in known.broken if name in (item.package, item.package.partition(":")[0])]
+    found = [(plugin, "") for plugin in known.plugins if plugin.package == package and plugin.spec.kind in kinds]
+    if not (found or broken):
+        call = Call.parse(name)
+        found = [(known.find(kind, call.name)[0], name) for kind in kinds if known.offers(kind, call.name)]
+        if not found:
+            everything = [n for kind in kinds for n in known.names(kind)]
+            raise UnknownNameError(f"no plugin is called {name!r}", hint=nearest(call.name, everything))
+    return found, broken
+
+
+def _broken(known: Registry, plugin: Plugin) -> str:
+    """Return why a plugin cannot work, as far as can be seen without its heavy half."""
+    try:
+        known.options_class(plugin)
+        check_target(plugin.spec.target)
+    except PluginError as error:
+        return f"{error.message}. {error.hint}".strip()
+    return ""

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import inspect
 import re
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +57,12 @@ class Broken:
 
     Attributes:
         package: ``distribution:entry``.
+        traceback: the traceback of the error.
     """
 
     package: str
     reason: str
+    traceback: str = ""
 
 
 def load_entry_points(
@@ -89,14 +92,14 @@ def load_entry_points(
         except BaseException as error:  # a third party's module may raise anything
             if hooks.has_plugin(name):
                 hooks.unregister(name=name)
-            broken.append(Broken(name, _reason(error)))
+            broken.append(Broken(name, _reason(error), _traceback(error)))
             continue
         for spec in found:
             try:
                 plugin = Plugin(checked_spec(spec), package, entry.dist.version if entry.dist else "0")
                 _check_names_are_new(plugin, plugins)
             except PluginError as error:
-                broken.append(Broken(name, _reason(error)))
+                broken.append(Broken(name, _reason(error), _traceback(error)))
             else:
                 plugins.append(plugin)
     return plugins, broken, hooks
@@ -171,6 +174,13 @@ def _check_names_are_new(plugin: Plugin, plugins: Iterable[Plugin]) -> None:
         if (other.package, other.spec.kind) == (plugin.package, plugin.spec.kind):
             for name in set(plugin.names) & set(other.names):
                 raise PluginError(f"{plugin.spec.kind} {name!r} is offered twice by {plugin.package}")
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as broken:  # a third party's exception may raise anything
+        return f"the traceback cannot be written: {describe(broken)}"
 
 
 def _reason(error: BaseException) -> str:

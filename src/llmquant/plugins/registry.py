@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, get_args
 
 import pluggy
@@ -25,15 +26,18 @@ from llmquant.errors import (
     nearest,
 )
 from llmquant.machine.packages import installed_version
+from llmquant.machine.streams import stdout_to_stderr
 from llmquant.plugins import options as option_types
 from llmquant.plugins.discovery import GROUP, Broken, Plugin, checked_spec, load_entry_points
 from llmquant.plugins.embedder import EmbedderOptions
-from llmquant.plugins.evaluator import EvaluatorOptions
+from llmquant.plugins.evaluator import Cost, EvaluatorOptions
 from llmquant.plugins.quantizer import QuantizerOptions
 from llmquant.plugins.sources import check_target, plugin_version
 from llmquant.plugins.spec import PluginSpec, RunEvent
 from llmquant.study.call import Call, Json
+from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import PluginKind, PluginUse
+from llmquant.study.reading import brief
 
 DISABLE = "LLMQUANT_DISABLE_PLUGINS"
 
@@ -57,17 +61,23 @@ class Chosen:
         """Call a method that the options may define; ``None`` where they do not.
 
         Raises:
-            PluginError: if it raises anything but an error of llmquant's.
+            PluginError: if it raises anything but an error of llmquant's, or returns a wrong type.
         """
         function = getattr(self.options, method, None)
         if function is None:
             return None
         try:
-            return function(*args)
+            found = function(*args)
         except (LlmquantError, MemoryError):
             raise
         except (Exception, SystemExit) as error:  # a third party's options may raise anything
             raise PluginError(f"{self.plugin.full_name}: {method} failed: {describe(error)}") from error
+        if found is not None and not isinstance(found, _ANSWERS.get(method, object)):
+            raise PluginError(
+                f"{self.plugin.full_name}: {method} returned {brief(found)} ({type(found).__name__})",
+                hint=f"It must return {_ANSWERS[method].__name__}, or None.",
+            )
+        return found
 
     @property
     def row_independent(self) -> bool:
@@ -188,6 +198,11 @@ class Registry:
         except PluginError as error:
             raise PluginError(f"{plugin.full_name}: {error.message}", hint=error.hint) from error
         _check_methods(cls, plugin)
+        if plugin.spec.kind == "embedder" and not ("checkpoint" in cls.__dataclass_fields__ and hasattr(cls, "info")):
+            raise PluginError(
+                f"{plugin.full_name}: {plugin.spec.options} has no field checkpoint or no method info",
+                hint="See llmquant.EmbedderOptions.",
+            )
         return cls
 
     def target(self, plugin: Plugin) -> Any:  # Any: a class of a third party
@@ -308,13 +323,15 @@ def registry() -> Registry:
 
 def discover(entry_points: Iterable[importlib.metadata.EntryPoint], *, disabled: Sequence[str] = ()) -> Registry:
     """Load each entry point separately; a failure becomes a `Broken` row."""
-    return Registry(*load_entry_points(entry_points, disabled))
+    with stdout_to_stderr():
+        return Registry(*load_entry_points(entry_points, disabled))
 
 
 def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party
     module, _, name = text.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        with stdout_to_stderr():
+            return getattr(importlib.import_module(module), name)
     except LlmquantError:
         raise
     except (Exception, SystemExit) as error:  # a third party's module may raise anything
@@ -334,6 +351,15 @@ def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's cl
 
 # What llmquant calls of options, by kind of plugin; of an executor's it calls nothing.
 _LIGHT = {"quantizer": QuantizerOptions, "evaluator": EvaluatorOptions, "embedder": EmbedderOptions}
+# The types that methods of options return; `None` stands for nothing.
+_ANSWERS: Mapping[str, type] = {
+    "cost": Cost,
+    "hub_rows": Mapping,
+    "info": EmbedderInfo,
+    "parts": Sequence,
+    "weight_bytes": Integral,
+    "whole": str,
+}
 # The methods that every target must have.
 _REQUIRED: Mapping[PluginKind, tuple[str, ...]] = {
     "quantizer": ("load_kwargs", "applied"),

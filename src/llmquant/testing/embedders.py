@@ -87,7 +87,7 @@ def preparing_works_in_threads(trial: Trial) -> None:
 
 
 def items_are_encoded(trial: Trial) -> None:
-    """Llmquant encodes texts as queries and as documents, and images if the embedder takes images.
+    """Texts are encoded as queries and as documents, and images if the embedder takes images.
 
     To fix: accept ``text=None`` for an image alone, and every `Role`.
     """

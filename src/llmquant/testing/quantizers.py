@@ -38,6 +38,7 @@ def original_is_unchanged(trial: Trial) -> None:
     To fix: write only to ``out`` or ``ctx.files``.
     """
     _accepts(trial)
+    _subject(trial)
     before = contents(Path(trial.model))
     _load(trial, Cache(trial.folder / "unchanged"))
     changed = sorted(name for name, data in contents(Path(trial.model)).items() if before.get(name) != data)

@@ -42,7 +42,7 @@ class Check:
 
     @property
     def _docstring(self) -> tuple[str, str]:
-        meaning, _, fix = " ".join((self.function.__doc__ or "").split()).partition("To fix: ")
+        meaning, _, fix = " ".join((self.function.__doc__ or "").replace("``", "`").split()).partition("To fix: ")
         return meaning.strip(), fix[:1].upper() + fix[1:]
 
     def run(self, trial: Trial) -> None:
@@ -59,9 +59,11 @@ class Check:
             raise
         except (Exception, SystemExit) as error:  # the plugin's code may raise anything
             message, hint = (error.message, error.hint) if isinstance(error, LlmquantError) else (describe(error), "")
-            raise PluginError(
-                f"{trial.spec.kind} {trial.spec.name!r}, {self.name}: {message}", hint=f"{hint}\n{self.fix}".strip()
-            ) from error
+            raise PluginError(f"{self.where(trial)}{message}", hint=f"{hint}\n{self.fix}".strip()) from error
+
+    def where(self, trial: Trial) -> str:
+        """Return the beginning of a failure's message: the plugin and the check."""
+        return f"{trial.spec.kind} {trial.spec.name!r}, {self.name}: "
 
 
 CHECKS: Mapping[PluginKind, Sequence[Check]] = {
@@ -160,7 +162,7 @@ def outcomes(spec: PluginSpec, call: str = "", *, model: Path | Maker | str | No
             except NotApplicable as reason:
                 yield Outcome(check, "skip", str(reason))
             except PluginError as error:
-                yield Outcome(check, "fail", str(error), error)
+                yield Outcome(check, "fail", str(error).removeprefix(check.where(trial)), error)
             else:
                 yield Outcome(check, "pass")
     finally:

@@ -3,25 +3,16 @@
 import pytest
 import torch
 
-from llmquant.testing import check_evaluator, check_quantizer, check_spec
+from llmquant.testing import checks
 from llmquant_example.hooks import llmquant_register
 from llmquant_example.rtn import round_to_nearest
 
 RTN, LOGLIKELIHOOD = llmquant_register()
 
 
-@pytest.mark.parametrize("spec", [RTN, LOGLIKELIHOOD], ids=lambda spec: spec.name)
-def test_the_specs_conform(spec):
-    """They are light, and every preset builds."""
-    check_spec(spec)
-
-
-@pytest.mark.parametrize("call", ["rtn_4bit_g32", "rtn(bits=3, group_size=16)"])
-def test_the_plugins_conform(call, tiny_model, tmp_path):
-    """A tiny checkpoint is quantized as requested, and two evaluations give the same result."""
-    subject = check_quantizer(RTN, call, tiny_model, tmp_path / "quantizer")
-    (result,) = check_evaluator(LOGLIKELIHOOD, "loglikelihood_of(one text, another)", subject, tmp_path / "evaluator")
-    assert result.measurements[0].n == 2
+test_preset = checks(RTN, "rtn_4bit_g32")
+test_call = checks(RTN, "rtn(bits=3, group_size=16)", refused=["rtn(group_size=48)"])
+test_evaluator = checks(LOGLIKELIHOOD, "loglikelihood_of(one text, another)")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
