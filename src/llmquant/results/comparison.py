@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import OptionError, RequestError, StoreError, UnknownNameError, nearest
-from llmquant.results.analysis import analyse, beside
+from llmquant.results.analysis import analyse
 from llmquant.results.costs import per_dollar_rows
 from llmquant.results.pareto import ParetoPoint, pareto
 from llmquant.results.reading import read_runs
@@ -257,18 +257,10 @@ class Comparison:
         Raises:
             MissingDependencyError: if pandas is not installed.
         """
-        from llmquant.results.changes import DocumentChange, document_changes, with_prompts
-        from llmquant.results.report.export import frame_of
+        from llmquant.results.report.export import samples_frame
 
-        rows = [
-            row
-            for row in self.rows()
-            if task in (None, row.task) and (row.is_baseline or variant in (None, row.variant))
-        ]
-        found = [one for run in beside(rows, self._samples) for one in document_changes(*run)]
-        columns = [field.name for field in fields(DocumentChange)]
-        frame = frame_of([vars(one) for one in with_prompts(found, self._prompts)], columns)
-        return frame.astype(dict.fromkeys(("baseline_score", "score", "change"), "Float64"))
+        rows = [row for row in self.rows() if row.is_baseline or variant in (None, row.variant)]
+        return samples_frame([row for row in rows if task in (None, row.task)], self._samples, self._prompts)
 
     def prompt(self, digest: str) -> str | None:
         """Return the text of the prompt with the hash `Sample.prompt`; ``None`` if it was not kept."""

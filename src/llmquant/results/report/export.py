@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import DamagedError, MissingDependencyError
+from llmquant.results.analysis import beside
+from llmquant.results.changes import DocumentChange, document_changes, with_prompts
 from llmquant.results.costs import PASSES
 from llmquant.results.row import SAME_AS_PERPLEXITY, Row
 from llmquant.study.experiment import RunId
@@ -156,6 +158,22 @@ def narrow_frame(rows: Sequence[Row]) -> pd.DataFrame:
     several = {str(name) for name in frame if frame[name].nunique() > 1}
     conditions = [name for name in map(str, frame) if name.startswith("at_") and name in several]
     return frame[[*(["model"] if "model" in several else []), *_WHAT, *conditions, *_FOUND]]
+
+
+def samples_frame(
+    rows: Sequence[Row],
+    samples: Callable[[RunId], Mapping[str, Sequence[Sample]]],
+    prompts: Callable[[Collection[str]], Mapping[str, str]],
+) -> pd.DataFrame:
+    """Return a frame with one line per variant, document and metric, beside the baseline's.
+
+    Raises:
+        MissingDependencyError: if pandas is not installed.
+    """
+    found = [one for run in beside(rows, samples) for one in document_changes(*run)]
+    columns = [field.name for field in fields(DocumentChange)]
+    frame = frame_of([vars(one) for one in with_prompts(found, prompts)], columns)
+    return frame.astype(dict.fromkeys(("baseline_score", "score", "change"), "Float64"))
 
 
 def frame_of(records: Sequence[Mapping[str, _Value]], columns: list[str]) -> pd.DataFrame:

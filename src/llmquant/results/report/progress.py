@@ -29,7 +29,7 @@ _DISPLAY_EVERY_S = 0.5
 
 @contextmanager
 def show_progress(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
-    """Show progress on standard error while the block runs; call the yielded function with each new state."""
+    """Show progress on standard error or in a notebook's output; call the yielded function with each new state."""
     console = console or Console(stderr=True)
     if console.is_jupyter:
         with _notebook() as show:
