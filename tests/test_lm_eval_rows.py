@@ -251,7 +251,7 @@ def test_what_only_code_can_tell_is_refused_before_a_model_is_scored(options, co
 def test_code_that_fails_on_a_row_names_its_line(options, context):
     """Not only the error of Python."""
     rows = [HELLASWAG, HELLASWAG | {"label": "x"}]
-    with pytest.raises(RunError, match=r"cannot read rows.jsonl: RunError: line 2: ValueError"):
+    with pytest.raises(RunError, match=r"cannot be built with rows.jsonl: RunError: line 2: ValueError"):
         load(options("hellaswag", rows), context)
 
 
@@ -259,7 +259,7 @@ def test_a_field_that_only_code_reads_is_missed_before_a_model_is_scored(options
     """The worker says in which line, and which field."""
     chosen = options("hellaswag", [HELLASWAG, {key: value for key, value in HELLASWAG.items() if key != "ctx_b"}])
     chosen.check(None, "cpu")
-    with pytest.raises(RunError, match=r"cannot read rows.jsonl: RunError: line 2: KeyError: 'ctx_b'"):
+    with pytest.raises(RunError, match=r"cannot be built with rows.jsonl: RunError: line 2: KeyError: 'ctx_b'"):
         load(chosen, context)
 
 

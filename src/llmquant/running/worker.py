@@ -134,6 +134,7 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     from llmquant.loading.embedder import load_embedder
     from llmquant.loading.quantized import quantized_checkpoint
     from llmquant.loading.row_independence import check_row_independence
+    from llmquant.loading.small_files import check_small_files
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
@@ -149,6 +150,7 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
         subject = replace(subject, row_independent=chosen.row_independent)
         _log.info("loaded %s as %s in %.1f s", info.source, label, subject.load.seconds)
         return subject
+    check_small_files(info, context.cache)
     told = replace(context, progress=lambda done, total: journal.write("progress", done=done, total=total))
     path = quantized_checkpoint(materialize(info, context.cache), info, chosen, told, threads=job.threads)
     journal.write("loading")

@@ -27,6 +27,7 @@ from llmquant.errors import RunError
 from llmquant.evaluators.lm_eval.answers import HINT, mistake
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval.documents import LocalRows
+from llmquant.evaluators.lm_eval.generation import LENGTHS
 from llmquant.evaluators.lm_eval.model import CHAT_DATE, FittingLM
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.evaluators.lm_eval.results import results
@@ -47,7 +48,7 @@ _FEWSHOT_SEED = inspect.signature(lm_eval.evaluator.simple_evaluate).parameters[
 # The variable of a chat template, not the key of a message.
 _THINKING = re.compile(r"""\{%[^%]*(?<![\w.'"])(enable_)?thinking\b(?!['"])""")
 # lm-eval would prefer a task's own max_gen_toks to any of these.
-_NAMES = dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens"), "max_gen_toks")
+_NAMES = dict.fromkeys(LENGTHS, "max_gen_toks")
 _FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 
 
@@ -238,6 +239,8 @@ def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[
     except Exception as error:  # a task's own code, and what fetches its rows, may raise anything
         raise _not_loaded(name, options, error) from error
     for built in loaded["tasks"].values():
+        if unknown := [metric for metric, function in built.aggregation().items() if function is None]:
+            raise RunError(f"task {name!r}: the aggregation of {', '.join(unknown)} is unknown to lm-eval")
         _check_documents(built, options)
     return loaded
 
@@ -247,7 +250,7 @@ def _not_loaded(name: str, options: LmEvalOptions, error: Exception) -> RunError
     if isinstance(error, ImportError):
         return RunError(f"task {name!r} needs a package: {reason}", hint="Install it where the model runs.")
     if options.data is not None:
-        return RunError(f"task {name!r} cannot read {options.data.name}: {type(error).__name__}: {reason}")
+        return RunError(f"task {name!r} cannot be built with {options.data.name}: {type(error).__name__}: {reason}")
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
         return RunError(
             f"the rows of task {name!r} could not be fetched: {reason}",

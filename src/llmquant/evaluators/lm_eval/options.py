@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmquant.errors import OptionError, RequestError, UnsupportedError, raise_all
+from llmquant.evaluators.speed.generation_limits import positions
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.call import Json
 from llmquant.study.experiment import Documents, InputFile
@@ -102,10 +103,18 @@ class LmEvalOptions:
             MissingDependencyError: if lm-eval is not installed.
             RequestErrors: for several of these errors.
         """
-        errors: list[RequestError] = []
+        from llmquant.evaluators.lm_eval.generation import wrong_settings
+        from llmquant.models.chat import require_chat_template
+
+        errors: list[RequestError] = list(wrong_settings(self.gen_kwargs or {}))
         for task in self.tasks:
             try:
-                self._check_task(task)
+                self._check_task(task, model)
+            except RequestError as error:
+                errors.append(error)
+        if self.apply_chat_template:
+            try:
+                require_chat_template(model)
             except RequestError as error:
                 errors.append(error)
         raise_all(errors)
@@ -165,12 +174,14 @@ class LmEvalOptions:
             generated += count * min(answer, limit if isinstance(limit, int) else answer)
         return Cost(read, generated)
 
-    def _check_task(self, task: InputFile | str) -> None:
+    def _check_task(self, task: InputFile | str, model: ModelInfo) -> None:
         configurations = self._configurations(task)
         name = task if isinstance(task, str) else task.name
         for configuration in configurations:
             _refuse_unsupported(configuration)
             kind = configuration.get("output_type", "generate_until")
+            if kind == "generate_until":
+                self._check_length(configuration, model)
             if self.enable_thinking and kind != "generate_until":
                 raise UnsupportedError(
                     f"lm_eval: task {configuration.get('task')!r} scores given answers and generates nothing",
@@ -189,6 +200,18 @@ class LmEvalOptions:
                     hint="Name one of these tasks.",
                 )
             self._check_rows(name, configurations[0])
+
+    def _check_length(self, configuration: Mapping[str, Any], model: ModelInfo) -> None:  # Any: YAML values
+        from llmquant.evaluators.lm_eval.generation import answer_tokens
+
+        wanted = answer_tokens({**(configuration.get("generation_kwargs") or {}), **(self.gen_kwargs or {})})
+        limit = self.max_length or positions(model)
+        if limit is not None and wanted >= limit:
+            raise OptionError(
+                f"lm_eval: task {configuration.get('task')!r} asks for answers of {wanted} tokens, but prompt and "
+                f"answer have {limit}",
+                hint=f'Request fewer tokens: gen_kwargs={{"max_gen_toks": {min(64, limit // 2)}}}.',
+            )
 
     def _check_rows(self, name: str, configuration: Mapping[str, Any]) -> None:  # Any: YAML values
         from llmquant.evaluators.lm_eval.rows import check_rows

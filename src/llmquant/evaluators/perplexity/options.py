@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmquant.errors import OptionError, raise_all
@@ -58,6 +59,9 @@ class PerplexityOptions:
         """
         if not isinstance(self.text, InputFile):
             if self.text != "wikitext2" and not _is_data_set(self.text):
+                if Path(self.text).exists():
+                    what = "is a folder" if Path(self.text).is_dir() else "is empty"
+                    raise OptionError(f"{self.evaluator}: {self.text} {what}", hint="Use a text file.")
                 raise OptionError(
                     f"{self.evaluator}: {self.text!r} is neither a file nor the name of a data set",
                     hint="Use a text file, wikitext2, or repository:configuration:split:column.",

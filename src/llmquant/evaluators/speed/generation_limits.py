@@ -27,6 +27,12 @@ def require_positive(**values: object) -> None:
             raise OptionError(f"{name} must be above 0, found {value}")
 
 
+def positions(model: ModelInfo) -> int | None:
+    """Return the tokens that a model reads at most; ``None`` for a model without a stated limit."""
+    config = model.text_config
+    return next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None)
+
+
 def require_positions(model: ModelInfo, *, prompt_tokens: int, generated_tokens: int, name: str) -> None:
     """Refuse sequences longer than the model's positions; a model without a stated limit accepts any length.
 
@@ -35,8 +41,7 @@ def require_positions(model: ModelInfo, *, prompt_tokens: int, generated_tokens:
     Raises:
         UnsupportedError: with the longest prompt that fits.
     """
-    config = model.text_config
-    limit = next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None)
+    limit = positions(model)
     if limit is None or prompt_tokens + generated_tokens <= limit:
         return
     longest = limit - generated_tokens
