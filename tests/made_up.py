@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmquant.models.info import ModelInfo
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Documents, Experiment, ModelUse, PluginUse, RunId, Variant
 from llmquant.study.record import StudyRecord
@@ -18,6 +19,7 @@ from llmquant.study.run import Failure, Measurement, Run, Sample
 MIB = 2**20
 HARDWARE = "NVIDIA A100-SXM4-40GB"
 BASELINE = "bf16_baseline"
+NO_FILES = ModelInfo("model", "sha256:0", (), "none")  # for checks of options that read nothing of a model
 MODEL = ModelUse("meta-llama/Llama-3.2-1B", "commit:4e20de362430cd3b72f300e6b0f18e50e7166e08")
 
 

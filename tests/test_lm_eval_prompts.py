@@ -14,7 +14,7 @@ from llmquant.plugins.options import build
 from llmquant.results.report.summary import summary
 from llmquant.results.rows import rows
 from llmquant.study.call import Call
-from made_up import BASELINE, MadeUpStudy, completed, experiment, scored
+from made_up import BASELINE, NO_FILES, MadeUpStudy, completed, experiment, scored
 from subjects import load_subject
 
 QUESTIONS = [{"q": "How many sacks were sold? " * (1 + 9 * long), "a": str(long)} for long in (0, 0, 1)]
@@ -293,7 +293,7 @@ def test_reasoning_before_given_answers_is_refused(write):
     """Nothing is generated there."""
     given = {"enable_thinking": True, "apply_chat_template": True, "think_end_token": "</think>"}
     with pytest.raises(UnsupportedError, match="scores given answers"):
-        build(LmEvalOptions, write(CHOICE, **given)).check(None, "cpu")
+        build(LmEvalOptions, write(CHOICE, **given)).check(NO_FILES, "cpu")
 
 
 def test_the_table_says_what_the_evaluator_noted():

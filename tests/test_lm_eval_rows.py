@@ -14,6 +14,7 @@ from llmquant.errors import OptionError, RunError
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
 from llmquant.study.call import Call
+from made_up import NO_FILES
 
 GENERATE = """
 task: mine
@@ -92,7 +93,7 @@ def test_an_answer_is_what_was_written(options, context, answer):
     """In every neighbourhood: beside it are a number with a point and a text."""
     rows = [{"question": "q", "answer": answer}, {"question": "q", "answer": 5.5}, {"question": "q", "answer": "t"}]
     chosen = options(GENERATE, rows)
-    chosen.check(None, "cpu")
+    chosen.check(NO_FILES, "cpu")
     task = load(chosen, context)
     assert [task.doc_to_target(doc) for doc in task.eval_docs] == [str(answer), "5.5", "t"]
 
@@ -101,7 +102,7 @@ def test_an_answer_is_what_was_written(options, context, answer):
 def test_a_byte_order_mark_and_crlf_change_nothing(options, context, mark):
     """A file of Windows gives the documents of any other."""
     chosen = options(GENERATE, mark + b'{"question": "q", "answer": "a"}\r\n{"question": "r", "answer": "b"}\r\n')
-    chosen.check(None, "cpu")
+    chosen.check(NO_FILES, "cpu")
     docs = list(load(chosen, context).eval_docs)
     assert docs == [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]
 
@@ -116,7 +117,7 @@ def test_a_label_that_is_no_choice_is_refused_with_its_line(options, label, targ
     """Before anything starts: lm-eval would score it 0, whatever a model says."""
     chosen = options(CHOOSE % (target, '["no", "yes"]'), [*YES, {"question": "s", "label": label}])
     with pytest.raises(OptionError, match=r"lm_eval: data: rows.jsonl, line 3: "):
-        chosen.check(None, "cpu")
+        chosen.check(NO_FILES, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_labels_that_are_choices_are_accepted(options, context, target, choices,
 
     rows = [{"question": f"q{n}", "label": label, "options": ["no", "yes"]} for n, label in enumerate(labels)]
     chosen = options(CHOOSE % (target, choices), rows)
-    chosen.check(None, "cpu")
+    chosen.check(NO_FILES, "cpu")
     _check_documents(load(chosen, context), chosen)
 
 
@@ -145,7 +146,7 @@ def test_choices_that_are_no_texts_are_refused(options, choices):
     """lm-eval fails on some after a model was scored, and divides by the length of others."""
     rows = [{"question": "q", "label": 0, "options": ["a", "b"]}, {"question": "q", "label": 0, "options": choices}]
     with pytest.raises(OptionError, match="line 2: "):
-        options(CHOOSE % ("label", "options"), rows).check(None, "cpu")
+        options(CHOOSE % ("label", "options"), rows).check(NO_FILES, "cpu")
 
 
 @pytest.mark.parametrize("target", ["answer", '"{{answer}}"', '"The answer is {{answer}}."'])
@@ -154,7 +155,7 @@ def test_an_answer_that_would_be_printed_as_a_word_of_python_is_refused(options,
     """`null` and `true` would be expected as the texts None and True."""
     rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": answer}]
     with pytest.raises(OptionError, match=r"line 2: the right answer is (null|true|false), which is not a text"):
-        options(GENERATE.replace('"{{answer}}"', target), rows).check(None, "cpu")
+        options(GENERATE.replace('"{{answer}}"', target), rows).check(NO_FILES, "cpu")
 
 
 LOGLIKELIHOOD = """
@@ -180,16 +181,16 @@ def test_answers_that_lm_eval_would_change_are_refused(options, target, first, s
     """It compares a text beside lists letter by letter, and numbers in a list with texts."""
     rows = [{"question": "q", "answer": first}, {"question": "r", "answer": second}]
     with pytest.raises(OptionError, match=re.escape(words)):
-        options(GENERATE.replace('"{{answer}}"', target), rows).check(None, "cpu")
+        options(GENERATE.replace('"{{answer}}"', target), rows).check(NO_FILES, "cpu")
 
 
 def test_a_text_in_brackets_is_no_list_of_answers(options, context):
     """Where the task names the field it stays a text; where lm-eval would make a list of it, it is refused."""
     rows = [{"question": "q", "answer": "[1,2]"}]
     with pytest.raises(OptionError, match=re.escape('line 1: the right answer is the text "[1,2]", which lm-eval')):
-        options(GENERATE, rows).check(None, "cpu")
+        options(GENERATE, rows).check(NO_FILES, "cpu")
     chosen = options(GENERATE.replace('"{{answer}}"', "answer"), rows)
-    chosen.check(None, "cpu")
+    chosen.check(NO_FILES, "cpu")
     task = load(chosen, context)
     assert [task.doc_to_target(doc) for doc in task.eval_docs] == ["[1,2]"]
 
@@ -198,16 +199,16 @@ def test_a_choice_that_is_the_number_of_another_is_refused(options):
     """To a template's 2 lm-eval takes the third of the choices 1, 2, 3; the number 2 means it."""
     rows = [{"question": "q", "label": "2", "options": ["1", "2", "3"]}]
     with pytest.raises(OptionError, match=r'line 1: the right answer is "2", which is a choice and the number'):
-        options(CHOOSE % ('"{{label}}"', "options"), rows).check(None, "cpu")
-    options(CHOOSE % ("label", "options"), rows).check(None, "cpu")
-    options(CHOOSE % ('"{{label}}"', "options"), [rows[0] | {"label": 2}]).check(None, "cpu")
+        options(CHOOSE % ('"{{label}}"', "options"), rows).check(NO_FILES, "cpu")
+    options(CHOOSE % ("label", "options"), rows).check(NO_FILES, "cpu")
+    options(CHOOSE % ('"{{label}}"', "options"), [rows[0] | {"label": 2}]).check(NO_FILES, "cpu")
 
 
 @pytest.mark.parametrize("answer", ["", 7, ["a"]])
 def test_an_answer_to_score_is_a_text(options, answer):
     """Its likelihood is taken as it is written, and lm-eval fails on anything else after a model was loaded."""
     with pytest.raises(OptionError, match=r"line 1: the right answer is .*, which is not a text"):
-        options(LOGLIKELIHOOD, [{"question": "q", "answer": answer}]).check(None, "cpu")
+        options(LOGLIKELIHOOD, [{"question": "q", "answer": answer}]).check(NO_FILES, "cpu")
 
 
 @pytest.mark.parametrize("question", ['"{{question}}"', "question"])
@@ -215,7 +216,7 @@ def test_a_question_of_null_is_refused(options, question):
     """A template would ask for None."""
     rows = [{"question": "q", "answer": "a"}, {"question": None, "answer": "a"}]
     with pytest.raises(OptionError, match=r"line 2: the question (holds|is) null, which is not a text"):
-        options(GENERATE.replace('"{{question}}"', question), rows).check(None, "cpu")
+        options(GENERATE.replace('"{{question}}"', question), rows).check(NO_FILES, "cpu")
 
 
 ARC = {"question": "q", "choices": {"text": ["salt", "moon"], "label": ["A", "B"]}, "answerKey": "B"}
@@ -232,7 +233,7 @@ ARC = {"question": "q", "choices": {"text": ["salt", "moon"], "label": ["A", "B"
 def test_tasks_of_lm_eval_are_checked_alike(options, task, rows, words):
     """Where their YAML says it all, at plan time."""
     with pytest.raises(OptionError, match=words):
-        options(task, rows or b"\n \n").check(None, "cpu")
+        options(task, rows or b"\n \n").check(NO_FILES, "cpu")
 
 
 HELLASWAG = {"ctx_a": "One", "ctx_b": "two", "activity_label": "x", "endings": ["a", "b"], "label": "1"}
@@ -243,7 +244,7 @@ def test_what_only_code_can_tell_is_refused_before_a_model_is_scored(options, co
     from llmquant.evaluators.lm_eval.evaluator import _check_documents
 
     chosen = options("hellaswag", [HELLASWAG, HELLASWAG | {"label": "2"}])
-    chosen.check(None, "cpu")
+    chosen.check(NO_FILES, "cpu")
     with pytest.raises(RunError, match=r"rows.jsonl, line 2: the right answer is 2, which is none of the choices"):
         _check_documents(load(chosen, context), chosen)
 
@@ -258,7 +259,7 @@ def test_code_that_fails_on_a_row_names_its_line(options, context):
 def test_a_field_that_only_code_reads_is_missed_before_a_model_is_scored(options, context):
     """The worker says in which line, and which field."""
     chosen = options("hellaswag", [HELLASWAG, {key: value for key, value in HELLASWAG.items() if key != "ctx_b"}])
-    chosen.check(None, "cpu")
+    chosen.check(NO_FILES, "cpu")
     with pytest.raises(RunError, match=r"cannot be built with rows.jsonl: RunError: line 2: KeyError: 'ctx_b'"):
         load(chosen, context)
 
