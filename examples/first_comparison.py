@@ -3,7 +3,7 @@
 #
 # What does quantization to 4 bits cost, and what does it save?
 # This notebook compares a small model in bfloat16, int8 and NF4: real questions and texts, memory and speed.
-# It takes about 2 minutes on two CPU cores and needs neither a GPU nor an account.
+# It takes about 3 minutes on two CPU cores and needs neither a GPU nor an account.
 #
 # Install: `pip install "llmquant[local,notebook]"`
 

@@ -4,7 +4,7 @@
 # You have an idea for a quantization. How good is it, compared with NF4?
 # This notebook writes a quantizer and an evaluator of a few lines each, runs both in its own process, and then compares
 # the quantizer with NF4, all without a package.
-# It takes about a minute on two CPU cores.
+# It takes about 2 minutes on two CPU cores.
 #
 # Install: `pip install "llmquant[local,notebook]"`
 

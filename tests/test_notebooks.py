@@ -152,3 +152,11 @@ def test_a_recommendation_is_sentences(found: lq.Comparison):
     assert len(shown) == len(advice.lines())
     assert shown[0].startswith("- Ship bf16_baseline: ")
     assert shown[-1] == f"- `{advice.use[-1]}`"
+
+
+def test_the_verdict_is_a_sentence_over_its_table(found: lq.Comparison):
+    """Not its caption, which would be as narrow as the table; Jupyter's own style does not align text columns."""
+    html = found._repr_html_()
+    assert '<p class="title">Verdict at a margin of ' in html
+    assert "<caption>Verdict" not in html
+    assert ".llmquant .part .l { text-align: left; }" in html
