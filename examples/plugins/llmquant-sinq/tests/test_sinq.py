@@ -7,13 +7,14 @@ from llmquant_sinq.plugin import llmquant_register
 from llmquant_sinq.quantizer import PackedLinear
 
 (SPEC,) = llmquant_register()
-test_contract = checks(SPEC, "sinq(group_size=16)", refused=["sinq(group_size=48)", "sinq(group_size=3)"])
+test_contract = checks(SPEC, "sinq(group_size=16)", refused=["sinq(48)", "sinq(3)"])
 
 
 @torch.no_grad()
 def test_a_large_column_costs_less_than_without_its_scale():
     """The other columns keep their precision: their error is less than half of that of plain rounding."""
     layer = torch.nn.Linear(64, 64)
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     layer.weight[:, 0] *= 20
     sinq = PackedLinear.quantized(layer, 64)
     moved = (sinq.weight().float() - layer.weight).abs()[:, 1:].mean()
