@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "pyarrow", "pandas", "modal", "ray", "lm_eval", "bitsandbytes")
+
+_SLOW = ("torch", "transformers", "pandas", "datasets", "modal", "ray", "lm_eval", "mteb", "bitsandbytes")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,41 @@ print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "MODEL", "-e", "mteb(ViDoRe(v1))"],
+        ["compare", "MODEL", "-q", "bnb_4bit_nf5", "-t", "coqqa"],
+        ["compare", "MODEL", "-e", "retrieval(./missing, queries=missing.jsonl)"],
+        ["quantize", "MODEL", "-q", "bnb_4bit_nf5", "-o", "out"],
+        ["report", "missing"],
+    ],
+    ids=["evaluator", "names", "files", "quantize", "store"],
+)
+def test_a_wrong_request_is_refused_before_anything_heavy_is_imported(
+    arguments: list[str], tiny_model: Path, tmp_path: Path
+):
+    """Nothing that takes seconds is loaded or scanned to find a mistake, also with an empty cache."""
+    called = [str(tiny_model) if each == "MODEL" else each for each in arguments]
+    probe = f"""
+import subprocess, sys
+sys.argv = ["llmquant", *{called!r}]
+subprocess.run = subprocess.Popen = None
+from llmquant.cli.app import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code, end.code
+    print("HEAVY", [name for name in {_SLOW!r} if name in sys.modules])
+"""
+    environment = {**os.environ, "LLMQUANT_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert done.stderr.startswith("error")
 
 
 def test_every_public_name_resolves():
