@@ -108,7 +108,7 @@ def _check_config(config: Any, architecture: _Architecture) -> None:  # Any: tra
         raise UnsupportedError(f"its activation is {config.hidden_act!r}, and llama.cpp computes 'silu'")
     kinds = _ROPE if architecture.kind == gguf.MODEL_ARCH.LLAMA else _ROPE[:2]
     if rope.get("rope_type") not in kinds or rope.get("partial_rotary_factor", 1) != 1:
-        raise UnsupportedError(f"its rotary settings are {dict(rope)}; supported are all of a head, {', '.join(kinds)}")
+        raise UnsupportedError(f"its rotary settings are {dict(rope)}; supported are whole heads of {', '.join(kinds)}")
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ["sliding_attention"]
     if window and window < config.max_position_embeddings and "sliding_attention" in layers:
