@@ -15,6 +15,7 @@ from typing import Protocol
 from llmquant.errors import OptionError, UnsupportedError
 from llmquant.planning.hub_rows import refuse_missing_rows
 from llmquant.planning.resolve import Planned, resolve
+from llmquant.planning.room import refuse_too_large
 from llmquant.plugins.executor import Executor, Offer
 from llmquant.plugins.opening import open_executor
 from llmquant.plugins.registry import registry
@@ -329,6 +330,7 @@ def _begin(
         uses = [use for e in missing for use in (e.variant.quantizer, e.evaluator)]
         chosen = [each for each in (*planned.quantizers, *planned.evaluators) if each.use in uses]
         refuse_missing_rows(chosen, Cache.default())
+        refuse_too_large(planned, missing, executor)
     ui.planned(planned, executor)
     _ask(scheduler, ui)
     store.write_study(planned.record.study_id, planned.record.to_json())
