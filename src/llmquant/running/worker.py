@@ -75,9 +75,9 @@ def work(record: Path, store: Store) -> bool:
             for spec in job.plugins:
                 registry().register(PluginSpec(**spec))
             failures = fetch([e for e, _ in experiments if e.evaluator.is_built_in], context)
-            for experiment, attempt in experiments:
-                if error := failures.get(experiment.run_id):
-                    _commit(store, journal, _failed(experiment, attempt, error, started, record, "data"), {}, record, 0)
+            for each in experiments:
+                if error := failures.get(each[0].run_id):
+                    _commit(store, journal, _failed(each, error, started, record, "data"), {}, record, 0)
             experiments = [e for e in experiments if e[0].run_id not in failures]
             if not experiments:
                 journal.write("end")
@@ -88,9 +88,8 @@ def work(record: Path, store: Store) -> bool:
             raise
         except BaseException as error:  # models, quantizers and their backends may raise anything, and call sys.exit
             _log.exception("the model could not be loaded")
-            for experiment, attempt in experiments:
-                run = _failed(experiment, attempt, error, started, record)
-                _commit(store, journal, run, {}, record, 0)
+            for each in experiments:
+                _commit(store, journal, _failed(each, error, started, record), {}, record, 0)
         else:
             journal.write("loaded")
             for experiment, attempt in experiments:
@@ -292,13 +291,9 @@ def _culprit(
 
 
 def _failed(
-    experiment: Experiment,
-    attempt: int,
-    error: BaseException,
-    started: str,
-    record: Path,
-    kind: FailureKind | None = None,
+    asked: tuple[Experiment, int], error: BaseException, started: str, record: Path, kind: FailureKind | None = None
 ) -> Run:
+    experiment, attempt = asked
     failure, where = _failure(error, record, 0), _provenance(None, record)
     failure = failure if kind is None else replace(failure, kind=kind)
     return Run(experiment, "failed", (), None, where, started, _now(), failure=failure, attempt=attempt)
