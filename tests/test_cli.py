@@ -71,6 +71,11 @@ def test_compare_prints_a_table_and_reuses_it(cli: Callable, tiny_model: Path, t
         code, shown, _ = cli("report", tmp_path, "--format", form)
         assert code == 0
         assert "bnb_4bit_nf4" in shown
+    _, table, _ = cli("report", tmp_path)
+    _, page, _ = cli("report", tmp_path, "-f", "html")
+    first = table.splitlines()[0]
+    assert first.startswith("study ")
+    assert f'<p class="study">{first}</p>' in page
     file = tmp_path / "study.json"
     assert cli("report", tmp_path, "-f", "json", "-o", file)[0] == 0
     assert cli("report", file, "-f", "csv") == cli("report", tmp_path, "-f", "csv")

@@ -91,7 +91,7 @@ def report(
 
     from llmquant.errors import OptionError, nearest
     from llmquant.results.comparison import Comparison
-    from llmquant.results.report.summary import tables
+    from llmquant.results.report.summary import study_line, tables
 
     if list_studies:
         from llmquant.cli.study_list import study_tables
@@ -120,6 +120,7 @@ def report(
         Path(out).write_text(writers[form](), encoding="utf-8")
         say(f"written to {out}")
     elif form == "table":
+        say(study_line(found.record), "")
         print_tables(tables(found, gate.limits, gate.max_loss), explain=explain)
     else:
         typer.echo(writers[form]())  # each writer escapes its own texts

@@ -16,7 +16,7 @@ from llmquant.results.report.flips import flips_html
 from llmquant.results.report.html import STYLE, to_html_parts
 from llmquant.results.report.protocol import again, protocol_table, study_toml, versions
 from llmquant.results.report.strips import cost_charts, forests, pooled_forest
-from llmquant.results.report.summary import heading, summary
+from llmquant.results.report.summary import heading, study_line, summary
 from llmquant.results.report.table import Table
 from llmquant.results.report.worst_queries import STYLE as WORST_STYLE
 from llmquant.results.report.worst_queries import worst_queries_html
@@ -71,7 +71,6 @@ def to_html_page(
     grouped = blocks(rows)
     tables = summary(rows, record, changes=found.changes())
     points = pareto(rows)
-    facts = [f"study {record.study_id}", f"{record.started_at[:16].replace('T', ' ')} UTC" if record.started_at else ""]
     parts = [
         _answer(grouped, tables, found.recommendations(limits, max_loss)),
         _box("Protocol: how this was measured", to_html_parts([replace(protocol_table(record, found.runs), title="")])),
@@ -86,7 +85,7 @@ def to_html_page(
     return _PAGE.format(
         title=html_text(" and ".join(dict.fromkeys(block.model for block in grouped)) or record.title),
         style=STYLE + css + WORST_STYLE,
-        study=html_text(" · ".join(filter(None, facts))),
+        study=html_text(study_line(record)),
         body="\n".join(filter(None, parts)),
     )
 

@@ -87,6 +87,12 @@ def summary(
     ]
 
 
+def study_line(record: StudyRecord) -> str:
+    """Name a study by its id and its start."""
+    started = f"{record.started_at[:16].replace('T', ' ')} UTC" if record.started_at else ""
+    return " · ".join(filter(None, (f"study {record.study_id}", started)))
+
+
 def heading(block: Block) -> str:
     """Name a model and its baseline."""
     return block.model + (f" · baseline {block.baseline}" if block.baseline is not None else "")
