@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llmquant.cli.terminal import Terminal, libraries_logged
+from llmquant.results.report.progress import show_layers
 from llmquant.running.progress import Progress, Running
 
 _STATE = Progress(2, 0, 1, 0, (Running("bf16_baseline · memory", 1, 2, 0.0),), None)
@@ -74,6 +75,17 @@ def test_what_libraries_print_goes_to_a_file(capfd: pytest.CaptureFixture[str]):
     file = Path(err.split()[-1])
     assert file.read_text() == "a bar\na warning\n"
     file.unlink()
+
+
+def test_no_display_is_drawn_between_what_libraries_print(capfd: pytest.CaptureFixture[str], monkeypatch):
+    """With -v their messages are shown, and no bar is."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    with libraries_logged(verbose=True) as console, show_layers(console) as progress:
+        os.write(2, b"a warning\n")
+        progress(1, 2)
+    logging.captureWarnings(False)
+    assert capfd.readouterr() == ("", "a warning\n")
 
 
 def test_no_file_is_left_where_libraries_print_nothing(capfd: pytest.CaptureFixture[str]):

@@ -106,18 +106,19 @@ def show_log(*, verbose: bool) -> Console:
 
 
 @contextmanager
-def libraries_logged(*, verbose: bool) -> Iterator[Console]:
+def libraries_logged(*, verbose: bool) -> Iterator[Console | None]:
     """Send what libraries print in this block to a file, and name the file; yield a console that still shows.
 
     Args:
-        verbose: show what libraries print.
+        verbose: show what libraries print, and yield ``None``: a live display would be torn.
     """
     from rich.console import Console
 
     from llmquant.running.output import flush_output, give_back, keep_output
 
     if verbose:
-        yield show_log(verbose=True)
+        show_log(verbose=True)
+        yield None
         return
     flush_output()
     output = keep_output()

@@ -78,8 +78,8 @@ def _bundle(first: str, running: Sequence[Running]) -> dict[str, str]:
 
 
 @contextmanager
-def show_layers(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show the number of quantized layers while the block runs."""
+def show_layers(console: Console | None) -> Iterator[Callable[[int, int], None]]:
+    """Show the number of quantized layers while the block runs; nothing without a console."""
     columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with RichProgress(
         *columns,
@@ -87,7 +87,7 @@ def show_layers(console: Console) -> Iterator[Callable[[int, int], None]]:
         transient=True,
         redirect_stdout=False,  # libraries print elsewhere
         redirect_stderr=False,
-        disable=not console.is_terminal,
+        disable=console is None or not console.is_terminal,
     ) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
