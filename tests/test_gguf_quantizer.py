@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from typing import get_args
 
 import pytest
@@ -66,6 +67,16 @@ def load(context, checkpoints):
         return load_causal_lm(out, info, quantizer, options, ctx)
 
     return run
+
+
+def test_files_that_are_not_loaded_are_not_quantized(load, wide_model, tmp_path):
+    """A Mistral folder also holds ``consolidated.safetensors``: the same weights under other names."""
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(wide_model, tmp_path / "two")
+    save_file({"layers.0.attention.wq.weight": torch.ones(256, 256)}, folder / "consolidated.safetensors")
+    model = load(folder, GgufOptions("q8_0"))
+    assert torch.equal(model.module.lm_head.weight, load(wide_model, GgufOptions("q8_0")).module.lm_head.weight)
 
 
 @pytest.mark.parametrize("file_type", FILE_TYPES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import shutil
 from collections import Counter
@@ -18,10 +17,10 @@ import libggml
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llmquant.errors import NotHonouredError
+from llmquant.models.folder import Checkpoint, read_checkpoint
 from llmquant.models.gguf import read_gguf_header
 from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.gguf.file import plan_file, write_file
@@ -47,8 +46,8 @@ class Gguf(Quantizer[GgufOptions]):
     def prepare(self, model: Path, out: Path, ctx: Context) -> Path:
         """Write the checkpoint to `out` file by file, so that only one file's weights are in memory at a time."""
         types, done = self._types(model), 0
-        for file in _files(model):
-            tensors = load_file(file)
+        for file in _checkpoint(model).weight_files:
+            tensors = load_file(model / file)
             for name in tensors:
                 if tensors[name].is_floating_point():
                     rows = tensors[name].float()
@@ -57,7 +56,7 @@ class Gguf(Quantizer[GgufOptions]):
                         done += 1
                         ctx.progress(done, len(types))
                     tensors[name] = rows.to(getattr(torch, self.options.dtype))
-            save_file(tensors, out / file.name, metadata={"format": "pt"})
+            save_file(tensors, out / file, metadata={"format": "pt"})
         for other in model.iterdir():
             if other.is_file() and other.suffix in (".json", ".jinja", ".model", ".txt"):
                 shutil.copyfile(other, out / other.name)
@@ -113,8 +112,9 @@ class Gguf(Quantizer[GgufOptions]):
         return self._described(shapes, types, dtype_name(None), elements, layers, "")
 
     def _types(self, folder: Path) -> dict[str, str]:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return block_types(_shapes(_files(folder)), config.get("text_config") or config, self.options.file_type)
+        found = _checkpoint(folder)
+        shapes = {tensor.name: tensor.shape for tensor in found.tensors}
+        return block_types(shapes, found.config.get("text_config") or found.config, self.options.file_type)
 
     def _described(
         self,
@@ -147,16 +147,8 @@ class Gguf(Quantizer[GgufOptions]):
         )
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*.safetensors"))
-
-
-def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="numpy") as opened:
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    return shapes
+def _checkpoint(folder: Path) -> Checkpoint:
+    return read_checkpoint(folder, str(folder), allow_pickle=False)
 
 
 def _moved(weight: torch.Tensor, block_type: str) -> float:
