@@ -28,6 +28,7 @@ rows = [json.loads(line) for line in (demo_data(100) / "coqa.jsonl").read_text()
 stories = [row["story"] for row in rows]
 Path("calibrate.txt").write_text("\n\n".join(stories[:50]))
 Path("measure.txt").write_text("\n\n".join(stories[50:]))
+print(f"calibrate on: {stories[0][:80]}...\nmeasure on:   {stories[50][:80]}...")
 
 # %% [markdown]
 # ## Three methods with groups of 64 weights
@@ -67,8 +68,9 @@ found
 # - **Weights**: the sizes differ although all three have 4 bits per weight, as scales and layers that stay in
 #   16 bits count too. Compare methods of the same size.
 #
-# This checkpoint was made from a 4-bit file (GGUF Q4_1), so its weights lie on a grid already.
-# The ranking of methods on your model may be another one: put it in place of `demo_model()`.
+# With so little text, GPTQ and AWQ need not be better than NF4; [Quantizers](../docs/quantizers.md) has a table with
+# more text. This checkpoint was made from a 4-bit file (GGUF Q4_1), so its weights lie on a grid already. The ranking
+# of methods on your model may be another one: put it in place of `demo_model()`.
 
 # %%
 frame = found.to_frame()
@@ -80,7 +82,7 @@ frame[frame.metric.isin(["perplexity", "weights_bytes"])][["variant", "metric", 
 # `provenance` has how each run was made; a checkpoint is made once and serves all of its experiments.
 
 # %%
-for run in found.runs.values():
-    checkpoint = run.provenance.get("checkpoint")
+checkpoints = {run.experiment.variant.quantizer.label: run.provenance["checkpoint"] for run in found.runs.values()}
+for variant, checkpoint in checkpoints.items():
     if checkpoint:
-        print(f"{run.experiment.variant.quantizer.label}: {checkpoint['seconds']:.0f} s")
+        print(f"{variant}: {checkpoint['seconds']:.0f} s")
