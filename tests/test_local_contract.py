@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from executor_contract import ExecutorContract
+from llmquant.plugins.registry import registry
+from llmquant.testing import checks
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
-class TestLocal(ExecutorContract):
-    make = """
-from llmquant.executors.local.executor import LocalExecutor
-executor = LocalExecutor(device="cpu", threads=1, max_parallel=4)
-"""
+test_contract = checks(registry().find("executor", "local")[0].spec, "local(device=cpu, threads=1, max_parallel=4)")

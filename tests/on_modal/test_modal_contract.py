@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from executor_contract import ExecutorContract
+from llmquant.plugins.registry import registry
+from llmquant.testing import checks
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("server")]
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("server")
-class TestModal(ExecutorContract):
-    make = """
-from llmquant.executors.modal.executor import ModalExecutor
-executor = ModalExecutor(gpu="none", max_parallel=4, budget=1000, cpus=1, memory_gib=1)
-"""
+CALL = "modal(gpu=none, max_parallel=4, budget=1000, cpus=1, memory_gib=1)"
+test_contract = checks(registry().find("executor", "modal")[0].spec, CALL)

@@ -7,16 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import llmquant as lq
-from executor_contract import ExecutorContract, Study, write_job
 from llmquant.errors import UnsupportedError
 from llmquant.executors import RayExecutor
-from misbehaving_studies import starts, wait_until
+from llmquant.plugins.registry import registry
+from llmquant.testing import checks
+from llmquant.testing.executors import executor_of, store_of, wait_until, workers, write_job
+from llmquant.testing.trial import Trial
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "llmquant[ray]"')
 
@@ -46,37 +45,41 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ray.shutdown()
 
 
-class TestRay(ExecutorContract):
-    make = """
-from llmquant.executors.ray.executor import RayExecutor
-executor = RayExecutor(device="cpu", threads=1)
-"""
+SPEC, CALL = registry().find("executor", "ray")[0].spec, "ray(device=cpu, threads=1)"
+test_contract = checks(SPEC, CALL)
 
-    def test_a_job_that_was_left_goes_on(self, study: Study, executor: RayExecutor, room: Path):
-        """Of two that take the whole cluster the second starts when the first has ended, though nobody looks.
 
-        Its input is larger than what Ray keeps of a program that has ended.
-        """
-        pairs = [write_job(study, executor, room, tag, how="not") for tag in ("left1", "left2")]
-        large = room / "large"
-        large.write_bytes(os.urandom(9 * 2**20))
-        last = pairs[-1][0]
-        last.write_text(json.dumps({**json.loads(last.read_text()), "inputs": {"sha256:ab": str(large)}}))
-        arguments = [str(record) for record, _ in pairs]
-        first = subprocess.run(
-            [sys.executable, "-c", LEAVES_TWO, *arguments, str(room / "store")],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert "left: " in first.stdout, first.stderr
-        wait_until(lambda: starts(room / "marker-left2") != [], 300)
-        for job_id, (_, run_id) in zip(first.stdout.rpartition("left: ")[2].split(), pairs, strict=True):
-            wait_until(lambda job_id=job_id: executor.collect(job_id, room / "store") == "ended")
-            assert lq.Store(room / "store").run(run_id).status == "completed"
+@pytest.fixture
+def trial() -> Iterator[Trial]:
+    found = Trial(SPEC, CALL)
+    yield found
+    found.close()
 
-    def test_a_cluster_that_is_too_small_is_refused(self):
-        """Resources that no machine has are reported before a job is submitted."""
-        with pytest.raises(UnsupportedError, match="500 CPU"):
-            RayExecutor(device="cpu", num_cpus=500).check([])
+
+def test_of_two_jobs_that_were_left_the_second_starts_though_nobody_looks(trial: Trial):
+    """Each takes the whole cluster, and the input of the second is larger than what Ray keeps of an ended program."""
+    executor, store = executor_of(trial), store_of(trial)
+    pairs = [write_job(trial, tag, how="not") for tag in ("left1", "left2")]
+    large = trial.folder / "large"
+    large.write_bytes(os.urandom(9 * 2**20))
+    last = pairs[-1][0]
+    last.write_text(json.dumps({**json.loads(last.read_text()), "inputs": {"sha256:ab": str(large)}}))
+    arguments = [str(record) for record, _ in pairs]
+    first = subprocess.run(
+        [sys.executable, "-c", LEAVES_TWO, *arguments, str(store.root)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "left: " in first.stdout, first.stderr
+    wait_until(lambda: workers(last), "the second job starts")
+    for job_id, (_, run_id) in zip(first.stdout.rpartition("left: ")[2].split(), pairs, strict=True):
+        wait_until(lambda job_id=job_id: executor.collect(job_id, store.root) == "ended", "a job ends")
+        assert store.run(run_id).status == "completed"
+
+
+def test_a_cluster_that_is_too_small_is_refused():
+    """Resources that no machine has are reported before a job is submitted."""
+    with pytest.raises(UnsupportedError, match="500 CPU"):
+        RayExecutor(device="cpu", num_cpus=500).check([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from llmquant.errors import LlmquantError, PluginError, describe
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_subject
 from llmquant.plugins.context import Context
-from llmquant.plugins.discovery import Plugin
+from llmquant.plugins.discovery import Plugin, checked_spec
 from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.plugins.spec import PluginSpec
@@ -42,6 +43,7 @@ class Trial:
 
     Attributes:
         done: computed values by name.
+        cleanups: what `close` calls.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Trial:
     ) -> None:
         self.spec, self.refused = spec, refused
         self.done: dict[str, Any] = {}  # Any: each step's own
+        self.cleanups = contextlib.ExitStack()
         self._call, self._model = call, model
         self._folder = tempfile.TemporaryDirectory(prefix="llmquant-checks-", ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name)
@@ -56,10 +59,8 @@ class Trial:
         self._contexts = 0
 
     def close(self) -> None:
-        """Delete the folders, and close an executor that is still open."""
-        executor = self.done.pop("executor", None)
-        if hasattr(executor, "close"):
-            executor.close()
+        """Close what checks have opened, and delete the folders."""
+        self.cleanups.close()
         self.done.clear()
         self._folder.cleanup()
 
@@ -104,10 +105,10 @@ class Trial:
         """The installed plugin, or the spec registered for this process."""
 
         def find() -> Plugin:
-            known = registry()
-            if self.spec not in [plugin.spec for plugin in known.plugins]:
-                known.register(self.spec)
-            return next(plugin for plugin in reversed(known.plugins) if plugin.spec == self.spec)
+            known, spec = registry(), checked_spec(self.spec)
+            if spec not in [plugin.spec for plugin in known.plugins]:
+                known.register(spec)
+            return next(plugin for plugin in reversed(known.plugins) if plugin.spec == spec)
 
         return self.once("plugin", find)
 
