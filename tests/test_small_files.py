@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 import llmquant as lq
 from llmquant.evaluators.lm_eval.generation import LENGTHS, wrong_settings
@@ -112,3 +113,20 @@ def test_a_text_that_is_there_is_not_called_missing(folder: Path, tmp_path: Path
     options = registry().choose("evaluator", Call.parse(f"perplexity({tmp_path / name})")).options
     with pytest.raises(lq.errors.OptionError, match=said):
         options.check(inspected(folder, tmp_path), "cpu")
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_loading(folder: Path):
+    """The folder above is tried first."""
+    (folder / "file").touch()
+    with pytest.raises(lq.errors.RequestError, match="cannot write to"):
+        lq.quantize(str(folder), "fp32_baseline", folder / "file" / "out", device="cpu")
+
+
+def test_one_model_whose_calibration_text_is_missing_is_refused_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As in a study, the file that can be given instead is named."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(lq.errors.OptionError, match="use a local file: calibration=FILE"):
+        lq.quantize(str(folder), "gptq(group_size=32)", tmp_path / "out", device="cpu")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmquant.errors import OptionError, RequestError
 from llmquant.models.info import ModelInfo
+from llmquant.planning.hub_rows import refuse_missing_rows
 from llmquant.planning.lookup import inspect_subject
 from llmquant.planning.resolve import check_choice, check_embedder, forms_of, one_at_a_time, parts_of
 from llmquant.plugins.context import Context
@@ -156,12 +157,12 @@ def quantize(
         _refuse_embedder(info)
         if hasattr(chosen.options, "check_save"):
             chosen.options.check_save(context.device)
+        _require_writable(target.parent)
         shown = replace(context, progress=progress)
         single: SingleFile | None = chosen.ask("single_file")
         if single is not None:
             return _export(info, chosen, target, single, shown)
         loaded = _load(info, chosen, shown, to_save=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as partial:
             _write(loaded, chosen, partial)
     return loaded.applied
@@ -177,7 +178,6 @@ def _export(info: ModelInfo, chosen: Chosen, target: Path, single: SingleFile, c
     quantizer.check_export(materialize(info, context.cache, weights=False), info)
     folder = materialize(info, context.cache)
     check_source(folder, info.source, trust_remote_code="trust_remote_code" in info.flags)
-    target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
         if target.suffix == single.suffix:
             applied: AppliedQuantization = quantizer.export(folder, info, partial, context)
@@ -192,6 +192,21 @@ def _export(info: ModelInfo, chosen: Chosen, target: Path, single: SingleFile, c
     return applied
 
 
+def _require_writable(folder: Path) -> None:
+    """Make a folder, and try to write there.
+
+    Raises:
+        RequestError: if that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError as error:
+        raise RequestError(
+            f"cannot write to {folder}: {error.strerror}", hint="Give another folder, or make this one writable."
+        ) from error
+
+
 def _refuse_embedder(info: ModelInfo) -> None:
     if info.embedder is not None:
         raise RequestError(f"{info.source} is an embedder", hint="Use lq.load_embedder.")
@@ -200,7 +215,10 @@ def _refuse_embedder(info: ModelInfo) -> None:
 def _load(info: ModelInfo, chosen: Chosen, context: Context, *, to_save: bool = False) -> LoadedModel:
     from llmquant.loading.causal_lm import load_causal_lm, materialize
     from llmquant.loading.quantized import quantized_checkpoint
+    from llmquant.loading.small_files import check_small_files
 
+    refuse_missing_rows([chosen], context.cache)
+    check_small_files(info, context.cache)
     path = quantized_checkpoint(materialize(info, context.cache), info, chosen, context)
     return load_causal_lm(path, info, registry().construct(chosen), chosen.options, context, to_save=to_save)
 
