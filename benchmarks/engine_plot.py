@@ -34,9 +34,9 @@ LINE = """<text x="{end}" y="{text}" text-anchor="end">{work}</text>
 
 
 def picture(results: str) -> str:
-    """Return the picture of a page's tables, the largest gain on top; of equal works the first."""
-    found = {work: (work, gain, target) for work, gain, target in reversed(ROW.findall(results))}
-    rows = sorted(found.values(), key=lambda row: -float(row[1]))
+    """Return the picture of a page's tables, the largest gain on top."""
+    found = [row for row in ROW.findall(results) if not row[0].endswith("without lm-eval's tasks")]
+    rows = sorted(found, key=lambda row: -float(row[1]))
     unit = (WIDTH - LEFT - 60) / max(float(number) for row in rows for number in row[1:])
     lines = []
     for place, (work, gain, target) in enumerate(rows):
