@@ -284,6 +284,17 @@ def test_a_batch_that_does_not_fit_is_halved(subject, context, rows_file, monkey
     ]
 
 
+def test_auto_reads_one_document_at_a_time_where_a_batch_changes_results(subject, context, rows_file, monkeypatch):
+    """LLM.int8 gives a document other scores beside others; a number that was given is kept."""
+    from llmquant.evaluators.lm_eval import evaluator as lm_eval
+
+    monkeypatch.setitem(lm_eval._FIRST_BATCH, "cpu", 8)
+    coupled = replace(subject, row_independent=False)
+    for size, used in (("", 1), (", batch_size=2", 2)):
+        (found,) = evaluate(f"lm_eval(arc_easy, data={rows_file(CHOICE_ROWS)}{size})", coupled, context())
+        assert found.details["batch_size"] == used
+
+
 @pytest.mark.parametrize("batch_size", [1, 4], ids=["one-does-not-fit", "a-number-is-kept"])
 def test_what_cannot_be_made_smaller_fails(subject, context, rows_file, monkeypatch, batch_size):
     """A batch of one, or of the size that was asked for, raises what torch raised."""

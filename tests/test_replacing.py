@@ -190,12 +190,3 @@ def test_what_cannot_be_evaluated_is_refused(tiny_model):
         lq.evaluate(model, "query_latency")
     with pytest.raises(RequestError, match="compares with a baseline"):
         lq.evaluate(model, "drift(NanoNFCorpusRetrieval)")
-
-
-def test_documents_are_evaluated_one_at_a_time_where_a_batch_changes_results(tiny_model, monkeypatch):
-    """As in a study: LLM.int8 gives a document other scores beside others."""
-    seen = []
-    monkeypatch.setattr("llmquant.running.worker.measure", lambda part, *_: seen.append(part.options.batch_size) or [])
-    for quantizer in ("bf16_baseline", "bnb_8bit"):
-        lq.evaluate(lq.load(tiny_model, quantizer, device="cpu"), "lm_eval(coqa)")
-    assert seen == ["auto", 1]

@@ -1,4 +1,4 @@
-"""No result depends on what else was in a batch: who couples rows says so, and a study has one batch size."""
+"""No result depends on what else was in a batch: who couples rows says so, and is read alone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,15 @@ from embedding import build_subject
 from llmquant.errors import PluginError
 from llmquant.loading.row_independence import check_row_independence
 from llmquant.models.info import inspect_model
-from llmquant.planning.resolve import resolve
 from llmquant.plugins.discovery import checked_spec
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import ModelRequest
-from llmquant.study.study import Study
 from misbehaving_studies import Here
 from quantizing import load_as
 from subjects import load_subject
-
-
-class _Here:
-    device, hardware, installs, notices = "cpu", "cpu test", True, ()
 
 
 @pytest.fixture(autouse=True)
@@ -37,45 +31,8 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def planned(tiny_model):
-    """Return a function that plans a study of the tiny model, or of another."""
-
-    def run(*quantizers, evaluators=("lm_eval(coqa)",), model=tiny_model):
-        calls = tuple(map(Call.parse, quantizers)), tuple(map(Call.parse, evaluators))
-        study = Study((ModelRequest(str(model)),), *calls)
-        return resolve(study, registry(), Cache.default(), _Here()).record
-
-    return run
-
-
-def batch_sizes(record):
-    return [experiment.evaluator.options["batch_size"] for experiment in record.experiments]
-
-
-COUPLED = "batch_size=auto is 1, as documents in a batch affect each other with bnb_8bit"
-
-
-def test_all_variants_beside_one_that_couples_rows_have_one_batch_size(planned):
-    """The baseline's too, and the plan says so; without such a variant memory decides."""
-    coupled = planned("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")
-    assert batch_sizes(coupled) == [1, 1, 1]
-    assert COUPLED in coupled.notes
-    free = planned("bf16_baseline", "bnb_4bit_nf4")
-    assert batch_sizes(free) == ["auto", "auto"]
-    assert not [note for note in free.notes if "batch_size" in note]
-
-
-def test_a_batch_size_that_was_given_is_kept(planned):
-    """It is one number for all variants already."""
-    record = planned(
-        "bf16_baseline", "bnb_8bit", evaluators=("lm_eval(coqa, batch_size=4)", "perplexity(batch_size=2)")
-    )
-    assert batch_sizes(record) == [4, 2, 4, 2]
-
-
-@pytest.mark.parametrize(("rope", "sizes"), [("longrope", [1, 1]), ("dynamic", [1, 1]), ("linear", ["auto", "auto"])])
-def test_a_rotary_embedding_that_follows_the_longest_row_couples_rows(planned, tiny_model, tmp_path, rope, sizes):
+@pytest.mark.parametrize(("rope", "independent"), [("longrope", False), ("dynamic", False), ("linear", True)])
+def test_a_rotary_embedding_that_follows_the_longest_row_couples_rows(tiny_model, tmp_path, rope, independent):
     """Whatever quantizes the model."""
     import shutil
 
@@ -83,7 +40,7 @@ def test_a_rotary_embedding_that_follows_the_longest_row_couples_rows(planned, t
     config = json.loads((model / "config.json").read_text())
     config["rope_parameters"] |= {"rope_type": rope, "factor": 2.0}
     (model / "config.json").write_text(json.dumps(config))
-    assert batch_sizes(planned("bf16_baseline", "bnb_4bit_nf4", model=model)) == sizes
+    assert inspect_model(ModelRequest(str(model)), Cache.default()).row_independent is independent
 
 
 @pytest.mark.parametrize(

@@ -105,13 +105,6 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     forms = {info.digest: _try(errors, forms_of, study.vectors, info) or () for info in known}
     whole = _try(errors, runs_whole, study, parts)
     raise_all(list({str(error): error for error in errors}.values()))  # two models may have the same mistake
-    coupled = [chosen.use.label for chosen in quantizers if not chosen.row_independent]
-    coupled += [info.use().name for info in known if info.embedder is None and not info.row_independent]
-    if coupled:
-        single = [one_at_a_time(registry, part) for part in parts]
-        if single != parts:
-            notes.append(f"batch_size=auto is 1, as documents in a batch affect each other with {', '.join(coupled)}")
-        parts = single
     # Experiments that leave a file for others come first.
     first = sorted(quantizers, key=lambda chosen: chosen is not baseline)
     ordered = first if any(part.plugin.spec.reference for part in parts) else quantizers
@@ -306,13 +299,6 @@ def _part_label(chosen: Chosen, part: Any) -> str:  # Any: plugins bring their o
     items = value if isinstance(value, tuple) else (value,)
     args = tuple(item.name if isinstance(item, InputFile) else item for item in items)
     return str(Call(written.name, args, {key: v for key, v in written.options.items() if key != first}))
-
-
-def one_at_a_time(registry: Registry, chosen: Chosen) -> Chosen:
-    """Fix an evaluator's automatic batch size, so that all variants have the same one."""
-    if getattr(chosen.options, "batch_size", None) != "auto":
-        return chosen
-    return registry.chosen(chosen.plugin, replace(chosen.options, batch_size=1), label=chosen.use.label)
 
 
 def check_choice(registry: Registry, chosen: Chosen, info: ModelInfo, executor: Executor) -> None:

@@ -14,7 +14,7 @@ from llmquant.errors import OptionError, RequestError
 from llmquant.models.info import ModelInfo
 from llmquant.planning.hub_rows import refuse_missing_rows
 from llmquant.planning.lookup import inspect_subject
-from llmquant.planning.resolve import check_choice, check_embedder, forms_of, one_at_a_time, parts_of
+from llmquant.planning.resolve import check_choice, check_embedder, forms_of, parts_of
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.opening import open_executor
@@ -114,13 +114,12 @@ def evaluate(
     with open_executor(f"local(device={loaded.device})") as executor, tempfile.TemporaryDirectory() as folder:
         for part in parts_of(registry(), chosen, [loaded.info]):
             check_choice(registry(), part, loaded.info, executor)
-            alone = part if loaded.row_independent else one_at_a_time(registry(), part)
             inputs, files = input_files(part.options), Path(tempfile.mkdtemp(dir=folder))
             context = Context(loaded.device, seed, documents, cache, inputs, None, files, progress)
             if baseline is not None and spec.reference:
-                list(measure(alone, baseline, context))
+                list(measure(part, baseline, context))
                 context = replace(context, reference=files / REFERENCE_FILE, files=Path(tempfile.mkdtemp(dir=folder)))
-            results += measure(alone, loaded, context)
+            results += measure(part, loaded, context)
     return results
 
 

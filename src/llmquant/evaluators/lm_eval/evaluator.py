@@ -99,7 +99,8 @@ def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratc
     loaded = _load_tasks(options, ctx, scratch)
     everything = {**loaded["tasks"], **loaded["groups"]}
     inside = {name for group in loaded["groups"].values() for name in group.child_names}
-    first = _FIRST_BATCH[ctx.device] if options.batch_size == "auto" else options.batch_size
+    auto = _FIRST_BATCH[ctx.device] if subject.row_independent else 1
+    first = auto if options.batch_size == "auto" else options.batch_size
     tree = options.engine == "tree" or (options.engine == "auto" and ctx.device == "cpu")
     kind: Callable[..., FittingLM] = FittingLM
     if tree:

@@ -64,8 +64,8 @@ class LmEvalOptions:
             answer, and stop sequences count from there.
         system_instruction: text before everything else, for example ``Answer briefly.``
         gen_kwargs: generation settings that override the task's own, for example ``{"max_gen_toks": 32}``.
-        batch_size: requests per batch, for example 8; ``auto`` starts with 16 on a GPU and 1 on a CPU and is halved
-            when memory runs out, while a number is not changed.
+        batch_size: requests per batch, for example 8; ``auto`` starts with 16 on a GPU and 1 on a CPU, is halved when
+            memory runs out, and is 1 for a variant whose documents in a batch affect each other; a number is kept.
         max_length: maximum tokens of prompt and answer, for example 4096; ``None`` means the model's number of
             positions.
         engine: ``tree`` reads what prompts share once, ``stock`` is lm-eval's own model, and ``auto`` is ``tree`` on a
