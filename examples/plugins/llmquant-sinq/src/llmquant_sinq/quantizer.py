@@ -54,7 +54,7 @@ class PackedLinear(torch.nn.Module):
         return torch.nn.functional.linear(inputs, self.weight().to(inputs.dtype), self.bias)
 
 
-def column_scales(weight, steps=16):
+def column_scales(weight, steps=4):
     """Return one scale per column of a ``(rows, columns)`` matrix, by Sinkhorn's iteration.
 
     Rows and columns are divided by their standard deviation in turn, until both are even: then an outlier widens the
