@@ -11,6 +11,8 @@ from llmquant.errors import PluginError
 from llmquant.plugins.registry import registry
 from llmquant.testing.trial import NotApplicable, Trial
 
+_SHOWN = 4  # a training mode changes every layer
+
 
 @contextmanager
 def recorded(trial: Trial, subject: Any = None, *, loading: bool = False) -> Iterator[None]:  # Any: a loaded model
@@ -42,5 +44,7 @@ def refuse_changes(trial: Trial) -> None:
     """Raise a `PluginError` that names what was recorded; skip if nothing ran."""
     if "changes" not in trial.done:
         raise NotApplicable("an earlier check failed: nothing ran")
-    if trial.done["changes"]:
-        raise PluginError(f"it changed {' and '.join(trial.done['changes'])}")
+    changes = trial.done["changes"]
+    if changes:
+        more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        raise PluginError(f"it changed {' and '.join(changes[:_SHOWN])}{more}")
