@@ -52,12 +52,14 @@ from llmquant.cli.options import (
     study_of,
     vectors_of,
 )
-from llmquant.cli.outcome import Shown, finish, run_and_print
+from llmquant.cli.outcome import Shown, finish
 from llmquant.cli.plugins import plugins_app
-from llmquant.cli.terminal import Terminal, libraries_logged
+from llmquant.cli.terminal import Terminal, attach_command, libraries_logged
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Sequence
+
+    from llmquant.study.study import Study
 
 
 app = typer.Typer(
@@ -140,7 +142,7 @@ def compare(
         from llmquant.results.preview import with_all_presets
 
         study, notes = with_all_presets(study, executor=where)
-    run_and_print(
+    _run_and_print(
         study, where, store, fresh, timeout, Shown(as_json, quiet, verbose, explain), gate, notes, detach=detach
     )
 
@@ -172,7 +174,7 @@ def run_file(
     gate = Gate.of(max_memory, max_latency, max_loss, None, fail_on, junit)
     where = executor_of(on, gpu, budget, yes=yes)
     shown = Shown(as_json, quiet, verbose, explain)
-    run_and_print(Study.from_file(study), where, store, fresh, timeout, shown, gate, detach=detach)
+    _run_and_print(Study.from_file(study), where, store, fresh, timeout, shown, gate, detach=detach)
 
 
 @app.command()
@@ -315,7 +317,37 @@ def demo(
     """
     from llmquant.cli.demo import demo_study
 
-    run_and_print(demo_study(questions), "local", store, fresh, None, Shown(as_json, explain=explain))
+    _run_and_print(demo_study(questions), "local", store, fresh, None, Shown(as_json, explain=explain))
+
+
+def _run_and_print(
+    study: Study,
+    executor: str,
+    store: str,
+    fresh: bool,
+    timeout: float | None,
+    shown: Shown,
+    gate: Gate | None = None,
+    notes: Sequence[str] = (),
+    *,
+    detach: bool = False,
+) -> None:
+    """Run a study and print its comparison, or submit the study and print how to wait for it.
+
+    Args:
+        notes: shown with the plan.
+    """
+    from llmquant.api import run_study, submit_study
+
+    ui = Terminal(executor, store, quiet=shown.quiet, verbose=shown.verbose, notes=notes)
+    if not detach:
+        found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
+        finish(found, store, gate, shown)
+        return
+    left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
+    later = f"; experiments that wait for other experiments: {left.waiting}; run this command again to start them"
+    say(f"jobs running: {left.jobs}{later if left.waiting else ''}. To wait for the study:", err=True)
+    say(attach_command(left.study_id, executor, store))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Run a study for the command line, and print what it found."""
+"""Print what a study found."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmquant.cli.inspect import print_json, print_tables, say
-from llmquant.cli.terminal import Terminal, attach_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llmquant.cli.gate import Gate
     from llmquant.results.comparison import Comparison
-    from llmquant.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -26,36 +22,6 @@ class Shown:
     quiet: bool = False
     verbose: bool = False
     explain: bool = False
-
-
-def run_and_print(
-    study: Study,
-    executor: str,
-    store: str,
-    fresh: bool,
-    timeout: float | None,
-    shown: Shown,
-    gate: Gate | None = None,
-    notes: Sequence[str] = (),
-    *,
-    detach: bool = False,
-) -> None:
-    """Run a study and print its comparison, or submit the study and print how to wait for it.
-
-    Args:
-        notes: shown with the plan.
-    """
-    from llmquant.api import run_study, submit_study
-
-    ui = Terminal(executor, store, quiet=shown.quiet, verbose=shown.verbose, notes=notes)
-    if not detach:
-        found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
-        finish(found, store, gate, shown)
-        return
-    left = submit_study(study, executor=executor, store=store, fresh=fresh, ui=ui)
-    later = f"; experiments that wait for other experiments: {left.waiting}; run this command again to start them"
-    say(f"jobs running: {left.jobs}{later if left.waiting else ''}. To wait for the study:", err=True)
-    say(attach_command(left.study_id, executor, store))
 
 
 def finish(found: Comparison, store: str, gate: Gate | None, shown: Shown, *, failed: bool = False) -> None:
