@@ -295,7 +295,12 @@ def test_an_evaluator_of_slices_must_score_them(make, tiny_model, without_functi
         ({"load": "raise KeyError('odd')"}, "loads_as_applied", "KeyError: 'odd'"),
         ({"applied": "return None"}, "loads_as_applied", "returned NoneType"),
         ({"applied": "module.lm_head.weight.data.fill_(float('nan'))"}, "text_is_generated", "not finite"),
-        ({"applied": "module.lm_head.weight.data.normal_()"}, "loading_repeats", "the logits moved by"),
+        ({"applied": "module.lm_head.weight.data.normal_()"}, None, ""),  # the worker seeds the generators
+        (
+            {"applied": "module.lm_head.weight.data.mul_(1 + random.SystemRandom().random())"},
+            "loading_repeats",
+            "the logits moved by",
+        ),
         ({"load": "torch.set_default_dtype(torch.float64)"}, "nothing_is_left_behind", "torch's default dtype"),
         ({"load": "torch.set_num_threads(2)"}, "nothing_is_left_behind", "torch's number of threads"),
         ({"options": _PREDICTS.format("100000")}, "size_is_predicted", "predicts 100000"),
