@@ -163,7 +163,7 @@ def test_repeated_perplexities_are_one_comparison():
     """Nats per token and bits per byte say what perplexity says: the family has one test per variant."""
     study = MadeUpStudy()
     nll = np.linspace(90, 110, 20)
-    for label, values in ((BASELINE, nll), ("a", nll * np.linspace(0.99, 1.02, 20))):
+    for label, values in ((BASELINE, nll), ("a", nll * np.tile([0.99, 1.02], 10))):
         measurements, windows = perplexity(values, [64] * 20)
         study.add(completed(experiment(label, "perplexity"), *measurements), {"perplexity": windows})
     compared = {row.metric: row for row in rows(study.record, study.runs, study.read) if row.pairs and not row.pooled}

@@ -54,6 +54,9 @@ def test_p_is_below_five_percent_where_the_interval_excludes_zero(kind):
     decided = 0
     for _ in range(300):
         found = stats.paired_difference(*_draw(rng, kind), ordered=kind == "ordered")
+        if kind == "ordered" and found.p is None:  # a few windows, each like the one before it
+            assert (found.low, found.high) == (None, None)
+            continue
         assert found.low is not None
         assert found.high is not None
         assert found.p is not None

@@ -191,12 +191,14 @@ def test_windows_that_are_alike_are_covered(n, autocorrelation):
     assert np.mean([one.low <= 0 <= one.high for one in ends]) >= 0.93
 
 
-def test_windows_that_never_forget_still_have_an_interval():
-    """A steady drift through the text gives a wide interval, not a division by zero."""
+def test_windows_that_never_forget_have_no_interval():
+    """A few of them with a steady drift through the text do not show how much texts vary; many of them do."""
     drift = np.linspace(0, 1, 20)
     found = paired_difference(drift, 0 * drift, ordered=True)
-    assert found.low < 0 < found.high
-    assert math.isfinite(found.high)
+    assert (found.low, found.high, found.p, found.method) == (None, None, None, "")
+    drift = np.linspace(0, 1, 100)
+    found = paired_difference(drift, 0 * drift, ordered=True)
+    assert found.low < 0 < found.high < 20
 
 
 def test_the_mean_over_tasks_is_the_plain_one():

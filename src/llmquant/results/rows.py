@@ -150,7 +150,7 @@ def _compared(row: Row, paired: PairedDifference, scale: Literal["linear", "log"
     margin = margin_of(row.metric, margins)
     judged = judge(paired, higher_is_better=row.higher_is_better, margin=margin)
     no_verdict = "" if judged.verdict else f"{row.metric} needs a margin: --margin {row.metric}=NUMBER"
-    found = replace(with_verdict(row, paired, judged, margin), no_verdict=no_verdict)
+    found = replace(with_verdict(row, paired, judged, margin), no_verdict=no_verdict, no_interval=_why_none(paired))
     if scale == "linear":
         return found
     ratio = _exp(paired.value)
@@ -168,6 +168,16 @@ def _compared(row: Row, paired: PairedDifference, scale: Literal["linear", "log"
         ratio_low=low,
         ratio_high=high,
     )
+
+
+def _why_none(paired: PairedDifference) -> str:
+    from llmquant.stats.paired import MIN_CHANGED
+
+    if paired.low is not None:
+        return ""
+    if paired.changed < MIN_CHANGED:
+        return f"fewer than {MIN_CHANGED} scores differ"
+    return "too few windows of the text, each like the one before it"
 
 
 def _ends(paired: PairedDifference, scale: Literal["linear", "log"]) -> tuple[float | None, float | None]:

@@ -137,7 +137,8 @@ def paired_difference(
     ``(n r1 + 1) / (n - 3)`` (Marriott and Pope, Biometrika 41:390-402, 1954) and never below 0. Because ``r`` is
     estimated too, Student's t has ``n (1 - r^2) / (3 + r^2)`` degrees of freedom: by the delta method, the variance of
     the logarithm of the estimated variance is ``2 (1 + r^2) / (n (1 - r^2))`` for the spread and
-    ``4 / (n (1 - r^2))`` for ``r``.
+    ``4 / (n (1 - r^2))`` for ``r``. With less than one degree there is no interval: so few windows that follow each
+    other so closely do not show how much they vary.
 
     For other scores in [0, 1] than 0/1, and for those with groups, the interval allows for what a sample may not show.
     Its variance is ``1 / n^2`` larger, that of one more document that changes by 1. On the side to which the
@@ -245,7 +246,7 @@ def _interval(
     if ordered and not higher + lower and n >= MIN_CHANGED:
         # Likelihoods equal to the last bit in each window are of the same weights: nothing is unseen.
         return 0.0, 0.0, 1.0, "t"
-    if few and (grouped or kind == "unbounded"):
+    if (few and (grouped or kind == "unbounded")) or student.freedom < 1:
         return None, None, None, ""
     if kind == "binary" and not grouped:
         return *_right_wrong_interval(higher, lower, n, level), "score"
