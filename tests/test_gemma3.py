@@ -193,7 +193,7 @@ def test_a_tensor_the_model_has_no_place_for_is_an_error(gemma, open_as, tmp_pat
     """An extra tensor is refused by name."""
     extra = {"multi_modal_projector.gate": torch.zeros(3)}
     folder = _changed(gemma, tmp_path / "extra", lambda tensors: {**tensors, **extra})
-    with pytest.raises(ModelError, match=r"1 weights .*'multi_modal_projector.gate'"):
+    with pytest.raises(ModelError, match=r"1 weight .*'multi_modal_projector.gate'"):
         open_as(BiGemma3, BiGemma3Options("x"), folder)
 
 

@@ -329,5 +329,5 @@ class TestCalibration:
 
     def test_too_little_text_says_how_much_there_is(self, tokens):
         """So that one can ask for what fits."""
-        with pytest.raises(RunError, match=r"fills \d sequences of 32 tokens, and 100 are needed\n.*samples=\d"):
+        with pytest.raises(RunError, match=r"fills \d sequences? of 32 tokens, and 100 are needed\n.*samples=\d"):
             tokens(samples=100, calibration=(TEXT * 3,))

@@ -83,7 +83,7 @@ def test_a_benchmark_is_refused_in_one_message(tmp_path: Path):
     """Its tasks have the same remedy, which is named once, with the first of their data sets."""
     tasks = registry().choose("evaluator", Call.parse("mteb(ViDoRe(v1))"))
     with pytest.raises(lq.errors.OptionError, match=r"mteb\(.+\), mteb\(.+\), mteb\(.+\) and 7 more: the rows of"):
-        refuse_missing_rows(parts_of(registry(), tasks), Cache(tmp_path / "cache"))
+        refuse_missing_rows(parts_of(registry(), tasks, []), Cache(tmp_path / "cache"))
 
 
 def test_a_text_is_in_the_cache_with_its_split_and_column(tmp_path: Path):

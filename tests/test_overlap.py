@@ -46,7 +46,7 @@ def test_a_plan_says_what_is_calibrated_on_what_it_is_measured_on(evaluator, tin
     call = evaluator.format(text=tmp_path / "text.txt", rows=tmp_path / "rows.jsonl")
 
     def notes(calibration):
-        quantizer = f"gptq(group_size=32, sequence_length=64, calibration={tmp_path / calibration})"
+        quantizer = f"gptq(group_size=32, samples=4, sequence_length=64, calibration={tmp_path / calibration})"
         study = Study.of(tiny_model, ["fp32_baseline", quantizer], [call])
         return "\n".join(preview(study, executor="local(device=cpu)", store=tmp_path / "store").record.notes)
 
@@ -61,7 +61,12 @@ def test_the_defaults_leave_out_what_cannot_run_here_and_say_so(tiny_model, tmp_
     (tmp_path / "text.txt").write_text(TEXT)
     study = Study.of(tiny_model, [], [f"perplexity({tmp_path / 'text.txt'}, window=64)"])
     record = preview(study, executor="local(device=cpu)", store=tmp_path / "store").record
-    assert {e.variant.quantizer.label for e in record.experiments} == {"bf16_baseline", "bnb_4bit_nf4", "bnb_4bit_fp4"}
+    assert {e.variant.quantizer.label for e in record.experiments} == {
+        "bf16_baseline",
+        "bnb_8bit",
+        "bnb_4bit_nf4",
+        "bnb_4bit_fp4",
+    }
     said = [note for note in record.notes if "left out" in note]
     assert [note.split()[0] for note in said] == ["gptq_4bit_g128", "awq_4bit_g128"]
     assert "-q gptq_4bit_g128" in said[0]

@@ -267,7 +267,8 @@ def test_slices_score_documents_as_the_full_run_does(tiny_model: Path, context, 
     def scored(documents: Documents) -> list[Sample]:
         (result,) = LmEval(options).evaluate(subject, replace(context(), documents=documents))
         assert result.details["documents_total"] == 120
-        return list(result.samples)
+        # Rounding, which the margins of decisions show, depends on what is read together.
+        return [replace(sample, decision_margin=None) for sample in result.samples]
 
     parts = [sample for each in slices(None)[:3] for sample in scored(Documents(slice=each))]
     document = operator.attrgetter("document")
