@@ -49,7 +49,9 @@ def test_disabled_packages_are_not_listed():
     shown = _llmquant("plugins", "--json", LLMQUANT_DISABLE_PLUGINS="llmquant-broken,LLMquant_Example")
     data = json.loads(shown.stdout)
     assert data["broken"] == []
-    assert {row["package"] for row in data["plugins"]} == {"llmquant"}
+    shown_packages = {row["package"] for row in data["plugins"]}
+    assert "llmquant" in shown_packages
+    assert shown_packages.isdisjoint({"llmquant-broken", "llmquant-example"})
 
 
 def test_a_third_partys_quantizer_and_evaluator_are_compared(tiny_model, tmp_path):
