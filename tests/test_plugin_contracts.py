@@ -6,6 +6,7 @@ import functools
 import math
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pluggy
 import pytest
@@ -167,3 +168,17 @@ def test_a_metric_that_no_sample_has_is_refused(samples, hint):
     with pytest.raises(PluginError, match="no sample has a score 'f2'") as caught:
         lq.Result.from_samples("qa", samples, "f2", higher_is_better=True)
     assert hint in caught.value.hint
+
+
+def test_a_single_file_that_is_declared_and_not_written_is_the_plugins_error(tmp_path: Path):
+    """The message names the class and the method."""
+
+    class Declares(lq.Quantizer):
+        def load_kwargs(self, model, ctx):
+            return {}
+
+        def applied(self, module):
+            raise AssertionError
+
+    with pytest.raises(PluginError, match="Declares writes no single file, although its options declare one\nDefine"):
+        Declares(None).export(tmp_path, None, tmp_path / "out", None)

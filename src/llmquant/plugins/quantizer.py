@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from llmquant.errors import PluginError
 from llmquant.plugins.context import Context, LoadKwargs
 from llmquant.study.call import Json
 from llmquant.study.reading import Count
@@ -165,5 +166,12 @@ class Quantizer(ABC, Generic[Options]):
         """
 
     def export(self, folder: Path, model: ModelInfo, out: Path, ctx: Context) -> AppliedQuantization:
-        """Write the weights in `folder`, quantized, as the file `out`, and read back its properties."""
-        raise NotImplementedError
+        """Write the weights in `folder`, quantized, as the file `out`, and read back its properties.
+
+        Raises:
+            PluginError: from a quantizer whose options declare a `SingleFile`, but that does not write it.
+        """
+        raise PluginError(
+            f"{type(self).__name__} writes no single file, although its options declare one",
+            hint="Define export(folder, model, out, ctx), or remove single_file() from the options.",
+        )

@@ -162,7 +162,7 @@ def _add_metadata(writer: gguf.GGUFWriter, plan: GgufPlan, file_type: str) -> No
     card = (
         find_file(model.repo, model.commit, "README.md") if model.repo and model.commit else plan.folder / "README.md"
     )
-    with contextlib.suppress(yaml.YAMLError):  # a damaged model card names no licence
+    with contextlib.suppress(yaml.YAMLError):  # the licence cannot be read from a damaged model card
         licence = gguf.Metadata.load_model_card(card and card.parent).get("license")
         if isinstance(licence, str):
             writer.add_license(licence)
