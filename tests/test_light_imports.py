@@ -39,6 +39,13 @@ print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+def test_the_command_line_starts_without_the_plugins():
+    """Help and completion need no registry, whose imports take as long as all others together."""
+    probe = "import sys, llmquant.cli.app; print('llmquant.plugins.registry' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

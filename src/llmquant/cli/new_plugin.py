@@ -5,14 +5,14 @@ from __future__ import annotations
 import keyword
 import re
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmquant.errors import OptionError, RequestError, UnsupportedError
-from llmquant.plugins.registry import registry
-from llmquant.storage.atomic import replacing
-from llmquant.study.experiment import PluginKind
+
+if TYPE_CHECKING:
+    from llmquant.study.experiment import PluginKind
 
 new_plugin_app = typer.Typer(rich_markup_mode=None)
 
@@ -57,6 +57,10 @@ def write_plugin(name: str, kind: PluginKind, folder: Path, *, writes_checkpoint
         UnsupportedError: if only a quantizer can do what is asked.
         RequestError: if the folder exists, or an installed plugin has the name.
     """
+    # Here, since every command imports this module.
+    from llmquant.plugins.registry import registry
+    from llmquant.storage.atomic import replacing
+
     name = name.removeprefix("llmquant-")
     snake = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name) or keyword.iskeyword(snake):
@@ -67,7 +71,7 @@ def write_plugin(name: str, kind: PluginKind, folder: Path, *, writes_checkpoint
     if writes_checkpoint and kind != "quantizer":
         raise UnsupportedError(f"an {kind} writes no checkpoints", hint="Leave out --writes-checkpoint.")
     summary, compare = _KINDS[kind]
-    for other in get_args(PluginKind):
+    for other in _KINDS:
         if registry().offers(other, snake):
             plugin, _ = registry().find(other, snake)
             raise RequestError(f"{snake!r} is the name of an installed {other}, from {plugin.package}")
