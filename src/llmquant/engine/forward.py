@@ -10,6 +10,7 @@ import psutil
 import torch
 from transformers import DynamicCache
 
+from llmquant.engine.support import cache_name
 from llmquant.engine.trie import Forward, Target
 
 _ROWS = 64  # logits in float32 at a time: 32 MiB for a vocabulary of 128,000
@@ -40,6 +41,7 @@ class TreeReader:
 
     def __init__(self, module: Any) -> None:  # Any: transformers has no types
         self._module = module
+        self._cache_name = cache_name(module)
         self._config = module.config.get_text_config(decoder=True)
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values per layer
 
@@ -59,9 +61,9 @@ class TreeReader:
                 input_ids=ids.to(device),
                 position_ids=positions.to(device),
                 attention_mask=self._masks(positions, ends, forward.past),
-                past_key_values=cache,
                 use_cache=cache is not None,
                 logits_to_keep=scored.to(device) if scored.any() else 1,
+                **{self._cache_name: cache},
             ).logits
             if cache is not None and forward.keep:
                 self._kept = [(layer.keys, layer.values) for layer in cache.layers]

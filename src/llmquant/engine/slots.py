@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from llmquant.engine.support import cache_name
+
 _STEP = 16  # tokens for which memory is touched at a time
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -31,6 +33,7 @@ class Slots:
         self.places: tuple[torch.Tensor, slice, torch.Tensor]
         self.picked: slice | torch.Tensor
         self._module = module
+        self._cache_name = cache_name(module)
         self._config = module.config.get_text_config(decoder=True)
         self._cache = Cache(layer_class_to_replicate=lambda: _Layer(self))
 
@@ -55,9 +58,9 @@ class Slots:
                 # Padding has no position of its own, because there may be none after a prompt's last.
                 position_ids=positions.minimum(positions[:, :1] + ends),
                 attention_mask=self._masks(positions) if self.past else None,
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=ends,
+                **{self._cache_name: self._cache},
             ).logits
         return logits[:, -1]
 

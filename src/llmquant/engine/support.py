@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 # Types whose attention takes a ready mask and explicit positions; each was compared with its plain forward pass.
@@ -39,4 +40,12 @@ def why_not(module: Any, *, row_independent: bool) -> str:  # Any: transformers 
     return ""
 
 
-__all__ = ["MODEL_TYPES", "why_not"]
+def cache_name(module: Any) -> str:  # Any: transformers has no types
+    """Return what a model calls its key-value cache, as an argument and as an output.
+
+    transformers 5.24 renamed ``past_key_values`` to ``cache``; models with code of their own keep the old name.
+    """
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+__all__ = ["MODEL_TYPES", "cache_name", "why_not"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmquant.engine.support import cache_name
 from llmquant.errors import RunError
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.study.call import Json
@@ -57,6 +58,7 @@ class Generation:
     def __init__(self, module: Any) -> None:  # Any: a PreTrainedModel, whose forward differs by architecture
         self._module = module
         self.last_only = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self._cache_name = cache_name(module)
         self.cache: Any = None  # Any: caches differ by architecture
         self._logits: Any = None  # Any: a tensor once there is one
 
@@ -85,9 +87,9 @@ class Generation:
 
     def _forward(self, ids: torch.Tensor) -> None:
         last = {"logits_to_keep": 1} if self.last_only else {}
-        given = {} if self.cache is None else {"past_key_values": self.cache}
+        given = {} if self.cache is None else {self._cache_name: self.cache}
         output = self._module(input_ids=ids, use_cache=True, **given, **last)
-        self.cache, self._logits = getattr(output, "past_key_values", None), output.logits
+        self.cache, self._logits = getattr(output, self._cache_name, None), output.logits
 
 
 @dataclass(frozen=True)
