@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -79,6 +80,7 @@ def _build(kind, settings, tiny_model, folder):
 def _write(folder, out, context, file_type="q4_k_m"):
     ctx, quantizer = context(), Gguf(GgufOptions(file_type))
     info = inspect_model(ModelRequest(str(folder)), ctx.cache)
+    quantizer.options.check_export(info)
     return quantizer.export(folder, info, out, ctx), info
 
 
@@ -236,7 +238,7 @@ def test_a_tokenizer_that_llama_cpp_lacks_is_refused(family, context, tmp_path, 
     folder = _changed(family("llama"), tmp_path, "tokenizer.json", changes)
     if "post_processor" in changes:
         _know(folder, monkeypatch)
-    _refused(folder, family("llama"), context, message)
+    _refused(folder, family("llama"), context, message, early="post_processor" not in changes)
 
 
 def test_a_token_before_every_text_is_in_the_metadata(family, tmp_path, monkeypatch):
@@ -277,12 +279,16 @@ def _changed(folder, tmp_path, name, changes):
     return copy
 
 
-def _refused(folder: Path, original: Path, context, message):
+def _refused(folder: Path, original: Path, context, message, *, early=True):
+    """Check the quantizer, and its options, which read the files without transformers."""
     ctx = context()
-    info = inspect_model(ModelRequest(str(original)), ctx.cache)
+    info = replace(inspect_model(ModelRequest(str(original)), ctx.cache), location=folder)
     info.config.update(json.loads((folder / "config.json").read_text()))
     with pytest.raises(UnsupportedError, match=message):
         Gguf(GgufOptions()).check_export(folder, info)
+    if early:
+        with pytest.raises(UnsupportedError, match=message):
+            GgufOptions().check_export(info)
 
 
 @pytest.fixture(scope="module")

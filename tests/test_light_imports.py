@@ -53,9 +53,10 @@ def test_the_command_line_starts_without_the_plugins():
         ["compare", "MODEL", "-q", "bnb_4bit_nf5", "-t", "coqqa"],
         ["compare", "MODEL", "-e", "retrieval(./missing, queries=missing.jsonl)"],
         ["quantize", "MODEL", "-q", "bnb_4bit_nf5", "-o", "out"],
+        ["quantize", "MODEL", "-q", "gguf_q4_k_m", "-o", "out.gguf"],
         ["report", "missing"],
     ],
-    ids=["evaluator", "names", "files", "quantize", "store"],
+    ids=["evaluator", "names", "files", "quantize", "export", "store"],
 )
 def test_a_wrong_request_is_refused_before_anything_heavy_is_imported(
     arguments: list[str], tiny_model: Path, tmp_path: Path

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.errors import UnsupportedError
 from llmquant.models.folder import read_json
-from llmquant.models.hub import find_file
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
@@ -22,16 +20,10 @@ def require_chat_template(model: ModelInfo) -> None:
         UnsupportedError: if no file has a template.
     """
     offline = model.kind == "hub" and bool(model.note)  # the Hub was not asked
-    if model.kind not in ("folder", "hub") or offline or any(_file(model, name) for name in _TEMPLATES):
+    if model.kind not in ("folder", "hub") or offline or any(model.file(name) for name in _TEMPLATES):
         return
-    settings = _file(model, "tokenizer_config.json")
+    settings = model.file("tokenizer_config.json")
     if settings is None or not read_json(settings).get("chat_template"):
         raise UnsupportedError(
             f"{model.source} has no chat template", hint="Omit apply_chat_template, or use a chat model."
         )
-
-
-def _file(model: ModelInfo, name: str) -> Path | None:
-    if model.location is not None:
-        return model.location / name if (model.location / name).is_file() else None
-    return find_file(model.repo, model.commit, name) if model.repo and model.commit else None

@@ -112,6 +112,13 @@ class ModelInfo:
         """Return the model's part of an experiment."""
         return ModelUse(self.source, self.digest, self.flags, self.embedder)
 
+    def file(self, name: str) -> Path | None:
+        """Return a small file of the checkpoint, from the Hub if necessary; ``None`` if it is missing."""
+        if self.repo and self.commit:
+            return find_file(self.repo, self.commit, name)
+        path = self.location / name if self.location is not None else None
+        return path if path is not None and path.is_file() else None
+
     @property
     def text_config(self) -> Mapping[str, Any]:  # Any: a JSON object
         """Return the language model's part of the configuration; the whole configuration without a vision part."""
@@ -302,10 +309,7 @@ def _noted(info: ModelInfo) -> ModelInfo:
 
 def auto_gptq_settings(info: ModelInfo) -> Path | None:
     """Return the file with auto-gptq's settings, which is beside a ``config.json`` without them."""
-    if info.location is not None:
-        path = info.location / _AUTO_GPTQ_CONFIG
-        return path if path.is_file() else None
-    return find_file(info.repo, info.commit, _AUTO_GPTQ_CONFIG) if info.repo and info.commit else None
+    return info.file(_AUTO_GPTQ_CONFIG)
 
 
 def is_path(source: str) -> bool:

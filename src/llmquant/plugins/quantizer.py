@@ -111,6 +111,13 @@ class QuantizerOptions:
             RequestError: if the model cannot be saved.
         """
 
+    def check_export(self, model: ModelInfo) -> None:
+        """Refuse a model that cannot be written as a `SingleFile`, from its configuration and small files.
+
+        Raises:
+            RequestError: naming the reason.
+        """
+
     def single_file(self) -> SingleFile | None:
         """Return the kind of file that `Quantizer.export` writes; ``None`` if a checkpoint is written."""
         return None

@@ -6,9 +6,12 @@ import shlex
 from pathlib import Path
 
 from llmquant.errors import LlmquantError
+from llmquant.models.folder import read_checkpoint
+from llmquant.models.info import ModelInfo, is_path
+from llmquant.plugins.quantizer import SingleFile
 from llmquant.plugins.registry import registry
 from llmquant.results.rows import label
-from llmquant.study.experiment import Variant
+from llmquant.study.experiment import ModelUse, Variant, path_of
 from llmquant.study.record import StudyRecord
 
 _BASELINE = "llmquant/baseline"
@@ -25,29 +28,56 @@ def usage(record: StudyRecord, model_digest: str) -> dict[str, tuple[str, ...]]:
 
 
 def _lines(variant: Variant) -> tuple[str, ...]:
-    source, quantizer = variant.model.source, variant.quantizer
-    if variant.model.embedder is not None:
-        return (f'lq.load_embedder("{variant.model.embedder.label}", "{quantizer.label}")',)
-    in_python = f'lq.load("{source}", "{quantizer.label}").module'
+    use, quantizer = variant.model, variant.quantizer
+    source, flags = use.source, use.flags
+    if use.embedder is not None:
+        return (f'lq.load_embedder("{use.embedder.label}", "{quantizer.label}")',)
+    asked = ", ".join([f'"{source}"', *(f"{flag}=True" for flag in flags)])
+    asked = f"lq.ModelRequest({asked})" if flags else asked
+    in_python = f'lq.load({asked}, "{quantizer.label}").module'
+    trust = "trust_remote_code" in flags
+    keywords = f'{", trust_remote_code=True" * trust}, device_map="auto")'
     if quantizer.plugin == _BASELINE and not source.endswith(".gguf"):
         dtype = quantizer.options.get("dtype")
-        model = f'AutoModelForCausalLM.from_pretrained("{source}", dtype="{dtype}", device_map="auto")'
-        return (model, f"vllm serve {shlex.quote(source)} --dtype {dtype}")
+        name, _, revision = (source, "", "") if is_path(source) else source.partition("@")
+        at = f', revision="{revision}"' if revision else ""
+        serve = ["vllm", "serve", name, *(["--revision", revision] if revision else []), "--dtype", str(dtype)]
+        return (
+            f'AutoModelForCausalLM.from_pretrained("{name}"{at}, dtype="{dtype}"{keywords}',
+            shlex.join([*serve, *["--trust-remote-code"] * trust]),
+        )
     try:
-        options = registry().restore("quantizer", quantizer).options
-        if hasattr(options, "check_save"):
-            options.check_save("cpu")
+        chosen = registry().restore("quantizer", quantizer)
+        chosen.ask("check_save", "cpu")
+        single: SingleFile | None = chosen.ask("single_file")
+        if single is not None and registry().missing(chosen.plugin) is None and (info := _read_here(use)) is not None:
+            chosen.ask("check_export", info)
     except LlmquantError:  # the plugin is not installed here, or the weights cannot be saved
         return (in_python,)
-    single = options.single_file() if hasattr(options, "single_file") else None
     folder = f"{Path(source).name.partition('@')[0]}-{quantizer.label.partition('(')[0]}"
-    serving: str | None = options.serving() if hasattr(options, "serving") else None
+    target = folder + (single.suffix if single is not None else "")
+    allowed = [f"--{flag.replace('_', '-')}" for flag in flags]
+    write = shlex.join(["llmquant", "quantize", source, "-q", quantizer.label, "-o", target, *allowed])
     if single is not None:
-        file = folder + single.suffix
-        write = shlex.join(["llmquant", "quantize", source, "-q", quantizer.label, "-o", file])
-        return (write, f"{single.command} {shlex.quote(file)}")
-    lines = [shlex.join(["llmquant", "quantize", source, "-q", quantizer.label, "-o", folder])]
-    lines.append(f'AutoModelForCausalLM.from_pretrained("{folder}", device_map="auto")')
+        return (write, f"{single.command} {shlex.quote(target)}")
+    lines = [write, f'AutoModelForCausalLM.from_pretrained("{folder}"{keywords}']
+    serving: str | None = chosen.ask("serving")
     if serving is not None:
-        lines.append(f"vllm serve {shlex.quote(folder)}" + (f"  # pip install {serving}" if serving else ""))
+        command = shlex.join(["vllm", "serve", folder, *["--trust-remote-code"] * trust])
+        lines.append(command + (f"  # pip install {serving}" if serving else ""))
     return tuple(lines)
+
+
+def _read_here(use: ModelUse) -> ModelInfo | None:
+    """Describe a model from its files, without asking the Hub; ``None`` if they are not on this machine."""
+    folder: Path | None = path_of(use.source)
+    if use.digest.startswith("commit:"):
+        from huggingface_hub import try_to_load_from_cache
+
+        repo, commit = use.source.partition("@")[0], use.digest.removeprefix("commit:")
+        found = try_to_load_from_cache(repo, "config.json", revision=commit)
+        folder = Path(found).parent if isinstance(found, str) else None
+    if folder is None or not folder.is_dir():
+        return None
+    read = read_checkpoint(folder, use.source, allow_pickle="allow_pickle" in use.flags)
+    return ModelInfo(use.source, use.digest, use.flags, "folder", folder, **vars(read))

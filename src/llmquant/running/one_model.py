@@ -160,6 +160,7 @@ def quantize(
         shown = replace(context, progress=progress)
         single: SingleFile | None = chosen.ask("single_file")
         if single is not None:
+            chosen.ask("check_export", info)
             return _export(info, chosen, target, single, shown)
         loaded = _load(info, chosen, shown, to_save=True)
         with replacing(target) as partial:

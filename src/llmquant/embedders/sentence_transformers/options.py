@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llmquant.errors import ModelError, OptionError
 from llmquant.models.folder import read_json
-from llmquant.models.hub import find_file
 from llmquant.models.info import ModelInfo
 from llmquant.study.embedding import EmbedderInfo, Similarity
 
@@ -105,7 +103,7 @@ def _pooled_width(settings: Mapping[str, Any]) -> int | None:  # Any: a JSON obj
 
 
 def _modules(model: ModelInfo) -> list[dict[str, Any]]:  # Any: a JSON object
-    path = _module_file(model, "modules.json")
+    path = model.file("modules.json")
     if path is None:
         return []
     try:
@@ -116,11 +114,5 @@ def _modules(model: ModelInfo) -> list[dict[str, Any]]:  # Any: a JSON object
 
 
 def _module_json(model: ModelInfo, name: str) -> dict[str, Any] | None:  # Any: a JSON object
-    path = _module_file(model, name)
+    path = model.file(name)
     return None if path is None else read_json(path)
-
-
-def _module_file(model: ModelInfo, name: str) -> Path | None:
-    if model.location is not None:
-        return model.location / name if (model.location / name).is_file() else None
-    return find_file(model.repo, model.commit, name) if model.repo and model.commit else None

@@ -18,38 +18,12 @@ from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llmquant.errors import UnsupportedError
 from llmquant.loading.causal_lm import load_tokenizer
-from llmquant.models.hub import find_file
+from llmquant.quantizers.gguf.support import Architecture, architecture_of, check_config, tensor_names
 from llmquant.quantizers.gguf.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """What llama.cpp's implementation of an architecture has.
-
-    Attributes:
-        neighbours: whether RoPE turns neighbouring rows; transformers turns the first half with the second.
-        biases: layers that may have a bias.
-    """
-
-    kind: gguf.MODEL_ARCH
-    neighbours: bool
-    biases: tuple[str, ...] = ()
-
-
-_QKV = ("q_proj", "k_proj", "v_proj")
-_MLP = ("gate_proj", "up_proj", "down_proj")
-_ARCHITECTURES = {
-    "llama": _Architecture(gguf.MODEL_ARCH.LLAMA, True, (*_QKV, "o_proj", *_MLP)),
-    "mistral": _Architecture(gguf.MODEL_ARCH.LLAMA, True),
-    "qwen2": _Architecture(gguf.MODEL_ARCH.QWEN2, False, _QKV),
-    "qwen3": _Architecture(gguf.MODEL_ARCH.QWEN3, False),
-}
-_ROPE = ("default", "linear", "llama3")
 
 
 @dataclass(frozen=True)
@@ -64,7 +38,7 @@ class GgufPlan:
 
     folder: Path
     model: ModelInfo
-    architecture: _Architecture
+    architecture: Architecture
     config: Any  # Any: transformers has no types
     names: Mapping[str, str]
     vocabulary: Vocabulary
@@ -76,43 +50,11 @@ def plan_file(folder: Path, model: ModelInfo) -> GgufPlan:
     Raises:
         UnsupportedError: naming what llama.cpp would do differently or cannot do.
     """
-    try:
-        return _plan(folder, model)
-    except UnsupportedError as error:
-        raise UnsupportedError(
-            f"{model.source} cannot be written as a .gguf file: {error.message}",
-            hint="llama.cpp's convert_hf_to_gguf.py and llama-quantize may support it.",
-        ) from error
-
-
-def _plan(folder: Path, model: ModelInfo) -> GgufPlan:
-    kind = model.config.get("model_type")
-    if kind not in _ARCHITECTURES or ("trust_remote_code" in model.flags and "auto_map" in model.config):
-        said = "it runs its own code" if kind in _ARCHITECTURES else f"its model type is {kind!r}"
-        raise UnsupportedError(f"{said}; supported are {', '.join(_ARCHITECTURES)}")
-    architecture, config = _ARCHITECTURES[kind], AutoConfig.from_pretrained(folder)
-    _check_config(config, architecture)
-    known = gguf.get_tensor_name_map(architecture.kind, config.num_hidden_layers)
-    names = {tensor.name: known.get_name(tensor.name, try_suffixes=(".weight", ".bias")) for tensor in model.weights}
-    for name, found in names.items():
-        layer, _, part = name.rpartition(".")
-        if not found or (part == "bias" and layer.rpartition(".")[2] not in architecture.biases):
-            raise UnsupportedError(f"llama.cpp has no place for {name}")
+    architecture, config = architecture_of(model), AutoConfig.from_pretrained(folder)
+    check_config(config.to_dict(), architecture)
+    names = tensor_names(model, architecture)
     vocabulary = read_vocabulary(load_tokenizer(folder, model), config.vocab_size)
     return GgufPlan(folder, model, architecture, config, names, vocabulary)
-
-
-def _check_config(config: Any, architecture: _Architecture) -> None:  # Any: transformers has no types
-    rope = config.rope_parameters
-    if config.hidden_act != "silu":
-        raise UnsupportedError(f"its activation is {config.hidden_act!r}, and llama.cpp computes 'silu'")
-    kinds = _ROPE if architecture.kind == gguf.MODEL_ARCH.LLAMA else _ROPE[:2]
-    if rope.get("rope_type") not in kinds or rope.get("partial_rotary_factor", 1) != 1:
-        raise UnsupportedError(f"its rotary settings are {dict(rope)}; supported are whole heads of {', '.join(kinds)}")
-    window = getattr(config, "sliding_window", None)
-    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
-    if window and window < config.max_position_embeddings and "sliding_attention" in layers:
-        raise UnsupportedError(f"its attention sees {window} tokens back, and llama.cpp's sees all")
 
 
 def write_file(
@@ -159,9 +101,7 @@ def _add_metadata(writer: gguf.GGUFWriter, plan: GgufPlan, file_type: str) -> No
     config, model = plan.config, plan.model
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(model.use().name.rpartition("/")[2])
-    card = (
-        find_file(model.repo, model.commit, "README.md") if model.repo and model.commit else plan.folder / "README.md"
-    )
+    card = model.file("README.md")
     with contextlib.suppress(yaml.YAMLError):  # the licence cannot be read from a damaged model card
         licence = gguf.Metadata.load_model_card(card and card.parent).get("license")
         if isinstance(licence, str):

@@ -237,8 +237,29 @@ class GgufOptions:
         shapes = {tensor.name: tensor.shape for tensor in model.weights}
         return tensor_bytes(shapes, block_types(shapes, model.text_config, self.file_type))
 
+    def check_export(self, model: ModelInfo) -> None:
+        """Refuse models that llama.cpp cannot load, or would compute differently.
+
+        Raises:
+            UnsupportedError: naming the reason.
+        """
+        from llmquant.quantizers.gguf.support import check_model
+
+        try:
+            check_model(model)
+        except UnsupportedError as error:
+            raise not_exported(model, error) from error
+
     def single_file(self) -> SingleFile:
         return SingleFile(".gguf", "llama-server -m")
 
     def requests(self) -> Mapping[str, Json]:
         return {"method": "gguf", "code": self.file_type, "compute_dtype": self.dtype}
+
+
+def not_exported(model: ModelInfo, reason: UnsupportedError) -> UnsupportedError:
+    """Say that a model cannot be written as a .gguf file."""
+    return UnsupportedError(
+        f"{model.source} cannot be written as a .gguf file: {reason.message}",
+        hint="llama.cpp's convert_hf_to_gguf.py and llama-quantize may support it.",
+    )

@@ -19,12 +19,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from llmquant.errors import NotHonouredError
+from llmquant.errors import NotHonouredError, UnsupportedError
 from llmquant.models.folder import Checkpoint, read_checkpoint
 from llmquant.models.gguf import read_gguf_header
 from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.quantizers.gguf.file import plan_file, write_file
-from llmquant.quantizers.gguf.options import BLOCK_TYPES, GgufOptions, block_types, in_block, tensor_bytes
+from llmquant.quantizers.gguf.options import (
+    BLOCK_TYPES,
+    GgufOptions,
+    block_types,
+    in_block,
+    not_exported,
+    tensor_bytes,
+)
 from llmquant.quantizers.reading import dtype_name, elements_by_dtype, only
 
 if TYPE_CHECKING:
@@ -92,7 +99,10 @@ class Gguf(Quantizer[GgufOptions]):
         )
 
     def check_export(self, folder: Path, model: ModelInfo) -> None:
-        plan_file(folder, model)
+        try:
+            plan_file(folder, model)
+        except UnsupportedError as error:
+            raise not_exported(model, error) from error
 
     def export(self, folder: Path, model: ModelInfo, out: Path, ctx: Context) -> AppliedQuantization:
         """Write the blocks that `prepare` dequantizes, and compare the file's header with the types of the blocks."""

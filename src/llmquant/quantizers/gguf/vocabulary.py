@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 import gguf
+from tokenizers import Tokenizer
 
 from llmquant.errors import UnsupportedError
 
@@ -81,6 +82,32 @@ class Vocabulary:
             writer.add_chat_template(self.chat_template)
 
 
+def check_tokenizer(backend: Tokenizer, rows: int | None) -> str:
+    """Return llama.cpp's name of a tokenizer's pre-tokenizer.
+
+    Args:
+        rows: number of rows of the embeddings; ``None`` if it is unknown.
+
+    Raises:
+        UnsupportedError: if llama.cpp would not encode texts as this tokenizer does.
+    """
+    state = json.loads(backend.to_str())
+    model = state["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback") or '"ByteLevel"' not in json.dumps(state):
+        found = model["type"] + " with byte fallback" * bool(model.get("byte_fallback"))
+        raise UnsupportedError(f"its tokenizer is not a byte-level BPE (found {found})")
+    digest = hash_of(backend.encode(_PROBE).ids)
+    if digest not in PRE_TOKENIZERS:
+        raise UnsupportedError(f"its pre-tokenizer is none of those known from llama.cpp (hash {digest})")
+    last = max(backend.get_vocab().values())
+    if rows is not None and last >= rows:
+        raise UnsupportedError(f"its tokenizer has the token id {last}, and the embeddings have {rows} rows")
+    for index, token in backend.get_added_tokens_decoder().items():
+        if token.lstrip or token.rstrip or token.single_word:
+            raise UnsupportedError(f"its token {token.content!r} ({index}) takes spaces or whole words only")
+    return PRE_TOKENIZERS[digest]
+
+
 def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:  # Any: transformers has no types
     """Read a tokenizer of transformers.
 
@@ -91,21 +118,11 @@ def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:  # Any: transforme
         UnsupportedError: if llama.cpp would not encode texts as this tokenizer does.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = {} if backend is None else json.loads(backend.to_str())
-    model = state.get("model", {})
-    if model.get("type") != "BPE" or model.get("byte_fallback") or '"ByteLevel"' not in json.dumps(state):
-        found = model.get("type", type(tokenizer).__name__) + " with byte fallback" * bool(model.get("byte_fallback"))
-        raise UnsupportedError(f"its tokenizer is not a byte-level BPE (found {found})")
-    digest = hash_of(tokenizer.encode(_PROBE))
-    if digest not in PRE_TOKENIZERS:
-        raise UnsupportedError(f"its pre-tokenizer is none of those known from llama.cpp (hash {digest})")
-    normal = {index: token for token, index in tokenizer.get_vocab().items()}
-    added = tokenizer.added_tokens_decoder
-    if max(normal) >= rows:
-        raise UnsupportedError(f"its tokenizer has the token id {max(normal)}, and the embeddings have {rows} rows")
-    for index, token in added.items():
-        if token.lstrip or token.rstrip or token.single_word:
-            raise UnsupportedError(f"its token {token.content!r} ({index}) takes spaces or whole words only")
+    if backend is None:
+        raise UnsupportedError(f"its tokenizer is not a byte-level BPE (found {type(tokenizer).__name__})")
+    pre = check_tokenizer(backend, rows)
+    normal = {index: token for token, index in backend.get_vocab().items()}
+    added = backend.get_added_tokens_decoder()
     tokens, types = [], []
     for index in range(rows):
         token, kind = normal.get(index, f"[PAD{index}]"), gguf.TokenType.NORMAL
@@ -117,12 +134,12 @@ def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:  # Any: transforme
         types.append(kind)
     kinds = ("bos", "eos", "unk", "pad")
     special = {kind: index for kind in kinds if (index := getattr(tokenizer, f"{kind}_token_id")) is not None}
-    template = tokenizer.chat_template
+    template, merges = tokenizer.chat_template, json.loads(backend.to_str())["model"]["merges"]
     return Vocabulary(
-        PRE_TOKENIZERS[digest],
+        pre,
         tokens,
         types,
-        [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]],
+        [pair if isinstance(pair, str) else " ".join(pair) for pair in merges],
         special,
         _adds(tokenizer, special),
         [{"name": n, "template": text} for n, text in template.items()] if isinstance(template, dict) else template,
