@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmquant.errors import OptionError, RequestError
+from llmquant.machine.streams import libraries_to_log
 from llmquant.models.info import ModelInfo
 from llmquant.planning.hub_rows import refuse_missing_rows
 from llmquant.planning.lookup import inspect_subject
@@ -30,8 +31,12 @@ from llmquant.study.run import REFERENCE_FILE, Result
 from llmquant.study.study import Model, Plugin
 
 
+@libraries_to_log()
 def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0) -> LoadedModel:
     """Load a causal language model in this process, quantized.
+
+    What other libraries print on standard error is logged at level INFO, which ``logging.basicConfig(level="INFO")``
+    shows.
 
     Raises:
         RequestError: if the model or the quantizer is wrong.
@@ -50,6 +55,7 @@ def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "au
         return loaded
 
 
+@libraries_to_log()
 def load_embedder(
     model: str, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0
 ) -> LoadedEmbedder:
