@@ -74,6 +74,16 @@ def test_h_is_help(cli: Callable, words):
     assert "Usage: " in out
 
 
+@pytest.mark.parametrize("words", [(), ("cache",), ("plugins",)])
+def test_what_a_command_does_is_not_cut(cli: Callable, words):
+    """Each line of a list of commands ends with its sentence."""
+    _, out, _ = cli(*words, "--help")
+    lines = out.partition("Commands:")[2].split("\n\n")[0].splitlines()
+    described = list(filter(None, lines))
+    assert described
+    assert all(line.endswith(".") and not line.endswith("...") for line in described)
+
+
 @pytest.mark.parametrize(
     ("option", "begun", "found"),
     [

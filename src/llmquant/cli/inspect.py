@@ -56,7 +56,9 @@ AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Pri
 
 @inspect_app.command()
 def report(
-    store: Annotated[str, typer.Argument(help="Store folder, or a file from `report --format json`.")] = "results",
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Store folder, or a file from `report --format json`.")
+    ] = "results",
     study: Annotated[
         str | None,
         typer.Option(autocompletion=complete_study, help="Study id, or its beginning (default: the newest study)."),
@@ -135,7 +137,7 @@ def report(
 def tasks(
     pattern: Annotated[
         str,
-        typer.Argument(help="mteb benchmark such as ViDoRe(v1), or part of a task's name."),
+        typer.Argument(metavar="PATTERN", help="mteb benchmark such as ViDoRe(v1), or part of a task's name."),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -185,7 +187,10 @@ def tasks(
 
 @cache_app.command("list")
 def cache_list(as_json: AsJson = False) -> None:
-    """List the entries of the cache with their sizes and the time of their last use, the longest unused first."""
+    """List entries, the longest unused first.
+
+    Each entry is shown with its size and the time of its last use.
+    """
     from datetime import UTC, datetime
 
     from llmquant.results.report.table import Column, Table

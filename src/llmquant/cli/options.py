@@ -77,6 +77,7 @@ Quantizers = Annotated[
     typer.Option(
         "--quantizer",
         "-q",
+        metavar="PRESETS",
         autocompletion=_completed(_presets),
         help='Preset or call, for example bnb_4bit_nf4 or "gptq(bits=3)"; several: a,b or -q a -q b (default: '
         "bf16_baseline, bnb_8bit, bnb_4bit_nf4, bnb_4bit_fp4, gptq_4bit_g128, awq_4bit_g128, without what cannot run "
@@ -88,6 +89,7 @@ Evaluators = Annotated[
     typer.Option(
         "--evaluator",
         "-e",
+        metavar="EVALUATORS",
         autocompletion=_completed(_evaluators),
         help='Evaluator, for example memory or "lm_eval(coqa)"; several: a,b or -e a -e b (default: lm_eval(coqa), '
         "perplexity, memory, latency; embedders: mteb(ViDoRe(v1)), mteb(ViDoRe(v2))).",
@@ -98,6 +100,7 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         "-t",
+        metavar="TASKS",
         autocompletion=_completed(_lm_eval_tasks),
         help='lm-eval task, for example coqa: "-t coqa" is short for -e "lm_eval(coqa)"; several: a,b or -t a -t b.',
     ),
@@ -149,6 +152,7 @@ MarginOption = Annotated[
     list[str] | None,
     typer.Option(
         "--margin",
+        metavar="LOSS",
         help="Largest acceptable loss: points of scores in percent, for example 1 (default: 2); of perplexity in "
         'percent, for example "perplexity=1%" (default: 2%); of any other score for example "bleu=0.5".',
     ),
@@ -165,7 +169,9 @@ MaxLatency = Annotated[
 ]
 MaxLoss = Annotated[
     list[str] | None,
-    typer.Option(help="Recommend a variant that loses at most this; written as --margin (default: the margin)."),
+    typer.Option(
+        metavar="LOSS", help="Recommend a variant that loses at most this; written as --margin (default: the margin)."
+    ),
 ]
 FailOn = Annotated[
     str | None,

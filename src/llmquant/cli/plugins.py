@@ -41,13 +41,15 @@ def plugins_list(as_json: AsJson = False, verbose: Traceback = False) -> None:
 def plugins_check(
     name: Annotated[
         str,
-        typer.Argument(help="Plugin, preset or call, kind:name, or package, for example 'rtn(bits=3)'."),
+        typer.Argument(
+            metavar="NAME", help="Plugin, preset or call, kind:name, or package, for example 'rtn(bits=3)'."
+        ),
     ],
     verbose: Traceback = False,
 ) -> None:
-    """Run all checks of an installed plugin on a tiny model, and print how to fix each failure.
+    """Check an installed plugin on a tiny model.
 
-    Exit code 1 if a check fails.
+    Each failure is printed with how to fix it. The exit code is 1 if a check fails.
     """
     from llmquant.plugins.checking import matching
     from llmquant.plugins.registry import registry
