@@ -66,8 +66,11 @@ class _Lines(io.TextIOBase):
     """
 
     def __init__(self, shown: TextIO) -> None:
-        self.writes, self.fileno = self._log_lines, shown.fileno
-        self._logging = False
+        self.writes = self._log_lines
+        self._shown, self._logging = shown, False
+
+    def fileno(self) -> int:
+        return self._shown.fileno()
 
     def write(self, text: str) -> int:
         return self.writes(text)
