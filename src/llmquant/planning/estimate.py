@@ -24,8 +24,8 @@ _CONTEXT_TOKENS = 2048
 # Memory of the CUDA context and libraries per process: 0.3 to 0.6 GiB on current GPUs.
 _CUDA_BYTES = 512 * 2**20
 # Rough rates: (multiply-add operations per second for prefill, bytes per second for decoding).
-_RATES: dict[Device, tuple[float, float]] = {"cpu": (2.5e10, 6e9), "cuda": (5e13, 8e11), "mps": (3e12, 1.5e11)}
-_START_S = 20.0
+_RATES: dict[Device, tuple[float, float]] = {"cpu": (6e10, 1.2e10), "cuda": (5e13, 8e11), "mps": (3e12, 1.5e11)}
+_START_S = 10.0
 
 
 @dataclass(frozen=True)
