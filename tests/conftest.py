@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -41,6 +42,12 @@ def pytest_configure() -> None:
     import sitecustomize  # noqa: F401 - importing it does it
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of every later collection of garbage, which takes a second with torch loaded."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a Llama checkpoint of 2 layers with a tokenizer of its own; equal bytes every time."""
@@ -49,7 +56,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from llmquant.testing import tiny_causal_lm
 
     torch.set_num_threads(1)
-    return tiny_causal_lm(tmp_path_factory.mktemp("models") / "tiny-llama")
+    made = tiny_causal_lm(tmp_path_factory.mktemp("models") / "tiny-llama")
+    pytest_collection_finish()  # it has imported the rest
+    return made
 
 
 @pytest.fixture(scope="session")
