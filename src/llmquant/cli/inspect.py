@@ -243,8 +243,8 @@ def doctor(as_json: AsJson = False) -> None:
             say(f"  {'':22} {finding.cure}")
 
 
-def print_tables(tables: Sequence[Table], *, explain: bool = False) -> None:
-    """Print tables at the terminal's width; with `explain`, with all of their footnotes."""
+def print_tables(tables: Sequence[Table], *, explain: bool = True) -> None:
+    """Print tables at the terminal's width, with all of their footnotes or the first ones."""
     from rich.console import Console
 
     from llmquant.results.report.text import print_tables as show

@@ -202,7 +202,7 @@ Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin checkpoints; reading such a checkpoint can run code.")
 ]
 Explain = Annotated[
-    bool, typer.Option("--explain", help="Print all footnotes of each table, not only the three that matter most.")
+    bool, typer.Option("--explain", help="Print all footnotes and list items, not only the first of each table.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result, without progress and notes.")]
 Verbose = Annotated[

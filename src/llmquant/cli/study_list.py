@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from llmquant.errors import OptionError, StoreError
+from llmquant.results.report.names import ShortNames
 from llmquant.results.report.table import Column, Table
 from llmquant.results.rows import label, variants
 from llmquant.storage.store import Store
 from llmquant.study.call import Call
-from llmquant.study.counting import counted
+from llmquant.study.counting import counted, some
 from llmquant.study.record import StudyRecord
 
 
@@ -28,11 +27,13 @@ def study_tables(store: Store) -> list[Table]:
             continue
         started = record.started_at[:16].replace("T", " ") or "–"
         rows.append((study, started, _state(store, record)))
-        compared += [
-            f"{study} models: {_listed(record.model_names.values())}",
-            f"{study} variants: {_listed(label(record, variant) for variant in variants(record))}",
-            f"{study} evaluators: {_listed(_short(experiment.evaluator.label) for experiment in record.experiments)}",
-        ]
+        labels = [label(record, variant) for variant in variants(record)]
+        short = ShortNames.of(labels)
+        evaluators = (_short(experiment.evaluator.label) for experiment in record.experiments)
+        compared.append(
+            f"{study}: {some(record.model_names.values())}; variants {some(map(short.name, labels))}; "
+            f"evaluators {some(evaluators)}"
+        )
     tables = [Table(f"{counted(len(rows), 'study')} in {store.root}", columns, tuple(rows))]
     return [*tables, Table("compared and measured", footnotes=tuple(compared))] if compared else tables
 
@@ -42,10 +43,6 @@ def _state(store: Store, record: StudyRecord) -> str:
     failed = sum(run is not None and run.status == "failed" for run in runs)
     done = sum(run is not None for run in runs) - failed
     return f"{done} of {len(runs)} done" + (f", {failed} failed" if failed else "")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
 
 
 def _short(evaluator: str) -> str:

@@ -280,7 +280,7 @@ class Comparison:
         return to_frame(self.rows()) if all else narrow_frame(self.rows())
 
     def to_text(self, *, width: int = 120, explain: bool = False) -> str:
-        """Return the summary as plain text; with `explain`, all footnotes of a table and not only three."""
+        """Return the summary as plain text; with `explain`, all footnotes and items of lists, not only the first."""
         from llmquant.results.report.summary import tables
         from llmquant.results.report.text import render
 

@@ -14,6 +14,7 @@ from llmquant.results.report.block import Block, blocks
 from llmquant.results.report.curves import divergence_charts, pareto_charts
 from llmquant.results.report.flips import flips_html
 from llmquant.results.report.html import STYLE, to_html_parts
+from llmquant.results.report.names import ShortNames
 from llmquant.results.report.protocol import again, protocol_table, study_toml, versions
 from llmquant.results.report.strips import cost_charts, forests, pooled_forest
 from llmquant.results.report.summary import heading, study_line, summary
@@ -68,11 +69,13 @@ def to_html_page(
         kept: gives the folder of what a run kept; ``None`` if only the record is available.
     """
     rows, record = found.rows(), found.record
-    grouped = blocks(rows)
     tables = summary(rows, record, changes=found.changes())
+    short = ShortNames.of(row.variant for row in rows)
+    rows = [replace(row, variant=short.name(row.variant)) for row in rows]
+    grouped = blocks(rows)
     points = pareto(rows)
     parts = [
-        _answer(grouped, tables, found.recommendations(limits, max_loss)),
+        _answer(grouped, tables, found.recommendations(limits, max_loss), short),
         _box("Protocol: how this was measured", to_html_parts([replace(protocol_table(record, found.runs), title="")])),
         *(_model(block, tables, [p for p in points if p.model == block.model]) for block in grouped),
         *(_section(table.title, table) for table in tables if not table.heading and table.title not in _ENDS),
@@ -90,14 +93,16 @@ def to_html_page(
     )
 
 
-def _answer(grouped: Sequence[Block], tables: Sequence[Table], advice: Sequence[Recommendation]) -> str:
+def _answer(
+    grouped: Sequence[Block], tables: Sequence[Table], advice: Sequence[Recommendation], short: ShortNames
+) -> str:
     """Write the verdicts as sentences, each with its table and chart, and what to ship."""
     verdicts = [(block, t) for block in grouped for t in tables if t.is_verdict and t.heading == heading(block)]
     parts = []
     for block, table in verdicts:
         model = f"<h3>{html_text(table.heading)}</h3>" if len(verdicts) > 1 else ""
         body = to_html_parts([replace(table, title="", heading="")])
-        ship = "".join(_advice(each) for each in advice if each.model == block.model)
+        ship = "".join(_advice(each, short) for each in advice if each.model == block.model)
         parts.append(
             f'<section class="answer">{model}<p class="verdict">{html_text(table.title)}</p>'
             f'<div class="charts"><div>{body}</div>{pooled_forest(block)}</div>{ship}</section>'
@@ -105,8 +110,8 @@ def _answer(grouped: Sequence[Block], tables: Sequence[Table], advice: Sequence[
     return "".join(parts)
 
 
-def _advice(advice: Recommendation) -> str:
-    first, *reasons = advice.sentences()
+def _advice(advice: Recommendation, short: ShortNames) -> str:
+    first, *reasons = map(short.text, advice.sentences())
     items = "<ul>" + "".join(f"<li>{html_text(reason)}</li>" for reason in reasons) + "</ul>"
     if len(reasons) > _REASONS:
         items = f"<details><summary>Why not the other {len(advice.ruled_out)}</summary>{items}</details>"

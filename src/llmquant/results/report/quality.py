@@ -15,7 +15,7 @@ from llmquant.results.report.table import Cell, Column, Table, decimals_for, dec
 from llmquant.results.report.verdict import TONES
 from llmquant.results.row import SAME_AS_PERPLEXITY, Row
 from llmquant.study.call import Call
-from llmquant.study.counting import counted
+from llmquant.study.counting import counted, some
 from llmquant.study.margins import is_share
 
 _AT_K = re.compile(r"_at_(\d+)$")
@@ -198,7 +198,7 @@ def _warnings(rows: Sequence[Row], measures: Sequence[Measure]) -> list[str]:
     notes += [f"No verdict: {reason}." for reason in dict.fromkeys(row.no_verdict for row in rows if row.no_verdict)]
     real = [f"{row.variant} in {names(row)[0]}" for row in rows if row.real == "loss" and row.verdict != "worse"]
     if real:
-        notes.append(f"Real losses, as the interval excludes zero, whatever the verdict: {', '.join(real)}.")
+        notes.append(f"Real losses, as the interval excludes zero, whatever the verdict: {some(real)}.")
     scored = {Measure.of(row): row.n or 0 for row in rows if row.is_baseline}
     notes += [
         f"{row.variant}, {_title(Measure.of(row), measures)}: compared on {counted(row.pairs, 'document')} in common."
@@ -216,7 +216,7 @@ def _unpaired(block: Block, measures: Sequence[Measure]) -> list[str]:
         others = [row for row in block.column(measure) if not row.is_baseline]
         for reason in dict.fromkeys(row.no_interval for row in others if row.no_interval):
             concerned = [row.variant for row in others if row.no_interval == reason]
-            whose = "" if len(concerned) == len(others) else f" of {', '.join(concerned)}"
+            whose = "" if len(concerned) == len(others) else f" of {some(concerned)}"
             by_reason.setdefault(reason, []).append(_title(measure, measures) + whose)
     return [f"No interval for {', '.join(names)}: {reason}." for reason, names in by_reason.items()]
 

@@ -12,11 +12,13 @@ from llmquant.results.report.answers import answers_table
 from llmquant.results.report.block import Block, blocks
 from llmquant.results.report.cost import cost_tables, money_table
 from llmquant.results.report.fidelity import fidelity_tables
+from llmquant.results.report.names import ShortNames
 from llmquant.results.report.quality import quality_table
 from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.table import Table
 from llmquant.results.report.verdict import verdict_table
 from llmquant.results.row import Row, failures, missing
+from llmquant.study.counting import some
 from llmquant.study.margins import DEFAULT
 from llmquant.study.record import StudyRecord
 
@@ -57,6 +59,9 @@ def summary(
     Returns:
         Tables in reading order. Only the smallest and largest conditions are shown; the rows have all.
     """
+    short = ShortNames.of(row.variant for row in rows)
+    rows = [replace(row, variant=short.name(row.variant)) for row in rows]
+    changes = [replace(change, variant=short.name(change.variant)) for change in changes]
     grouped = blocks(rows)
     verdicts = [(block, table) for block in grouped if (table := verdict_table(block)) is not None]
     found = [replace(table, heading=heading(block)) for block, table in verdicts]
@@ -69,7 +74,7 @@ def summary(
         hardware = ", ".join(dict.fromkeys(hardware_text(row.hardware) for row in block.rows if row.hardware))
         if hardware and tables:
             tables[-1] = replace(tables[-1], footnotes=(*tables[-1].footnotes, f"Measured on {hardware}."))
-        notes = (*_applied(block), *(note for note in record.notes if _is_about(note, block)))
+        notes = (*short.notes, *_applied(block), *(note for note in record.notes if _is_about(note, block)))
         tables += [Table("Model and variants", footnotes=notes)] if notes else []
         found += [replace(table, heading=heading(block)) for table in tables]
     paid = money_table(rows)
@@ -80,7 +85,7 @@ def summary(
     return found + [
         Table(
             f"Recommendation{f' for {advice.model}' if several else ''}",
-            footnotes=tuple(advice.sentences()),
+            footnotes=tuple(map(short.text, advice.sentences())),
             code=advice.use,
         )
         for advice in recommended
@@ -111,8 +116,8 @@ def _applied(block: Block) -> list[str]:
             notes.setdefault(f"{row.task}: {row.evaluator_note}", {})[row.variant] = None
     found = []
     if len(dtypes) > 1:
-        found.append("Computes in " + "; in ".join(f"{d}: {', '.join(v)}" for d, v in dtypes.items()) + ".")
-    return found + [f"{', '.join(labels)}: {note.rstrip('.')}." for note, labels in notes.items()]
+        found.append("Computes in " + "; in ".join(f"{d}: {some(v)}" for d, v in dtypes.items()) + ".")
+    return found + [f"{some(labels)}: {note.rstrip('.')}." for note, labels in notes.items()]
 
 
 def _is_about(note: str, block: Block) -> bool:
@@ -133,7 +138,7 @@ def _failed(rows: Sequence[Row]) -> list[str]:
         for variant in dict.fromkeys(row.variant for row in group):
             evaluators = ", ".join(row.evaluator for row in group if row.variant == variant)
             shared.setdefault(evaluators, []).append(variant)
-        named = "; ".join(f"{', '.join(variants)} · {evaluators}" for evaluators, variants in shared.items())
+        named = "; ".join(f"{some(variants)} · {evaluators}" for evaluators, variants in shared.items())
         what = f"{model} · {named}" if model else named
         reason = ": ".join(part for part in (kind, message) if part)
         lines.append(f"{what}: {reason} (log: {_log(group[0])})")

@@ -16,12 +16,12 @@ from llmquant.study.neutral import markdown_text, printable
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
 # A label may take so much of the width before it is wrapped.
 _LABEL_SHARE = 0.45
-# And so much, that none of its words is broken.
+# And so much, that none of its words is broken, where the other columns leave room.
 _WORD_SHARE = 0.6
 # Spaces between two columns.
 _GAP = 3
-# So many footnotes of a table are shown unless more are asked for.
-_FOOTNOTES = 3
+# So many footnotes of a table, or items of a list, are shown unless more are asked for.
+_FOOTNOTES, _ITEMS = 3, 10
 
 
 def print_tables(tables: Iterable[Table], console: Console, *, explain: bool = False) -> None:
@@ -29,7 +29,7 @@ def print_tables(tables: Iterable[Table], console: Console, *, explain: bool = F
 
     Args:
         tables: in reading order; one wider than the console is split between columns, its first one repeated.
-        explain: print all footnotes of a table, not only the first three.
+        explain: print all footnotes of a table, not only the first three, and all items of a list, not only ten.
     """
     for part in _parts(tables, console.width, explain=explain):
         console.print(part, soft_wrap=isinstance(part, Text) and part.no_wrap is True)
@@ -88,16 +88,19 @@ def _aligned(table: Table, split: Sequence[Sequence[int]], width: int) -> list[i
 def _natural_width(table: Table, columns: Sequence[int], width: int) -> int:
     # So wide that nothing wraps but labels, whose limit is a share of the real width.
     console = Console(width=10_000, color_system=None, force_jupyter=False)
-    return Measurement.get(console, console.options, _rich(table, columns, width)).maximum
+    return Measurement.get(console, console.options, _rich(table, columns, width, roomy=False)).maximum
 
 
-def _rich(table: Table, columns: Sequence[int], width: int, widths: Sequence[int] = ()) -> RichTable:
+def _rich(
+    table: Table, columns: Sequence[int], width: int, widths: Sequence[int] = (), *, roomy: bool = True
+) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     longest = max((len(word) for row in table.cells() for word in row[0].text.split()), default=0)
     for place, index in enumerate(columns):
         column = table.column(index)
         heading = Text("\n".join(filter(None, column.name)), justify=column.align)
-        most = None if index else max(16, int(width * _LABEL_SHARE), min(longest, int(width * _WORD_SHARE)))
+        word = min(longest, int(width * _WORD_SHARE)) if roomy else 0
+        most = None if index else max(16, int(width * _LABEL_SHARE), word)
         least = widths[place] if widths else None
         rich.add_column(
             heading, justify=column.align, vertical="bottom", overflow="fold", min_width=least, max_width=most
@@ -111,12 +114,14 @@ def _footnotes(table: Table, *, explain: bool) -> RichTable:
     grid = RichTable.grid(padding=(0, 1))
     grid.add_column()
     grid.add_column(overflow="fold")
-    shown = table.footnotes if explain or not table.columns else table.footnotes[:_FOOTNOTES]
+    shown = table.footnotes if explain else table.footnotes[: _FOOTNOTES if table.columns else _ITEMS]
     for note in shown:
         grid.add_row("·" if table.columns else "-", Text(note))
     if len(shown) < len(table.footnotes):
         more = len(table.footnotes) - len(shown)
-        grid.add_row("·", Text(f"{more} more with --explain (in Python: explain=True)", style="dim"))
+        grid.add_row(
+            "·" if table.columns else "-", Text(f"{more} more with --explain (in Python: explain=True)", style="dim")
+        )
     return grid
 
 

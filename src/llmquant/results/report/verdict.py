@@ -8,6 +8,7 @@ from llmquant.results.pooled import pooled_margin
 from llmquant.results.report.block import Block
 from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, number, number_apart
 from llmquant.results.row import Row
+from llmquant.study.counting import some
 
 TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good", "no worse": "good"}
 
@@ -24,9 +25,9 @@ def verdict_table(block: Block) -> Table | None:
     units = " or ".join(sorted({row.unit for row in rows if row.unit}, reverse=True))
     columns = (
         Column(("variant",), align="left"),
-        Column((f"difference{units and ', '}{units}", "[95% interval]")),
-        Column(("no worse", "than")),
-        Column(("verdict",), align="left"),
+        Column((f"difference{units and ', '}{units}", "[95% interval]"), "verdict"),
+        Column(("no worse", "than"), "verdict"),
+        Column(("verdict",), "verdict", "left"),
     )
     cells = tuple(
         (
@@ -96,7 +97,7 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     silent = [f"not judged, as {row.no_verdict}" if row.no_verdict else row.evaluator_note for row in rows]
     for reason in dict.fromkeys(filter(None, silent)):
         labels = [row.variant for row, own in zip(rows, silent, strict=True) if own == reason]
-        notes.append(f"{', '.join(labels)}: {reason}.")
+        notes.append(f"{some(labels)}: {reason}.")
     if over:
         unit = "a difference of -1 is a loss as large as the margin of its task"
         scale = unit if any(row.unit == "margins" for row in rows) else "a negative difference is a loss"
@@ -107,7 +108,7 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.documents_needed is not None and row.n is not None
     ]
-    return [*notes, f"Documents that would decide: {'; '.join(needed)}."] if needed else notes
+    return [*notes, f"Documents that would decide: {some(needed, between='; ')}."] if needed else notes
 
 
 def _of(row: Row) -> str:
