@@ -215,7 +215,7 @@ def test_an_empty_prompt_is_refused(evaluate):
 def test_a_chat_template_that_fails_is_refused(evaluate, subject, template):
     """Also where there are several and none is the default."""
     subject.tokenizer.chat_template = template
-    with pytest.raises(RunError, match=r"the chat template of .* fails: "):
+    with pytest.raises(RunError, match=r"the chat template of .* fails on a question: "):
         evaluate(GENERATION, apply_chat_template=True)
 
 

@@ -12,7 +12,6 @@ from huggingface_hub import constants
 import llmquant as lq
 from llmquant.evaluators.lm_eval.generation import LENGTHS, wrong_settings
 from llmquant.loading.small_files import check_small_files
-from llmquant.models.chat import require_chat_template
 from llmquant.models.info import ModelInfo
 from llmquant.planning.lookup import inspect_subject
 from llmquant.plugins.registry import registry
@@ -57,20 +56,6 @@ def test_an_architecture_that_transformers_does_not_know_costs_no_weights(folder
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "foo"}))
     with pytest.raises(lq.errors.ModelError, match=r"cannot load .* does not recognize this architecture"):
         check_small_files(inspected(folder, tmp_path), Cache(tmp_path / "cache"))
-
-
-def test_a_chat_needs_a_template_when_the_study_is_planned(folder: Path, tmp_path: Path):
-    """The template may be in a file of its own or among the tokenizer's settings."""
-    (folder / "chat_template.jinja").rename(folder / "kept")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    info = inspected(folder, tmp_path)
-    with pytest.raises(lq.errors.UnsupportedError, match="has no chat template"):
-        require_chat_template(info)
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
-    require_chat_template(info)
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "kept").rename(folder / "chat_template.jinja")
-    require_chat_template(info)
 
 
 @pytest.mark.parametrize(

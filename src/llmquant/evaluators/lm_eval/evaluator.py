@@ -25,6 +25,7 @@ from llmquant.engine.decode import ROUNDED
 from llmquant.engine.lm import TreeLM
 from llmquant.errors import RunError
 from llmquant.evaluators.lm_eval.answers import HINT, mistake
+from llmquant.evaluators.lm_eval.chat import check_template, settings_of
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
 from llmquant.evaluators.lm_eval.documents import LocalRows
 from llmquant.evaluators.lm_eval.generation import LENGTHS
@@ -78,21 +79,24 @@ class LmEval(Evaluator[LmEvalOptions]):
         """
         provide_squad_metrics()
         if self.options.apply_chat_template:
-            _check_chat(subject)
+            _check_chat(subject, self.options)
         for part in self.options.parts():
             with tempfile.TemporaryDirectory(prefix="llmquant-") as scratch, _quiet():
                 found = list(_evaluate(part, subject, ctx, Path(scratch)))
             yield from found
 
 
-def _check_chat(subject: LoadedModel) -> None:
-    hint = "Omit apply_chat_template, or use a chat model."
+def _check_chat(subject: LoadedModel, options: LmEvalOptions) -> None:
     if not subject.tokenizer.chat_template:
-        raise RunError(f"{subject.info.source} has no chat template", hint=hint)
-    try:
-        subject.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
-    except Exception as error:  # a template may raise anything
-        raise RunError(f"the chat template of {subject.info.source} fails: {error}", hint=hint) from error
+        raise RunError(f"{subject.info.source} has no chat template", hint="Omit apply_chat_template.")
+
+    settings = settings_of(options)
+
+    def render(chat: list[dict[str, str]], opens: bool) -> str:
+        found = subject.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=opens, **settings)
+        return str(found)
+
+    check_template(subject.info.source, render, options.system_instruction, RunError)
 
 
 def _evaluate(options: LmEvalOptions, subject: LoadedModel, ctx: Context, scratch: Path) -> Iterator[Result]:

@@ -103,8 +103,8 @@ class LmEvalOptions:
             MissingDependencyError: if lm-eval is not installed.
             RequestErrors: for several of these errors.
         """
+        from llmquant.evaluators.lm_eval.chat import check_files
         from llmquant.evaluators.lm_eval.generation import wrong_settings
-        from llmquant.models.chat import require_chat_template
 
         errors: list[RequestError] = list(wrong_settings(self.gen_kwargs or {}))
         for task in self.tasks:
@@ -114,7 +114,7 @@ class LmEvalOptions:
                 errors.append(error)
         if self.apply_chat_template:
             try:
-                require_chat_template(model)
+                check_files(model, self)
             except RequestError as error:
                 errors.append(error)
         raise_all(errors)
