@@ -382,6 +382,43 @@ def test_the_words_of_output_are_in_the_glossary(command, tiny_model, monkeypatc
     assert [word for word in sorted(words) if not re.search(rf"\b{re.escape(word)}", glossary)] == []
 
 
+# Names of makers, models and packages in the texts of plugins.
+_PROPER = {
+    "AMD",
+    "EPYC",
+    "EleutherAI",
+    "GPTQModel",
+    "GME",
+    "Qwen2",
+    "VL",
+    "CLIP",
+    "SigLIP",
+    "NetraEmbed",
+    "ColNetraEmbed",
+}
+
+
+@pytest.mark.parametrize("command", ["demo", "report", "plan", "plugins"])
+def test_the_terms_of_output_are_in_the_glossary(command, tiny_model, monkeypatch, capsys):
+    """Abbreviations, number formats, and what a footnote explains before a colon, without names of variants."""
+    glossary = (ROOT / "docs" / "glossary.md").read_text()
+    ((_, output),) = _blocks(ROOT / "README.md", "text")
+    if command == "report":
+        study = realistic_study()
+        output = lq.Comparison(study.record, study.runs, study.read).to_text(explain=True)
+    elif command != "demo":
+        asked = {"plan": ["plan", str(tiny_model), "-q", "bnb_4bit_nf4", "-e", "memory"], "plugins": ["plugins"]}
+        assert _run(asked[command], monkeypatch) == 0
+        output = capsys.readouterr().out
+    text = re.sub(r"presets:.*|\S*[_/(=]\S*|\S+-\S*\d\S*|\w+Error|Each fits on: .*", "", output)
+    short = re.findall(r"\b(?:\w*[A-Z]\w*[A-Z]\w*|(?:int|float|nf|fp|p)\d+)\b", text)
+    notes = [line[2:] for line in re.sub(r"\n  +", " ", text).splitlines() if line.startswith(("· ", "- "))]
+    explained = [term for note in notes for term in re.findall(r"(?:^|[;.] )([A-Za-z][a-z ]{1,25}):", note)]
+    assert short or explained
+    missing = {term for term in {*short} - _PROPER if not re.search(rf"\b{re.escape(term)}\b", glossary)}
+    assert missing | {term for term in explained if term.lower() not in glossary.lower()} == set()
+
+
 def test_numbers_in_tables_are_right():
     """Sums of bits per weight are right, and the tables of documents and margins are what the program computes."""
     sums = re.findall(r"([\d.]+ \+ [\d/+ .]*\d) = ([\d.]*\d)", (ROOT / "docs" / "quantized-weights.md").read_text())

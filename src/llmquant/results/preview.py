@@ -55,7 +55,13 @@ def preview(study: Study, *, executor: str | Executor = "local", store: str | Pa
         if not (study.quantizers or study.evaluators):
             infos = [inspect_subject(request, registry(), Cache.default()) for request in study.models]
             names = model_names(info.use() for info in infos)
-            every = {names[info.digest]: estimate_all(info, registry(), where.device) for info in infos}
+            every = {
+                (name := names[info.digest]): [
+                    replace(size, refused=size.refused and size.refused.replace(info.source, name))
+                    for size in estimate_all(info, registry(), where.device)
+                ]
+                for info in infos
+            }
             return Preview(every, None, {})
         planned = resolve(study, registry(), Cache.default(), where)
         sizes = {

@@ -16,7 +16,7 @@ from llmquant.study.neutral import markdown_text, printable
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
 # A label may take so much of the width before it is wrapped.
 _LABEL_SHARE = 0.45
-# And so much, that none of its words is broken, where the other columns leave room.
+# And so much, that none of its words is broken, unless the table would have two parts more.
 _WORD_SHARE = 0.6
 # Spaces between two columns.
 _GAP = 3
@@ -52,58 +52,66 @@ def _parts(tables: Iterable[Table], width: int, *, explain: bool) -> Iterator[Re
             yield from (Text(table.heading, style="bold underline"), Text())
         heading = table.heading
         yield Text(table.title, style="bold")
-        split = _split(table, width)
-        widths = _aligned(table, split, width)
+        label = _label_width(table, width)
+        split = _split(table, width, label)
+        widths = _aligned(table, split, width, label)
         for index, columns in enumerate(split):
             if index:
                 yield Text()
-            yield _rich(table, columns, width, widths)
+            yield _rich(table, columns, label, widths)
         if table.footnotes:
             yield _footnotes(table, explain=explain)
         yield from (Text(f"  {line}", no_wrap=True) for line in table.code)
 
 
-def _split(table: Table, width: int) -> list[list[int]]:
+def _label_width(table: Table, width: int) -> int:
+    longest = max((len(word) for row in table.cells() for word in row[0].text.split()), default=0)
+    least = max(16, int(width * _LABEL_SHARE))
+    whole = max(least, min(longest, int(width * _WORD_SHARE)))
+    return whole if len(_split(table, width, whole)) <= len(_split(table, width, least)) + 1 else least
+
+
+def _split(table: Table, width: int, label: int) -> list[list[int]]:
     """Choose the columns of each part, so that every part fits where that is possible."""
     parts: list[list[int]] = []
     for group in table.groups():
-        if parts and _natural_width(table, [*parts[-1], *group], width) <= width:
+        if parts and _natural_width(table, [*parts[-1], *group], label) <= width:
             parts[-1] += group
         else:
             parts.append([0, *group])
     return parts
 
 
-def _aligned(table: Table, split: Sequence[Sequence[int]], width: int) -> list[int]:
+def _aligned(table: Table, split: Sequence[Sequence[int]], width: int, label: int) -> list[int]:
     """Choose widths that the columns of all parts share; none if one part would become too wide."""
     if len(split) < 2:
         return []
     widths = [0] * max(map(len, split))
     for columns in split:
         for place, index in enumerate(columns):
-            widths[place] = max(widths[place], _natural_width(table, [index], width))
+            widths[place] = max(widths[place], _natural_width(table, [index], label))
     return widths if sum(widths) + _GAP * (len(widths) - 1) <= width else []
 
 
-def _natural_width(table: Table, columns: Sequence[int], width: int) -> int:
-    # So wide that nothing wraps but labels, whose limit is a share of the real width.
+def _natural_width(table: Table, columns: Sequence[int], label: int) -> int:
+    # So wide that nothing wraps but labels.
     console = Console(width=10_000, color_system=None, force_jupyter=False)
-    return Measurement.get(console, console.options, _rich(table, columns, width, roomy=False)).maximum
+    return Measurement.get(console, console.options, _rich(table, columns, label)).maximum
 
 
-def _rich(
-    table: Table, columns: Sequence[int], width: int, widths: Sequence[int] = (), *, roomy: bool = True
-) -> RichTable:
+def _rich(table: Table, columns: Sequence[int], label: int, widths: Sequence[int] = ()) -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    longest = max((len(word) for row in table.cells() for word in row[0].text.split()), default=0)
     for place, index in enumerate(columns):
         column = table.column(index)
         heading = Text("\n".join(filter(None, column.name)), justify=column.align)
-        word = min(longest, int(width * _WORD_SHARE)) if roomy else 0
-        most = None if index else max(16, int(width * _LABEL_SHARE), word)
         least = widths[place] if widths else None
         rich.add_column(
-            heading, justify=column.align, vertical="bottom", overflow="fold", min_width=least, max_width=most
+            heading,
+            justify=column.align,
+            vertical="bottom",
+            overflow="fold",
+            min_width=least,
+            max_width=None if index else label,
         )
     for row in table.cells():
         rich.add_row(*(Text(row[index].text, style=_STYLES[row[index].tone]) for index in columns))
