@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -42,10 +42,15 @@ def pytest_configure() -> None:
     import sitecustomize  # noqa: F401 - importing it does it
 
 
-def pytest_collection_finish() -> None:
-    """Leave what is imported out of every later collection of garbage, which takes a second with torch loaded."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave what is imported out of the collection of garbage, half a second each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +62,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)
     made = tiny_causal_lm(tmp_path_factory.mktemp("models") / "tiny-llama")
-    pytest_collection_finish()  # it has imported the rest
+    gc.freeze()  # it has imported the rest
     return made
 
 
@@ -107,6 +112,16 @@ def tiny_gguf(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture
+def without_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """List no functions before and after an evaluator: that takes most of a small one's time, and has its own tests."""
+    from llmquant.running import guard, guarded_process
+
+    for module in (guard, guarded_process):
+        monkeypatch.setattr(module, "functions", dict)
+        monkeypatch.setattr(module, "put_back", lambda before, *, keep=False: [])
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_an_exception_that_was_never_raised_is_worded():
 
 
 @pytest.fixture
-def study(tiny_model: Path, tmp_path: Path):
+def study(tiny_model: Path, tmp_path: Path, without_functions: None):
     def run(*evaluators: str) -> lq.Comparison:
         return compare(tiny_model, tmp_path, *evaluators, executor=Here())
 

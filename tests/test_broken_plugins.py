@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import llmquant as lq
-from llmquant.running import guard
 from meddling import KEPT
 from misbehaving_studies import Here, by_evaluator, compare, misbehaving
 
@@ -56,12 +55,10 @@ class Quantizes:
 
 
 @pytest.fixture
-def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misbehaving: None):
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misbehaving: None, without_functions: None):
     """Register a quantizer and two evaluators whose classes are broken."""
     (tmp_path / "broken_classes.py").write_text(_MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(guard, "functions", dict)  # listing functions is tried elsewhere
-    monkeypatch.setattr(guard, "put_back", lambda before, *, keep: [])
     importlib.invalidate_caches()
     kinds = {"lacks": ("evaluator", "WithoutEvaluate"), "gives": ("evaluator", "Evaluates")}
     for name, (kind, cls) in {**kinds, "badly": ("quantizer", "Quantizes")}.items():

@@ -17,7 +17,6 @@ import meddling
 from llmquant.errors import PluginError
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
-from llmquant.running import guard, guarded_process
 from llmquant.testing import CHECKS, checks
 from llmquant.testing.trial import NotApplicable, Trial
 
@@ -83,14 +82,6 @@ def make(tmp_path, monkeypatch):
     registry().plugins = before
     for name in made:
         sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def without_functions(monkeypatch):
-    """Listing functions takes most of a check's time, and is tried by itself."""
-    for module in (guard, guarded_process):
-        monkeypatch.setattr(module, "functions", dict)
-        monkeypatch.setattr(module, "put_back", lambda before, *, keep=False: [])
 
 
 def failures(spec: PluginSpec, *names: str, model: Path | None = None, call: str = "", refused=()) -> dict[str, str]:
