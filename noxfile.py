@@ -152,6 +152,14 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def blocks(session: nox.Session) -> None:
+    """Run every command and Python block of the documentation, with stand-ins of the Hub and of Modal."""
+    _install(session, ".[all,modal,ray]", "peft", "hatchling", "editables", group="test")
+    environment = {**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "tests/blocks", "-n", "2", "--dist", "loadgroup", *session.posargs, env=environment)
+
+
+@nox.session(default=False)
 def wheel(session: nox.Session) -> None:
     """Build the distributions, install only the wheel, and check what a user gets."""
     shutil.rmtree("dist", ignore_errors=True)

@@ -169,6 +169,17 @@ def store_of(found: MadeUpStudy, path: Path) -> Store:
     return store
 
 
+def small_study() -> MadeUpStudy:
+    """Make two variants with scores, answers and memory."""
+    study = MadeUpStudy()
+    for variant, scores in ((BASELINE, [1.0, 0.0] * 20), ("bnb_4bit_nf4", [1.0, 0.0, 0.0, 0.0] * 10)):
+        mean, samples = scored("coqa", "em", scores)
+        answered = [replace(sample, answer=variant, generated=4, cut=False, looping=False) for sample in samples]
+        study.add(completed(experiment(variant, "lm_eval(coqa)"), mean), {"coqa": answered})
+        study.add(completed(experiment(variant, "memory", hardware=HARDWARE), *memory(100.0, 1.0, 120.0, 5.0, 6.0)))
+    return study
+
+
 def realistic_study(n: int = 50, *, model: ModelUse = MODEL) -> MadeUpStudy:
     """Make six variants of a 1B model on a GPU; one of them fails, one has not been timed."""
     rng = np.random.default_rng(7)

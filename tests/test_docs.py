@@ -10,7 +10,7 @@ import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from itertools import pairwise
 from math import sqrt
@@ -34,17 +34,7 @@ from llmquant.stats.verdicts import Verdict
 from llmquant.study.call import Call
 from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.study import Study
-from made_up import (
-    BASELINE,
-    HARDWARE,
-    MadeUpStudy,
-    completed,
-    experiment,
-    memory,
-    realistic_study,
-    scored,
-    store_of,
-)
+from made_up import realistic_study, small_study, store_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -249,13 +239,7 @@ def _stand_in(function: Callable[..., Any], answer: Callable[[], Any]) -> Callab
 def made_up_store(tmp_path, monkeypatch):
     """Make a study of two variants in the store `results` of the present folder."""
     monkeypatch.chdir(tmp_path)
-    study = MadeUpStudy()
-    for variant, scores in ((BASELINE, [1.0, 0.0] * 20), ("bnb_4bit_nf4", [1.0, 0.0, 0.0, 0.0] * 10)):
-        mean, samples = scored("coqa", "em", scores)
-        answered = [replace(sample, answer=variant, generated=4, cut=False, looping=False) for sample in samples]
-        study.add(completed(experiment(variant, "lm_eval(coqa)"), mean), {"coqa": answered})
-        study.add(completed(experiment(variant, "memory", hardware=HARDWARE), *memory(100.0, 1.0, 120.0, 5.0, 6.0)))
-    return store_of(study, tmp_path / "results")
+    return store_of(small_study(), tmp_path / "results")
 
 
 SOURCES = [page for page in PAGES if _blocks(page, "python") and page.name != "plugins.md"]
