@@ -6,8 +6,10 @@ import pytest
 
 from llmquant.cli.study_list import study_tables
 from llmquant.results.comparison import Comparison
+from llmquant.results.report.html import to_html_table
 from llmquant.results.report.names import ShortNames
 from llmquant.results.report.summary import tables
+from llmquant.results.report.table import Column, Table
 from llmquant.results.report.text import render
 from llmquant.study.counting import some
 from made_up import BASELINE, MadeUpStudy, completed, experiment, memory, scored, store_of
@@ -88,6 +90,19 @@ def test_tables_with_long_names_fit_a_narrow_terminal(found):
     text = render(tables(found), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("no worse\n") == 1
+
+
+def test_a_table_with_many_tasks_is_several_in_a_notebook():
+    """Each with the names of the variants, so that none is wider than the page; two tasks stay in one table."""
+
+    def heads(tasks: int) -> int:
+        column = [
+            part for task in range(tasks) for part in (Column((f"{task}",), f"{task}"), Column(("d",), f"{task}"))
+        ]
+        cells = ("a", *["1"] * (2 * tasks))
+        return to_html_table([Table("Quality", ("variant", *column), (cells,))]).count(">variant</th>")
+
+    assert [heads(tasks) for tasks in (1, 2, 3, 4)] == [1, 1, 3, 4]
 
 
 def test_the_list_of_studies_names_a_few_variants(tmp_path):

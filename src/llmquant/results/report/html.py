@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llmquant.results.report.table import Table, Tone
 from llmquant.study.neutral import html_text
 
 _CLASSES: dict[Tone, str] = {"plain": "", "good": "good", "bad": "bad", "quiet": "quiet", "failed": "bad"}
+# So many groups of columns do not fit beside each other.
+_WIDE = 3
 
 # Text takes the page's own colour. Green and red are of middling lightness: above 4.1 to 1 on white and on #111.
 STYLE = """
@@ -25,14 +27,17 @@ STYLE = """
 .llmquant td, .llmquant tbody th { border-bottom: 1px solid rgba(128, 128, 128, .25); }
 .llmquant tbody th { font-weight: 400; }
 .llmquant .part .l { text-align: left; }
+.llmquant tbody th, .llmquant td.l { white-space: normal; }
+.llmquant .parts { display: flex; flex-wrap: wrap; column-gap: 2em; }
 .llmquant .part .r { text-align: right; }
 .llmquant .first { padding-left: 1.6em; }
 .llmquant .good { color: #178a43; font-weight: 600; }
 .llmquant .bad { color: #dc4a3d; font-weight: 600; }
 .llmquant .quiet { opacity: .7; }
 .llmquant ul { margin: .4em 0 0; padding-left: 1.2em; font-size: 12px; opacity: .85; white-space: normal; }
-.llmquant pre { margin: .4em 0 0; overflow-x: auto; color: inherit; background: none; }
+.llmquant pre { margin: .4em 0 0; white-space: pre-wrap; overflow-wrap: anywhere; color: inherit; background: none; }
 .llmquant li { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 640px) { .llmquant th, .llmquant td { white-space: normal; padding-right: .6em; } }
 """
 
 
@@ -52,7 +57,7 @@ def to_html_parts(tables: Iterable[Table]) -> str:
         if table.is_verdict or not table.columns:  # a sentence as a caption would be as narrow as its table
             parts.append(f'<p class="title">{table.title}</p>')
         if table.columns:
-            parts.append(_table(table))
+            parts.append(_tables(table))
         if table.footnotes:
             parts.append("<ul>" + "".join(f"<li>{note}</li>" for note in table.footnotes) + "</ul>")
         if table.code:
@@ -60,11 +65,21 @@ def to_html_parts(tables: Iterable[Table]) -> str:
     return "\n".join(parts)
 
 
-def _table(table: Table) -> str:
-    columns = [table.column(index) for index in range(len(table.columns))]
+def _tables(table: Table) -> str:
+    """Write a table; one with many groups of columns as several side by side, as a wide one would be cut off."""
+    groups = list(table.groups())
+    if sum(len(group) > 1 for group in groups) < _WIDE:
+        return _table(table, [index for group in groups for index in group], table.title)
+    parts = "".join(_table(table, group, "") for group in groups)
+    return f'<p class="title">{table.title}</p><div class="parts">{parts}</div>'
+
+
+def _table(table: Table, chosen: Sequence[int], title: str) -> str:
+    columns = [table.column(index) for index in (0, *chosen)]
     starts = {group[0] for group in table.groups() if len(group) > 1}
     classes = [
-        column.align[0] + (" first" if index in starts and index > 1 else "") for index, column in enumerate(columns)
+        column.align[0] + (" first" if index in starts and place > 1 else "")
+        for place, (index, column) in enumerate(zip((0, *chosen), columns, strict=True))
     ]
     head = "".join(
         f'<th scope="col" class="{kind}">{"<br>".join(filter(None, column.name))}</th>'
@@ -72,13 +87,12 @@ def _table(table: Table) -> str:
     )
     body = []
     for row in table.cells():
-        label, *cells = row
         line = "".join(
-            f'<td class="{" ".join(filter(None, (kind, _CLASSES[cell.tone])))}">{cell.text}</td>'
-            for kind, cell in zip(classes[1:], cells, strict=True)
+            f'<td class="{" ".join(filter(None, (kind, _CLASSES[row[index].tone])))}">{row[index].text}</td>'
+            for kind, index in zip(classes[1:], chosen, strict=True)
         )
-        body.append(f'<tr><th scope="row" class="l">{label.text}</th>{line}</tr>')
-    caption = f"<caption>{table.title}</caption>" if table.title and not table.is_verdict else ""
+        body.append(f'<tr><th scope="row" class="l">{row[0].text}</th>{line}</tr>')
+    caption = f"<caption>{title}</caption>" if title and not table.is_verdict else ""
     return (
         f'<div class="part"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
