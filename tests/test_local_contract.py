@@ -9,4 +9,4 @@ from llmquant.testing import checks
 
 pytestmark = pytest.mark.slow
 
-test_contract = checks(registry().find("executor", "local")[0].spec, "local(device=cpu, threads=1, max_parallel=4)")
+test_contract = checks(registry().find("executor", "local")[0].spec, "local(device=cpu, threads=1, max_parallel=2)")

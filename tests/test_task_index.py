@@ -63,8 +63,9 @@ print([name for name in ("lm_eval", "torch", "transformers", "datasets") if name
 
 def test_the_folder_is_read_once_a_version(tmp_path, monkeypatch):
     """The second time the index comes from the cache."""
+    monkeypatch.setattr(lm_eval_tasks, "_known", {})
     first = installed_tasks(Cache(tmp_path))
-    lm_eval_tasks._load.cache_clear()
+    lm_eval_tasks._known.clear()
     monkeypatch.setattr(lm_eval_tasks, "scan", lambda root: pytest.fail("read again"))
     assert installed_tasks(Cache(tmp_path)) == first
 

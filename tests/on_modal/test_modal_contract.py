@@ -9,5 +9,5 @@ from llmquant.testing import checks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("server")]
 
-CALL = "modal(gpu=none, max_parallel=4, budget=1000, cpus=1, memory_gib=1)"
+CALL = "modal(gpu=none, max_parallel=2, budget=1000, cpus=1, memory_gib=1)"
 test_contract = checks(registry().find("executor", "modal")[0].spec, CALL)

@@ -23,7 +23,7 @@ LEAVES_TWO = """
 import sys
 from pathlib import Path
 from llmquant.executors import RayExecutor
-executor = RayExecutor(device="cpu", num_cpus=4, threads=1)
+executor = RayExecutor(device="cpu", num_cpus=2, threads=1)
 *records, store = map(Path, sys.argv[1:])
 found = [executor.submit(record, store) for record in records]
 for job_id in found:
@@ -35,11 +35,11 @@ print("left:", *found)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start a cluster with room for four jobs; a second process finds it by RAY_ADDRESS."""
+    """Start a cluster with room for two jobs; a second process finds it by RAY_ADDRESS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="llmquant")
+        found = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="llmquant")
         patch.setenv("RAY_ADDRESS", found.address_info["gcs_address"])
         yield
         ray.shutdown()

@@ -6,7 +6,6 @@ task's name and groups, and a text scan finds these keys in about a second. The 
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -97,8 +96,11 @@ class TaskIndex:
         return found
 
 
+_known: dict[tuple[Path, str], TaskIndex] = {}  # by lm-eval's folder and version
+
+
 def installed_tasks(cache: Cache) -> TaskIndex:
-    """Index the installed lm-eval; the first call takes about a second.
+    """Index the installed lm-eval; the first call takes about a second, later processes a tenth.
 
     Raises:
         MissingDependencyError: if lm-eval is not installed.
@@ -110,20 +112,17 @@ def installed_tasks(cache: Cache) -> TaskIndex:
         )
     root = Path(spec.submodule_search_locations[0]) / "tasks"
     version = importlib.metadata.version("lm-eval")
+    if (root, version) in _known:
+        return _known[root, version]
 
     def make(folder: Path) -> None:
         entries = {name: [entry.kind, entry.file, entry.members] for name, entry in scan(root).items()}
         (folder / "tasks.json").write_text(json.dumps(entries), encoding="utf-8")
 
     folder = cache.get("tasks", {"lm_eval": version, "format": _FORMAT}, make, name=f"lm-eval {version}")
-    return _load(folder / "tasks.json", root, version)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(file: Path, root: Path, version: str) -> TaskIndex:
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    rows = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
     entries = {name: Entry(kind, path, tuple(members)) for name, (kind, path, members) in rows.items()}
-    return TaskIndex(root, version, entries)
+    return _known.setdefault((root, version), TaskIndex(root, version, entries))
 
 
 def scan(root: Path) -> dict[str, Entry]:
