@@ -168,7 +168,7 @@ def test_families_that_tie_by_default_are_those_of_transformers():
     """Their list is compared with the configurations themselves, which nothing imports before a model is loaded."""
     families = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     tie = {f for f in families if getattr(transformers.CONFIG_MAPPING[f], "tie_word_embeddings", False)}
-    assert tie == set(models._TIED.split())
+    assert tie == set(models._TIED.split()) & set(families)  # the list has families of later versions too
 
 
 def test_an_untied_head_that_is_not_there_is_refused(inspect, folder):
