@@ -17,11 +17,10 @@ from llmquant.errors import ModelError
 from llmquant.models.info import inspect_model
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import ModelRequest
+from tiny_clip import write_clip
 
 KINDS = ("clip", "siglip", "siglip2")
 TEXTS = ["how many sacks of barley?", "the ledger", "why is the river brown " * 20]
-_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-_VISION = {**_TEXT, "patch_size": 8}
 
 
 def _images():
@@ -29,48 +28,11 @@ def _images():
     return [Image.fromarray(numbers.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in ((40, 60), (90, 30))]
 
 
-def _tokenizer(length):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {
-        token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
-    }
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=length
-    )
-
-
-def _build(kind):
-    text = {**_TEXT, "vocab_size": 300, "max_position_embeddings": 32, "eos_token_id": 1, "pad_token_id": 0}
-    if kind == "clip":
-        config = transformers.CLIPConfig(
-            text_config=text, vision_config={**_VISION, "image_size": 32}, projection_dim=24
-        )
-        image = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-        return transformers.CLIPModel(config), transformers.CLIPProcessor(image, _tokenizer(32))
-    if kind == "siglip":
-        config = transformers.SiglipConfig(text_config=text, vision_config={**_VISION, "image_size": 32})
-        image = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
-        return transformers.SiglipModel(config), transformers.SiglipProcessor(image, _tokenizer(32))
-    config = transformers.Siglip2Config(text_config=text, vision_config={**_VISION, "patch_size": 16})
-    image = transformers.Siglip2ImageProcessorPil()  # its processor supports only the sizes 16 and 256
-    return transformers.Siglip2Model(config), transformers.Siglip2Processor(image, _tokenizer(32))
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("clip")
     for kind in KINDS:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model, processor = _build(kind)
-            for parameter in model.parameters():
-                parameter.data += 0.1 * torch.randn_like(parameter)
-        model.save_pretrained(root / kind)
-        processor.save_pretrained(root / kind)
+        write_clip(root / kind, kind)
     return root
 
 

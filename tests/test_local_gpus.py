@@ -68,3 +68,10 @@ def test_more_gpus_than_there_are_is_refused(given: list[str]):
         _ = LocalExecutor(gpus_per_job=5).hardware
     with pytest.raises(OptionError, match="cpu"):
         LocalOptions("cpu", gpus_per_job=2)
+
+
+def test_several_gpus_on_a_machine_without_one_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """Who asks for GPUs does not get the processor."""
+    monkeypatch.setattr(local, "default_device", lambda: "cpu")
+    with pytest.raises(UnsupportedError, match="gpus_per_job=2, but no CUDA GPU"):
+        _ = LocalExecutor(gpus_per_job=2).device

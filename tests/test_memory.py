@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmquant.errors import OptionError, UnsupportedError
+from llmquant.errors import OptionError, RunError, UnsupportedError
 from llmquant.evaluators.memory.evaluator import Memory
 from llmquant.evaluators.memory.options import MemoryOptions
 from llmquant.loading.memory import PeakMemory, is_out_of_memory, peak_memory, touch_weights, weight_bytes
@@ -321,3 +321,12 @@ class _Wrapped(torch.Tensor):
         if func is torch.ops.aten.detach.default:
             return cls(args[0].codes, args[0].scales)
         raise NotImplementedError(func)
+
+
+def test_a_gpu_that_is_missing_is_said(monkeypatch):
+    """A rented machine whose PyTorch finds no GPU names PyTorch's version and the cure, and no assertion of PyTorch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(RunError, match="finds no GPU on this machine") as error, peak_memory("cuda"):
+        pass
+    assert "built without CUDA" in error.value.hint

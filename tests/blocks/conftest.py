@@ -89,12 +89,16 @@ def folder_of(hub: Hub, causal: Path, tmp_path_factory: pytest.TempPathFactory) 
     """Return a function that gives each page the folder of its reader."""
     folders: dict[Path, Path] = {}
     store = tmp_path_factory.mktemp("store")
-    minilm = hub.repos["sentence-transformers/all-MiniLM-L6-v2"]
+    models = {
+        "causal": causal,
+        "minilm": hub.repos["sentence-transformers/all-MiniLM-L6-v2"],
+        "gemma": hub.repos["Cognitive-Lab/NetraEmbed"],
+    }
 
     def folder(page: Path) -> Path:
         if page not in folders:
             folders[page] = tmp_path_factory.mktemp(page.stem)
-            write_folder(folders[page], page, causal=causal, minilm=minilm, store=store)
+            write_folder(folders[page], page, **models, store=store)
         return folders[page]
 
     return folder

@@ -9,6 +9,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from lm_eval_output import CHOICE_ROWS, write_rows
+from tiny_clip import write_clip
 from tiny_gemma3 import write_gemma3
 from tiny_sentence_transformer import save_tiny_sentence_transformer
 
@@ -40,6 +41,9 @@ def write_repos(room: Path, causal: Path) -> dict[str, Path]:
     )
     models |= dict.fromkeys(("google/gemma-3-4b-it", "Cognitive-Lab/NetraEmbed"), gemma)
     models["sentence-transformers/all-MiniLM-L6-v2"] = minilm
+    models["google/siglip-so400m-patch14-384"] = write_clip(room / "siglip", "siglip")
+    models["vidore/colqwen2.5-v0.2"] = _adapter(room / "adapter", "vidore/colqwen2.5-base")
+    models["vidore/colqwen2.5-base"] = gemma  # only named: colpali-engine is not installed here
     data = {
         "EleutherAI/coqa": _data_set(room / "coqa", {"default": {"train": STORIES[:2], "validation": STORIES}}),
         "allenai/ai2_arc": _data_set(
@@ -69,6 +73,16 @@ def write_causal(folder: Path) -> Path:
     tensors = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _adapter(folder: Path, base: str) -> Path:
+    """Write a PEFT adapter of `base` that changes nothing."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    save_file({}, folder / "adapter_model.safetensors")
     return folder
 
 

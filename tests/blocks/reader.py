@@ -20,17 +20,19 @@ ROOT = Path(__file__).parents[2]
 _OF_AN_EARLIER_STUDY = ("report.md", "store-and-results.md")
 
 
-def write_folder(folder: Path, of: Path, *, causal: Path, minilm: Path, store: Path) -> None:
+def write_folder(folder: Path, of: Path, *, causal: Path, minilm: Path, gemma: Path, store: Path) -> None:
     """Write everything that the page `of` names without making it.
 
     Args:
         causal: a tiny language model.
         minilm: a tiny model of sentence-transformers.
+        gemma: a tiny Gemma 3.
         store: the store, which all pages share, so that nothing is measured twice.
     """
     for name in ("my-checkpoint", "other", "smaller-checkpoint", "qwen", "large", "llama"):
         (folder / name).symlink_to(causal)
     (folder / "minilm").symlink_to(minilm)
+    (folder / "mine").symlink_to(gemma)
     write_gptq(causal, folder / "llama-gptq")
     write_awq(causal, folder / "their-awq")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")

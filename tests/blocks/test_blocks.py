@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from llmquant.machine.hardware import nvidia_gpus
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "examples" / "README.md"]
 # What is not run here, by its first words, and why not. A command of any other kind is run.
@@ -20,13 +22,18 @@ NOT_RUN = {
     r"python3 -m venv .*nox$": "runs all required sessions",
     r"@dataclass.*\nclass MineOptions|from llmquant import hookimpl": "a skeleton, which tests/test_docs.py runs",
 }
-# What an option or a name needs, and what the program says where that is missing.
+# What a command or a block needs, and what the program says where that is missing.
 NEEDS = {
     r"colqwen2\.5": ("colpali_engine", r'pip install "llmquant\[colpali\]"'),
-    r"--on modal|executor=\"modal|ModalExecutor": ("modal", r'pip install "llmquant\[modal\]"'),
+    r"--on modal|--on \"modal|executor=\"modal|ModalExecutor|deploy": ("modal", r'pip install "llmquant\[modal\]"'),
     r"--on ray": ("ray", r'pip install "llmquant\[ray\]"'),
     r"llmquant\[local,notebook\]": ("jupyterlab", "No matching distribution found for"),
+    r"attach|--gpu [A-Z]|gpu=\S*[A-Z]|gpus_per_job": ("GPU", "no CUDA GPU|finds no GPU"),
 }
+
+
+def _is_here(what: str) -> bool:
+    return bool(nvidia_gpus()) if what == "GPU" else find_spec(what) is not None
 
 
 class Block(NamedTuple):
@@ -80,10 +87,9 @@ def test_blocks_run(block: Block, folder_of, run):
     done = run(folder, command)
     said = f"{done.stdout}\n{done.stderr}"
     print(said)
-    for pattern, (package, message) in NEEDS.items():
-        if re.search(pattern, block.text) and find_spec(package) is None:
-            assert done.returncode in (1, 2)
+    for pattern, (what, message) in NEEDS.items():
+        if done.returncode in (1, 2) and re.search(pattern, block.text) and not _is_here(what):
             assert re.search(message, said)
-            pytest.skip(f"ends as it should where {package} is not installed")
+            pytest.skip(f"ends as it should where there is no {what}")
     assert done.returncode == 0
     assert "Traceback" not in said

@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from llmquant.errors import describe
+from llmquant.errors import RunError, describe
 
 # A layer's class names its tensors of scales, zero points and so on in this attribute; its other tensors are weights.
 STATE_ATTRIBUTE = "quantization_state"
@@ -232,8 +232,18 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
 
     Args:
         device: ``cpu``, ``cuda`` or ``mps``, with or without an index.
+
+    Raises:
+        RunError: if the device is a GPU and PyTorch finds none.
     """
     kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            f"a GPU is needed, and PyTorch {torch.__version__} finds no GPU on this machine",
+            hint="Run nvidia-smi there: the driver may be missing or older than this PyTorch needs."
+            if torch.version.cuda
+            else "This PyTorch is built without CUDA: install a build with CUDA.",
+        )
     peak = PeakMemory()
     _free()
     if kind == "cuda":

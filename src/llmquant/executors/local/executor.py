@@ -83,9 +83,11 @@ class LocalExecutor:
         if wanted == "cpu":
             return "cpu"
         found = default_device()
-        if wanted == "cuda" and found != "cuda":
+        several = self._options.gpus_per_job > 1
+        if (wanted == "cuda" or several) and found != "cuda":
+            asked = f"gpus_per_job={self._options.gpus_per_job}" if several else "device=cuda"
             raise UnsupportedError(
-                "device=cuda, but no CUDA GPU can be used here",
+                f"{asked}, but no CUDA GPU can be used here",
                 hint="See `llmquant doctor`; a CPU build of torch cannot use a GPU either.",
             )
         if wanted == "mps" and found != "mps":
