@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from llmquant.cli.study_list import study_tables
 from llmquant.results.comparison import Comparison
+from llmquant.results.pooled import shown_name
 from llmquant.results.report.html import to_html_table
 from llmquant.results.report.names import ShortNames
 from llmquant.results.report.summary import tables
 from llmquant.results.report.table import Column, Table
 from llmquant.results.report.text import render
 from llmquant.study.counting import some
-from made_up import BASELINE, MadeUpStudy, completed, experiment, memory, scored, store_of
+from made_up import BASELINE, MadeUpStudy, completed, experiment, memory, realistic_study, scored, store_of
 
 CALIBRATED = [f"gptq(bits={bits}, group_size=128, calibration=/data/calibration/c4.txt)" for bits in range(2, 20)]
 TAKEN = "prequantized(/home/someone/models/their-awq)"
@@ -110,6 +113,17 @@ def test_the_list_of_studies_names_a_few_variants(tmp_path):
     *_, listed = study_tables(store_of(study(), tmp_path / "store"))
     (line,) = listed.footnotes
     assert line.endswith("gptq(bits=5) and 15 more; evaluators lm_eval(coqa), memory")
+
+
+def test_a_metric_has_one_name_in_a_report():
+    """In tables, footnotes and captions of charts."""
+    assert [shown_name(name) for name in ("coqa f1", "em", "VidoreDocVQA ndcg_at_5", "acc_norm", "a_task em")] == [
+        *("coqa F1", "EM", "VidoreDocVQA NDCG@5", "acc norm", "a_task EM")
+    ]
+    made = realistic_study(200)
+    page = Comparison(made.record, made.runs, made.read).to_html().partition("Make it again")[0]
+    assert "coqa F1" in page
+    assert not re.search(r"coqa (f1|em)\b", page)
 
 
 def test_a_few_names_are_written_whole():

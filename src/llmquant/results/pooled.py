@@ -9,6 +9,7 @@ finite number. The interval is about other documents of the same tasks.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ ALL_TASKS = "all tasks"
 
 # Of a task's metrics, the first of these counts, else its first one; the others repeat what it says.
 _PREFERRED = ("acc_norm", "f1", "acc", "exact_match", "perplexity", "word_perplexity")
+
+_AT_K = re.compile(r"_at_(\d+)$")
+_SHOWN = {"f1": "F1", "em": "EM"}
 
 
 def pooled_rows(rows: Sequence[Row], differences: Sequence[PairedDifference | None], margins: Margins) -> list[Row]:
@@ -115,6 +119,13 @@ def names(row: Row) -> tuple[str, str]:
         name if name == row.metric else f"{name} {row.metric}" for name in (row.task, row.evaluator)
     )
     return by_task, by_evaluator
+
+
+def shown_name(name: str) -> str:
+    """Write a metric's name, with or without its task, as tables do: ``coqa F1``, ``NDCG@5``."""
+    task, space, metric = name.rpartition(" ")
+    metric = _SHOWN.get(metric) or _AT_K.sub(r"@\1", metric).replace("ndcg", "NDCG").replace("_", " ")
+    return f"{task}{space}{metric}"
 
 
 def margin_text(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from llmquant.errors import OptionError, nearest
 from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
 from llmquant.results.costs import SERVED, latency, peak_memory
-from llmquant.results.pooled import names, pooled_margin
+from llmquant.results.pooled import names, pooled_margin, shown_name
 from llmquant.results.row import Row
 from llmquant.study.counting import counted
 from llmquant.study.neutral import markdown_text
@@ -226,7 +226,7 @@ def _reasons(chosen: _Candidate, margin: str) -> list[str]:
         shown = "" if bound is None else f" (no worse than {bound:+.2g} {judged.unit})"
         found.append(f"{judged.verdict} at a margin of {margin}{shown}")
     if chosen.worse:
-        found.append(f"but worse in {', '.join(chosen.worse)} alone")
+        found.append(f"but worse in {', '.join(map(shown_name, chosen.worse))} alone")
     if chosen.speed is not None and chosen.speed.value is not None:
         unit = "ms per token" if chosen.speed.metric.startswith("decode") else "ms per query"
         found.append(f"{chosen.speed.value:.3g} {unit}{' as it runs here' * chosen.served}")

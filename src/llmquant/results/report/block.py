@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from llmquant.results.means import SEARCHES
 from llmquant.results.report.table import Cell
 from llmquant.results.row import Row
 from llmquant.study.counting import counted
@@ -22,7 +23,7 @@ _SAMPLES = {
     **dict.fromkeys(("lm_eval", "lm-eval"), "document"),
     "perplexity": "window",
     "fidelity": "window",
-    **dict.fromkeys(("mteb", "retrieval", "beir", "drift"), "query"),
+    **dict.fromkeys(("mteb", "retrieval", "beir", "drift", SEARCHES), "query"),
 }
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
 from llmquant.errors import OptionError
-from llmquant.results.pooled import margin_text, names
+from llmquant.results.pooled import margin_text, names, shown_name
 from llmquant.results.report.block import Block, Measure, conditions, sample_count, varying
 from llmquant.results.report.fidelity import is_fidelity
 from llmquant.results.report.retrieval import headlines
@@ -18,8 +17,6 @@ from llmquant.study.call import Call
 from llmquant.study.counting import counted, some
 from llmquant.study.margins import is_share
 
-_AT_K = re.compile(r"_at_(\d+)$")
-_NAMES = {"f1": "F1", "em": "EM"}
 _RATIO_DECIMALS = 3
 
 
@@ -196,7 +193,9 @@ def _warnings(rows: Sequence[Row], measures: Sequence[Measure]) -> list[str]:
             "distinguish a good variant from a broken one. Check the task's rows, or use an easier or harder task."
         )
     notes += [f"No verdict: {reason}." for reason in dict.fromkeys(row.no_verdict for row in rows if row.no_verdict)]
-    real = [f"{row.variant} in {names(row)[0]}" for row in rows if row.real == "loss" and row.verdict != "worse"]
+    real = [
+        f"{row.variant} in {shown_name(names(row)[0])}" for row in rows if row.real == "loss" and row.verdict != "worse"
+    ]
     if real:
         notes.append(f"Real losses, as the interval excludes zero, whatever the verdict: {some(real)}.")
     scored = {Measure.of(row): row.n or 0 for row in rows if row.is_baseline}
@@ -237,7 +236,7 @@ def _scale(column: Sequence[Row]) -> tuple[float, str]:
 
 def _name(measure: Measure, measures: Sequence[Measure]) -> tuple[str, ...]:
     """Name a measure: its task and metric, and on further lines how it differs from the others."""
-    metric = _NAMES.get(measure.metric) or _AT_K.sub(r"@\1", measure.metric).replace("ndcg", "NDCG").replace("_", " ")
+    metric = shown_name(measure.metric)
     name = metric if measure.metric == measure.task else f"{measure.task} {metric}"
     like = [other for other in measures if (other.task, other.metric) == (measure.task, measure.metric)]
     evaluators = {other.evaluator_key: other.evaluator for other in like}

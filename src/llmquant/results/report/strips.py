@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmquant.results.pooled import shown_name
 from llmquant.results.report.block import Block, Measure, conditions, ordered
 from llmquant.results.report.quality import Differences, is_quality, quality_measures
 from llmquant.results.report.retrieval import headlines
@@ -53,9 +54,9 @@ def forests(block: Block) -> list[str]:
         if not rows:
             continue
         write = Differences.of(block, measure)
-        name = measure.metric if measure.metric == measure.task else f"{measure.task} {measure.metric}"
+        name = shown_name(measure.metric if measure.metric == measure.task else f"{measure.task} {measure.metric}")
         what = f"ratio to {block.baseline}" if write.ratio else f"difference{' in points' if write.unit == '%' else ''}"
-        caption = ", ".join(filter(None, (f"{name.replace('_', ' ')}: {what}", conditions(measure.at))))
+        caption = ", ".join(filter(None, (f"{name}: {what}", conditions(measure.at))))
         marks = [_Interval(row, *write.parts(row), write(row).text) for row in rows]
         found.append(_forest(caption, marks, write.scale, ratio=write.ratio))
     return found

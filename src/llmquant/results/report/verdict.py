@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmquant.results.pooled import pooled_margin
+from llmquant.results.pooled import pooled_margin, shown_name
 from llmquant.results.report.block import Block
 from llmquant.results.report.table import Cell, Column, Table, Tone, decimals_for, number, number_apart
 from llmquant.results.row import Row
@@ -92,7 +92,10 @@ def pooled_difference(row: Row, decimals: int) -> str:
 
 def _footnotes(rows: Sequence[Row]) -> list[str]:
     judged = (row for row in rows if row.verdict is not None and row.mean_of)
-    over = dict.fromkeys(f"{len(row.mean_of)} tasks" if len(row.mean_of) > 2 else row.task for row in judged)
+    over = dict.fromkeys(
+        f"{len(row.mean_of)} tasks" if len(row.mean_of) > 2 else " and ".join(map(shown_name, row.mean_of))
+        for row in judged
+    )
     notes = []
     silent = [f"not judged, as {row.no_verdict}" if row.no_verdict else row.evaluator_note for row in rows]
     for reason in dict.fromkeys(filter(None, silent)):
