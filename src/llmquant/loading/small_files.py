@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from llmquant.errors import ModelError
 from llmquant.loading.causal_lm import load_tokenizer, materialize
@@ -20,11 +21,11 @@ def check_small_files(info: ModelInfo, cache: Cache) -> None:
     if info.kind == "gguf":  # one file
         return
     home = materialize(info, cache, weights=False)
-    load_tokenizer(home, info)
     try:
         transformers.AutoConfig.from_pretrained(home, trust_remote_code="trust_remote_code" in info.flags)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
+    load_tokenizer(home, info)
     if (home / "generation_config.json").is_file():
         read_json(home / "generation_config.json")
 

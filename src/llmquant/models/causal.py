@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llmquant.errors import ModelError, UnsupportedError
 from llmquant.models.folder import read_json
 from llmquant.models.headers import stored_bytes
+from llmquant.models.loadable import check_type
 from llmquant.study.counting import counted
 
 if TYPE_CHECKING:
@@ -53,15 +54,17 @@ def check_causal(info: ModelInfo) -> None:
     """Refuse checkpoints that are not causal language models, or whose files contradict each other.
 
     Raises:
-        UnsupportedError: for masked and encoder-decoder models, and models whose tokens see later tokens.
-        ModelError: if layers are missing or left over, token ids have no row in the embedding, or a tied head is stored
-            separately.
+        UnsupportedError: for masked and encoder-decoder models, models whose tokens see later tokens, and model types
+            without a causal language model in transformers.
+        ModelError: as `check_type`; also if layers are missing or left over, token ids have no row in the
+            embedding, or a tied head is stored separately.
     """
     _refuse_other_tasks(info)
+    check_type(info, causal=True)
     if info.quantized_as or info.kind == "gguf":
         return
     _check_layers(info)
-    _check_tokens(info)
+    check_tokens(info)
     _check_head(info)
 
 
@@ -104,11 +107,22 @@ def _check_layers(info: ModelInfo) -> None:
         )
 
 
-def _check_tokens(info: ModelInfo) -> None:
-    """Find token ids without a row in the embedding, in the configuration and in a local ``tokenizer.json``."""
-    rows = [t.shape[0] for t in info.tensors if _EMBEDDING.search(t.name) and len(t.shape) == 2]
-    if not rows:
+def check_tokens(info: ModelInfo) -> None:
+    """Find an embedding of another width, and token ids without a row in it: the configuration's, and the tokenizer's.
+
+    Raises:
+        ModelError: naming the first of them.
+    """
+    shapes = [t.shape for t in info.tensors if _EMBEDDING.search(t.name) and len(t.shape) == 2]
+    if not shapes:
         return
+    rows, width = [shape[0] for shape in shapes], shapes[0][1]
+    hidden = info.text_config.get("hidden_size")
+    if type(hidden) is int and width not in info.text_config.values():  # some families have a width of its own for it
+        raise ModelError(
+            f"the embedding of {info.source} has rows of {width} numbers, and its hidden_size is {hidden}",
+            hint="Its config.json belongs to another model.",
+        )
     for name in _TOKENS:
         said = info.text_config.get(name)
         outside = [i for i in (said if isinstance(said, list) else [said]) if type(i) is int and i >= max(rows)]

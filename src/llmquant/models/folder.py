@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmquant.errors import ModelError
-from llmquant.models.headers import TensorInfo, read_header
+from llmquant.models.headers import TensorInfo, read_header, refuse_pointer
 from llmquant.storage.atomic import make_folder, write_text
 from llmquant.study.experiment import digest_of
 from llmquant.study.folders import list_files
@@ -185,7 +185,11 @@ def joined(
 def _no_config(folder: Path, names: Collection[str], source: str) -> ModelError:
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
     if "adapter_config.json" in names:
-        return ModelError(f"{source} holds an adapter, not a model", hint="Merge it into its base model first.")
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        return ModelError(
+            f"{source} holds an adapter for {base!r}, not a model",
+            hint="Merge it into its base model first: with peft, merge_and_unload() and save_pretrained().",
+        )
     return ModelError(
         f"{source} has no config.json" + (f"; found {', '.join(sorted(names)[:5])}" if names else " and no other file"),
         hint=f"Give the file itself: {folder / ggufs[0]}"
@@ -201,7 +205,9 @@ def read_json(path: Path) -> dict[str, Any]:  # Any: a JSON object
         ModelError: if the file is not one.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_pointer(path, text.encode())
+        data = json.loads(text)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}", hint="Fetch the file again.") from error
     if not isinstance(data, dict):

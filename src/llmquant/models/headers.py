@@ -72,7 +72,9 @@ def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        start = stream.read(8)
+        refuse_pointer(path, start)
+        length = int.from_bytes(start, "little")
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
             raise _damaged(path, f"its header should have {length:,} bytes and the file has {size:,}")
         raw = stream.read(length)
@@ -94,6 +96,19 @@ def read_safetensors_header(path: Path) -> tuple[TensorInfo, ...]:
     if size != 8 + length + end:
         raise _damaged(path, f"its tensors end at byte {8 + length + end:,} and the file has {size:,}")
     return tensors
+
+
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Refuse what Git writes in place of a large file.
+
+    Args:
+        start: the first bytes of the file, 8 or more.
+
+    Raises:
+        ModelError: if they are those of a pointer of Git LFS.
+    """
+    if start.startswith(b"version "):
+        raise ModelError(f"{path} is a pointer of Git LFS, not the file itself", hint="Run: git lfs pull")
 
 
 def stored_bytes(path: Path, name: str) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError, raise_all
 from llmquant.models.info import ModelInfo
+from llmquant.models.loadable import check_local_files
 from llmquant.planning.defaults import (
     DEFAULT_BASELINE,
     DEFAULT_EVALUATORS,
@@ -99,7 +100,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     ]
     parts = [part for _, part in split]
     for info in known:
-        _try(errors, check_embedder, registry, info, executor)
+        _try(errors, check_subject, registry, info, executor)
         for chosen in [*applicable(info, quantizers, baseline), *parts]:
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, forms_of, study.vectors, info) or () for info in known}
@@ -319,13 +320,15 @@ def _check_kind(chosen: Chosen, info: ModelInfo) -> None:
         raise UnsupportedError(f"{spec.kind} {spec.name!r} supports {takes}, but {info.source} is {_KINDS[kind]}")
 
 
-def check_embedder(registry: Registry, info: ModelInfo, executor: Executor) -> None:
-    """Refuse an embedder early: missing packages, and what its own options refuse; a causal LM passes.
+def check_subject(registry: Registry, info: ModelInfo, executor: Executor) -> None:
+    """Refuse a model early: an embedder's missing packages and what its options refuse, a causal LM's missing files.
 
     Raises:
-        RequestError: if the embedder cannot run.
+        RequestError: if the model cannot run.
     """
-    if info.embedder is not None:
+    if info.embedder is None:
+        check_local_files(info)
+    else:
         chosen = registry.restore("embedder", info.embedder)
         _check_packages(registry, chosen, executor)
         chosen.ask("check", info, executor.device)

@@ -15,7 +15,7 @@ from llmquant.machine.streams import libraries_to_log
 from llmquant.models.info import ModelInfo
 from llmquant.planning.hub_rows import refuse_missing_rows
 from llmquant.planning.lookup import inspect_subject
-from llmquant.planning.resolve import check_choice, check_embedder, forms_of, parts_of
+from llmquant.planning.resolve import check_choice, check_subject, forms_of, parts_of
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
 from llmquant.plugins.opening import open_executor
@@ -257,7 +257,7 @@ def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> Iterato
     info = inspect_subject(request, registry(), cache)
     chosen = registry().choose("quantizer", Call.of(quantizer))
     with open_executor(f"local(device={device})") as executor:
-        check_embedder(registry(), info, executor)
+        check_subject(registry(), info, executor)
         check_choice(registry(), chosen, info, executor)
         where = executor.device
     with tempfile.TemporaryDirectory(prefix="llmquant-") as files:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from llmquant.plugins.context import Context, LoadKwargs
     from llmquant.study.embedding import Role
 
+# What wrong files make sentence-transformers raise.
+_FAULTS = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError, SafetensorError)
 # Layers that an encoder was trained with but does not need: they do not affect pooled token states.
 _UNUSED = (HEAD, r"(.*\.)?(pooler|cls|classifier|mlm_head|vocab_\w+)\..*", r"(.*\.)?position_ids")
 # The names that sentence-transformers looks for, in its order.
@@ -70,7 +72,7 @@ def load(path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> 
                 local_files_only=True,
                 model_kwargs={**load_kwargs, "device_map": {"": ctx.device}, "use_safetensors": safetensors},
             )
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        except _FAULTS as error:
             if is_out_of_memory(error):
                 raise
             raise ModelError(f"sentence-transformers cannot load {info.source}: {error}") from error

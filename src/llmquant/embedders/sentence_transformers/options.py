@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmquant.errors import ModelError, OptionError
+from llmquant.models.causal import check_tokens
 from llmquant.models.folder import read_json
 from llmquant.models.info import ModelInfo
+from llmquant.models.loadable import check_local_files, check_type
 from llmquant.study.embedding import EmbedderInfo, Similarity
 
+# Modules with a configuration of their own, and modules that only change what another module returned.
+_CONFIGURED = ("Pooling", "Dense")
+_AFTER_THE_FIRST = (*_CONFIGURED, "Normalize", "Dropout", "LayerNorm")
 _SIMILARITIES: Mapping[str | None, Similarity] = {None: "cosine", "cosine": "cosine", "dot": "dot"}
 
 
@@ -68,6 +73,18 @@ class SentenceTransformersOptions:
             self.dim,
         )
 
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse files that sentence-transformers cannot load, or would load as another model.
+
+        Raises:
+            ModelError: naming what is missing or wrong.
+        """
+        check_type(model, causal=False)
+        check_local_files(model)
+        if "vision_config" not in model.config:  # a text encoder has one embedding
+            check_tokens(model)
+        check_modules(model)
+
 
 def vector_width(model: ModelInfo) -> int:
     """Return the width of the vectors: of the last dense module, else of the pooling, else of the hidden states.
@@ -102,6 +119,40 @@ def _pooled_width(settings: Mapping[str, Any]) -> int | None:  # Any: a JSON obj
     return width * max(count, 1) if isinstance(width, int) else None
 
 
+def check_modules(model: ModelInfo) -> None:
+    """Compare ``modules.json`` with the folders of the modules, and their widths with each other.
+
+    Raises:
+        ModelError: naming the module.
+    """
+    width = model.text_config.get("hidden_size")
+    modules = _modules(model)
+    for position, module in enumerate(modules):
+        kind, path = str(module.get("type", "")).rpartition(".")[2], module.get("path")
+        if position == 0 and kind in _AFTER_THE_FIRST:
+            raise ModelError(
+                f"modules.json of {model.source} begins with {kind}, which cannot read texts",
+                hint="Restore its first entry, of type Transformer.",
+            )
+        if kind not in _CONFIGURED:
+            continue
+        settings = _module_json(model, f"{path}/config.json")
+        files = [f"{path}/{name}" for name in ("model.safetensors", "pytorch_model.bin")]
+        if settings is None or (kind == "Dense" and not any(map(model.file, files))):
+            lacks = f"{path}/config.json" if settings is None else files[0]
+            raise ModelError(
+                f"modules.json of {model.source} names the module {path} ({kind}), and {lacks} is missing",
+                hint="Fetch the whole model again, with its folders.",
+            )
+        reads = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
+        follows = position == 1 and str(modules[0].get("type")).endswith(".Transformer")
+        if kind == "Pooling" and follows and None not in (reads, width) and reads != width:
+            raise ModelError(
+                f"{path} of {model.source} pools vectors of width {reads}, and the model's have {width}",
+                hint="The folder belongs to another model; fetch the whole model again.",
+            )
+
+
 def _modules(model: ModelInfo) -> list[dict[str, Any]]:  # Any: a JSON object
     path = model.file("modules.json")
     if path is None:
@@ -110,7 +161,9 @@ def _modules(model: ModelInfo) -> list[dict[str, Any]]:  # Any: a JSON object
         modules = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path} cannot be read: {error}", hint="Fetch the file again.") from error
-    return [module for module in modules if isinstance(module, dict)]
+    if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{path} lists no modules", hint="Fetch the file again.")
+    return modules
 
 
 def _module_json(model: ModelInfo, name: str) -> dict[str, Any] | None:  # Any: a JSON object
