@@ -35,6 +35,7 @@ def test_examples_run_as_notebooks(example: Path, folder: Path, request: pytest.
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     stderr = [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     assert not stderr, "another library's bar or message"
+    assert "Loading weights" not in page
     studies = [cell for cell in cells if "lq.compare(" in cell.source]
     assert studies
     for study in studies:

@@ -38,7 +38,7 @@ def stdout_to_stderr() -> Iterator[TextIO]:
 def libraries_to_log() -> Iterator[None]:
     """Log at level INFO what other libraries write to standard error, such as progress bars; own warnings are shown.
 
-    Standard output stays, for a debugger.
+    Outputs that libraries display in a notebook are dropped. Standard output stays, for a debugger.
     """
     shown, own = sys.stderr, logging.getLogger("llmquant")
     lines = _Lines(shown)
@@ -53,6 +53,10 @@ def libraries_to_log() -> Iterator[None]:
                 if bound and logger is not own:
                     handler.setStream(lines)
                     stack.callback(handler.setStream, shown)
+        if "IPython" in sys.modules:
+            from IPython.utils.capture import capture_output
+
+            stack.enter_context(capture_output(stdout=False, stderr=False))  # bars that are widgets
         stack.callback(setattr, lines, "writes", shown.write)
         stack.enter_context(contextlib.redirect_stderr(lines))
         yield
