@@ -115,6 +115,14 @@ def test_the_list_of_studies_names_a_few_variants(tmp_path):
     assert line.endswith("gptq(bits=5) and 15 more; evaluators lm_eval(coqa), memory")
 
 
+def test_answers_have_no_column_without_values():
+    """Nor a footnote about one: here documents are right or wrong, and no answer was kept or counted."""
+    made = realistic_study()
+    (answers,) = [table for table in tables(Comparison(made.record, made.runs, made.read)) if "Answers" in table.title]
+    assert [answers.column(place).title for place in range(len(answers.columns))] == ["variant", "lost / gained"]
+    assert [note.partition(":")[0] for note in answers.footnotes] == ["Lost"]
+
+
 def test_a_metric_has_one_name_in_a_report():
     """In tables, footnotes and captions of charts."""
     assert [shown_name(name) for name in ("coqa f1", "em", "VidoreDocVQA ndcg_at_5", "acc_norm", "a_task em")] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmquant.results.report.table import Cell, Column, Table
@@ -28,25 +29,28 @@ def answers_table(changes: Iterable[Change]) -> Table | None:
         for change in shown:
             if (change.evaluator, change.task) == task:
                 lines.setdefault((None if together else task, change.variant), []).append(change)
-    generated = any(change.generated for change in shown)
     columns = [
         Column(("variant",), align="left"),
         *([Column(("task",), align="left")] if several else []),
-        Column(("lost /", "gained")),
+        flips := Column(("lost /", "gained")),
         Column(("answers", "changed %")),
-        *([Column(("tokens",)), Column(("cut %",)), Column(("loop %",))] if generated else []),
+        Column(("tokens",)),
+        ends := Column(("cut %",)),
+        Column(("loop %",)),
     ]
     rows = tuple(
         (
             Cell(variant),
             *([Cell(own[0].task)] if several else []),
             *_flips(own),
-            *(_ends(own) if generated else []),
+            *_ends(own),
         )
         for (_, variant), own in lines.items()
     )
     title = f"Answers to {tasks[0][1]}" if len(tasks) == 1 else f"Answers to {len(tasks)} tasks"
-    return Table(title, tuple(columns), rows, (_FLIPS, _ENDS) if generated else (_FLIPS,))
+    table = Table(title, tuple(columns), rows).without_empty_columns()
+    notes = tuple(note for column, note in ((flips, _FLIPS), (ends, _ENDS)) if column in table.columns)
+    return replace(table, footnotes=notes)
 
 
 def _flips(changes: Sequence[Change]) -> list[Cell]:

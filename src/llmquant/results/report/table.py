@@ -94,6 +94,13 @@ class Table:
         )
         return replace(self, rows=kept) if kept else self
 
+    def without_empty_columns(self) -> Table:
+        """Leave out columns with only dashes."""
+        lines = self.cells()
+        kept = [place for place in range(len(self.columns)) if any(line[place].text != "–" for line in lines)]
+        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[place] for place in kept), rows=rows)
+
     def groups(self) -> Iterator[list[int]]:
         """Yield the indices of the columns after the first, group by group."""
         group: list[int] = []
