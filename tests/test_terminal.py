@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from llmquant.cli.terminal import Terminal, libraries_logged
 from llmquant.results.report.progress import show_layers
@@ -93,3 +94,17 @@ def test_no_file_is_left_where_libraries_print_nothing(capfd: pytest.CaptureFixt
     with pytest.raises(ValueError, match="wrong"), libraries_logged(verbose=False):
         raise ValueError("wrong")
     assert capfd.readouterr() == ("", "")
+
+
+def test_layers_are_counted_once_their_number_is_known():
+    """A quantizer that does not count has a bar without numbers."""
+    screen = _Screen()
+    with show_layers(Console(file=screen, force_terminal=True, width=80)) as progress:
+        while "quantizing" not in screen.getvalue():  # drawn by a thread
+            time.sleep(0.01)
+        before = screen.getvalue()
+        progress(3, 30)
+        while "3 of 30 layers" not in screen.getvalue():
+            time.sleep(0.01)
+    assert "/" not in before
+    assert "layers" not in before

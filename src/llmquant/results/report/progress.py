@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -80,7 +80,7 @@ def _bundle(first: str, running: Sequence[Running]) -> dict[str, str]:
 @contextmanager
 def show_layers(console: Console | None) -> Iterator[Callable[[int, int], None]]:
     """Show the number of quantized layers while the block runs; nothing without a console."""
-    columns = (TextColumn("quantizing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("quantizing"), BarColumn(), TextColumn("{task.fields[layers]}"), TimeElapsedColumn())
     with RichProgress(
         *columns,
         console=console,
@@ -89,8 +89,10 @@ def show_layers(console: Console | None) -> Iterator[Callable[[int, int], None]]
         redirect_stderr=False,
         disable=console is None or not console.is_terminal,
     ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("", total=None, layers="")
+        yield lambda done, total: bar.update(
+            task, completed=done, total=total, layers=f"{done} of {counted(total, 'layer')}"
+        )
 
 
 def headline(state: Progress) -> str:
