@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import llmquant as lq
+from misbehaving_studies import Here
 
 TEXT = "The keeper counted the ships that passed before dawn, and wrote each name into a ledger bound in green cloth. "
 
@@ -26,7 +27,7 @@ def study(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
                 "latency(prompt_tokens=[8, 16], decode_tokens=4, warmup=1, repeats=3)",
                 "memory(prompt_tokens=16, decode_tokens=2)",
             ],
-            executor="local(device=cpu, threads=1)",
+            executor=Here(),
             store=folder / "store",
             progress=False,
         )

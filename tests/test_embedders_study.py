@@ -11,6 +11,7 @@ import llmquant as lq
 from embedding import page
 from llmquant.errors import OptionError, RequestErrors, UnsupportedError
 from llmquant.plugins.embedder import Prepared
+from misbehaving_studies import Here
 from tiny_gemma3 import write_gemma3
 
 PAGES = 6
@@ -47,7 +48,7 @@ def study(local_set, tmp_path_factory: pytest.TempPathFactory) -> tuple[lq.Compa
                 "query_latency(documents=50, repeats=3)",
             ],
             vectors={"codecs": ["float32", "binary"]},
-            executor="local(device=cpu, threads=1)",
+            executor=Here(),
             store=folder / "store",
             progress=False,
         )
