@@ -18,14 +18,15 @@ CONSTRAINTS = ("-c", "constraints.txt")
 TORCH = ("torch", "transformers", "accelerate", "safetensors")
 PYTHON_FILES = ("src", "tests", "benchmarks", "examples", "mkdocs_hooks.py", "noxfile.py")
 NO_THREAD_FIGHTS = {"TOKENIZERS_PARALLELISM": "false"}
-# Two test files at a time, one core per file: most of the time is spent on starting workers.
-SEVERAL = ("-n", "2", "--dist", "loadfile")
+# Three test files at a time, for two cores: a file often waits for a worker process or for the disk.
+SEVERAL = ("-n", "3", "--dist", "loadfile")
 
 
 def _install(session: nox.Session, *what: str, group: str = "") -> None:
     """Install the tested versions; `group` is one of pyproject's dependency groups."""
     wanted = nox.project.dependency_groups(PROJECT, group) if group else ()
-    session.install(*CONSTRAINTS, *what, *wanted)
+    # Python compiles what is imported; compiling all 20,000 files of an environment takes a minute.
+    session.install("--no-compile", *CONSTRAINTS, *what, *wanted)
 
 
 @nox.session
@@ -86,7 +87,7 @@ def colpali(session: nox.Session) -> None:
     Separate, because with a CPU build of torch the index's torchvision breaks transformers' language models.
     """
     _install(session, ".[colpali]", group="test")
-    session.run("pytest", "tests/colpali", *session.posargs, env=NO_THREAD_FIGHTS)
+    session.run("pytest", "tests/colpali", *SEVERAL, *session.posargs, env={**NO_THREAD_FIGHTS, "OMP_NUM_THREADS": "1"})
 
 
 @nox.session

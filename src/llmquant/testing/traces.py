@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +24,14 @@ def recorded(trial: Trial, subject: Any = None, *, loading: bool = False) -> Ite
         loading: as for `Snapshot.undo`.
     """
     # Their imports change settings, once.
+    import transformers.modeling_utils  # noqa: F401
+
     from llmquant.loading import causal_lm, embedder  # noqa: F401
     from llmquant.running.guard import Snapshot
     from llmquant.running.guarded_process import functions, put_back
 
+    if not gc.get_freeze_count():
+        gc.freeze()  # as in a worker: what was imported is left out of each comparison's collections
     changes: list[str] = trial.done.setdefault("changes", [])
     if trial.spec.target.partition(":")[0] not in sys.modules:
         before = functions()
