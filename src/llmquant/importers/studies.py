@@ -65,7 +65,9 @@ def import_results(
     if baseline is None:
         baseline = first
         if len(found) > 1:
-            notes.append(f"{first} is the baseline, as it is the first; baseline=NAME names another one")
+            notes.append(
+                f"{first} is the baseline, because it was given first; --baseline (in Python: baseline) changes it"
+            )
     elif baseline not in found:
         if baseline not in named:
             raise OptionError(f"no variant is called {baseline!r}", hint=nearest(baseline, found))
