@@ -156,10 +156,10 @@ def test_a_document_without_text_is_a_recorded_skip(tmp_path, context, folder):
     ("wrong", "message"),
     [
         ({"corpus": ""}, "scifact/corpus.jsonl has no documents"),
-        ({"corpus": "{}\n[]\n"}, "scifact/corpus.jsonl, line 1: _id is None, not a text"),
+        ({"corpus": "{}\n[]\n"}, "scifact/corpus.jsonl, line 1: _id is missing"),
         ({"corpus": [{"_id": 3, "text": "x"}]}, "scifact/corpus.jsonl, line 1: _id is 3, not a text"),
         ({"corpus": [{"_id": "", "text": "x"}]}, "scifact/corpus.jsonl, line 1: the _id is empty"),
-        ({"corpus": [{"_id": "d0"}]}, "scifact/corpus.jsonl, line 1: text is None, not a text"),
+        ({"corpus": [{"_id": "d0"}]}, "scifact/corpus.jsonl, line 1: text is missing"),
         ({"corpus": [{"_id": "d0", "text": "x", "title": 1}]}, "scifact/corpus.jsonl, line 1: title is 1, not a text"),
         ({"corpus": [*CORPUS, CORPUS[1]]}, "scifact/corpus.jsonl, line 9: _id 'd1' is that of line 2 already"),
         ({"corpus": "{]\n"}, "scifact/corpus.jsonl, line 1 is not JSON: Expecting property name"),

@@ -139,4 +139,7 @@ def test_a_paid_run_has_a_row_of_documents_per_dollar():
     text = render(summary(found.rows(), study.record), 120)
     assert "documents/s" in text
     assert "documents/dollar" in text
+    said = " ".join(text.split())
+    assert "loading, reading files and building an index are not included" in said
+    assert "its share of starting and loading included" in said
     assert "2400" in text.replace(",", "")

@@ -161,8 +161,14 @@ def test_csv_that_would_be_changed_is_refused(file, data, words):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"query;relevant\na;p\n", "has the column 'query;relevant'"),
-        (b",query,relevant\n0,a,p\n", "has the column ''"),
+        (b"query;relevant\na;p\n", "has the columns 'query;relevant'\nThey are separated by semicolons; separate"),
+        (b",query,relevant\n0,a,p\n", "has the columns '', 'query', 'relevant'\nRename or remove ''"),
+        (b"query\trelevant\na\tp\n", "They are separated by tabs; separate them by commas."),
+        (b"Query,relevant\na,p\n", "Write 'query', in small letters"),
+        (b"query,page\na,p\n", "has the columns 'query', 'page'\nRename or remove 'page'"),
+        (b"query,id\na,p\n", "has no column 'relevant'"),
+        (b'query,relevant\na,"p,P"\n', "there is no page 'p,P'\nSeparate pages by ';'"),
+        (b"id,query,relevant\n2,a,p\n,b,p\n", "row 2: the id is empty\nGive all queries an id, or none."),
         (b"query,relevant\na, b,p\n", "row 1 has more cells than columns"),
         (b"query,relevant,relevance\na,p;p,2;0\n", "page 'p' has the grades 2 and 0"),
         (b"query,relevant,relevance\na,p;P,1;2\n", "page 'P' has the grades 1 and 2"),
@@ -172,7 +178,16 @@ def test_csv_of_another_form_is_refused_once(file, data, words):
     """Spreadsheets separate by semicolons and number their rows, and a page may be there twice."""
     path = file(data, "queries.csv")
     (error,) = read_questions(path, path.name, {"p": "p", "P": "p"})[1]
-    assert words in error.message
+    assert words in str(error)
+
+
+def test_a_query_in_two_rows_is_refused(file):
+    """Each row would count the pages of the other as wrong; a repeated row counts twice."""
+    path = file(b"query,relevant\na,p\na,q\n", "queries.csv")
+    (error,) = read_questions(path, path.name, {"p": "p", "q": "q"})[1]
+    assert "row 2: the query is that of row 1, with other pages" in error.message
+    path = file(b"query,relevant\na,p\na,p\n", "queries.csv")
+    assert len(read_questions(path, path.name, {"p": "p"})[0]) == 2
 
 
 @pytest.mark.parametrize(

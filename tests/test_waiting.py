@@ -111,6 +111,23 @@ def test_only_experiments_of_the_same_kind_predict_the_remaining_time(other: Exp
     assert progress(record, {}, {other.run_id: completed(other)}, now, 0.0).remaining_s is None
 
 
+def test_jobs_beside_each_other_are_not_added():
+    """A run takes 240 s and loading 10 s: four variants on two slots end after two of them, five after three."""
+    presets = ("bnb_4bit_nf4", "bnb_4bit_fp4", "bnb_8bit", "hqq_4bit_g64", "torchao_int8")
+    missing = [experiment(preset, "perplexity") for preset in presets]
+    runs = {DONE.run_id: completed(DONE)}
+
+    def left(count: int, slots: int, now: tuple[ActiveJob, ...] = ()) -> float | None:
+        record = replace(RECORD, experiments=(DONE, *missing[:count]))
+        return progress(record, {}, runs, now, 10.0 * (count - len(now)), slots).remaining_s
+
+    assert [left(4, slots) for slots in (1, 2, 3, 8)] == [1000, 500, 500, 250]
+    assert [left(count, 2) for count in (0, 1, 5)] == [0, 250, 750]
+    running = active(loaded=True)  # its only experiment, and four variants that wait for this slot or the other one
+    assert left(5, 2, (running,)) == 740
+    assert left(1, 2, (running,)) == 240
+
+
 def test_the_remaining_time_includes_loading_and_is_unknown_before_a_quantization():
     """A variant that is loaded takes as long as the model took before; how long a calibration takes is not known."""
     gptq = registry().choose("quantizer", Call.parse("gptq_4bit_g128")).use

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,12 +75,14 @@ def progress(
     runs: Mapping[RunId, Run],
     active: Sequence[ActiveJob],
     load_s: float | None,
+    slots: int = 1,
 ) -> Progress:
     """Describe how a study stands.
 
     Args:
         reused: the runs that were stored before; `runs` has them too.
         load_s: seconds to load the variants that have no job yet; ``None`` if that is unknown.
+        slots: maximum number of simultaneous jobs.
     """
     own = [run for run_id, run in runs.items() if run_id not in reused]
     return Progress(
@@ -88,7 +91,7 @@ def progress(
         sum(run.status == "completed" for run in own),
         sum(run.status == "failed" for run in own),
         tuple(_running(job) for job in active if job.current or job.waiting or not job.loaded),
-        None if load_s is None else _remaining_s(record, runs, active, load_s),
+        None if load_s is None else _remaining_s(record, runs, active, load_s, slots),
     )
 
 
@@ -119,29 +122,42 @@ def _running(job: ActiveJob) -> Running:
 
 
 def _remaining_s(
-    record: StudyRecord, runs: Mapping[RunId, Run], active: Sequence[ActiveJob], load_s: float
+    record: StudyRecord, runs: Mapping[RunId, Run], active: Sequence[ActiveJob], load_s: float, slots: int
 ) -> float | None:
-    """Add what each missing experiment took in another variant; ``None`` while a job loads, quantizes or waits."""
+    """Return when the last job ends, if each missing experiment takes what it took in another variant.
+
+    Jobs that are not started yet, one per variant, follow on the slot that is free first; ``None`` while a job loads,
+    quantizes or waits.
+    """
     if any(job.waiting or not job.loaded for job in active):
         return None
     took: dict[object, list[float]] = {}
     for run in runs.values():
         if run.status == "completed":
             took.setdefault(_kind(run.experiment), []).append(run.seconds)
-    total = load_s
+    owners = {e.run_id: number for number, job in enumerate(active) for e in job.experiments}
+    jobs: dict[object, float] = dict.fromkeys(range(len(active)), 0.0)
     for experiment in record.experiments:
         if experiment.run_id in runs:
             continue
+        variant = experiment.variant
+        owner = owners.get(experiment.run_id, (variant.model.digest, variant.quantizer.label))
         known = took.get(_kind(experiment))
         job = next((job for job in active if job.current == experiment.run_id), None)
         spent = time.monotonic() - job.since if job else 0.0
         if job and job.done:
-            total += spent * (job.total - job.done) / job.done
+            left = spent * (job.total - job.done) / job.done
         elif known:
-            total += max(0.0, sum(known) / len(known) - spent)
+            left = max(0.0, sum(known) / len(known) - spent)
         else:
             return None
-    return total
+        jobs[owner] = jobs.get(owner, 0.0) + left
+    running, waiting = list(jobs.values())[: len(active)], list(jobs.values())[len(active) :]
+    ends = running + [0.0] * max(1 - len(running), slots - len(running))
+    heapq.heapify(ends)
+    for seconds in waiting:
+        heapq.heapreplace(ends, ends[0] + seconds + load_s / len(waiting))
+    return max(ends)
 
 
 def _kind(experiment: Experiment) -> object:

@@ -167,7 +167,7 @@ class Scheduler:
     def _progress(self) -> Progress:
         rest = [e for e in self._asked.experiments if e.run_id not in self._taken]
         load_s = load_seconds(rest, self._loads, self._registry)
-        return progress(self._asked, self.reused, self.runs, self._active, load_s)
+        return progress(self._asked, self.reused, self.runs, self._active, load_s, self._executor.slots)
 
     def _missing(self, submitted: Sequence[_Submitted]) -> list[Job]:
         elsewhere = {run_id for _, _, ids in submitted for run_id, _ in ids}

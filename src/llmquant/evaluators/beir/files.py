@@ -7,17 +7,20 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from llmquant.errors import OptionError, RequestError
 from llmquant.evaluators.page_set.queries import Question
 from llmquant.storage.text_files import read_rows, read_text
+from llmquant.study.experiment import Digest
 from llmquant.study.reading import brief
 
 CORPUS = "corpus.jsonl"
 _HEADER = ["query-id", "corpus-id", "score"]
 _SCORE = re.compile(r"[+-]?[0-9]{1,9}")
-_MOST_ERRORS = 20
+MOST_ERRORS = 20
+_LEFT_OUT = ("", "")
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,23 @@ class BeirSet:
     other_queries: int = 0
 
 
-def read_beir(folder: Path, name: str, split: str) -> tuple[BeirSet, list[RequestError]]:
+@cache
+def mistakes(folder: Path, digest: Digest, name: str, split: str) -> tuple[RequestError, ...]:
+    """List the mistakes in a folder, once for all models; titles and texts are not kept.
+
+    Args:
+        digest: of the folder's content.
+    """
+    return tuple(read_beir(folder, name, split, texts=False)[1])
+
+
+def read_beir(folder: Path, name: str, split: str, *, texts: bool = True) -> tuple[BeirSet, list[RequestError]]:
     """Read a folder, and list its mistakes with file and line.
 
     Args:
         name: the folder's name in messages.
         split: name of the file in ``qrels``.
+        texts: whether to return titles and texts; without them a million documents take 0.2 GB, not 0.7.
 
     Returns:
         The set, and at most 21 mistakes; with a mistake the set is incomplete.
@@ -57,7 +71,7 @@ def read_beir(folder: Path, name: str, split: str) -> tuple[BeirSet, list[Reques
     queries: dict[str, tuple[str, str]] = {}
     relevant: dict[str, dict[str, int]] = {}
     try:
-        corpus = read_corpus(folder, name, errors)
+        corpus = read_corpus(folder, name, errors, texts=texts)
         queries = _entries(folder / "queries.jsonl", f"{name}/queries.jsonl", "queries", errors)
         relevant = _judgements(folder / judged, f"{name}/{judged}", corpus, queries, errors)
     except OptionError as error:  # a file that is not text, or a line that is not JSON, cannot be read on
@@ -65,21 +79,25 @@ def read_beir(folder: Path, name: str, split: str) -> tuple[BeirSet, list[Reques
     questions = tuple(
         Question(query, text, relevant[query]) for query, (_, text) in queries.items() if query in relevant
     )
-    if len(errors) > _MOST_ERRORS:
-        errors[_MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - _MOST_ERRORS} more mistakes like these")]
+    if len(errors) > MOST_ERRORS:
+        errors[MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - MOST_ERRORS} more mistakes like these")]
     return BeirSet(corpus, questions, len(queries) - len(questions)), errors
 
 
-def read_corpus(folder: Path, name: str, errors: list[RequestError]) -> dict[str, tuple[str, str]]:
+def read_corpus(
+    folder: Path, name: str, errors: list[RequestError], *, texts: bool = True
+) -> dict[str, tuple[str, str]]:
     """Return title and text of each document by its id, and append the mistakes to `errors`.
 
     Raises:
         OptionError: if the file cannot be read on, because it is not text or a line is not JSON.
     """
-    return _entries(folder / CORPUS, f"{name}/{CORPUS}", "documents", errors)
+    return _entries(folder / CORPUS, f"{name}/{CORPUS}", "documents", errors, texts=texts)
 
 
-def _entries(path: Path, name: str, what: str, errors: list[RequestError]) -> dict[str, tuple[str, str]]:
+def _entries(
+    path: Path, name: str, what: str, errors: list[RequestError], *, texts: bool = True
+) -> dict[str, tuple[str, str]]:
     """Return titles and texts by id; keys other than ``_id``, ``title`` and ``text`` are left out, as in BEIR."""
     found: dict[str, tuple[str, str]] = {}
     lines: dict[str, int] = {}
@@ -89,7 +107,8 @@ def _entries(path: Path, name: str, what: str, errors: list[RequestError]) -> di
         wrong = next((key for key in ("_id", "text", "title") if not isinstance(entry.get(key), str)), None)
         if wrong is not None:
             hint = 'Write {"_id": "...", "title": "...", "text": "..."}; the title is optional.'
-            errors.append(OptionError(f"{where}: {wrong} is {brief(row.get(wrong))}, not a text", hint=hint))
+            said = f"is {brief(row[wrong])}, not a text" if row.get(wrong) is not None else "is missing"
+            errors.append(OptionError(f"{where}: {wrong} {said}", hint=hint))
             continue
         identity, text = entry["_id"], entry["text"]
         if not identity or (what == "queries" and not text.strip()):
@@ -97,7 +116,7 @@ def _entries(path: Path, name: str, what: str, errors: list[RequestError]) -> di
         elif identity in found:
             errors.append(OptionError(f"{where}: _id {identity!r} is that of line {lines[identity]} already"))
         else:
-            found[identity], lines[identity] = (entry["title"], text), number
+            found[identity], lines[identity] = (entry["title"], text) if texts else _LEFT_OUT, number
     if not found and not errors:
         errors.append(OptionError(f"{name} has no {what}"))
     return found

@@ -47,13 +47,12 @@ class BeirOptions:
             UnsupportedError: for an embedder that does not encode texts.
             RequestErrors: for several of these errors.
         """
-        from llmquant.evaluators.beir.files import read_beir
+        from llmquant.evaluators.beir.files import mistakes
 
         if self.folder.path is None:  # a worker need not check again
             return
-        errors = read_beir(self.folder.path, self.folder.name, self.split)[1]
-        errors += unsupported("text", self.folder.name, model)
-        raise_all(errors)
+        errors = mistakes(self.folder.path, self.folder.digest, self.folder.name, self.split)
+        raise_all([*errors, *unsupported("text", self.folder.name, model)])
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Estimate the work of encoding from the corpus' size."""

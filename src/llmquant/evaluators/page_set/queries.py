@@ -16,6 +16,7 @@ from llmquant.storage.text_files import read_rows, read_text
 
 ENDINGS = (".jsonl", ".csv", ".tsv")
 _DIGITS = 9
+_MOST_ERRORS = 20
 _COLUMNS = ("query", "relevant", "relevance", "id")
 _HINT = (
     'Write {"query": "...", "relevant": ["page.png", "manual.pdf#3"]} in each row; in CSV and TSV several pages are '
@@ -37,7 +38,7 @@ class Question:
 
 
 def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[list[Question], list[RequestError]]:
-    """Read a file of queries, and list all of its mistakes.
+    """Read a file of queries, and list its mistakes, at most 21.
 
     Args:
         name: the file's name, whose ending determines the format.
@@ -46,24 +47,35 @@ def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[lis
     questions: list[Question] = []
     errors: list[RequestError] = []
     seen: dict[str, int] = {}
+    asked: dict[str, tuple[int, dict[str, int]]] = {}
     try:
         rows = list(_rows(path, name))
     except OptionError as error:
         return [], [error]
+    named = any(row.get("id") not in (None, "") for row in rows)
     for number, row in enumerate(rows, start=1):
         where = f"{name}, row {number}"
         found = list(_mistakes(row, where, names))
-        identity = str(row["id"]) if row.get("id") not in (None, "") else str(number)
-        if identity in seen:
+        identity = str(number) if row.get("id") in (None, "") else str(row["id"])
+        if named and row.get("id") in (None, ""):
+            found.append(OptionError(f"{where}: the id is empty", hint="Give all queries an id, or none."))
+        elif identity in seen:
             found.append(OptionError(f"{where}: id {identity!r} is that of row {seen[identity]} already"))
         seen.setdefault(identity, number)
         errors += found
         if not found:
             grades = _grades(row)
             relevant = {resolve(page, names) or page: grade for page, grade in grades.items()}
-            questions.append(Question(identity, str(row["query"]).strip(), relevant))
+            text = str(row["query"]).strip()
+            first, pages = asked.setdefault(text, (number, relevant))
+            if pages != relevant:  # each row would count the other's pages as wrong
+                hint = "Put all pages of a query into one row."
+                errors.append(OptionError(f"{where}: the query is that of row {first}, with other pages", hint=hint))
+            questions.append(Question(identity, text, relevant))
     if not rows:
         errors.append(OptionError(f"{name} has no queries", hint=_HINT))
+    if len(errors) > _MOST_ERRORS:
+        errors[_MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - _MOST_ERRORS} more mistakes like these")]
     return questions, errors
 
 
@@ -79,7 +91,8 @@ def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> I
     try:
         grades = _grades(row)
     except ValueError as error:
-        yield OptionError(f"{where}: {error}", hint=_HINT)
+        hint = "Write one grade per page: a whole number, 0 for a page that is not relevant."
+        yield OptionError(f"{where}: {error}", hint=hint)
         return
     if not any(grade > 0 for grade in grades.values()):
         yield OptionError(
@@ -89,7 +102,8 @@ def _mistakes(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> I
     found: dict[str, int] = {}
     for page, grade in grades.items():
         if (known := resolve(page, names)) is None:
-            yield OptionError(f"{where}: there is no page {page!r}", hint=nearest(page, names))
+            several = "Separate pages by ';' in CSV and TSV, or write a list in JSONL." if "," in page else ""
+            yield OptionError(f"{where}: there is no page {page!r}", hint=several or nearest(page, names))
         elif found.setdefault(known, grade) != grade:
             yield OptionError(f"{where}: page {page!r} has the grades {found[known]} and {grade}")
 
@@ -142,10 +156,23 @@ def _rows(path: Path, name: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON va
             raise OptionError(f"{name} has the column {twice[0]!r} twice", hint=_HINT)
         unknown = [column for column in reader.fieldnames or () if column not in _COLUMNS]
         if unknown:  # reported once, not for every row
-            raise OptionError(
-                f"{name} has the column {unknown[0]!r}; columns are {', '.join(_COLUMNS)}",
-                hint="Separate columns by commas." if ending == ".csv" else "Separate columns by tabs.",
-            )
+            raise _unknown_columns(name, list(reader.fieldnames or ()), unknown[0], reader.reader.dialect.delimiter)
+        if lacks := [column for column in _COLUMNS[:2] if column not in (reader.fieldnames or _COLUMNS)]:
+            raise OptionError(f"{name} has no column {lacks[0]!r}", hint=_HINT)
         yield from reader
     except csv.Error as error:
-        raise OptionError(f"{name}, line {reader.line_num + 1} cannot be read: {error}", hint=_HINT) from error
+        hint = 'A cell that begins with " must end with "; a " inside is written as "".'
+        raise OptionError(f"{name}, line {reader.line_num + 1} cannot be read: {error}", hint=hint) from error
+
+
+def _unknown_columns(name: str, columns: list[str], unknown: str, delimiter: str) -> OptionError:
+    """Say which columns a file has, and what is wrong with them: their names, or what separates them."""
+    names = {",": "commas", ";": "semicolons", "\t": "tabs"}
+    other = next((mark for mark in names if mark != delimiter and mark in unknown and len(columns) == 1), None)
+    if other is not None:
+        hint = f"They are separated by {names[other]}; separate them by {names[delimiter]}."
+    elif unknown.strip().lower() in _COLUMNS:
+        hint = f"Write {unknown.strip().lower()!r}, in small letters and without spaces."
+    else:
+        hint = f"Rename or remove {unknown!r}: the columns are query and relevant, and optionally relevance and id."
+    return OptionError(f"{name} has the columns {', '.join(map(repr, columns))}", hint=hint)

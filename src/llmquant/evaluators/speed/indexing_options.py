@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmquant.errors import RequestError, raise_all
-from llmquant.evaluators.beir.files import CORPUS, read_corpus
+from llmquant.evaluators.beir.files import CORPUS, MOST_ERRORS, read_corpus
 from llmquant.evaluators.page_set.options import Pages, unsupported
 from llmquant.evaluators.page_set.pages import list_pages
 from llmquant.evaluators.speed.generation_limits import require_positive
@@ -62,7 +62,8 @@ class IndexingOptions:
             return
         errors: list[RequestError] = []
         if (self.data.path / CORPUS).is_file():
-            read_corpus(self.data.path, self.data.name, errors)
+            read_corpus(self.data.path, self.data.name, errors, texts=False)
+            del errors[MOST_ERRORS:]
             kind = "text"
         else:
             pages, errors = list_pages(self.data.path, self.data.name, self.dpi)

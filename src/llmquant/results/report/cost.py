@@ -146,6 +146,12 @@ _UNSHOWN_SPEED = (
     "decode_tokens_per_s",
     "prefill_tokens_per_s",
 )
+_INDEXING = {
+    "documents_per_s": "documents/s: while documents are encoded; loading, reading files and building an index are not "
+    "included.",
+    PER_DOLLAR: "documents/dollar: the same at the given price; for a paid run without a price, of all that the run "
+    "cost, its share of starting and loading included.",
+}
 _SPEED_METRICS = frozenset([*_SHOWN, *_UNSHOWN_SPEED])
 
 
@@ -167,6 +173,7 @@ def _speed_table(block: Block, measures: Sequence[Measure]) -> Table | None:
             rest = conditions(mine[-1].at, only={name for name, _ in mine[-1].at} - headed)
             constant.setdefault(rest, {})[shown.name] = None
     notes = [f"{', '.join(names)}: {rest}." for rest, names in constant.items() if rest]
+    notes += [text for metric, text in _INDEXING.items() if any(m.metric == metric for m in measures)]
     return _table(block, "Speed", columns, [" ".join(["Medians of repeated passes.", *notes])])
 
 
