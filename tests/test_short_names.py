@@ -115,6 +115,16 @@ def test_the_list_of_studies_names_a_few_variants(tmp_path):
     assert line.endswith("gptq(bits=5) and 15 more; evaluators lm_eval(coqa), memory")
 
 
+def test_the_verdict_names_the_best_first():
+    """Variants that could be shipped stand before those that could not."""
+    made = realistic_study()
+    title, *_ = [table.title for table in tables(Comparison(made.record, made.runs, made.read)) if table.is_verdict]
+    assert title.partition(": ")[2] == (
+        "bnb_4bit_nf4 and gptq_4bit_g128 are undecided; bnb_4bit_fp4 and gptq_3bit_g128 are worse; "
+        "bnb_8bit is not judged."
+    )
+
+
 def test_answers_have_no_column_without_values():
     """Nor a footnote about one: here documents are right or wrong, and no answer was kept or counted."""
     made = realistic_study()

@@ -12,6 +12,7 @@ from llmquant.study.counting import some
 
 TONES: dict[str | None, Tone] = {"worse": "bad", "better": "good", "no worse": "good"}
 
+_BEST_FIRST = ("better", "no worse", "differs", "undecided", "worse", "no signal", "not judged")
 # Of more variants, those of one verdict are counted.
 _NAMED = 6
 
@@ -49,13 +50,14 @@ def said(row: Row) -> str:
 
 
 def _sentence(block: Block, rows: Sequence[Row]) -> str:
-    """Say which variants are no worse, worse and undecided."""
+    """Say which variants are no worse, undecided and worse, the best first."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row.verdict or "not judged", []).append(row.variant)
     many = len(rows) > _NAMED
     parts = []
-    for word, labels in groups.items():
+    for word in (each for each in _BEST_FIRST if each in groups):
+        labels = groups[word]
         verb = ("has", "have") if word == "no signal" else ("is", "are")
         parts.append(f"{_listed(labels, many=many)} {verb[len(labels) > 1]} {word}")
     limit = pooled_margin(block.rows)
