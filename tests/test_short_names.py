@@ -15,7 +15,7 @@ from llmquant.results.report.summary import tables
 from llmquant.results.report.table import Column, Table
 from llmquant.results.report.text import render
 from llmquant.study.counting import some
-from made_up import BASELINE, MadeUpStudy, completed, experiment, memory, realistic_study, scored, store_of
+from made_up import BASELINE, MadeUpStudy, completed, experiment, memory, perplexity, realistic_study, scored, store_of
 
 CALIBRATED = [f"gptq(bits={bits}, group_size=128, calibration=/data/calibration/c4.txt)" for bits in range(2, 20)]
 TAKEN = "prequantized(/home/someone/models/their-awq)"
@@ -123,6 +123,17 @@ def test_the_verdict_names_the_best_first():
         "bnb_4bit_nf4 and gptq_4bit_g128 are undecided; bnb_4bit_fp4 and gptq_3bit_g128 are worse; "
         "bnb_8bit is not judged."
     )
+
+
+def test_a_verdict_without_an_interval_says_why():
+    """Four windows have a ratio, and no interval that could exclude anything."""
+    made = MadeUpStudy()
+    for label, nll in ((BASELINE, [10.0, 11, 12, 13]), ("bnb_4bit_nf4", [12.0, 14, 13, 16])):
+        values, windows = perplexity(nll, [8, 8, 8, 8])
+        made.add(completed(experiment(label, "perplexity"), *values), {"perplexity": windows})
+    text = Comparison(made.record, made.runs, made.read).to_text()
+    assert "· bnb_4bit_nf4: too few documents for an interval; the footnotes of the next tables say why." in text
+    assert "· No interval for perplexity: fewer than 6 scores differ." in text
 
 
 def test_answers_have_no_column_without_values():

@@ -108,6 +108,9 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         scale = unit if any(row.unit == "margins" for row in rows) else "a negative difference is a loss"
         same = ", each task counting the same" if any(len(row.mean_of) > 1 for row in rows) else ""
         notes.append(f"Over {'; or over '.join(over)}{same}; {scale}.")
+    few = [row.variant for row in rows if row.verdict == "undecided" and row.difference_low is None]
+    if few:
+        notes.append(f"{some(few)}: too few documents for an interval; the footnotes of the next tables say why.")
     needed = [
         f"{row.variant} about {_rounded(row.documents_needed)} (now {row.n:,}{_of(row)})"
         for row in rows
