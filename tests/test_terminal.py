@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -64,18 +66,23 @@ def test_messages_of_other_libraries_are_shown_on_request(monkeypatch: pytest.Mo
     assert not any(text in shown for text in ("a step", "a warning of theirs", "a deprecation"))
 
 
-def test_what_libraries_print_goes_to_a_file(capfd: pytest.CaptureFixture[str]):
-    """On both file descriptors, which child processes share; the file is named, and the given console still shows."""
-    with libraries_logged(verbose=False) as console:
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_libraries_print_goes_to_a_file(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+):
+    """On both file descriptors, which child processes share; a failure names the file, and success removes it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with contextlib.suppress(ValueError), libraries_logged(verbose=False) as console:
         os.write(1, b"a bar\n")
         os.write(2, b"a warning\n")
         console.print("a display")
+        if fails:
+            raise ValueError("wrong")
     _, err = capfd.readouterr()
     assert "a display" in err
     assert "a warning" not in err
-    file = Path(err.split()[-1])
-    assert file.read_text() == "a bar\na warning\n"
-    file.unlink()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["a bar\na warning\n"] * fails
+    assert ("messages of other libraries" in err) == fails
 
 
 def test_no_display_is_drawn_between_what_libraries_print(capfd: pytest.CaptureFixture[str], monkeypatch):

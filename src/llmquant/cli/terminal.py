@@ -107,7 +107,9 @@ def show_log(*, verbose: bool) -> Console:
 
 @contextmanager
 def libraries_logged(*, verbose: bool) -> Iterator[Console | None]:
-    """Send what libraries print in this block to a file, and name the file; yield a console that still shows.
+    """Send what libraries print in this block to a file, which is kept and named if the block fails.
+
+    The block receives a console that still shows.
 
     Args:
         verbose: show what libraries print, and yield ``None``: a live display would be torn.
@@ -128,12 +130,14 @@ def libraries_logged(*, verbose: bool) -> Iterator[Console | None]:
     ):
         for number in (1, 2):
             os.dup2(log.fileno(), number)
+        failed = True
         try:
             yield Console(file=shown)
+            failed = False
         finally:
             flush_output()
             give_back(output)
-            if Path(log.name).stat().st_size:
+            if failed and Path(log.name).stat().st_size:
                 say(f"messages of other libraries: {log.name}", err=True)
             else:
                 Path(log.name).unlink()
