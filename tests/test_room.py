@@ -32,13 +32,40 @@ def test_weights_that_exceed_the_memory_are_refused(planned: Planned, monkeypatc
     """Only the variants that are too large are named, with both sizes; a stored variant is not counted."""
     info = next(iter(planned.models.values()))
     full, small = (chosen.ask("weight_bytes", info, "cpu") for chosen in planned.quantizers)
-    monkeypatch.setattr(room, "_memory_bytes", lambda: (full + small) // 2)
+    monkeypatch.setattr(room, "memory_bytes", lambda executor: (full + small) // 2)
     experiments = planned.record.experiments
     with pytest.raises(
         lq.errors.UnsupportedError, match=r"as fp32_baseline take 0.0 GiB, and this machine has 0.0 GiB"
     ):
         room.refuse_too_large(planned, experiments, CPU)
     room.refuse_too_large(planned, [e for e in experiments if e.variant.quantizer.label == "bnb_4bit_nf4"], CPU)
+
+
+def test_a_key_value_cache_that_exceeds_the_memory_is_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 64 prompts it takes more than the weights; one byte more of memory is enough, and a window keeps less."""
+    study = Study.of(str(tiny_model), "fp32_baseline", ["memory", "throughput(batches=64, prompt_tokens=512)"])
+    planned = resolve(study, registry(), Cache(tmp_path / "cache"), CPU)
+    (info,) = planned.models.values()
+    weights = planned.quantizers[0].ask("weight_bytes", info, "cpu")
+    needed = weights + 64 * (512 + 64) * info.kv_bytes_per_token(2)
+    monkeypatch.setattr(room, "memory_bytes", lambda executor: needed - 1)
+    with pytest.raises(lq.errors.UnsupportedError, match=r"throughput.* GiB for the key-value cache, and this machine"):
+        room.refuse_too_large(planned, planned.record.experiments, CPU)
+    info.config["sliding_window"] = 16
+    room.refuse_too_large(planned, planned.record.experiments, CPU)
+    del info.config["sliding_window"]
+    monkeypatch.setattr(room, "memory_bytes", lambda executor: needed)
+    room.refuse_too_large(planned, planned.record.experiments, CPU)
+
+
+def test_a_job_has_the_memory_of_its_gpus(monkeypatch: pytest.MonkeyPatch):
+    """Four GPUs are two jobs of two GPUs each; where jobs run elsewhere, the memory is unknown."""
+    monkeypatch.setattr(room, "nvidia_gpus", lambda: [SimpleNamespace(total_mib=1000)] * 4)
+    here = {"device": "cuda", "slots": 2, "outlives": False, "installs": False}
+    assert room.memory_bytes(SimpleNamespace(**here)) == 2000 * 2**20
+    assert room.memory_bytes(SimpleNamespace(**{**here, "installs": True})) is None
 
 
 def test_a_container_has_its_own_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -49,7 +76,7 @@ def test_a_container_has_its_own_limit(monkeypatch: pytest.MonkeyPatch, tmp_path
     found = []
     for limit in ("max\n", "30\n", "500\n"):
         (tmp_path / "memory.max").write_text(limit)
-        found.append(room._memory_bytes())
+        found.append(room.memory_bytes(CPU))
     assert found == [105, 35, 105]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmquant.machine.hardware import hardware_text
 from llmquant.planning.estimate import estimate_seconds, estimate_size
+from llmquant.planning.room import memory_bytes
 from llmquant.results.precision import precisions
 from llmquant.results.report.progress import duration
 from llmquant.results.rows import label, variants
@@ -42,6 +43,11 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
                 f"{max(s.weight_bytes or 0 for s in known) / 2**20:,.0f} MiB, about "
                 f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB peak memory ({largest.quantizer})"
             )
+            there = memory_bytes(executor)
+            tight = [size.quantizer for size in known if there is not None and (size.peak_bytes or 0) > there]
+            if tight and there is not None:
+                room = f"{there / 2**30:.1f} GiB of memory"
+                lines.append(f"warning: {', '.join(tight)} may not fit into {room} with one sequence of 2,048 tokens")
         documents = Documents(record.limit)
         seconds += estimate_seconds(info, planned.quantizers, planned.evaluators, documents, executor)
     lines.append(f"Expected time if nothing is reused: roughly {duration(seconds / 2)} to {duration(seconds * 2)}")

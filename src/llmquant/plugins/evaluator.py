@@ -97,6 +97,13 @@ class EvaluatorOptions:
         """Return the approximate number of tokens read and generated."""
         return None
 
+    def cached_tokens(self) -> int | None:
+        """Return the tokens in the key-value cache of the largest pass, of all its sequences together.
+
+        A study whose weights and key-value cache exceed the memory is refused.
+        """
+        return None
+
     def whole(self) -> str:
         """Return why the evaluator cannot score slices of its documents (`Documents.slice`); ``""`` if it can."""
         return "it scores all documents at once"

@@ -353,6 +353,7 @@ def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's cl
 _LIGHT = {"quantizer": QuantizerOptions, "evaluator": EvaluatorOptions, "embedder": EmbedderOptions}
 # The types that methods of options return; `None` stands for nothing.
 _ANSWERS: Mapping[str, type] = {
+    "cached_tokens": Integral,
     "cost": Cost,
     "hub_rows": Mapping,
     "info": EmbedderInfo,

@@ -40,6 +40,10 @@ class MemoryOptions:
                 model, prompt_tokens=self.prompt_tokens, generated_tokens=self.decode_tokens, name="decode_tokens"
             )
 
+    def cached_tokens(self) -> int:
+        """Return the prompts' tokens and the generated ones."""
+        return self.batch * (self.prompt_tokens + self.decode_tokens)
+
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work: a warm-up and two measured prompts, and the tokens after one of them."""
         return Cost(prefill_tokens=2 * self.prompt_tokens * self.batch, decode_tokens=self.decode_tokens)

@@ -47,6 +47,10 @@ class LatencyOptions:
         longest = max(self.prompt_tokens)
         require_positions(model, prompt_tokens=longest, generated_tokens=self.decode_tokens, name="decode_tokens")
 
+    def cached_tokens(self) -> int:
+        """Return the prompts' tokens and the generated ones."""
+        return self.batch * (max(self.prompt_tokens) + self.decode_tokens)
+
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work of all repeats, an upper bound because a budget may end them earlier."""
         passes = self.warmup + self.repeats
@@ -88,6 +92,10 @@ class ThroughputOptions:
     def check(self, model: ModelInfo, device: Device) -> None:
         """Refuse sequences that are too long for the model."""
         require_positions(model, prompt_tokens=self.prompt_tokens, generated_tokens=self.new_tokens, name="new_tokens")
+
+    def cached_tokens(self) -> int:
+        """Return the prompts' tokens and the generated ones."""
+        return max(self.batches) * (self.prompt_tokens + self.new_tokens)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work of all repeats, an upper bound because a budget may end them earlier."""
