@@ -13,7 +13,7 @@ from llmquant.errors import OptionError, RequestError
 from llmquant.plugins.registry import registry
 from llmquant.results.comparison import Comparison
 from llmquant.results.costs import RUNNING, SERVED
-from llmquant.results.recommend import Limits
+from llmquant.results.recommend import Limits, rounded
 from llmquant.study.call import Call
 from llmquant.study.run import Measurement
 from made_up import BASELINE, HARDWARE, MIB, MadeUpStudy, completed, experiment, failed, scored
@@ -227,3 +227,12 @@ def test_the_recommendation_ends_with_the_lines_that_use_it():
     assert any(line.startswith("llmquant quantize ") and "-q bnb_8bit" in line for line in lines) or any(
         "lq.load(" in line for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "written"),
+    [(16.24, 3, "16.2"), (0.943, 2, "0.94"), (336.3, 3, "336"), (1333.8, 3, "1,334"), (126.2, 2, "126"), (4.0, 3, "4")],
+)
+def test_no_number_has_an_exponent(value, digits, written):
+    """Large numbers keep their whole digits, for people."""
+    assert rounded(value, digits) == written

@@ -190,7 +190,7 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
         if speed is None or speed.value is None:
             rule_out("its latency was not measured", "add -e latency")
         elif speed.value > limits.max_latency:
-            needs = f"{speed.value:.3g} ms"
+            needs = f"{rounded(speed.value)} ms"
             rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"allow {needs} for {label}")
     counted = [] if judged is None else judged.mean_of
     worse = tuple(name for row in rows if row.verdict == "worse" for name in names(row) if name in counted)
@@ -208,7 +208,7 @@ def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
     loss = None if judged.no_worse_than is None else -judged.no_worse_than
     unit = "points" if judged.unit == "points" else "times the margin"
     why = f"{judged.verdict} at a margin of {margin}"
-    why += "" if loss is None else f", and a loss of up to {loss:.3g} {unit} is possible"
+    why += "" if loss is None else f", and a loss of up to {rounded(loss)} {unit} is possible"
     if judged.verdict == "worse":
         return why, f"accept a larger loss for {label}"
     more = f"about {counted(judged.documents_needed, 'document')}" if judged.documents_needed else "more documents"
@@ -223,13 +223,17 @@ def _reasons(chosen: _Candidate, margin: str) -> list[str]:
         found.append("it is the baseline, without loss")
     else:
         bound = judged.no_worse_than
-        shown = "" if bound is None else f" (no worse than {bound:+.2g} {judged.unit})"
+        shown = (
+            ""
+            if bound is None
+            else f" (no worse than {'-' if bound < 0 else '+'}{rounded(abs(bound), 2)} {judged.unit})"
+        )
         found.append(f"{judged.verdict} at a margin of {margin}{shown}")
     if chosen.worse:
         found.append(f"but worse in {', '.join(map(shown_name, chosen.worse))} alone")
     if chosen.speed is not None and chosen.speed.value is not None:
         unit = "ms per token" if chosen.speed.metric.startswith("decode") else "ms per query"
-        found.append(f"{chosen.speed.value:.3g} {unit}{' as it runs here' * chosen.served}")
+        found.append(f"{rounded(chosen.speed.value)} {unit}{' as it runs here' * chosen.served}")
     return found
 
 
@@ -242,6 +246,11 @@ def size(number: float) -> str:
     return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
 
 
+def rounded(value: float, digits: int = 3) -> str:
+    """Write a number with `digits` digits, or more where it is a larger whole number: ``16.2``, ``1,334``."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 def _bytes(value: float | str) -> float:
     match = _SIZE.fullmatch(str(value).strip())
     unit = None if match is None else _SIZES.get(match[2].lower())
@@ -251,4 +260,4 @@ def _bytes(value: float | str) -> float:
     return number * unit
 
 
-__all__ = ["Limits", "Recommendation", "recommend", "size"]
+__all__ = ["Limits", "Recommendation", "recommend", "rounded", "size"]

@@ -35,7 +35,8 @@ STYLE = """
 .llmquant .bad { color: #dc4a3d; font-weight: 600; }
 .llmquant .quiet { opacity: .7; }
 .llmquant ul { margin: .4em 0 0; padding-left: 1.2em; font-size: 12px; opacity: .85; white-space: normal; }
-.llmquant pre { margin: .4em 0 0; white-space: pre-wrap; overflow-wrap: anywhere; color: inherit; background: none; }
+.llmquant pre { margin: .4em 0 0; font: 12px/1.5 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; color: inherit; background: none; }
 .llmquant li { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) { .llmquant th, .llmquant td { white-space: normal; padding-right: .6em; } }
 """
