@@ -80,6 +80,12 @@ def test_a_report_has_short_names_and_the_command_has_all(found):
     assert body.count("/data/calibration/c4.txt") == sum("c4.txt" in line for line in advice.code) + 1
 
 
+def test_a_page_shows_the_runner_up(found):
+    """Beside what to ship; only the reasons against the others are shown on a click."""
+    page = found.at_margin(99).to_html()
+    assert re.search(r"<p>Runner-up: [^<]*</p><details><summary>Why not the other 18<", page)
+
+
 def test_lists_show_their_first_items(found):
     """All of them with explain."""
     short, whole = (found.to_text(explain=explain) for explain in (False, True))

@@ -111,13 +111,14 @@ def _answer(
 
 
 def _advice(advice: Recommendation, short: ShortNames) -> str:
-    first, *reasons = map(short.text, advice.sentences())
-    items = "<ul>" + "".join(f"<li>{html_text(reason)}</li>" for reason in reasons) + "</ul>"
+    first, *reasons = (html_text(short.text(sentence)) for sentence in advice.sentences())
+    second = f"<p>{reasons.pop(0)}</p>" if advice.runner_up is not None else ""
+    items = "<ul>" + "".join(f"<li>{reason}</li>" for reason in reasons) + "</ul>"
     if len(reasons) > _REASONS:
         items = f"<details><summary>Why not the other {len(advice.ruled_out)}</summary>{items}</details>"
     lines = "\n".join(map(html_text, advice.use))
     use = f"<pre>{lines}</pre>" if lines else ""
-    return f'<h3>Recommendation</h3><p class="ship">{html_text(first)}</p>{items}{use}'
+    return f'<h3>Recommendation</h3><p class="ship">{first}</p>{second}{items}{use}'
 
 
 _KEYS = {
