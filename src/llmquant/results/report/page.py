@@ -86,7 +86,7 @@ def to_html_page(
     ]
     css = files("llmquant.results.report").joinpath("page.css").read_text(encoding="utf-8")
     return _PAGE.format(
-        title=html_text(" and ".join(dict.fromkeys(block.model for block in grouped)) or record.title),
+        title=html_text(", ".join(dict.fromkeys(block.model for block in grouped)) or record.title),
         style=STYLE + css + WORST_STYLE,
         study=html_text(study_line(record)),
         body="\n".join(filter(None, parts)),
