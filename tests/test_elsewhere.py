@@ -16,7 +16,7 @@ from llmquant.plugins.registry import registry
 from llmquant.running.scheduler import Scheduler
 from llmquant.storage.cache import Cache
 from llmquant.study.job import Job
-from misbehaving_studies import misbehaving
+from misbehaving_studies import Here, misbehaving
 
 __all__ = ["misbehaving"]  # a fixture
 
@@ -56,6 +56,16 @@ class Rented(LocalExecutor):
         raise lq.errors.StoreError(f"rented keeps no study {study}")
 
 
+class RentedHere(Rented):
+    """Does its jobs in this process."""
+
+    collect, cancel = Here.collect, Here.cancel
+
+    def submit(self, job: Path, store: Path) -> str:
+        self.submitted.append(Here.submit(self, job, store))
+        return self.submitted[-1]
+
+
 def planned(tiny_model: Path, executor: Rented, *evaluators: str, quantizers: Sequence[str] = ()) -> Planned:
     study = lq.Study.of(str(tiny_model), quantizers or ["fp32_baseline"], evaluators)
     return resolve(study, registry(), Cache.default(), executor)
@@ -68,12 +78,14 @@ def jobs_of(executor: Rented, tiny_model: Path, tmp_path: Path, *evaluators: str
     return [[e["evaluator"]["label"] for e, _ in job.experiments] for job in executor.checked]
 
 
-def test_nothing_starts_until_somebody_agrees_to_what_it_may_cost(tiny_model: Path, tmp_path: Path):
+def test_nothing_starts_until_somebody_agrees_to_what_it_may_cost(
+    tiny_model: Path, tmp_path: Path, without_functions: None
+):
     """From Python a refusal names the amount, and where somebody can be asked the answer counts.
 
     What it cost in the end is shared out among the runs, and kept.
     """
-    executor, store = Rented(agreed=False), tmp_path / "store"
+    executor, store = RentedHere(agreed=False), tmp_path / "store"
     tasks = ["misbehave(not, tag=a)", "misbehave(not, tag=b)"]
     with pytest.raises(lq.errors.RequestError, match=r"1 jobs, at most \$2") as caught:
         lq.compare(tiny_model, ["fp32_baseline"], tasks, executor=executor, store=store)

@@ -34,6 +34,7 @@ from llmquant.storage.store import write_json
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents, Experiment, ModelUse, Variant
 from llmquant.study.job import Job
+from misbehaving_studies import Here
 
 modal = pytest.importorskip("modal", reason='needs Modal\'s client: pip install "llmquant[modal]"')
 
@@ -103,9 +104,7 @@ def test_scores_are_those_of_this_machine(server: ModalServer, tiny_model: Path,
     there = lq.compare(
         str(tiny_model), ["fp32_baseline"], executor=f"modal({CPU}, budget=5)", store=place / "modal", **options
     )
-    here = lq.compare(
-        str(tiny_model), ["fp32_baseline"], executor="local(device=cpu, threads=1)", store=place / "local", **options
-    )
+    here = lq.compare(str(tiny_model), ["fp32_baseline"], executor=Here(), store=place / "local", **options)
     assert [run.status for run in there.runs.values()] == ["completed"] * 2, [r.failure for r in there.runs.values()]
     assert there.runs.keys() == here.runs.keys()
     for run_id, run in there.runs.items():
