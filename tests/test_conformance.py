@@ -170,6 +170,14 @@ def test_a_class_without_the_methods_of_its_contract_is_found(make, kind, heavy,
     assert complaint in found["methods_are_known"]
 
 
+def test_the_embedder_of_the_checks_has_widths_that_groups_divide(make):
+    """A quantizer that refuses widths which its groups of 128 do not divide is checked with an embedder as well."""
+    widths = "[t.shape[1] for t in model.tensors if 'dense' in t.name and len(t.shape) == 2]"
+    check = f"def check(self, model, device):\n        assert not any(width % 128 for width in {widths})"
+    spec = _quantizer(make, options=f"bits: int = 4\n    {check}", accepts=("causal_lm", "embedder"))
+    assert not failures(spec, "embedders_are_quantized")
+
+
 # -- evaluators --------------------------------------------------------------------------------------------------------
 
 

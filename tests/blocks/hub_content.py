@@ -43,13 +43,13 @@ def write_repos(room: Path, causal: Path) -> dict[str, Path]:
     models["sentence-transformers/all-MiniLM-L6-v2"] = minilm
     models["google/siglip-so400m-patch14-384"] = write_clip(room / "siglip", "siglip")
     models["vidore/colqwen2.5-v0.2"] = _adapter(room / "adapter", "vidore/colqwen2.5-base")
-    models["vidore/colqwen2.5-base"] = gemma  # only named: colpali-engine is not installed here
+    models["vidore/colqwen2.5-base"] = _of_type(room / "colqwen", "qwen2_5_vl", causal)
     data = {
         "EleutherAI/coqa": _data_set(room / "coqa", {"default": {"train": STORIES[:2], "validation": STORIES}}),
         "allenai/ai2_arc": _data_set(
             room / "arc", {"ARC-Easy": dict.fromkeys(("train", "validation", "test"), CHOICE_ROWS)}
         ),
-        "openai/gsm8k": _data_set(room / "gsm8k", {"main": dict.fromkeys(("train", "test"), SUMS)}),
+        "openai/gsm8k": _data_set(room / "gsm8k", {"main": {"train": SUMS, "test": SUMS[:2]}}),
         "Salesforce/wikitext": _data_set(
             room / "wikitext",
             {"wikitext-2-raw-v1": dict.fromkeys(("train", "validation", "test"), [{"text": text(40)}] * 100)},
@@ -62,17 +62,25 @@ def write_repos(room: Path, causal: Path) -> dict[str, Path]:
 
 
 def write_causal(folder: Path) -> Path:
-    """Write the tiny language model with one layer: the pages ask for many passes."""
+    """Write the tiny language model with one layer, as the pages ask for many passes, of a width that groups divide."""
     from safetensors.numpy import load_file, save_file
 
     from llmquant.testing import tiny_causal_lm
 
-    tiny_causal_lm(folder)
+    tiny_causal_lm(folder, width=256)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     tensors = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _of_type(folder: Path, model_type: str, weights: Path) -> Path:
+    """Write what a plan reads of a model that cannot be loaded here: its type, and the headers of some weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "model.safetensors").symlink_to(weights / "model.safetensors")
     return folder
 
 

@@ -66,13 +66,14 @@ def tiny_causal_lm(folder: Path, *, width: int = 64) -> Path:
     return folder
 
 
-def tiny_embedder(folder: Path) -> Path:
-    """Write a random BERT of 2 layers and width 32, with a tokenizer; texts of at most 64 tokens.
+def tiny_embedder(folder: Path, *, width: int = 32) -> Path:
+    """Write a random BERT of 2 layers with a tokenizer; texts of at most 64 tokens.
 
     ``transformers.AutoModel`` loads it, and the embedder ``sentence_transformers`` opens it with mean pooling.
 
     Args:
         folder: where to write; it may be missing.
+        width: size of the vectors, an even number; the inner layers have twice as many features.
 
     Returns:
         The folder.
@@ -86,10 +87,10 @@ def tiny_embedder(folder: Path) -> Path:
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     config = BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=64,
+        intermediate_size=2 * width,
         max_position_embeddings=_EMBEDDER_TOKENS,
         initializer_range=0.5,  # large enough that texts differ well
     )
@@ -98,7 +99,7 @@ def tiny_embedder(folder: Path) -> Path:
         BertModel(config).save_pretrained(folder)
     BertTokenizerFast(vocab=vocabulary, model_max_length=_EMBEDDER_TOKENS).save_pretrained(folder)
     module = "sentence_transformers.models"
-    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     (folder / "modules.json").write_text(

@@ -143,7 +143,7 @@ def embedders_are_quantized(trial: Trial) -> None:
         raise NotApplicable("the plugin does not accept embedders")
     if importlib.util.find_spec("sentence_transformers") is None:
         raise NotApplicable('it needs sentence-transformers: pip install "llmquant[embed]"')
-    folder = tiny_embedder(trial.folder / "embedder")
+    folder = tiny_embedder(trial.folder / "embedder", width=128)  # the usual group sizes divide it
     load_vectors(trial, trial.chosen, inspect_subject(ModelRequest(str(folder)), registry(), trial.cache))
 
 
