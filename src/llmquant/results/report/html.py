@@ -38,7 +38,10 @@ STYLE = """
 .llmquant pre { margin: .4em 0 0; font: 12px/1.5 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; color: inherit; background: none; }
 .llmquant li { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 640px) { .llmquant th, .llmquant td { white-space: normal; padding-right: .6em; } }
+@media (max-width: 640px) {
+  .llmquant th, .llmquant td { white-space: normal; padding-right: .6em; }
+  .llmquant tbody th { overflow-wrap: anywhere; min-width: 7.5em; }
+}
 """
 
 
