@@ -114,7 +114,7 @@ def packages(tmp_path, monkeypatch):
         (_IMPORTS + "@hookimpl\ndef llmquant_run_started(evnt): pass", "evnt"),
         (_IMPORTS + "@hookimpl\ndef llmquant_register(): raise KeyError('x')", "KeyError: 'x'"),
         (_IMPORTS + "@hookimpl\ndef llmquant_register(): return None", "Return a list of PluginSpec"),
-        (_IMPORTS + "@hookimpl\ndef llmquant_register(): return [3]", "returned int, not PluginSpec"),
+        (_IMPORTS + "@hookimpl\ndef llmquant_register(): return [3]", "returned 3 .int., not PluginSpec"),
         (_IMPORTS + _GOOD.format(specs=_spec("m", kind="quantiser")), "kind is 'quantiser'.*'quantizer'"),
         (_IMPORTS + _GOOD.format(specs=_spec("m", name="two words")), "'two words' is not a valid plugin name"),
         (_IMPORTS + _GOOD.format(specs=_spec("m", target="m.Rounding")), "not 'module:Class'"),

@@ -16,6 +16,9 @@ from llmquant.study.neutral import printable
 plugins_app = typer.Typer(help="List and check plugins and presets.", no_args_is_help=False, rich_markup_mode=None)
 
 Traceback = Annotated[bool, typer.Option("--verbose", "-v", help="Print the traceback of each failure.")]
+Everything = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print the traceback of each failure, and what other libraries print.")
+]
 
 
 @plugins_app.callback()
@@ -45,17 +48,18 @@ def plugins_check(
             metavar="NAME", help="Plugin, preset or call, kind:name, or package, for example 'rtn(bits=3)'."
         ),
     ],
-    verbose: Traceback = False,
+    verbose: Everything = False,
 ) -> None:
     """Check an installed plugin on a tiny model.
 
     Each failure is printed with how to fix it. The exit code is 1 if a check fails.
     """
+    from llmquant.cli.terminal import libraries_logged
     from llmquant.plugins.checking import matching
     from llmquant.plugins.registry import registry
 
     failed = False
-    with stdout_to_stderr() as stream:
+    with stdout_to_stderr() as stream, libraries_logged(verbose=verbose):
 
         def show(line: str) -> None:
             typer.echo(printable(line), file=stream)

@@ -20,7 +20,7 @@ from llmquant.errors import (
     SanityError,
 )
 from llmquant.loading.checked_applied import check_applied
-from llmquant.loading.memory import peak_memory, touch_weights
+from llmquant.loading.memory import held_bytes, peak_memory, touch_weights
 from llmquant.loading.settings import config_differences, settle, tokenizer_differences
 from llmquant.loading.strict import load_causal, load_strict, warm_imports
 from llmquant.loading.token_rows import fit_tokens, leave_open
@@ -107,8 +107,9 @@ def load_causal_lm(
         NotHonouredError: if the loaded weights are not what the options request.
         UnsupportedError: if `path` is a checkpoint of another model.
     """
-    keywords = keywords_of(quantizer, info, ctx)
     warm_imports(transformers.AutoModelForCausalLM, path, trust_remote_code="trust_remote_code" in info.flags)
+    before = held_bytes(ctx.device)
+    keywords = keywords_of(quantizer, info, ctx)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
         module = _from_pretrained(path, info, keywords, ctx.device)
@@ -124,7 +125,8 @@ def load_causal_lm(
     notes += [leave_open(tokenizer, info.source), fit_tokens(module, tokenizer, info.source)]
     applied = replace(applied, note="; ".join(filter(None, notes)))
     settle(module, home, tokenizer, trust_remote_code="trust_remote_code" in info.flags)
-    return LoadedModel(module, tokenizer, info, applied, path, ctx.device, LoadStats(seconds, peak.bytes))
+    load = LoadStats(seconds, peak.bytes, before_bytes=before)
+    return LoadedModel(module, tokenizer, info, applied, path, ctx.device, load)
 
 
 def _differences(

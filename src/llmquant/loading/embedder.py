@@ -12,7 +12,7 @@ import transformers
 
 from llmquant.errors import PluginError, SanityError, UnsupportedError
 from llmquant.loading.causal_lm import keywords_of, make_ready, materialize, read_back
-from llmquant.loading.memory import peak_memory, touch_weights
+from llmquant.loading.memory import held_bytes, peak_memory, touch_weights
 from llmquant.loading.strict import warm_imports
 from llmquant.machine.packages import PREPROCESSING, installed_version
 from llmquant.models.hub import download
@@ -78,9 +78,10 @@ def load_embedder(
     if info.embeds is None:
         raise UnsupportedError(f"{info.source} is not an embedder")
     path = materialize_embedder(info, embedder, ctx.cache)
-    keywords = keywords_of(quantizer, info, ctx)
     if path is not None:
         warm_imports(transformers.AutoModel, path)
+    before = held_bytes(ctx.device)
+    keywords = keywords_of(quantizer, info, ctx)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
         opened = embedder.open(path or ctx.files, info, keywords, ctx)
@@ -114,7 +115,7 @@ def load_embedder(
         applied,
         path,
         ctx.device,
-        LoadStats(seconds, peak.bytes),
+        LoadStats(seconds, peak.bytes, before_bytes=before),
         ctx.cache,
     )
     _check_sane(loaded)

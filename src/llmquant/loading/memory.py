@@ -291,6 +291,14 @@ def give_back_freed() -> None:
         trim(0)
 
 
+def held_bytes(device: str) -> int:
+    """Return the memory that is held while nothing is done: by tensors on GPUs, or on a CPU by the whole process."""
+    _free()
+    if torch.device(device).type == "cuda":  # whose context takes memory of the process too
+        return sum(_cuda_allocated())
+    return _status_bytes("VmRSS") or int(psutil.Process().memory_info().rss)
+
+
 def kept_bytes() -> int:
     """Return the memory that this process keeps when it does nothing: pages of its own, and tensors on GPUs."""
     _free()

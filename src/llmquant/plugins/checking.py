@@ -7,8 +7,9 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from llmquant.errors import PluginError, UnknownNameError, nearest
+from llmquant.errors import LlmquantError, UnknownNameError, nearest
 from llmquant.plugins.discovery import Broken, Plugin
+from llmquant.plugins.options import build
 from llmquant.plugins.registry import Registry
 from llmquant.plugins.sources import check_target
 from llmquant.study.call import Call
@@ -66,8 +67,10 @@ def matching(known: Registry, text: str) -> tuple[list[tuple[Plugin, str]], list
 def _broken(known: Registry, plugin: Plugin) -> str:
     """Return why a plugin cannot work, as far as can be seen without its heavy half."""
     try:
-        known.options_class(plugin)
+        cls = known.options_class(plugin)
         check_target(plugin.spec.target)
-    except PluginError as error:
+        for name, values in plugin.spec.presets.items():
+            build(cls, Call(f"preset {name}"), values)
+    except LlmquantError as error:
         return f"{error.message}. {error.hint}".strip()
     return ""

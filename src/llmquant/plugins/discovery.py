@@ -11,7 +11,8 @@ import importlib.metadata
 import inspect
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from packaging.utils import canonicalize_name
 from llmquant.errors import OptionError, PluginError, describe, nearest
 from llmquant.plugins.field_types import coerce, field_types
 from llmquant.plugins.spec import Hooks, PluginSpec
+from llmquant.study.reading import brief
 
 GROUP = "llmquant"
 _ACCEPTED = ("causal_lm", "embedder")
@@ -120,7 +122,7 @@ def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned
         PluginError: if the object is not a spec, or a field is wrong.
     """
     if not isinstance(spec, PluginSpec):
-        raise PluginError(f"llmquant_register returned {type(spec).__name__}, not PluginSpec")
+        raise PluginError(f"llmquant_register returned {brief(spec)} ({type(spec).__name__}), not PluginSpec")
     values: dict[str, Any] = {}  # Any: the fields of PluginSpec
     for field, hint in field_types(PluginSpec).items():
         try:
@@ -148,7 +150,13 @@ def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned
 
 def _load(entry: importlib.metadata.EntryPoint, name: str, hooks: pluggy.PluginManager) -> list[Any]:
     """Import an entry point's module, register its hooks, and ask it for its specs."""
+    if not entry.pattern.match(entry.value):
+        raise PluginError(f"the entry point {entry.value!r} is not a module", hint="Write it as package.module.")
     module = entry.load()
+    if not isinstance(module, types.ModuleType):
+        raise PluginError(
+            f"{entry.value} is {brief(module)}, not a module", hint="Write the entry point without the part after ':'."
+        )
     known = [hook for hook, _ in inspect.getmembers(Hooks, inspect.isfunction) if hook.startswith("llmquant_")]
     for hook, value in list(vars(module).items()):
         if hook not in known and hasattr(value, f"{GROUP}_impl"):
@@ -163,8 +171,8 @@ def _load(entry: importlib.metadata.EntryPoint, name: str, hooks: pluggy.PluginM
     for implementation in hooks.hook.llmquant_register.get_hookimpls():
         if implementation.plugin_name == name:
             returned = implementation.function()
-            if not isinstance(returned, Iterable) or isinstance(returned, str):
-                raise PluginError(f"llmquant_register returned {returned!r}", hint="Return a list of PluginSpec.")
+            if not isinstance(returned, Iterable) or isinstance(returned, str | Mapping):
+                raise PluginError(f"llmquant_register returned {brief(returned)}", hint="Return a list of PluginSpec.")
             specs += returned
     return specs
 

@@ -31,11 +31,13 @@ class LoadStats:
         peak_bytes: peak memory of loading on the device, in addition to the memory used before; ``None`` if the
             system does not report it.
         changed: settings of the process that another package's plugin changed while loading; the worker restored them.
+        before_bytes: memory of the process, or of tensors on GPUs, when loading began and its imports were done.
     """
 
     seconds: float
     peak_bytes: int | None
     changed: tuple[str, ...] = ()
+    before_bytes: int = 0
 
 
 @dataclass(frozen=True)

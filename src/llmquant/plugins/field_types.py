@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from llmquant.errors import OptionError, PluginError, nearest
+from llmquant.errors import OptionError, PluginError, describe, nearest
 from llmquant.study.experiment import InputFile, path_of
 from llmquant.study.reading import NAMES, SCALARS, brief, check_json, of_union, read_as
 
@@ -26,13 +26,13 @@ def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own datac
     Raises:
         PluginError: if the class is not a dataclass, or a field has an unsupported type.
     """
-    where = f"{cls.__module__}:{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
+    where = f"{cls.__module__}:{cls.__qualname__}" if hasattr(cls, "__qualname__") else brief(cls)
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         raise PluginError(f"{where} is not a dataclass; options must be frozen dataclasses")
     try:
         hints = typing.get_type_hints(cls, localns=NAMES)
-    except (NameError, TypeError) as error:
-        raise PluginError(f"the types of {where} cannot be resolved: {error}") from error
+    except Exception as error:  # a third party's annotations may raise anything
+        raise PluginError(f"the types of {where} cannot be resolved: {describe(error)}") from error
     found = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
     for name, hint in found.items():
         if not _supported(hint):

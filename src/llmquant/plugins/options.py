@@ -26,6 +26,7 @@ from llmquant.plugins.field_types import coerce, field_types, takes_many
 from llmquant.storage.blanking import blank_secrets
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import Digest, InputFile, InputFolder
+from llmquant.study.reading import brief
 
 Options = Any  # Any: plugins bring their own dataclasses
 
@@ -65,22 +66,31 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
 
 
 def check_class(cls: type[Any]) -> None:  # Any: see Options
-    """Check that options are a frozen dataclass whose fields and defaults have supported types.
+    """Check that options are a frozen dataclass whose public attributes are fields of supported types and defaults.
 
     Raises:
         PluginError: naming the field.
     """
-    where = f"{cls.__module__}:{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
+    where = f"{cls.__module__}:{cls.__qualname__}" if hasattr(cls, "__qualname__") else brief(cls)
     types = field_types(cls)
     if not cls.__dataclass_params__.frozen:
         raise PluginError(f"{where} is not frozen", hint="Write @dataclass(frozen=True).")
+    for name, value in {**dict.fromkeys(vars(cls).get("__annotations__", ())), **vars(cls)}.items():
+        constant = name.startswith("_") or name.isupper() or hasattr(value, "__get__") or isinstance(value, type)
+        if not constant and name not in cls.__dataclass_fields__:
+            raise PluginError(
+                f"{where}: {name} is not a field, and so not an option",
+                hint=f"Write @dataclass(frozen=True) and a type, as in '{name}: int = 4'; write constants in capitals.",
+            )
     for f in dataclasses.fields(cls):
         if f.init and f.name not in required(cls):
-            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             try:
+                default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
                 same = coerce(default, types[f.name], f"{where}: the default of {f.name}") == default
             except RequestError as error:
                 raise PluginError(error.message, hint=error.hint) from error
+            except (Exception, SystemExit) as error:  # a third party's factory or value may raise anything
+                raise PluginError(f"{where}: the default of {f.name} failed: {describe(error)}") from error
             if not same:
                 raise PluginError(
                     f"{where}: the default of {f.name} is {default!r}", hint=f"It must be {types[f.name]}."

@@ -16,12 +16,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import torch
+import transformers
 
-from llmquant.loading.memory import kept_bytes, own_tensors
+from llmquant.loading.memory import held_bytes, kept_bytes, own_tensors, weight_bytes
+from llmquant.loading.strict import warm_imports
 from llmquant.running.guarded_process import (
     Functions,
     Setting,
@@ -32,10 +34,15 @@ from llmquant.running.guarded_process import (
     stop_new,
 )
 
+if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
+    from llmquant.storage.cache import Cache
+
 # Sums over a prime number of columns, so that swapped rows of a usual width are noticed.
 _COLUMNS = 4093
 _SHOWN = 3
 _KEPT_MEMORY = 256 * 2**20  # bytes
+_MEMORY = "the memory of the process, which grew by"
 _LONG = 100_000
 _PROBE = "The 3 quick brown foxes, naïve at 12:30 o'clock, jumped over 4,096 dogs."
 _SCALARS = (bool, int, float, str, type(None))
@@ -115,7 +122,7 @@ class Snapshot:
             found.append(Change(f"{what}, left running", "restored" if gone else "renew"))
         found += [Change(what, "damaged") for what in _shortened(self._damaged(), "the weights of")]
         if not loading and (grown := kept_bytes() - self.memory) > _KEPT_MEMORY:
-            found.append(Change(f"the memory of the process, which grew by {grown / 2**20:.0f} MiB", "renew"))
+            found.append(Change(f"{_MEMORY} {grown / 2**20:.0f} MiB", "renew"))
         return found
 
     def _damaged(self) -> list[str]:
@@ -134,16 +141,25 @@ class Snapshot:
         return [name or "the model" for name in changed]
 
 
-def load_guarded(load: Callable[[], Any]) -> Any:  # Any: a LoadedModel or LoadedEmbedder
-    """Load with another package's plugin, whose imports are done; restore settings, and record what was changed."""
+def load_guarded(load: Callable[[], Any], info: ModelInfo, cache: Cache) -> Any:  # Any: a LoadedModel or LoadedEmbedder
+    """Import another package's plugin and load `info` with it; restore settings, and record what was changed."""
     from llmquant.loading import causal_lm, embedder  # noqa: F401 - their imports change settings, once
 
-    before = Snapshot.take(None)
-    subject = load()
-    changed = tuple(change.what for change in before.undo(loading=True))
+    if info.kind != "none":  # likewise
+        cls = transformers.AutoModelForCausalLM if info.embedder is None else transformers.AutoModel
+        folder = causal_lm.materialize(info, cache, weights=False)
+        warm_imports(cls, folder, trust_remote_code="trust_remote_code" in info.flags)
+    before, changed = Snapshot.take(None), list[str]()
+    try:
+        subject = load()
+    finally:
+        changed += [change.what for change in before.undo(loading=True)]
+    held = held_bytes(subject.device) - subject.load.before_bytes - weight_bytes(subject.module).total
+    if held > _KEPT_MEMORY:
+        changed.append(f"{_MEMORY} {held / 2**20:.0f} MiB beyond the weights")
     for what in changed:
         _log.warning("loading changed %s", what)
-    return replace(subject, load=replace(subject.load, changed=changed))
+    return replace(subject, load=replace(subject.load, changed=tuple(changed)))
 
 
 def _shortened(names: Sequence[str], beginning: str) -> list[str]:

@@ -44,6 +44,7 @@ from llmquant.study.job import Job
 from llmquant.study.run import REFERENCE_FILE, Failure, FailureKind, Run
 
 if TYPE_CHECKING:
+    from llmquant.models.info import ModelInfo
     from llmquant.plugins.registry import Chosen
     from llmquant.retrieval.loaded import LoadedEmbedder
     from llmquant.study.run import Result
@@ -115,17 +116,19 @@ def _wait(journal: Journal, run_id: str, holders: str) -> None:
 
 def _load_guarded(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
     """Load the model; settings that another package's quantizer or embedder changed are restored."""
-    uses = experiment.variant.quantizer, experiment.variant.model.embedder
-    if all(use is None or use.is_built_in for use in uses):
-        return _load(job, experiment, context, journal)
+    info = restore_subject(ModelUse.from_json(job.model), registry(), context.cache)
+    own = [use is None or use.is_built_in for use in (experiment.variant.quantizer, info.embedder)]
+    if all(own):
+        return _load(job, info, experiment, context, journal)
     from llmquant.running.guard import load_guarded
 
-    registry().construct(registry().restore("quantizer", experiment.variant.quantizer))
-    subject: Subject = load_guarded(lambda: _load(job, experiment, context, journal))
+    if info.embedder is not None and info.embedder.is_built_in:  # its imports are none of the quantizer's
+        registry().construct(registry().restore("embedder", info.embedder))
+    subject: Subject = load_guarded(lambda: _load(job, info, experiment, context, journal), info, context.cache)
     return subject
 
 
-def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
+def _load(job: Job, info: ModelInfo, experiment: Experiment, context: Context, journal: Journal) -> Subject:
     """Fetch, quantize and load the model, and check that it works."""
     gc.disable()  # while importing; each collection would scan what was imported before
     import torch
@@ -143,7 +146,6 @@ def _load(job: Job, experiment: Experiment, context: Context, journal: Journal) 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     torch.manual_seed(context.seed)
-    info = restore_subject(ModelUse.from_json(job.model), registry(), context.cache)
     chosen = registry().restore("quantizer", experiment.variant.quantizer)
     verify_inputs(chosen.options, context.inputs)
     label = experiment.variant.quantizer.label

@@ -13,7 +13,7 @@ from llmquant.planning.lookup import inspect_embedder
 from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import ModelRequest
 from llmquant.testing.loaded import baseline, load_vectors
-from llmquant.testing.traces import recorded, refuse_changes
+from llmquant.testing.traces import load_recorded, refuse_changes
 from llmquant.testing.trial import NotApplicable, Trial, contents
 
 if TYPE_CHECKING:
@@ -153,11 +153,15 @@ def _info(trial: Trial) -> ModelInfo:
 def _subject(trial: Trial) -> LoadedEmbedder:
     def make() -> LoadedEmbedder:
         info = _info(trial)
-        with recorded(trial, loading=True):
+
+        def load() -> LoadedEmbedder:
             opened = load_vectors(trial, baseline("bf16_baseline"), info)
             if "text" in opened.embeds.modalities:
                 _embed(opened, _TEXTS)
             return opened
+
+        subject: LoadedEmbedder = load_recorded(trial, load, info)
+        return subject
 
     return trial.once("subject", make)
 

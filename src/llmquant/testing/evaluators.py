@@ -16,7 +16,7 @@ from llmquant.study.run import REFERENCE_FILE, Result, Run
 from llmquant.study.slices import Slice
 from llmquant.testing import specs
 from llmquant.testing.loaded import baseline, load_model, load_vectors
-from llmquant.testing.traces import recorded, refuse_changes
+from llmquant.testing.traces import constructed, recorded, refuse_changes
 from llmquant.testing.trial import NotApplicable, Trial, contents
 
 _SLICE = Slice(0, 2)
@@ -178,6 +178,7 @@ def _evaluate(trial: Trial, context: Context) -> _Evaluation:
 
 def _first(trial: Trial) -> _Evaluation:
     def make() -> _Evaluation:
+        constructed(trial)
         with recorded(trial, _subject(trial)):
             return _evaluate(trial, _context(trial))
 

@@ -16,7 +16,7 @@ from llmquant.study.experiment import ModelRequest
 from llmquant.study.run import finite_json
 from llmquant.testing.loaded import load_model, load_vectors
 from llmquant.testing.models import tiny_causal_lm, tiny_embedder
-from llmquant.testing.traces import recorded, refuse_changes
+from llmquant.testing.traces import load_recorded, refuse_changes
 from llmquant.testing.trial import NotApplicable, Trial, contents
 
 _ODD_WIDTH = 40  # not a multiple of 16, 32, 64 or 128
@@ -166,8 +166,8 @@ def _subject(trial: Trial) -> LoadedModel:
 
     def make() -> LoadedModel:
         info = trial.info
-        with recorded(trial, loading=True):
-            return load_model(trial, trial.chosen, info, trial.cache)
+        subject: LoadedModel = load_recorded(trial, lambda: load_model(trial, trial.chosen, info, trial.cache), info)
+        return subject
 
     return trial.once("subject", make)
 

@@ -12,15 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from llmquant.errors import PluginError, RequestError, UnknownNameError
-from llmquant.plugins.discovery import checked_spec
 from llmquant.plugins.embedder import Embedder
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.plugins.executor import Executor
 from llmquant.plugins.options import build, dump, restore
 from llmquant.plugins.quantizer import Quantizer
-from llmquant.plugins.registry import Chosen, registry
-from llmquant.plugins.sources import check_target
+from llmquant.plugins.registry import Chosen
 from llmquant.study.call import Call
+from llmquant.testing.traces import constructed
 from llmquant.testing.trial import NotApplicable, Trial
 
 _HEAVY = (
@@ -44,9 +43,7 @@ def spec_is_complete(trial: Trial) -> None:
 
     To fix: compare the spec with the fields of `PluginSpec`; write classes as ``module:Class``.
     """
-    spec = checked_spec(trial.spec)
-    for text in (spec.options, spec.target):
-        check_target(text)
+    _ = trial.complete
 
 
 def listing_is_light(trial: Trial) -> None:
@@ -54,12 +51,14 @@ def listing_is_light(trial: Trial) -> None:
 
     To fix: import heavy packages in the module of the target only, or under ``TYPE_CHECKING``.
     """
-    module = trial.spec.options.split(":")[0]
+    module = trial.complete.options.split(":")[0]
     code = f"import sys, {module}; print('', *(name for name in {_HEAVY!r} if name in sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PluginError(f"{module} cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        text = f"{module} cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        trial.done.setdefault("plugin", NotApplicable(f"an earlier check failed: {text}"))
+        raise PluginError(text)
     heavy = done.stdout.splitlines()[-1].split()  # the module may print lines of its own
     if heavy:
         raise PluginError(f"{trial.spec.options} imports {', '.join(heavy)}")
@@ -70,7 +69,7 @@ def options_are_frozen(trial: Trial) -> None:
 
     To fix: decorate the class with ``@dataclass(frozen=True)``, and write ``tuple[str, ...]`` for ``list[str]``.
     """
-    registry().options_class(trial.plugin)
+    _ = trial.options_class
 
 
 def methods_are_known(trial: Trial) -> None:
@@ -78,7 +77,7 @@ def methods_are_known(trial: Trial) -> None:
 
     To fix: rename the method as its contract says, or begin the name of a helper with ``_``.
     """
-    made = registry().construct(trial.chosen)
+    made = constructed(trial)
     known = {name for name in dir(_CONTRACTS[trial.spec.kind]) if not name.startswith("_")}
     for name, _ in inspect.getmembers(type(made), inspect.isroutine):
         close = difflib.get_close_matches(name, known, n=1, cutoff=_SIMILAR)
@@ -91,9 +90,7 @@ def packages_are_installed(trial: Trial) -> None:
 
     To fix: install them; ``install`` of the spec is the command that users see.
     """
-    missing = registry().missing(trial.plugin)
-    if missing:
-        raise missing
+    trial.require_packages()
 
 
 def presets_build(trial: Trial) -> None:
@@ -120,7 +117,7 @@ def wrong_calls_are_refused(trial: Trial) -> None:
 
     To fix: raise an `OptionError` in ``__post_init__``, or an `UnsupportedError` in ``check(model, device)``.
     """
-    cls = registry().options_class(trial.plugin)
+    cls = trial.options_class
     _must_refuse(lambda: build(cls, Call(trial.spec.name, (), {"no_such_option": 1})), "an unknown option")
     for call in trial.refused:
         _must_refuse(lambda call=call: check_request(trial, trial.choose(call)), call)  # type: ignore[misc]  # bound early

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from llmquant.errors import PluginError
+from llmquant.models.info import ModelInfo
 from llmquant.plugins.registry import registry
 from llmquant.testing.trial import NotApplicable, Trial
 
 _SHOWN = 4  # a training mode changes every layer
+# Compares a process before and after an import.
+_IMPORT = """
+import importlib, json, sys
+from llmquant.loading import causal_lm, embedder
+from llmquant.running.guard import Snapshot
+before = Snapshot.take(None)
+importlib.import_module(sys.argv[1])
+print()
+print(json.dumps([change.what for change in before.undo(loading=True)]))
+"""
+
+
+def constructed(trial: Trial) -> Any:  # Any: a third party's Quantizer, Evaluator, Embedder or Executor
+    """Construct the plugin's target, once, and record what its first import changes."""
+
+    def make() -> Any:  # Any: see above
+        chosen = trial.chosen
+        trial.require_packages()
+        if trial.spec.kind == "executor":  # it is not imported where models are
+            return registry().construct(chosen)
+        if trial.spec.target.partition(":")[0] in sys.modules:
+            trial.done["imported before"] = True
+            return registry().construct(chosen)
+        with recorded(trial, loading=trial.spec.kind != "evaluator"):
+            return registry().construct(chosen)
+
+    return trial.once("constructed", make)
 
 
 @contextmanager
@@ -28,28 +59,45 @@ def recorded(trial: Trial, subject: Any = None, *, loading: bool = False) -> Ite
 
     from llmquant.loading import causal_lm, embedder  # noqa: F401
     from llmquant.running.guard import Snapshot
-    from llmquant.running.guarded_process import functions, put_back
 
     if not gc.get_freeze_count():
         gc.freeze()  # as in a worker: what was imported is left out of each comparison's collections
-    changes: list[str] = trial.done.setdefault("changes", [])
-    if trial.spec.target.partition(":")[0] not in sys.modules:
-        before = functions()
-        registry().construct(trial.chosen)
-        changes += [f"the function {name}" for name in put_back(before, keep=loading)]
-    registry().construct(trial.chosen)  # likewise
     snapshot = Snapshot.take(subject)
     try:
         yield
     finally:
+        changes: list[str] = trial.done.setdefault("changes", [])
         changes += [change.what for change in snapshot.undo(loading=loading)]
+
+
+def load_recorded(
+    trial: Trial, load: Callable[[], Any], info: ModelInfo
+) -> Any:  # Any: a LoadedModel or LoadedEmbedder
+    """Load as a worker does, and record what this changes."""
+    from llmquant.running.guard import load_guarded
+
+    constructed(trial)
+    subject = load_guarded(load, info, trial.cache)
+    trial.done.setdefault("changes", []).extend(subject.load.changed)
+    return subject
 
 
 def refuse_changes(trial: Trial) -> None:
     """Raise a `PluginError` that names what was recorded; skip if nothing ran."""
     if "changes" not in trial.done:
         raise NotApplicable("an earlier check failed: nothing ran")
-    changes = trial.done["changes"]
+    changes = [*(_changed_by_import(trial) if "imported before" in trial.done else ()), *trial.done["changes"]]
     if changes:
         more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise PluginError(f"it changed {' and '.join(changes[:_SHOWN])}{more}")
+
+
+def _changed_by_import(trial: Trial) -> list[str]:
+    """Import the target's module in a new process, because it was imported here before anything was compared."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", _IMPORT, trial.spec.target.partition(":")[0]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PluginError(f"its module cannot be imported in a new process: {(done.stderr.splitlines() or [''])[-1]}")
+    changes: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return changes

@@ -16,6 +16,7 @@ from llmquant.plugins.context import Context
 from llmquant.plugins.discovery import Plugin, checked_spec
 from llmquant.plugins.options import input_files
 from llmquant.plugins.registry import Chosen, registry
+from llmquant.plugins.sources import check_target
 from llmquant.plugins.spec import PluginSpec
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
@@ -101,11 +102,22 @@ class Trial:
         return self.once("model", make)
 
     @property
+    def complete(self) -> PluginSpec:
+        """The spec, after a check of its fields and of both classes."""
+
+        def check() -> PluginSpec:
+            for text in ((spec := checked_spec(self.spec)).options, spec.target):
+                check_target(text)
+            return spec
+
+        return self.once("spec", check)
+
+    @property
     def plugin(self) -> Plugin:
         """The installed plugin, or the spec registered for this process."""
 
         def find() -> Plugin:
-            known, spec = registry(), checked_spec(self.spec)
+            known, spec = registry(), self.complete
             if spec not in [plugin.spec for plugin in known.plugins]:
                 known.register(spec)
             return next(plugin for plugin in reversed(known.plugins) if plugin.spec == spec)
@@ -113,9 +125,23 @@ class Trial:
         return self.once("plugin", find)
 
     @property
+    def options_class(self) -> type[Any]:  # Any: a third party's dataclass
+        """The class of the options, after a check of its fields and methods."""
+        return self.once("options", lambda: registry().options_class(self.plugin))
+
+    def require_packages(self) -> None:
+        """Raise for a missing package of the plugin, once; what needs the packages is skipped then."""
+
+        def check() -> None:
+            if missing := registry().missing(self.plugin):
+                raise missing
+
+        self.once("packages", check)
+
+    @property
     def chosen(self) -> Chosen:
         """The plugin with its options."""
-        return self.once("chosen", lambda: self.choose(self.call))
+        return self.choose(self.call)
 
     @property
     def info(self) -> ModelInfo:
@@ -123,12 +149,17 @@ class Trial:
         return self.once("info", lambda: inspect_subject(ModelRequest(str(self.model)), registry(), self.cache))
 
     def choose(self, call: str) -> Chosen:
-        """Build the options of a call of this plugin."""
-        parsed = Call.parse(call)
-        name = parsed.name.rpartition("/")[2]
-        if name not in self.plugin.names:
-            raise PluginError(f"{call} is not a call of {self.spec.name!r}", hint=f"Known: {self.plugin.names}")
-        return registry().choose(self.spec.kind, replace(parsed, name=f"{self.plugin.package}/{name}"))
+        """Build the options of a call of this plugin, once."""
+
+        def build() -> Chosen:
+            parsed = Call.parse(call)
+            name = parsed.name.rpartition("/")[2]
+            if name not in self.plugin.names:
+                raise PluginError(f"{call} is not a call of {self.spec.name!r}", hint=f"Known: {self.plugin.names}")
+            return registry().choose(self.spec.kind, replace(parsed, name=f"{self.plugin.package}/{name}"))
+
+        _ = self.options_class
+        return self.once(f"the call {call}", build)
 
     def context(self, chosen: Chosen | None = None, documents: Documents | None = None) -> Context:
         """Return a context with an empty folder for files, on the CPU, with seed 0."""
