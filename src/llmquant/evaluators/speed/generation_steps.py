@@ -238,6 +238,7 @@ def undisturbed() -> Iterator[None]:
     """
     was_enabled, was_disabled = gc.isenabled(), logging.root.manager.disable
     gc.collect()
+    frozen = gc.get_freeze_count()  # in a worker, what was imported, which stays frozen
     gc.freeze()  # existing objects are not scanned again, which takes 0.2 s each time with transformers loaded
     gc.disable()
     logging.disable(logging.WARNING)
@@ -245,7 +246,8 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         logging.disable(was_disabled)
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         if was_enabled:
             gc.enable()
 
