@@ -142,6 +142,17 @@ def test_a_verdict_without_an_interval_says_why():
     assert "· No interval for perplexity: fewer than 6 scores differ." in text
 
 
+def test_one_variant_alone_is_not_compared_and_says_so():
+    """There is neither a verdict nor a recommendation."""
+    made = MadeUpStudy()
+    made.add(completed(experiment(BASELINE, "memory", hardware="cpu"), *memory(900, 0, 950, 80, 90)))
+    *_, notes = tables(Comparison(made.record, made.runs, made.read))
+    assert (notes.title, notes.footnotes) == (
+        "Notes",
+        ("Nothing is compared, because the study has only one variant.",),
+    )
+
+
 def test_answers_have_no_column_without_values():
     """Nor a footnote about one: here documents are right or wrong, and no answer was kept or counted."""
     made = realistic_study()

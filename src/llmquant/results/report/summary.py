@@ -166,6 +166,8 @@ def _not_run(rows: Sequence[Row]) -> list[str]:
 def _notes(rows: Sequence[Row], record: StudyRecord) -> list[str]:
     about_models = {note for block in blocks(rows) for note in record.notes if _is_about(note, block)}
     notes = [note for note in record.notes if note not in about_models]
+    if len({row.variant for row in rows}) == 1:
+        notes.append("Nothing is compared, because the study has only one variant.")
     unused = record.margins.keys() - DEFAULT.keys() - {row.metric for row in rows}
     notes += [f"The margin for {name} decides nothing: no such score was measured." for name in sorted(unused)]
     run = {row.run_id for row in rows if row.status != "missing" and row.run_id}
