@@ -319,8 +319,8 @@ def _begin(
     ui: Ui,
 ) -> Scheduler:
     """Refuse missing rows, show the plan, confirm its cost, write the study's record and take up running jobs."""
-    if timeout_s is not None and not timeout_s > 0:
-        raise OptionError(f"timeout must be above 0 s, found {timeout_s:g}")
+    if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
+        raise OptionError(f"timeout must be a number of seconds above 0, found {timeout_s!r}")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     planned = replace(planned, record=replace(planned.record, started_at=now))
     store = store if isinstance(store, Store) else Store(store)

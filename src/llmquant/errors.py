@@ -145,6 +145,12 @@ def raise_all(errors: Sequence[RequestError]) -> None:
         raise errors[0]
 
 
+def one_of(name: str, choices: Iterable[str]) -> str:
+    """Suggest a value of an option: all of up to five choices, else the nearest."""
+    names = list(choices)
+    return f"Use {', '.join(names)}." if len(names) <= 5 else nearest(name, names)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggest known names close to a mistyped name.
 
@@ -153,6 +159,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if not close and len(name) > 2:  # a part of a name, such as nf4
+        close = [known_name for known_name in names if name.lower() in known_name.lower()][:3]
     if close:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
     if not names:

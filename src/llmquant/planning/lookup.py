@@ -34,7 +34,13 @@ def inspect_subject(request: ModelRequest, registry: Registry, cache: Cache) -> 
     chosen = _embedder(request.source.strip(), registry)
     if chosen is not None:
         return inspect_embedder(chosen, request, cache)
-    info = inspect_model(request, cache)
+    try:
+        info = inspect_model(request, cache)
+    except ModelError as error:
+        hint = nearest(request.source, registry.names("embedder"))
+        if is_path(request.source) or "/" in request.source or not hint.startswith("Did you mean"):
+            raise
+        raise ModelError(error.message, hint=hint) from error
     check_causal(info)
     return info
 
@@ -141,7 +147,11 @@ def _inspect_checkpoint(request: ModelRequest, cache: Cache) -> ModelInfo:
             f"{request.source} is an adapter without base_model_name_or_path, so its base model is unknown"
         )
     source = f"{base}@{revision}" if revision and not is_path(base) else base
-    return replace(inspect_model(replace(request, source=source), cache), adapter=adapter)
+    try:
+        info = inspect_model(replace(request, source=source), cache)
+    except ModelError as error:
+        raise ModelError(f"{request.source} is an adapter for {source}: {error.message}", hint=error.hint) from error
+    return replace(info, adapter=adapter)
 
 
 def _find_adapter(source: str, cache: Cache) -> tuple[Adapter, Mapping[str, Any]] | None:  # Any: a JSON object

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from llmquant.errors import OptionError, PluginError, describe, nearest
+from llmquant.errors import OptionError, PluginError, describe, one_of
 from llmquant.study.experiment import InputFile, path_of
 from llmquant.study.reading import NAMES, SCALARS, brief, check_json, of_union, read_as
 
@@ -118,7 +118,7 @@ def _literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:  # Any: o
         # 8 and 8.0, or 1 and True, are equal but not the same choice; 8 may stand for the text "8".
         if (type(value) is type(choice) and value == choice) or (type(value) is int and choice == str(value)):
             return choice
-    raise OptionError(f"{where} is {brief(value)}", hint=nearest(brief(value).strip("'"), map(str, choices)))
+    raise OptionError(f"{where} is {brief(value)}", hint=one_of(brief(value).strip("'"), map(str, choices)))
 
 
 def _input_file(value: Any, cls: type[InputFile], where: str) -> InputFile:  # Any: option values

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from llmquant.errors import OptionError
 from llmquant.plugins.executor import Executor
 from llmquant.plugins.registry import registry
 from llmquant.study.call import Call
+from llmquant.study.reading import brief
 
 
 @contextmanager
@@ -19,6 +21,9 @@ def open_executor(executor: str | Executor) -> Iterator[Executor]:
         RequestError: if the executor is unknown, or an option is wrong.
     """
     if not isinstance(executor, str):
+        if not hasattr(executor, "submit"):
+            hint = 'Give a name such as "local", a call such as "local(threads=2)", or an executor.'
+            raise OptionError(f"executor is {brief(executor)}", hint=hint)
         yield executor
         return
     call = Call.parse(executor)

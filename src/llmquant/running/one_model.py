@@ -30,6 +30,9 @@ from llmquant.study.experiment import Documents, ModelRequest, VectorGrid, path_
 from llmquant.study.run import REFERENCE_FILE, Result
 from llmquant.study.study import Model, Plugin
 
+# Endings of files, which a folder must not have.
+_FILES = (".gguf", ".safetensors", ".bin", ".pt")
+
 
 @libraries_to_log()
 def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0) -> LoadedModel:
@@ -106,6 +109,8 @@ def evaluate(
     """
     from llmquant.running.worker import measure
 
+    if not isinstance(loaded, LoadedModel | LoadedEmbedder):
+        raise RequestError(f"{loaded!r} is not a loaded model", hint="Give what lq.load or lq.load_embedder returned.")
     if limit is not None and limit < 1:
         raise OptionError(f"limit must be at least 1, found {limit}", hint="Leave it out for all documents.")
     chosen = registry().choose("evaluator", Call.of(evaluator))
@@ -165,6 +170,11 @@ def quantize(
         _require_writable(target.parent)
         shown = replace(context, progress=progress)
         single: SingleFile | None = chosen.ask("single_file")
+        if single is None and target.suffix in _FILES:
+            raise RequestError(
+                f"{chosen.use.label} writes a folder, and {out} is the name of a file",
+                hint="Give the name of a folder; the gguf presets write a .gguf file.",
+            )
         if single is not None:
             chosen.ask("check_export", info)
             return _export(info, chosen, target, single, shown)
@@ -215,15 +225,17 @@ def _require_writable(folder: Path) -> None:
 
 def _refuse_embedder(info: ModelInfo) -> None:
     if info.embedder is not None:
-        raise RequestError(f"{info.source} is an embedder", hint="Use lq.load_embedder.")
+        raise RequestError(
+            f"{info.source} is an embedder", hint="Embedders are quantized while they are loaded: use lq.load_embedder."
+        )
 
 
 def _load(info: ModelInfo, chosen: Chosen, context: Context, *, to_save: bool = False) -> LoadedModel:
+    refuse_missing_rows([chosen], context.cache)
     from llmquant.loading.causal_lm import load_causal_lm, materialize
     from llmquant.loading.quantized import quantized_checkpoint
     from llmquant.loading.small_files import check_small_files
 
-    refuse_missing_rows([chosen], context.cache)
     check_small_files(info, context.cache)
     path = quantized_checkpoint(materialize(info, context.cache), info, chosen, context)
     return load_causal_lm(path, info, registry().construct(chosen), chosen.options, context, to_save=to_save)

@@ -57,6 +57,8 @@ class Store:
     def __init__(self, root: Path | str) -> None:
         if not str(root).strip():
             raise OptionError("the store's path is empty", hint="Give a folder. Is a variable empty?")
+        if not isinstance(root, str | os.PathLike):
+            raise OptionError(f"store is {root!r}, not a path", hint='Give the path of a folder, such as "results".')
         self.root = path_of(root).absolute()
         self._held: dict[Path, int] = {}
 

@@ -65,7 +65,8 @@ def read_margins(values: Sequence[str | float] | str | float | Mapping[str, floa
     if isinstance(values, Mapping):
         given = dict(values)
         for name, margin in given.items():
-            _check(name, margin, margin, share=name == SHARES or is_share(name))
+            hint = f'Write margin="{name}={margin}", or a share of 1 in the table.'
+            _check(name, margin, margin, share=name == SHARES or is_share(name), hint=hint)
     else:
         texts = [] if values is None else [values] if isinstance(values, str | float | int) else values
         given = dict(_read(str(text)) for text in texts)
@@ -106,7 +107,8 @@ def _read(text: str) -> tuple[str, float]:
     return name, margin
 
 
-def _check(name: str, margin: object, found: object, *, share: bool) -> None:
+def _check(name: str, margin: object, found: object, *, share: bool, hint: str = "") -> None:
     valid = isinstance(margin, int | float) and math.isfinite(margin) and 0 <= margin <= (1 if share else math.inf)
     if not valid:
-        raise OptionError(f"the margin for {name} must be {'0 to 100 points' if share else '0 or more'}, found {found}")
+        least = "0 to 100 points" if share else "0 or more"
+        raise OptionError(f"the margin for {name} must be {least}, found {found}", hint=hint)

@@ -23,6 +23,7 @@ from llmquant.errors import (
     StoreError,
     UnknownNameError,
     nearest,
+    one_of,
     raise_all,
 )
 
@@ -239,7 +240,7 @@ def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what s
         return of_union(args, value, where, value_of)
     if origin is Literal:
         if not any(type(value) is type(choice) and value == choice for choice in args):
-            raise OptionError(f"{where} is {brief(value)}", hint=nearest(brief(value).strip("'"), map(str, args)))
+            raise OptionError(f"{where} is {brief(value)}", hint=one_of(brief(value).strip("'"), map(str, args)))
         return value
     if origin is tuple:
         return _tuple(args, value, where)

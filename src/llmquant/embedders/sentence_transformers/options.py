@@ -79,6 +79,11 @@ class SentenceTransformersOptions:
         Raises:
             ModelError: naming what is missing or wrong.
         """
+        if model.adapter is not None:
+            raise ModelError(
+                f"{model.source} is an adapter, which this embedder cannot open",
+                hint="Merge it into its base model first: with peft, merge_and_unload() and save_pretrained().",
+            )
         check_type(model, causal=False)
         check_local_files(model)
         if "vision_config" not in model.config:  # a text encoder has one embedding

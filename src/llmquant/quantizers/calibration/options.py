@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,12 +11,15 @@ from llmquant.errors import OptionError
 from llmquant.models.info import ModelInfo
 from llmquant.storage.text_files import read_rows, read_text
 from llmquant.study.experiment import InputFile
+from llmquant.study.folders import near
 
 # The sets that GPTQ's reference implementation calibrates on (Frantar et al., arXiv:2210.17323).
 DATA_SETS = {
     "c4": ("allenai/c4", "en"),
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
 }
+# One word with a folder or an ending is the path of a text that is not there.
+_PATH = re.compile(r"\S*(/\S+|\S\.[A-Za-z]{2,5})")
 _SPECIAL = 4  # tokens that a tokenizer may add to each document
 Calibration = Literal["c4", "wikitext2"] | InputFile | tuple[str, ...]
 
@@ -72,6 +76,8 @@ def check_calibration(options: Calibrated, model: ModelInfo, name: str) -> None:
     needed = options.samples * options.sequence_length
     if texts and held + _SPECIAL * len(texts) < needed:  # a token of the text has at least a byte
         what = options.calibration
+        if not isinstance(what, InputFile) and _PATH.fullmatch(texts[0]):
+            raise OptionError(f"{name}: calibration: there is no file {texts[0]!r}", hint=near(Path(texts[0])))
         shown = what.name if isinstance(what, InputFile) else f"the text {texts[0][:40]!r}"
         raise OptionError(
             f"{name}: calibration: {shown} holds {held} bytes, which cannot fill {options.samples} sequences of "
