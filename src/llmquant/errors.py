@@ -146,9 +146,11 @@ def raise_all(errors: Sequence[RequestError]) -> None:
 
 
 def one_of(name: str, choices: Iterable[str]) -> str:
-    """Suggest a value of an option: all of up to five choices, else the nearest."""
+    """Suggest a value of an option: the nearest, or if none is very close, all of up to five choices."""
     names = list(choices)
-    return f"Use {', '.join(names)}." if len(names) <= 5 else nearest(name, names)
+    if len(names) > 5 or difflib.get_close_matches(name, names, cutoff=0.75):
+        return nearest(name, names)
+    return f"Use {', '.join(names)}."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
