@@ -36,7 +36,7 @@ STYLE = """
 .llmquant .quiet { opacity: .7; }
 .llmquant ul { margin: .4em 0 0; padding-left: 1.2em; font-size: 12px; opacity: .85; white-space: normal; }
 .llmquant pre { margin: .4em 0 0; font: 12px/1.5 ui-monospace, monospace; white-space: pre-wrap;
-  overflow-wrap: anywhere; color: inherit; background: none; }
+  overflow-wrap: anywhere; word-break: normal; color: inherit; background: none; }
 .llmquant li { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .llmquant th, .llmquant td { white-space: normal; padding-right: .6em; }
