@@ -45,7 +45,7 @@ def write_repos(room: Path, causal: Path) -> dict[str, Path]:
     models["vidore/colqwen2.5-v0.2"] = _adapter(room / "adapter", "vidore/colqwen2.5-base")
     models["vidore/colqwen2.5-base"] = _of_type(room / "colqwen", "qwen2_5_vl", causal)
     data = {
-        "EleutherAI/coqa": _data_set(room / "coqa", {"default": {"train": STORIES[:2], "validation": STORIES}}),
+        "EleutherAI/coqa": _data_set(room / "coqa", {"default": dict.fromkeys(("train", "validation"), STORIES)}),
         "allenai/ai2_arc": _data_set(
             room / "arc", {"ARC-Easy": dict.fromkeys(("train", "validation", "test"), CHOICE_ROWS)}
         ),

@@ -31,9 +31,7 @@ NEEDS = {
     r"quantize .*-q gguf": ("tokenizer that llama.cpp knows", "pre-tokenizer is none of those known from llama.cpp"),
     r"attach|--gpu [A-Z]|gpu=\S*[A-Z]|gpus_per_job": ("GPU", "no CUDA GPU|finds no GPU"),
 }
-
-
-# The tiny models and samples decide nothing, which is what this option makes an end with code 4.
+# With it, the command ends with code 4, as the few documents here decide nothing.
 UNDECIDED = "--fail-on undecided"
 
 
@@ -79,7 +77,10 @@ def _parameter(block: Block) -> object:
     return pytest.param(block, id=name, marks=pytest.mark.xdist_group(block.page.name))
 
 
-@pytest.mark.parametrize("block", [_parameter(block) for page in PAGES for block in _blocks(page)])
+BLOCKS = [block for page in PAGES for block in _blocks(page)]
+
+
+@pytest.mark.parametrize("block", map(_parameter, BLOCKS))
 def test_blocks_run(block: Block, folder_of, run):
     """The block ends with code 0, or says what is missing here."""
     if reason := _not_run(block.text):
@@ -98,3 +99,9 @@ def test_blocks_run(block: Block, folder_of, run):
             pytest.skip(f"ends as it should where there is no {what}")
     assert done.returncode == (4 if UNDECIDED in block.text else 0)
     assert "Traceback" not in said
+
+
+def test_every_reason_is_of_a_block():
+    """A block that has left the documentation leaves no reason behind."""
+    assert all(any(re.match(pattern, block.text) for block in BLOCKS) for pattern in NOT_RUN)
+    assert all(any(re.search(pattern, block.text) for block in BLOCKS) for pattern in NEEDS)
