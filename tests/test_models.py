@@ -241,6 +241,19 @@ def test_a_quantized_checkpoint_is_recognized(folder, cache):
     assert "gptq 4-bit" in info.note
 
 
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("https://huggingface.co/org/name", "Write the Hub id: org/name"),
+        ("https://huggingface.co/org/name/tree/v2/folder?x=1", "Write the Hub id: org/name@v2"),
+        ("FOLDER@main", "A folder has no revision: write FOLDER"),
+    ],
+)
+def test_another_way_to_write_a_model_is_answered_with_the_right_one(cache, folder, source, hint):
+    """An address of the Hub, and a revision of a folder."""
+    assert hint.replace("FOLDER", str(folder)) in _refused(source.replace("FOLDER", str(folder)), cache)
+
+
 def test_a_path_that_is_not_there_is_said(cache, tmp_path):
     """The message has the absolute path."""
     assert "is not there" in _refused(tmp_path / "nothing", cache)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import llmquant as lq
+from llmquant.cli.options import executor_of
 
 
 def compare(quantizer: str = "bnb_8bit", **more: Any) -> Callable[[str], object]:  # Any: wrong on purpose
@@ -49,3 +50,12 @@ def test_a_misspelled_embedder_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(lq.errors.ModelError, match="Did you mean 'bigemma3'"):
         lq.compare("bigema3", "bnb_8bit", "memory", store=tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"gpu": "A100"}, {"budget": 5.0}, {"yes": True}])
+def test_options_of_rented_machines_are_refused_on_this_one(given: dict[str, Any]):
+    """The option is named as on the command line; elsewhere it becomes the executor's."""
+    options = {"gpu": None, "budget": None, "yes": False, **given}
+    with pytest.raises(lq.errors.OptionError, match=f"--{next(iter(given))} is for executors that run elsewhere"):
+        executor_of("local(threads=2)", **options)
+    assert next(iter(given)) in executor_of("modal", **options)

@@ -282,9 +282,20 @@ def _limit(text: str) -> int | None:
 
 
 def executor_of(on: str, gpu: str | None, budget: float | None, *, yes: bool) -> str:
-    """Add ``--gpu``, ``--budget`` and ``--yes`` to an executor's call."""
+    """Add ``--gpu``, ``--budget`` and ``--yes`` to an executor's call.
+
+    Raises:
+        OptionError: if the executor is this machine, which has none of them.
+    """
+    from llmquant.errors import OptionError
     from llmquant.study.call import Call
 
     call = Call.parse(on)
-    added = {"gpu": gpu and gpu.split(","), "budget": budget, "yes": yes or None}
-    return str(Call(call.name, call.args, {**call.options, **{k: v for k, v in added.items() if v is not None}}))
+    asked = {"gpu": gpu and gpu.split(","), "budget": budget, "yes": yes or None}
+    added = {name: value for name, value in asked.items() if value is not None}
+    if added and call.name.removeprefix("llmquant/") == "local":
+        raise OptionError(
+            f"--{next(iter(added))} is for executors that run elsewhere, and the study runs on this machine",
+            hint="Add --on modal, or leave it out. Here CUDA_VISIBLE_DEVICES chooses the GPUs.",
+        )
+    return str(Call(call.name, call.args, {**call.options, **added}))

@@ -36,6 +36,7 @@ minicpm3 modernbert-decoder moss_transcribe_diarize mpt mvp openai-gpt opt pegas
 roberta roberta-prelayernorm roc_bert roformer smollm3 starcoder2 trocr vaultgemma whisper xglm xlm xlm-roberta
 xlm-roberta-xl xlnet xmod youtu zamba zamba2 zaya
 """
+_ADDRESS = re.compile(r"https?://[^/]+/([^/]+/[^/?#]+)(?:/(?:tree|blob)/([^/?#]+))?")
 _BLOCK = re.compile(r"\.\d+\.")
 # Not nn.Linear inside a block, by the last part of the layer's name (the last two of GGUF) ...
 _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)$)")
@@ -239,11 +240,18 @@ def inspect_model(request: ModelRequest, cache: Cache) -> ModelInfo:
     source = request.source.strip()
     if not source:
         raise ModelError("no model was named", hint="Use a Hub id, ./folder or a .gguf file.")
+    if address := _ADDRESS.match(source):
+        repo, revision = address[1], address[2]
+        raise ModelError(
+            f"{source} is an address", hint=f"Write the Hub id: {repo}{f'@{revision}' if revision else ''}"
+        )
     if not is_path(source):
         return _inspect_hub(source, request)
     path = path_of(source).absolute()
     if not path.exists():
-        raise ModelError(f"{source} is not there (looked for {path})", hint=near(path))
+        before, mark, _ = source.rpartition("@")
+        revision = f"A folder has no revision: write {before}" if mark and path_of(before).exists() else ""
+        raise ModelError(f"{source} is not there (looked for {path})", hint=revision or near(path))
     try:
         if path.is_dir():
             return _inspect_folder(path, request, cache)
