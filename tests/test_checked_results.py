@@ -222,3 +222,19 @@ def test_what_was_finished_comes_before_the_error():
     assert next(found).task == "coqa"
     with pytest.raises(PluginError):
         next(found)
+
+
+def test_a_generator_that_is_not_exhausted_is_closed():
+    """Its ``finally`` runs when a result is refused, not at some later time."""
+    ended = []
+
+    def evaluate():
+        try:
+            yield None
+        finally:
+            ended.append(True)
+
+    with pytest.raises(PluginError, match="yielded None"):
+        list(checked_results((kept := evaluate()), "p/e"))
+    assert ended
+    del kept

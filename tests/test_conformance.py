@@ -201,6 +201,11 @@ def test_the_embedder_of_the_checks_has_widths_that_groups_divide(make):
         ({"first": "yield None"}, "results_are_valid", "yielded None"),
         ({"first": "raise KeyError('odd')"}, "results_are_valid", "KeyError: 'odd'"),
         ({"first": "(ctx.files / str(id(ctx))).touch()"}, "files_are_its_own", "the first time"),
+        (
+            {"first": "globals()['kept'] = (ctx.files / 'a').open('w')"},
+            "files_are_its_own",
+            "left open, and perhaps incomplete: a",
+        ),
         ({"samples": "'abc'", "documents": True}, "the_limit_is_kept", "3 samples with a limit of 2"),
         ({"reference": True}, "the_reference_is_used", "left no reference.safetensors"),
     ],

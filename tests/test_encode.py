@@ -435,3 +435,18 @@ def test_pages_ahead_are_few_whatever_the_budget(tmp_path):
     encode(subject, [Item(image=page(str(n), size=(40, 40))) for n in range(200)], "document")
     assert max(map(len, opened.batches)) == 64
     assert max(ahead) <= 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "embed returned None for a batch of 2"),
+        ([np.ones(4)], "embed returned 1 results for a batch of 2"),
+        ([torch.ones(4)] * 2, "embed returned Tensor for an item"),
+        ([[1.0]] * 2, "embed returned list for an item"),
+    ],
+)
+def test_what_is_no_array_per_item_is_the_embedders_error(returned, words):
+    """The message says what was returned."""
+    with pytest.raises(PluginError, match=words):
+        encode_loop.one_per_item(returned, 2)

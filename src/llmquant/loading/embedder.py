@@ -18,6 +18,7 @@ from llmquant.machine.packages import PREPROCESSING, installed_version
 from llmquant.models.hub import download
 from llmquant.plugins.evaluator import LoadStats
 from llmquant.plugins.quantizer import AppliedQuantization
+from llmquant.retrieval.encode_loop import one_per_item
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.study.experiment import VectorForm, digest_of
 
@@ -140,7 +141,8 @@ def _check_sane(loaded: LoadedEmbedder) -> None:
     if "text" not in embeds.modalities:
         return
     prepared = [loaded.opened.prepare(text, None, "query") for text in _TEXTS]
-    first, second = (np.atleast_2d(vectors) for vectors in loaded.opened.embed(prepared, "query"))
+    both = one_per_item(loaded.opened.embed(prepared, "query"), len(prepared))
+    first, second = (np.atleast_2d(vectors) for vectors in both)
     for vectors in (first, second):
         if vectors.shape[1] != embeds.width:
             raise SanityError(f"{name} returns vectors of width {vectors.shape[1]}, but declares {embeds.width}")

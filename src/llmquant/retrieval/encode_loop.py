@@ -23,6 +23,7 @@ from llmquant.storage.cache import Cache
 from llmquant.study.embedding import EmbedderInfo, Role
 from llmquant.study.experiment import Digest
 from llmquant.study.job import Device
+from llmquant.study.reading import brief
 
 # Default tokens per batch, padding included. On one CPU core batches of 512 to 2048 took all-MiniLM-L6 two thirds of
 # the time of single items, and batches of 8192 took as long as single items; a vision tower took the same time at any
@@ -174,8 +175,22 @@ def _embed(
             f"{task.item.name} does not fit in memory on its own: {prepared.tokens} tokens",
             hint="Use a device with more memory, a quantized model, or smaller pages.",
         ) from error
-    if len(vectors) != len(batch):
-        raise PluginError(f"embed returned {len(vectors)} results for a batch of {len(batch)}")
+    return one_per_item(vectors, len(batch))
+
+
+def one_per_item(vectors: Any, count: int) -> Sequence[NDArray[np.float32]]:  # Any: what a third party returned
+    """Check that an embedder returned an array per item of a batch.
+
+    Raises:
+        PluginError: if it did not.
+    """
+    if not isinstance(vectors, Sequence | np.ndarray):
+        raise PluginError(f"embed returned {brief(vectors)} for a batch of {count}", hint="Return an array per item.")
+    if len(vectors) != count:
+        raise PluginError(f"embed returned {len(vectors)} results for a batch of {count}")
+    for vector in vectors:
+        if not isinstance(vector, np.ndarray):
+            raise PluginError(f"embed returned {type(vector).__name__} for an item", hint="Return numpy arrays.")
     return vectors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import numbers
@@ -34,14 +35,16 @@ def checked_results(results: Any, plugin: str) -> Iterator[Result]:  # Any: what
         raise PluginError(f"{plugin}: evaluate returned {_written(results)}", hint=_ONE_PER_TASK)
     tasks: set[str] = set()
     given: set[str] = set()
-    for result in results:
-        if type(result) is not Result:
-            raise PluginError(f"{plugin} yielded {_written(result)} instead of a Result", hint=_ONE_PER_TASK)
-        checked = _checked(result, f"{plugin}, task {_written(result.task)}")
-        _once([checked.task], tasks, plugin, "task")
-        numbers_of = [f"{m.metric} of {m.task} at {dict(sorted(m.at.items()))}" for m in checked.measurements]
-        _once(numbers_of, given, f"{plugin}, task {checked.task!r}", "number")
-        yield checked
+    # A generator that is not exhausted is closed here, so that it restores its changes before they are looked for.
+    with contextlib.closing(results) if hasattr(results, "close") else contextlib.nullcontext():
+        for result in results:
+            if type(result) is not Result:
+                raise PluginError(f"{plugin} yielded {_written(result)} instead of a Result", hint=_ONE_PER_TASK)
+            checked = _checked(result, f"{plugin}, task {_written(result.task)}")
+            _once([checked.task], tasks, plugin, "task")
+            numbers_of = [f"{m.metric} of {m.task} at {dict(sorted(m.at.items()))}" for m in checked.measurements]
+            _once(numbers_of, given, f"{plugin}, task {checked.task!r}", "number")
+            yield checked
     if not tasks:
         raise PluginError(f"{plugin} yielded no result", hint=_ONE_PER_TASK)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from llmquant.errors import PluginError
 from llmquant.plugins.context import Context
 from llmquant.storage.store import Store
@@ -94,13 +96,17 @@ def a_seed_repeats_results(trial: Trial) -> None:
 
 
 def files_are_its_own(trial: Trial) -> None:
-    """An evaluation starts with an empty ``ctx.files``, writes the same files again, and changes no earlier folder.
+    """An evaluation starts with an empty ``ctx.files``, writes and closes the same files again, and changes no others.
 
-    To fix: write to the ``ctx.files`` of this evaluation only, and do not keep the path.
+    To fix: write to the ``ctx.files`` of this evaluation only, use ``with``, and do not keep the path.
     """
     first = _first(trial)
     before = contents(first.files)
     fresh = _evaluate(trial, _context(trial))
+    folders = (first.files.resolve(), fresh.files.resolve())
+    open_files = [Path(file.path) for file in psutil.Process().open_files()]
+    if left := {path.name for path in open_files if path.parent in folders}:
+        raise PluginError(f"it left open, and perhaps incomplete: {', '.join(sorted(left))}")
     if contents(first.files) != before:
         raise PluginError("a later evaluation changed the files of an earlier one")
     if contents(fresh.files).keys() != before.keys():
