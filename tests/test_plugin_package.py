@@ -83,6 +83,51 @@ def test_a_third_partys_quantizer_and_evaluator_are_compared(tiny_model, tmp_pat
     assert json.loads(run.read_text())["experiment"]["quantizer"]["plugin"] == "llmquant-example/rtn"
 
 
+def _compared(tmp_path, *arguments):
+    """Compare on the command line; return the status by variant and main metric."""
+    where = ("--store", str(tmp_path / "store"), "--on", "local(device=cpu, threads=1)", "--json", "--quiet")
+    done = _llmquant("compare", *map(str, arguments), *where, LLMQUANT_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    return {(row["model"], row["variant"], row["metric"]): row["status"] for row in json.loads(done.stdout)["rows"]}
+
+
+def test_the_evaluator_of_the_examples_is_compared_beside_a_built_in_one(tiny_model, tmp_path):
+    """Two variants, repetition and perplexity: one table of four rows."""
+    text = tmp_path / "text.txt"
+    text.write_text("The farmer sold nine sacks of barley on Monday. " * 40)
+    calls = (
+        "-q",
+        "fp32_baseline",
+        "-q",
+        "rtn_4bit_g32",
+        "-e",
+        "repetition(tokens=8)",
+        "-e",
+        f"perplexity({text}, window=64)",
+    )
+    found = _compared(tmp_path, tiny_model, *calls)
+    assert set(found.values()) == {"completed"}
+    assert {(variant, metric) for _, variant, metric in found} >= {
+        (variant, metric) for variant in ("fp32_baseline", "rtn_4bit_g32") for metric in ("repeated", "perplexity")
+    }
+
+
+def test_the_embedder_of_the_examples_is_compared_beside_a_built_in_one(tmp_path):
+    """Words that are hashed find the documents that share them; random vectors do not."""
+    folder = tmp_path / "words"
+    (folder / "qrels").mkdir(parents=True)
+    words = ("ledger", "barley", "kettle", "harbour", "engine", "lantern", "orchard", "mitten")
+    corpus = [{"_id": f"d{n}", "text": f"the {word} stood in the yard"} for n, word in enumerate(words)]
+    queries = [{"_id": f"q{n}", "text": f"where is the {word}"} for n, word in enumerate(words)]
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = "".join(f"q{n}\td{n}\t1\n" for n in range(len(words)))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    found = _compared(tmp_path, "hashed", "random", "-q", "bf16_baseline", "-e", f"beir({folder})")
+    assert set(found.values()) == {"completed"}
+    assert {model for model, *_ in found} == {"hashed", "random"}
+
+
 def test_a_width_that_does_not_fit_is_refused_before_anything_is_loaded(tiny_model, tmp_path):
     """A third party's own check ends the request with exit code 2 and its hint."""
     refused = _llmquant("compare", str(tiny_model), "-q", "rtn(group_size=48)", "--store", str(tmp_path / "store"))

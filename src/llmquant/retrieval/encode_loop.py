@@ -178,7 +178,10 @@ def _embed(
     return one_per_item(vectors, len(batch))
 
 
-def one_per_item(vectors: Any, count: int) -> Sequence[NDArray[np.float32]]:  # Any: what a third party returned
+def one_per_item(
+    vectors: Any,  # Any: what a third party returned
+    count: int,
+) -> Sequence[NDArray[np.float32]]:
     """Check that an embedder returned an array per item of a batch.
 
     Raises:
@@ -191,7 +194,7 @@ def one_per_item(vectors: Any, count: int) -> Sequence[NDArray[np.float32]]:  # 
     for vector in vectors:
         if not isinstance(vector, np.ndarray):
             raise PluginError(f"embed returned {type(vector).__name__} for an item", hint="Return numpy arrays.")
-    return vectors
+    return list(vectors)
 
 
 def _checked(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import numbers
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -31,12 +31,14 @@ def checked_results(results: Any, plugin: str) -> Iterator[Result]:  # Any: what
             something is given twice, or `n` or a mean contradicts the samples. The message names the plugin, the task
             and the field of the first mistake.
     """
-    if not isinstance(results, Iterable):
+    ending: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if isinstance(results, Generator):  # closed in any case, so that it restores its changes before these are compared
+        ending = contextlib.closing(results)
+    elif not isinstance(results, Iterable):
         raise PluginError(f"{plugin}: evaluate returned {_written(results)}", hint=_ONE_PER_TASK)
     tasks: set[str] = set()
     given: set[str] = set()
-    # A generator that is not exhausted is closed here, so that it restores its changes before they are looked for.
-    with contextlib.closing(results) if hasattr(results, "close") else contextlib.nullcontext():
+    with ending:
         for result in results:
             if type(result) is not Result:
                 raise PluginError(f"{plugin} yielded {_written(result)} instead of a Result", hint=_ONE_PER_TASK)
