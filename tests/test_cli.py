@@ -125,7 +125,7 @@ def test_plan_predicts_every_preset_and_loads_nothing(cli: Callable, tiny_model:
         (("--baseline", "nf4_baseline"), "bf16_baseline"),
         (("--on", "modul"), "modal"),
         (("--detach",), "end with the program"),
-        (("--gpu", "L40S"), "no option 'gpu'"),
+        (("--gpu", "L40S"), "--gpu is for executors that run elsewhere"),
         (("--on", "modal", "--gpu", "L40"), "L40S"),
         (("--on", "local(device=cuda)"), "doctor"),
         (("--timeout", "-5"), "timeout"),
