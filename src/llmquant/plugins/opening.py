@@ -21,7 +21,7 @@ def open_executor(executor: str | Executor) -> Iterator[Executor]:
         RequestError: if the executor is unknown, or an option is wrong.
     """
     if not isinstance(executor, str):
-        if not hasattr(executor, "submit"):
+        if not hasattr(executor, "installs"):
             hint = 'Give a name such as "local", a call such as "local(threads=2)", or an executor.'
             raise OptionError(f"executor is {brief(executor)}", hint=hint)
         yield executor
