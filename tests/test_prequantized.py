@@ -236,10 +236,9 @@ def test_a_checkpoint_that_changed_is_not_evaluated(load, copy_of, info, context
 
 def test_a_checkpoint_on_the_hub_is_known_by_its_commit(hub, ask, write):  # noqa: F811
     """Its settings are found there too, and the worker fetches that commit."""
-    server, handler = hub
-    handler.folder, _ = write("gptq", config_in=("quantize_config.json",))
+    hub.repos["org/tiny"], _ = write("gptq", config_in=("quantize_config.json",))
     said = ask(
-        server,
+        hub,
         "org/tiny",
         then="from llmquant.quantizers.prequantized.options import Checkpoint, quantization_settings\n"
         "    found = Checkpoint.read(Path('org/tiny@main'))\n"
@@ -254,9 +253,8 @@ def test_a_checkpoint_on_the_hub_is_known_by_its_commit(hub, ask, write):  # noq
 
 def test_what_is_neither_a_folder_nor_on_the_hub_is_said(hub, ask):  # noqa: F811
     """Who misspelt a path learns that it was looked for on the Hub as well."""
-    server, _ = hub
     then = "from llmquant.quantizers.prequantized.options import Checkpoint; Checkpoint.read(Path('./org/missing'))"
-    assert "org/missing is neither a folder here nor a checkpoint on the Hub" in ask(server, "org/tiny", then=then)
+    assert "org/missing is neither a folder here nor a checkpoint on the Hub" in ask(hub, "org/tiny", then=then)
 
 
 def test_a_file_is_no_checkpoint(tmp_path):
