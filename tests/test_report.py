@@ -264,6 +264,13 @@ def test_a_cause_that_several_variants_share_is_said_once():
     assert line.startswith(f"{BASELINE} · {COQA}, perplexity; bnb_8bit · {COQA}: error: no route to the hub (log: ")
 
 
+def test_a_reason_and_what_to_do_are_two_sentences():
+    """The lines of an error follow each other in a report."""
+    study = MadeUpStudy()
+    study.add(failed(experiment(BASELINE, COQA), "error", "PyTorch finds no GPU\nRun nvidia-smi."))
+    assert "error: PyTorch finds no GPU. Run nvidia-smi. (log:" in table_of(study, "Failed").footnotes[0]
+
+
 def test_the_log_of_a_second_attempt_is_where_it_is():
     """The log that is named is that of the attempt that failed."""
     study = MadeUpStudy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -146,7 +147,8 @@ def _failed(rows: Sequence[Row]) -> list[str]:
 
 
 def _short(message: str) -> str:
-    text = " ".join(message.split())
+    # A reason and what to do about it are two lines without a full stop between them.
+    text = " ".join(re.sub(r"(?<=[\w)'\"])\n(?=[A-Z])", ". ", message).split())
     return text if len(text) <= _MESSAGE else text[: _MESSAGE - 1].rstrip() + "…"
 
 
