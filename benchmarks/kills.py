@@ -1,10 +1,12 @@
 """Kill programs, supervisors and workers of studies at random moments, and check whether anything is lost.
 
-    python benchmarks/kills.py [--kills 100] [--seed 0] [--pause 25]
+    python benchmarks/kills.py [--kills 100] [--seed 0] [--pause 25] [--light]
 
 Runs one command again and again, with a tiny random model, until its study is complete; then the next study begins.
 Prints a line per kill, and exits with 1 when a run that was stored is gone or changed, a run cannot be read, numbers
 differ from those of an undisturbed study, or processes, temporary folders or unfinished runs are left. Linux only.
+With ``--light``, models and evaluators are fakes that cost milliseconds, and before each kill the clock of all
+processes is set to a random time within half a day of the right one.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ TARGETS = {
 CODES = {0, 1, 130, *(-number for numbers in TARGETS.values() for number in numbers)}
 TEXTS = 15
 SETTLED_S = 60.0
+HOURS = 12.0
 MODEL = """
 import string, sys, torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -50,6 +53,13 @@ sizes = {"vocab_size": len(letters), "hidden_size": 64, "intermediate_size": 128
 heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "eos_token_id": 0}
 LlamaForCausalLM(LlamaConfig(**sizes, **heads, bos_token_id=None)).save_pretrained(sys.argv[1])
 """
+HOOK = """
+from llmquant import PluginSpec, hookimpl
+
+@hookimpl
+def llmquant_register():
+    return [PluginSpec("evaluator", "light", "Costs nothing.", "light:Options", "light:Evaluator")]
+"""
 
 
 class Studies:
@@ -59,27 +69,36 @@ class Studies:
         folder: an empty one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, light: bool) -> None:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self._mark = f"LLMQUANT_KILLS={folder}"
         cache = {"LLMQUANT_CACHE": str(folder / "cache"), "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         self._environment = {**os.environ, **cache, "LLMQUANT_KILLS": str(folder)}
+        self._clock = folder / "clock"
         subprocess.run([sys.executable, "-c", MODEL, str(folder / "model")], check=True)
         self._command = [sys.executable, "-m", "llmquant.cli.app", "compare", str(folder / "model"), "--quiet"]
         self._command += ["-q", "fp32_baseline", "-q", "bf16_baseline", "--on", "local(device=cpu, threads=1)"]
+        self._log = folder / "log.txt"
+        if light:
+            self._environment["PYTHONPATH"] = os.pathsep.join([str(_fakes(folder / "site")), *sys.path[1:]])
+            self._command += [word for number in range(TEXTS) for word in ("-e", f"light({number})")]
+            return
         self._command += ["-e", "memory(prompt_tokens=8, decode_tokens=2)"]
         for number in range(TEXTS):
             text = folder / f"{number}.txt"
             text.write_text(" ".join(random.Random(number).choices(MODEL.split(), k=60)))
             self._command += ["-e", f"perplexity({text}, window=64)"]
-        self._log = folder / "log.txt"
 
     def start(self, store: Path) -> subprocess.Popen[bytes]:
         """Run the command on a store."""
         with self._log.open("ab") as log:
             command = [*self._command, "--store", str(store)]
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def step_clock(self, seconds: float) -> None:
+        """Shift the clock of all processes; those with fakes alone read it."""
+        self._clock.write_text(str(seconds))
 
     def folders(self) -> set[Path]:
         """Return its temporary folders, except those whose program died before it started their worker.
@@ -98,6 +117,19 @@ class Studies:
                     kind = "supervisor" if "supervisor.py" in command else "worker"
                     found["program" if "llmquant.cli.app" in command else kind].append(process)
         return found
+
+
+def _fakes(site: Path) -> Path:
+    """Make a folder that Python starts with, with an installed package."""
+    info = site / "light-1.dist-info"
+    info.mkdir(parents=True)
+    source = Path(__file__).with_name("light.py").read_text()
+    for name in ("sitecustomize", "light"):
+        (site / f"{name}.py").write_text(source)
+    (site / "light_hook.py").write_text(HOOK)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: light\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[llmquant]\nx = light_hook\n")
+    return site
 
 
 def fingerprints(store: Store) -> dict[str, str]:
@@ -145,6 +177,7 @@ def disturb(studies: Studies, store: Store, chance: random.Random, pause_s: floa
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.wait(chance.uniform(0, pause_s))
         target = chance.choice(list(TARGETS))
+        studies.step_clock(chance.uniform(-HOURS, HOURS) * 3600)
         if program.poll() is None:
             found = studies.processes()
             victims = [p for ps in found.values() for p in ps] if target == "everything" else found.get(target, [])
@@ -181,11 +214,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pause", type=float, default=25.0, help="maximum time between two kills, in seconds")
+    parser.add_argument("--light", action="store_true", help="use fakes, and step the clock by hours at each kill")
     arguments = parser.parse_args()
     # A shell's background processes, and their children, ignore Ctrl-C; a program that a person starts does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="llmquant-kills-"))
-    studies, chance, kills = Studies(folder), random.Random(arguments.seed), list[str]()
+    studies, chance, kills = Studies(folder, light=arguments.light), random.Random(arguments.seed), list[str]()
     calm = Store(folder / "calm")
     if studies.start(calm.root).wait() != 0:
         sys.exit(f"the undisturbed study failed: {folder / 'log.txt'}")
@@ -195,6 +229,8 @@ def main() -> None:
         rounds += 1
         store = Store(folder / f"store-{rounds}")
         disturb(studies, store, chance, arguments.pause, kills)
+        if any(run.finished_at < run.started_at for run in store.runs().values()):
+            sys.exit(f"a run in {store.root} ended before it began")
         if numbers(store) != numbers(calm):
             sys.exit(f"{store.root} differs from {calm.root}")
         if left := [*store.root.rglob(".partial-*"), *studies.folders()]:

@@ -41,6 +41,8 @@ def test_plugins_check_runs_all_checks():
     assert shown.returncode == 0, shown.stderr
     assert "llmquant-example/rtn 0.1.0" in shown.stdout
     assert "pass  loads_as_applied" in shown.stdout
+    assert all(re.match("quantizer |  (pass|skip)  |  [0-9]+ passed", line) for line in shown.stdout.splitlines())
+    assert re.fullmatch("(messages of other libraries: .*\n)?", shown.stderr)
     assert " 0 failed" in shown.stdout
 
 
@@ -113,7 +115,7 @@ def test_the_evaluator_of_the_examples_is_compared_beside_a_built_in_one(tiny_mo
 
 
 def test_the_embedder_of_the_examples_is_compared_beside_a_built_in_one(tmp_path):
-    """Words that are hashed find the documents that share them; random vectors do not."""
+    """On a folder in BEIR's format, in one table."""
     folder = tmp_path / "words"
     (folder / "qrels").mkdir(parents=True)
     words = ("ledger", "barley", "kettle", "harbour", "engine", "lantern", "orchard", "mitten")

@@ -227,7 +227,7 @@ class ModalExecutor:
             watched.state = "running"
         if over is not None and complete:
             watched.state, watched.why = over
-            ran = min(time.time() - watched.submitted, watched.timeout)
+            ran = max(0.0, min(time.time() - watched.submitted, watched.timeout))  # the clock may have been set back
             watched.seconds = ran if watched.outcome is None else float(watched.outcome["seconds"])
             modal_volume.tidy(self._volume, watched.key)
         return watched.state
