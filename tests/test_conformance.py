@@ -255,7 +255,8 @@ def test_an_evaluator_that_replaces_a_function_is_found(make, tiny_model):
     """When it is imported, and when it evaluates."""
     patch = "torch.nn.functional.{0} = (lambda own: lambda *a, **k: own(*a, **k))(torch.nn.functional.{0})"
     spec = _evaluator(make, first=patch.format("silu"), rest="\n" + patch.format("gelu") + "\n")
-    text = failures(spec, "results_are_valid", "nothing_is_left_behind", model=tiny_model)["nothing_is_left_behind"]
+    names = ("methods_are_known", "results_are_valid", "nothing_is_left_behind")
+    text = failures(spec, *names, model=tiny_model)["nothing_is_left_behind"]
     assert "the function torch.nn.functional.gelu" in text
     assert "the function torch.nn.functional.silu" in text
 

@@ -134,3 +134,20 @@ def test_what_an_import_changes_is_found_although_the_module_was_imported(
         sys.modules.pop("patching")
     named = "torch's number of threads and the function torch.nn.functional.gelu"
     assert re.search(f"nothing_is_left_behind: it changed {named}\n", str(raised.value))
+
+
+def test_a_worker_names_what_an_import_changes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that the module of a quantizer replaces is in the provenance, although loading changes nothing."""
+    patch = "\nimport torch\nown = torch.nn.functional.gelu\ntorch.nn.functional.gelu = lambda *a, **k: own(*a, **k)\n"
+    (tmp_path / "patches.py").write_text(Path(leaving.__file__).read_text() + patch)
+    (tmp_path / "text.txt").write_text("The river was low in summer. " * 20)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = torch.nn.functional.gelu
+    lq.register(lq.PluginSpec("quantizer", "patches", "Patches.", "leaving:QuantizerOptions", "patches:Quantizer"))
+    text = f"perplexity({tmp_path / 'text.txt'}, window=64)"
+    options = {"executor": Here(), "store": tmp_path / "store", "progress": False}
+    found = lq.compare(str(tiny_model), ["patches"], [text], **options).runs.values()
+    torch.nn.functional.gelu = own
+    changed = {run.experiment.variant.quantizer.label: run.provenance["changed_while_loading"] for run in found}
+    assert changed["patches"] == ["the function torch.nn.functional.gelu"]
+    sys.modules.pop("patches")

@@ -38,7 +38,8 @@ def constructed(trial: Trial) -> Any:  # Any: a third party's Quantizer, Evaluat
         if trial.spec.kind == "executor":  # it is not imported where models are
             return registry().construct(chosen)
         if trial.spec.target.partition(":")[0] in sys.modules:
-            trial.done["imported before"] = True
+            # llmquant's own modules are imported wherever models are loaded.
+            trial.done["imported before"] = trial.plugin.package != "llmquant"
             return registry().construct(chosen)
         with recorded(trial, loading=trial.spec.kind != "evaluator"):
             return registry().construct(chosen)
@@ -86,7 +87,7 @@ def refuse_changes(trial: Trial) -> None:
     """Raise a `PluginError` that names what was recorded; skip if nothing ran."""
     if "changes" not in trial.done:
         raise NotApplicable("an earlier check failed: nothing ran")
-    changes = [*(_changed_by_import(trial) if "imported before" in trial.done else ()), *trial.done["changes"]]
+    changes = [*(_changed_by_import(trial) if trial.done.get("imported before") else ()), *trial.done["changes"]]
     if changes:
         more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise PluginError(f"it changed {' and '.join(changes[:_SHOWN])}{more}")
