@@ -27,6 +27,8 @@ _PACKAGES = frozenset(
     {"accelerate", "bitsandbytes", "builtins", "datasets", "json", "llmquant", "lm_eval", "math", "mteb", "numpy", "os"}
     | {"random", "sentence_transformers", "time", "tokenizers", "torch", "transformers"}
 )
+# torch keeps the class that was registered last under this name in a table; imports register classes.
+_LAST_REGISTERED = "NO_SERIALIZED_TYPE_NAME_FOUND"
 _JOIN_S = 1.0
 
 
@@ -145,7 +147,11 @@ def functions() -> Functions:
                     elif issubclass(type(value), dict):
                         # Iterating over transformers' lazy tables themselves would import every entry.
                         entries = list(dict.items(value))
-                        found |= {(id(value), inner): (value, entry) for inner, entry in entries if callable(entry)}
+                        found |= {
+                            (id(value), inner): (value, entry)
+                            for inner, entry in entries
+                            if callable(entry) and inner != _LAST_REGISTERED
+                        }
     return found
 
 
