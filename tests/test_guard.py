@@ -115,7 +115,7 @@ def test_replaced_functions_are_put_back_and_ask_for_a_new_process(subject):
 
 
 def test_a_class_that_an_import_registers_is_no_change():
-    """torch keeps the last registered class in a table, under a name for all that have none."""
+    """PyTorch keeps the last registered class in a table, under a name for all that have none."""
     before = Snapshot.take(None)
     torch.utils._pytree.register_pytree_node(type("Output", (), {}), lambda value: ([], None), lambda *_: None)
     assert before.undo() == []

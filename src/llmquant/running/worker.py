@@ -117,8 +117,7 @@ def _wait(journal: Journal, run_id: str, holders: str) -> None:
 def _load_guarded(job: Job, experiment: Experiment, context: Context, journal: Journal) -> Subject:
     """Load the model; settings that another package's quantizer or embedder changed are restored."""
     info = restore_subject(ModelUse.from_json(job.model), registry(), context.cache)
-    own = [use is None or use.is_built_in for use in (experiment.variant.quantizer, info.embedder)]
-    if all(own):
+    if all(use is None or use.is_built_in for use in (experiment.variant.quantizer, info.embedder)):
         return _load(job, info, experiment, context, journal)
     from llmquant.running.guard import load_guarded
 
@@ -151,8 +150,7 @@ def _load(job: Job, info: ModelInfo, experiment: Experiment, context: Context, j
     label = experiment.variant.quantizer.label
     if info.embedder is not None:
         embedder = registry().construct(registry().restore("embedder", info.embedder))
-        quantizer = registry().construct(chosen)
-        subject = load_embedder(info, embedder, quantizer, chosen.use, chosen.options, context)
+        subject = load_embedder(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
         subject = replace(subject, row_independent=chosen.row_independent)
         _log.info("loaded %s as %s in %.1f s", info.source, label, subject.load.seconds)
         return subject
@@ -264,12 +262,7 @@ def measure(evaluator: Chosen, subject: Subject, context: Context) -> Iterator[R
 
 
 def _run(
-    experiment: Experiment,
-    attempt: int,
-    subject: Subject,
-    record: Path,
-    started: str,
-    finished: Sequence[Result],
+    experiment: Experiment, attempt: int, subject: Subject, record: Path, started: str, finished: Sequence[Result]
 ) -> Run:
     """Return the unfinished run."""
     return Run(
