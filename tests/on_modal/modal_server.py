@@ -335,6 +335,8 @@ class ModalServer:
     def _show(self, container: Container, volume_id: str) -> None:
         view = container.views[volume_id]
         with self._lock:
+            for link in [path for path in view.rglob("*") if path.is_symlink()]:
+                link.unlink()  # copytree replaces files, but not links
             shutil.copytree(self.room / volume_id, view, symlinks=True, dirs_exist_ok=True)
             container.seen[volume_id] = listing(view)
 

@@ -427,3 +427,17 @@ def test_a_study_runs_on_the_real_modal(tiny_model: Path, tmp_path: Path, strang
         str(tiny_model), ["bf16_baseline"], ["memory"], executor=executor, store=tmp_path, progress=False
     )
     assert [run.status for run in found.runs.values()] == ["completed"]
+
+
+@pytest.mark.parametrize("error", [modal.exception.ServiceError, modal.exception.ConnectionError])
+def test_modals_own_errors_in_a_container_end_the_job(error: type[Exception], monkeypatch: pytest.MonkeyPatch):
+    """Raised unchanged by the client, they would look like a lost connection, and the study would wait forever."""
+    from llmquant.executors.modal.worker import Order, run_job
+
+    def reload() -> NoReturn:
+        raise error("Internal Server Error")
+
+    monkeypatch.setattr(modal.Volume, "from_name", lambda name: SimpleNamespace(reload=reload))
+    with pytest.raises(RuntimeError, match="Internal Server Error") as raised:
+        run_job(Order(volume="llmquant", key="key", study="study", number=1, timeout=60))
+    assert not isinstance(raised.value, modal.exception.Error)

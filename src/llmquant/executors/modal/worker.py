@@ -87,7 +87,6 @@ def run_job(order: Order) -> Outcome:
     import modal
 
     volume = modal.Volume.from_name(order["volume"])
-    volume.reload()
 
     def commit() -> None:
         try:
@@ -96,7 +95,12 @@ def run_job(order: Order) -> Outcome:
             # Open files of the worker prevent a reload of the Volume here; the commit itself succeeded.
             _log.info("the Volume was committed, but not reloaded: %s", error)
 
-    return work(order, Path(os.environ[MOUNT_VARIABLE]), commit)
+    try:
+        volume.reload()
+        return work(order, Path(os.environ[MOUNT_VARIABLE]), commit)
+    except modal.exception.Error as error:
+        # The client raises the container's exception unchanged: one of Modal's would look like a lost connection there.
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def work(order: Order, mount: Path, commit: Callable[[], None]) -> Outcome:
