@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import pytest
 from classic_checkpoints import write_awq, write_gptq
 from llmquant.errors import MissingDependencyError, ModelError, OptionError, UnsupportedError
 from llmquant.models.info import ModelInfo, inspect_model
-from llmquant.plugins.options import build, dump, input_files, label, restore
+from llmquant.plugins.options import build, dump, input_files, label, located, restore
+from llmquant.plugins.registry import registry
 from llmquant.quantizers.prequantized.options import PrequantizedOptions
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
@@ -362,3 +364,13 @@ def test_a_checkpoint_with_other_positions_is_refused(copy_of, info):
     """They decide how long a prompt may be: before anything is loaded."""
     with pytest.raises(UnsupportedError, match="max_position_embeddings is 512, not 2048"):
         _options(copy_of("gptq").config(max_position_embeddings=512)).check(info, "cpu")
+
+
+def test_a_worker_knows_whether_the_rows_of_a_local_checkpoint_are_independent(tiny_model, tmp_path):
+    """The options of a job have no paths; with those of the worker they read the checkpoint as the plan did."""
+    folder = tmp_path / "gptq"
+    write_gptq(tiny_model, folder)
+    planned = registry().choose("quantizer", Call.parse(f"prequantized({folder})"))
+    there = registry().restore("quantizer", planned.use)
+    options = located(there.options, input_files(planned.options))
+    assert dataclasses.replace(there, options=options).row_independent

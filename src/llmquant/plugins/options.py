@@ -139,6 +139,20 @@ def input_files(options: Options) -> dict[Digest, Path]:
     return {file.digest: file.path for file in _files(options) if file.path is not None}
 
 
+def located(options: Options, inputs: Mapping[Digest, Path]) -> Options:
+    """Return options whose files and folders have their paths on this machine.
+
+    Args:
+        inputs: paths on this machine, by content digest.
+    """
+    paths = {
+        field.name: dataclasses.replace(value, path=inputs[value.digest])
+        for field in dataclasses.fields(options)
+        if isinstance(value := getattr(options, field.name), InputFile) and value.digest in inputs
+    }
+    return dataclasses.replace(options, **paths)
+
+
 def verify_inputs(options: Options, inputs: Mapping[Digest, Path]) -> None:
     """Refuse files and folders that differ from those the options were made with.
 

@@ -26,7 +26,7 @@ from llmquant.errors import PluginError, ReferenceFailedError, describe
 from llmquant.planning.lookup import restore_subject
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import LoadedModel
-from llmquant.plugins.options import verify_inputs
+from llmquant.plugins.options import located, verify_inputs
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
 from llmquant.running.checked_results import checked_results
@@ -147,11 +147,12 @@ def _load(job: Job, info: ModelInfo, experiment: Experiment, context: Context, j
     torch.manual_seed(context.seed)
     chosen = registry().restore("quantizer", experiment.variant.quantizer)
     verify_inputs(chosen.options, context.inputs)
+    independent = replace(chosen, options=located(chosen.options, context.inputs)).row_independent
     label = experiment.variant.quantizer.label
     if info.embedder is not None:
         embedder = registry().construct(registry().restore("embedder", info.embedder))
         subject = load_embedder(info, embedder, registry().construct(chosen), chosen.use, chosen.options, context)
-        subject = replace(subject, row_independent=chosen.row_independent)
+        subject = replace(subject, row_independent=independent)
         _log.info("loaded %s as %s in %.1f s", info.source, label, subject.load.seconds)
         return subject
     check_small_files(info, context.cache)
@@ -159,7 +160,7 @@ def _load(job: Job, info: ModelInfo, experiment: Experiment, context: Context, j
     path = quantized_checkpoint(materialize(info, context.cache), info, chosen, told, threads=job.threads)
     journal.write("loading")
     model: LoadedModel = load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
-    model = replace(model, row_independent=chosen.row_independent and info.row_independent)
+    model = replace(model, row_independent=independent and info.row_independent)
     _log.info("loaded %s as %s in %.1f s", info.source, label, model.load.seconds)
     _log.info("sanity check: %s", sanity_check(model))
     if model.applied.method == "none":
