@@ -251,7 +251,7 @@ def test_a_killed_quantization_goes_on_after_the_last_whole_layer(quantized, sma
         ("awq(group_size=32)", "needs multiples of 64 x 1"),
         ("gptq(group_size=-1)", "supports groups of 32, 64 or 128, not -1"),
         ("gptq(group_size=32, sequence_length=4096)", "reads at most 2048 tokens"),
-        ("gptq(group_size=32, calibration=no-such-file.txt)", "holds 16 bytes"),
+        ("gptq(group_size=32, calibration=no-such-file.txt)", "there is no file 'no-such-file.txt'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_loading(call, message, tiny_model, context):
