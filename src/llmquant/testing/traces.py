@@ -20,6 +20,7 @@ _SHOWN = 4  # a training mode changes every layer
 # Compares a process before and after an import.
 _IMPORT = """
 import importlib, json, sys
+import transformers.modeling_utils
 from llmquant.loading import causal_lm, embedder
 from llmquant.running.guard import Snapshot
 before = Snapshot.take(None)
