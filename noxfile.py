@@ -105,9 +105,10 @@ def elsewhere(session: nox.Session) -> None:
 def plugin(session: nox.Session) -> None:
     """Install plugin packages and run their tests: of every kind, new ones and examples, and a broken one beside them.
 
-    bitsandbytes and lm-eval are not installed: a plugin needs only what it declares.
+    bitsandbytes and lm-eval are not installed: a plugin needs only what it declares. The embedder of the examples is
+    measured with mteb's scores.
     """
-    _install(session, ".", *TORCH, "hatchling", "editables", group="test")
+    _install(session, ".", *TORCH, "mteb", "hatchling", "editables", group="test")
     made = Path(session.create_tmp()) / "new"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()

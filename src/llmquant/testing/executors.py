@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,6 +254,8 @@ def _compare(trial: Trial, evaluators: list[str], *, timeout_s: float | None = N
         str(trial.model),
         ["fp32_baseline"],
         evaluators,
+        # Trials that run at the same time have studies of their own, by whose ids `workers` finds their processes.
+        seed=zlib.crc32(str(trial.folder).encode()),
         executor=executor_of(trial),
         store=store_of(trial),
         timeout_s=timeout_s,
