@@ -108,7 +108,7 @@ def plugin(session: nox.Session) -> None:
     bitsandbytes and lm-eval are not installed: a plugin needs only what it declares. The embedder of the examples is
     measured with mteb's scores.
     """
-    _install(session, ".", *TORCH, "mteb", "hatchling", "editables", group="test")
+    _install(session, ".", *TORCH, "mteb", "pillow", "hatchling", "editables", group="test")
     made = Path(session.create_tmp()) / "new"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
