@@ -117,7 +117,7 @@ def run(environment: dict[str, str]) -> Callable[[Path, list[str]], subprocess.C
             capture_output=True,
             text=True,
             check=False,
-            timeout=900,
+            timeout=3600,
         )
 
     return run

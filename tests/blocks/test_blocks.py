@@ -18,7 +18,7 @@ NOT_RUN = {
     r"jupyter lab|cd examples": "a server for a person; `nox -s examples` runs the notebooks",
     r"vllm serve|llama-server|llama-perplexity": "another project's program, which the package index does not have",
     r"modal (token|secret|app)": "needs an account at Modal",
-    r"llmquant demo|python3 -m venv .*llmquant demo": "takes ten minutes; `nox -s demo` runs it",
+    r"llmquant demo|python3 -m venv .*llmquant demo": "`nox -s demo` runs it",
     r"python3 -m venv .*nox$": "runs all required sessions",
     r"@dataclass.*\nclass MineOptions|from llmquant import hookimpl": "a skeleton, which tests/test_docs.py runs",
 }
