@@ -32,7 +32,7 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
         f"{counted(len(compared), 'variant')}: {', '.join(names)}{' per model' if len(names) < len(compared) else ''}",
         f"{counted(len(measured), 'evaluator')}: {', '.join(measured)}",
     ]
-    seconds = 0.0
+    seconds, there = 0.0, memory_bytes(executor)
     for digest, info in planned.models.items():
         sizes = [estimate_size(info, chosen, executor.device) for chosen in planned.quantizers]
         known = [size for size in sizes if size.weight_bytes is not None and size.peak_bytes is not None]
@@ -43,9 +43,7 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
                 f"{max(s.weight_bytes or 0 for s in known) / 2**20:,.0f} MiB, about "
                 f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB peak memory ({largest.quantizer})"
             )
-            there = memory_bytes(executor)
-            tight = [size.quantizer for size in known if there is not None and (size.peak_bytes or 0) > there]
-            if tight and there is not None:
+            if there is not None and (tight := [s.quantizer for s in known if (s.peak_bytes or 0) > there]):
                 room = f"{there / 2**30:.1f} GiB of memory"
                 lines.append(f"warning: {', '.join(tight)} may not fit into {room} with one sequence of 2,048 tokens")
         documents = Documents(record.limit)

@@ -38,7 +38,7 @@ def refuse_too_large(planned: Planned, missing: Sequence[Experiment], executor: 
         mine = [e for e in missing if e.variant.model.digest == digest]
         if mine:
             errors += _disk(info)
-        for chosen in planned.quantizers if there is not None else ():
+        for chosen in planned.quantizers:
             used = [evaluators[digest_of(e.evaluator.identity())] for e in mine if e.variant.quantizer == chosen.use]
             if used and there is not None:
                 errors += _memory(info, chosen, used, executor, there)
