@@ -72,7 +72,7 @@ LEAVES: dict[str, Callable[[], object]] = {
     "patch": _patch,
     "child": lambda: KEPT.append(subprocess.Popen(["sleep", "600"])),
     "thread": lambda: threading.Thread(target=time.sleep, args=(600,), daemon=True, name="left behind").start(),
-    "memory": lambda: KEPT.append(np.ones(38_000_000)),  # 304 MB
+    "memory": lambda: KEPT.append(np.ones(50_000_000)),  # 400 MB: other tests may free some meanwhile
 }
 
 
