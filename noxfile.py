@@ -188,6 +188,6 @@ def licenses(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Build the documentation into ``site/``; ``-- serve`` shows it instead."""
+    """Build the documentation into ``site/docs``; ``-- serve`` shows it instead."""
     _install(session, ".", group="docs")
     session.run("mkdocs", *(session.posargs or ("build", "--strict")))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -159,6 +161,18 @@ def test_other_spellings_are_not_listed(cli: Callable):
     _, out, _ = cli("compare", "--help")
     assert "--tasks" not in out
     assert "--model " not in out
+
+
+def _all_commands(group: Any, *path: str) -> Iterator[tuple[str, ...]]:  # Any: typer's own copy of click
+    for name, command in group.commands.items():
+        yield from _all_commands(command, *path, name) if hasattr(command, "commands") else [(*path, name)]
+
+
+@pytest.mark.parametrize("words", _all_commands(typer.main.get_command(app)), ids=" ".join)
+def test_help_names_values_by_their_meaning(cli: Callable, words):
+    """No command's help shows a Python type or braces."""
+    _, out, _ = cli(*words, "--help")
+    assert not re.search(r"[<{}]|\[str|\b(TEXT|INTEGER|FLOAT)\b", out)
 
 
 def test_near_paths_are_suggested(tmp_path):

@@ -18,6 +18,7 @@ from llmquant.cli.options import (
     Baseline,
     Budget,
     Codecs,
+    Command,
     Detach,
     Dims,
     Evaluators,
@@ -147,7 +148,7 @@ def compare(
     )
 
 
-@app.command("run")
+@app.command("run", cls=Command)
 def run_file(
     study: Annotated[str, typer.Argument(metavar="STUDY.toml", help="Study file in TOML, YAML or JSON.")],
     on: On = "local",
@@ -177,7 +178,7 @@ def run_file(
     _run_and_print(Study.from_file(study), where, store, fresh, timeout, shown, gate, detach=detach)
 
 
-@app.command()
+@app.command(cls=Command)
 def attach(
     study: Annotated[
         str,
@@ -272,9 +273,15 @@ def plan(
 @app.command(cls=StudyCommand)
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id (org/name@revision), folder, or .gguf file.")],
-    quantizer: Annotated[str, typer.Option("--quantizer", "-q", help='Preset or call, for example "gptq(bits=3)".')],
-    out: Annotated[str, typer.Option("--out", "-o", help="New folder for the checkpoint, or .gguf file.")],
-    device: Annotated[str, typer.Option(help="Device to quantize on: auto, cpu, cuda or mps.")] = "auto",
+    quantizer: Annotated[
+        str, typer.Option("--quantizer", "-q", metavar="PRESET", help='Preset or call, for example "gptq(bits=3)".')
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="PATH", help="New folder for the checkpoint, or .gguf file.")
+    ],
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Device to quantize on: auto, cpu, cuda or mps.")
+    ] = "auto",
     trust_remote_code: Trust = False,
     allow_pickle: Pickle = False,
     verbose: Verbose = False,
@@ -309,7 +316,7 @@ def quantize(
 
 @app.command()
 def demo(
-    questions: Annotated[int, typer.Option(help="Number of CoQA questions, 1 to 108.")] = 50,
+    questions: Annotated[int, typer.Option(metavar="N", help="Number of CoQA questions, 1 to 108.")] = 50,
     store: StoreDir = "demo",
     fresh: Fresh = False,
     as_json: AsJson = False,

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from llmquant.cli.inspect import AsJson, print_json, print_tables
-from llmquant.cli.options import Explain, MarginOption, Quiet, StoreDir
+from llmquant.cli.options import Command, Explain, MarginOption, Quiet, StoreDir
 from llmquant.cli.outcome import say_stored
 
 import_app = typer.Typer(rich_markup_mode=None)
 
 
-@import_app.command("import")
+@import_app.command("import", cls=Command)
 def import_command(
     sources: Annotated[
         list[str],
@@ -24,10 +24,11 @@ def import_command(
         ),
     ],
     baseline: Annotated[
-        str | None, typer.Option(help="Variant to compare the others with, for example bf16 (default: the first).")
+        str | None,
+        typer.Option(metavar="NAME", help="Variant to compare the others with, for example bf16 (default: the first)."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Name of the model (default: the name in the baseline's files).")
+        str | None, typer.Option(metavar="NAME", help="Name of the model (default: the name in the baseline's files).")
     ] = None,
     margin: MarginOption = None,
     store: StoreDir = "results",

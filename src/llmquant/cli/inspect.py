@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from llmquant.cli.gate import Gate
-from llmquant.cli.options import Explain, FailOn, Junit, MarginOption, MaxLatency, MaxLoss, MaxMemory, complete_study
+from llmquant.cli.options import (
+    Command,
+    Explain,
+    FailOn,
+    Junit,
+    MarginOption,
+    MaxLatency,
+    MaxLoss,
+    MaxMemory,
+    complete_study,
+)
 from llmquant.machine.streams import stdout_to_stderr
 from llmquant.study.counting import counted
 from llmquant.study.neutral import json_text, printable
@@ -54,34 +64,41 @@ def _keep_stdout(context: typer.Context, as_json: bool) -> bool:
 AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Print JSON on standard output.")]
 
 
-@inspect_app.command()
+@inspect_app.command(cls=Command)
 def report(
     store: Annotated[
         str, typer.Argument(metavar="STORE", help="Store folder, or a file from `report --format json`.")
     ] = "results",
     study: Annotated[
         str | None,
-        typer.Option(autocompletion=complete_study, help="Study id, or its beginning (default: the newest study)."),
+        typer.Option(
+            metavar="ID", autocompletion=complete_study, help="Study id, or its beginning (default: the newest study)."
+        ),
     ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the store, and exit.")] = False,
     form: Annotated[
-        str, typer.Option("--format", "-f", help="Format: table, markdown, csv, parquet, json or html.")
+        str,
+        typer.Option("--format", "-f", metavar="FORMAT", help="Format: table, markdown, csv, parquet, json or html."),
     ] = "table",
     margin: MarginOption = None,
     max_memory: MaxMemory = None,
     max_latency: MaxLatency = None,
     max_loss: MaxLoss = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Recommend a variant that fits into the memory of this GPU, for example L40S.")
+        str | None,
+        typer.Option(
+            metavar="GPU", help="Recommend a variant that fits into the memory of this GPU, for example L40S."
+        ),
     ] = None,
     fail_on: FailOn = None,
     junit: Junit = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", help="File to write, such as a.html (default: standard output)."),
+        typer.Option("--out", "-o", metavar="FILE", help="File to write, such as a.html (default: standard output)."),
     ] = None,
     html: Annotated[
-        str | None, typer.Option("--html", help="Write the HTML report to this file too, for example report.html.")
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write the HTML report to this file too, for example report.html."),
     ] = None,
     explain: Explain = False,
 ) -> None:
@@ -133,7 +150,7 @@ def report(
         sys.exit(code)
 
 
-@inspect_app.command()
+@inspect_app.command(cls=Command)
 def tasks(
     pattern: Annotated[
         str,
@@ -219,7 +236,9 @@ def cache_list(as_json: AsJson = False) -> None:
 
 @cache_app.command("prune")
 def cache_prune(
-    unused_days: Annotated[float, typer.Option(help="Delete entries not used for this number of days.")] = 30,
+    unused_days: Annotated[
+        float, typer.Option(metavar="DAYS", help="Delete entries not used for this number of days.")
+    ] = 30,
 ) -> None:
     """Delete cache entries that were not used recently."""
     from llmquant.storage.cache import Cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmquant.cli.options import Command
 from llmquant.errors import OptionError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -107,10 +108,10 @@ def write_plugin(name: str, kind: PluginKind, folder: Path, *, writes_checkpoint
     return tuple(map(filled, commands))
 
 
-@new_plugin_app.command("new-plugin")
+@new_plugin_app.command("new-plugin", cls=Command)
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plugin, for example my-method.")],
-    kind: Annotated[str, typer.Option(help="quantizer, evaluator, embedder or executor.")],
+    kind: Annotated[str, typer.Option(metavar="KIND", help="quantizer, evaluator, embedder or executor.")],
     writes_checkpoint: Annotated[
         bool, typer.Option("--writes-checkpoint", help="The quantizer writes checkpoints that transformers loads.")
     ] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -15,7 +15,24 @@ if TYPE_CHECKING:
     from llmquant.study.study import Study
 
 
-class StudyCommand(TyperCommand):
+class Command(TyperCommand):
+    """Shows arguments as ``MODEL...``, where typer writes ``{MODEL}...`` and ``MODEL <list[str]>``."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's
+        """List the words of the usage line."""
+        return [piece.translate({ord("{"): None, ord("}"): None}) for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # click's
+        """List arguments and options, without Python's types."""
+        for kind in ("argument", "option"):
+            params = [param for param in self.get_params(ctx) if param.param_type_name == kind]
+            records = filter(None, (param.get_help_record(ctx) for param in params))
+            if rows := [(re.sub(r" <.*>$", "", name), text) for name, text in records]:
+                with formatter.section(f"{kind.capitalize()}s"):
+                    formatter.write_dl(rows)
+
+
+class StudyCommand(Command):
     """Takes ``--tasks`` for ``--task`` and ``--model MODEL`` for ``MODEL``, as other programs write them."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # click's
@@ -109,7 +126,8 @@ All = Annotated[bool, typer.Option("--all", help="Add every preset that is insta
 Limit = Annotated[
     str,
     typer.Option(
-        help='Maximum documents per task (for retrieval: queries per task), for example 50; "all" for no limit.'
+        metavar="N",
+        help='Maximum documents per task (for retrieval: queries per task), for example 50; "all" for no limit.',
     ),
 ]
 UntilSure = Annotated[
@@ -121,31 +139,40 @@ UntilSure = Annotated[
 ]
 Dims = Annotated[
     str | None,
-    typer.Option(help="Vector widths of embedders, in dimensions, for example 2560,1536,768 (default: the model's)."),
+    typer.Option(
+        metavar="WIDTHS",
+        help="Vector widths of embedders, in dimensions, for example 2560,1536,768 (default: the model's).",
+    ),
 ]
 Codecs = Annotated[
     str | None,
     typer.Option(
+        metavar="FORMATS",
         help="Storage formats of embedders' document vectors: float32 (default), float16, int8, int4, binary, "
-        "for example float32,int8."
+        "for example float32,int8.",
     ),
 ]
 Pools = Annotated[
     str | None,
     typer.Option(
+        metavar="FACTORS",
         help="Token-pooling factors for late-interaction models (vectors averaged into one), for example 1,2,3 "
-        "(1 = off)."
+        "(1 = off).",
     ),
 ]
 Rescores = Annotated[
     str | None,
-    typer.Option(help="Rescore the top k x N candidates with float32 vectors; values of N, for example 0,4 (0 = off)."),
+    typer.Option(
+        metavar="FACTORS",
+        help="Rescore the top k x N candidates with float32 vectors; values of N, for example 0,4 (0 = off).",
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice, a whole number.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random choice, a whole number.")]
 Baseline = Annotated[
     str | None,
     typer.Option(
-        help="Quantizer to compare the others with, for example fp16_baseline (default: the first *_baseline)."
+        metavar="PRESET",
+        help="Quantizer to compare the others with, for example fp16_baseline (default: the first *_baseline).",
     ),
 ]
 MarginOption = Annotated[
@@ -158,13 +185,17 @@ MarginOption = Annotated[
     ),
 ]
 MaxMemory = Annotated[
-    str | None, typer.Option(help="Recommend a variant whose peak memory while running is at most this, such as 8GiB.")
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Recommend a variant whose peak memory while running is at most this, such as 8GiB."
+    ),
 ]
 MaxLatency = Annotated[
     float | None,
     typer.Option(
+        metavar="MS",
         help="Recommend a variant that takes at most this many milliseconds per token (for embedders: per query), "
-        "for example 40."
+        "for example 40.",
     ),
 ]
 MaxLoss = Annotated[
@@ -176,27 +207,41 @@ MaxLoss = Annotated[
 FailOn = Annotated[
     str | None,
     typer.Option(
+        metavar="worse|undecided",
         help='Exit code for CI: "worse" exits with 3 if a variant is worse; "undecided" also exits with 4 if one is '
-        "undecided or without signal."
+        "undecided or without signal.",
     ),
 ]
-Junit = Annotated[str | None, typer.Option(help="Write the verdicts as JUnit XML to this file, for example junit.xml.")]
+Junit = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Write the verdicts as JUnit XML to this file, for example junit.xml."),
+]
 On = Annotated[
     str,
-    typer.Option("--on", help='Executor: local, ray, modal, or a call such as "local(device=cpu, threads=2)".'),
+    typer.Option(
+        "--on",
+        metavar="EXECUTOR",
+        help='Executor: local, ray, modal, or a call such as "local(device=cpu, threads=2)".',
+    ),
 ]
 Gpu = Annotated[
     str | None,
-    typer.Option(help="GPU types on Modal in order of preference, for example L40S,A100-80GB (default: A100)."),
+    typer.Option(
+        metavar="GPUS", help="GPU types on Modal in order of preference, for example L40S,A100-80GB (default: A100)."
+    ),
 ]
-Budget = Annotated[float | None, typer.Option(help="Maximum cost in dollars, for example 20.")]
+Budget = Annotated[float | None, typer.Option(metavar="DOLLARS", help="Maximum cost in dollars, for example 20.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Confirm the maximum cost without asking.")]
 Detach = Annotated[
     bool, typer.Option("--detach", help="Submit the study and exit; `llmquant attach` waits for the results.")
 ]
-StoreDir = Annotated[str, typer.Option("--store", help="Folder of the results; stored runs are reused.")]
+StoreDir = Annotated[
+    str, typer.Option("--store", metavar="FOLDER", help="Folder of the results; stored runs are reused.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat stored experiments and read local weights again.")]
-Timeout = Annotated[float | None, typer.Option(help="Maximum time per experiment in seconds, for example 600.")]
+Timeout = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Maximum time per experiment in seconds, for example 600.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code from the model's checkpoint.")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin checkpoints; reading such a checkpoint can run code.")

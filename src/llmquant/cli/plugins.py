@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llmquant.cli.inspect import AsJson, print_json, say
+from llmquant.cli.options import Command
 from llmquant.machine.streams import stdout_to_stderr
 from llmquant.study.neutral import printable
 
@@ -40,7 +41,7 @@ def plugins_list(as_json: AsJson = False, verbose: Traceback = False) -> None:
     _list_plugins(as_json=as_json, verbose=verbose)
 
 
-@plugins_app.command("check")
+@plugins_app.command("check", cls=Command)
 def plugins_check(
     name: Annotated[
         str,
