@@ -150,6 +150,7 @@ def site(tmp_path: Path) -> Path:
 
 def _llmquant(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment["LLMQUANT_CACHE"] = str(site / "cache")
     command = [sys.executable, "-m", "llmquant.cli.app", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -190,3 +191,13 @@ def test_a_check_prints_its_lines_and_nothing_else(site: Path):
     assert " 1 failed, " in last  # what depends on the options is skipped
     assert all(re.match("  (pass|skip|FAIL)  |        ", line) for line in lines)
     assert re.fullmatch(r"(messages of other libraries: \S+\n)?", shown.stderr)
+
+
+def test_a_study_runs_unharmed_beside_every_broken_package(site: Path, tiny_model: Path):
+    """A built-in evaluator and one of a good package among them run in a worker, with nothing about the others."""
+    where = ("--store", str(site / "store"), "--on", "local(device=cpu, threads=1)", "--json", "--quiet")
+    done = _llmquant(site, "compare", str(tiny_model), "-q", "fp32_baseline", "-e", "memory", "-e", "tuples", *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["status"] for row in rows} == {"completed"}
+    assert {row["metric"]: row["value"] for row in rows}["m"] == 1.0

@@ -128,6 +128,15 @@ def test_pruning_takes_the_longest_unused(tmp_path):
     assert [entry.path for entry in cache.entries()] == [kept]
 
 
+def test_pruning_after_the_clock_was_set_back_keeps_what_was_used(tmp_path):
+    """An entry used in what is the future now stays; without a time, every entry is deleted."""
+    cache = Cache(tmp_path)
+    path = cache.get("kind", 1, _write("12345"))
+    os.utime(path, (2**33, 2**33))
+    assert cache.prune(unused_days=30) == []
+    assert [entry.path for entry in cache.prune(unused_days=0)] == [path]
+
+
 def test_an_entry_says_what_it_was_made_from(tmp_path):
     """Its maker names it; an entry of an older version has no name."""
     cache = Cache(tmp_path)

@@ -244,7 +244,6 @@ def test_a_run_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch
 
 def test_the_newest_study_is_the_one_that_was_started_last(tmp_path: Path):
     """Copying, restoring or touching its files does not make a study new; one that does not say is the oldest."""
-    store = Store(tmp_path)
     started = {
         "second": "2026-03-01T10:00:00.000+00:00",
         "third": "2026-03-01T13:00:00.000+02:00",
@@ -252,9 +251,20 @@ def test_the_newest_study_is_the_one_that_was_started_last(tmp_path: Path):
         "unknown": None,
     }
     for study, at in started.items():
-        store.write_study(study, {"schema_version": 1, "started_at": at})
+        (tmp_path / "studies" / study).mkdir(parents=True)
+        write_json(tmp_path / "studies" / study / "study.json", {"schema_version": 1, "started_at": at})
     os.utime(tmp_path / "studies" / "first" / "study.json")
-    assert store.studies() == ["unknown", "first", "second", "third"]
+    assert Store(tmp_path).studies() == ["unknown", "first", "second", "third"]
+
+
+def test_the_newest_study_is_the_last_one_also_if_the_clock_was_set_back(tmp_path: Path):
+    """By an hour between two studies, with a second study in the same millisecond, and when one is run again."""
+    store = Store(tmp_path)
+    for study, hour in (("d", 12), ("c", 11), ("b", 11), ("a", 11), ("c", 10)):
+        store.write_study(study, {"schema_version": 1, "started_at": f"2026-03-01T{hour}:00:00.000+00:00"})
+    assert store.studies() == ["d", "b", "a", "c"]
+    (tmp_path / "studies" / "d" / "study.json").write_text('{"order": 1e300}')
+    assert store.studies() == ["d", "b", "a", "c"]
 
 
 # -- other users ------------------------------------------------------------------------------------------------------
@@ -397,7 +407,8 @@ def work(folder, cache):
     return cache.get("kind", 1, lambda out: (out / "made").touch()) / "made"
 
 folder, uid, home = sys.argv[1:]
-work(folder + "/root", Cache(Path(folder, "cache")))  # imports what this user may not be able to read afterwards
+Cache.default()  # this and the next line import what this user may not be able to read afterwards
+work(folder + "/root", Cache(Path(folder, "cache")))
 os.environ.pop("HOME", None)
 os.environ |= {"HOME": home} if home else {}
 os.setgid(int(uid))

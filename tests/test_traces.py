@@ -102,12 +102,24 @@ def test_a_worker_names_every_trace(kind: str, tiny_model: Path, tmp_path: Path,
     assert changed["nothing"] == ([], None)
 
 
-def test_a_function_that_loading_replaces_is_named(tiny_model: Path):
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_function_that_loading_replaces_is_named(kind: str, tiny_model: Path):
     """By the checks, which compare functions as the worker does."""
     own = torch.nn.functional.silu
-    text = _found(leaving.QUANTIZER, "leaving(patch)", tiny_model)
+    text = _found(SPECS[kind], f"{SPECS[kind].name}(what=patch)", tiny_model if kind == "quantizer" else None)
     torch.nn.functional.silu = own
     assert "it changed the function torch.nn.functional.silu\n" in text
+
+
+def test_a_worker_names_a_function_that_an_embedder_replaces(tmp_path: Path):
+    """It is in the provenance of the embedder's run."""
+    lq.register(leaving.EMBEDDER)
+    own = torch.nn.functional.silu
+    options = {"executor": Here(), "store": tmp_path, "progress": False}
+    model = f"{leaving.EMBEDDER.name}(what=patch)"
+    (run,) = lq.compare(model, ["bf16_baseline"], ["indexing(documents=2)"], **options).runs.values()
+    torch.nn.functional.silu = own
+    assert run.provenance["changed_while_loading"] == ["the function torch.nn.functional.silu"]
 
 
 def test_what_an_import_changes_is_found_although_the_module_was_imported(

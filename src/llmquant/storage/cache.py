@@ -161,7 +161,8 @@ class Cache:
         """
         from filelock import Timeout
 
-        old = [entry for entry in self.entries() if time.time() - entry.used_at > unused_days * 86400]
+        now = time.time()  # an entry of the future was used before the clock was set back
+        old = [entry for entry in self.entries() if max(0, now - entry.used_at) >= unused_days * 86400]
         for entry in old:
             with _lock(entry.path):
                 # Renamed first, so that no process finds a partial entry.

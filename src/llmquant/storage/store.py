@@ -33,7 +33,7 @@ from llmquant.storage.prompt_files import PREFIX, read_prompts, write_prompts
 from llmquant.storage.sample_files import REMADE, read_samples, write_samples
 from llmquant.study.experiment import RunId, path_of, visible
 from llmquant.study.folders import near
-from llmquant.study.reading import brief, load
+from llmquant.study.reading import LARGEST, brief, load
 from llmquant.study.run import Run, Sample
 
 T = TypeVar("T")
@@ -271,9 +271,9 @@ class Store:
     # -- studies ------------------------------------------------------------------------------------------------------
 
     def studies(self) -> list[str]:
-        """List the ids of the studies, the most recently started one last."""
+        """List the ids of the studies, the most recently started one last, even if the clock was set back before it."""
         files = (self.root / "studies").glob("*/study.json")
-        return [file.parent.name for file in sorted(files, key=lambda file: (_started_at(file), file))]
+        return [file.parent.name for file in sorted(files, key=lambda file: (_order(file), file))]
 
     def write_study(self, study_id: str, data: Mapping[str, Any]) -> None:  # Any: a JSON object
         """Delete partial folders of dead writers, which may fill the disk, and write a study's record.
@@ -283,9 +283,10 @@ class Store:
         """
         self.sweep()
         folder = self.root / "studies" / study_id
+        earlier = max(map(_order, folder.parent.glob("*/study.json")), default=0)
         try:
             make_folder(folder / "jobs")
-            write_json(folder / "study.json", data)
+            write_json(folder / "study.json", {**data, "order": max(_started_ms(data), earlier + 1)})
         except OSError as error:
             message = f"cannot write to {self.root}: {error.strerror or error}"
             raise StoreError(message, hint=_what_to_do(error)) from error
@@ -374,10 +375,16 @@ def _what_to_do(error: OSError) -> str:
     return f"{cure} and run the same command again; stored runs are reused."
 
 
-def _started_at(study: Path) -> datetime:
-    """Return a study's start time from its record; a study without one counts as the oldest."""
+def _order(study: Path) -> int:
+    """Return what sorts a study, in milliseconds since the epoch; a study without a start time is the oldest."""
     try:
-        found = load(study, lambda data: datetime.fromisoformat(data["started_at"]), hint="")
-    except (StoreError, KeyError, TypeError):
-        found = datetime.min
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+        order = load(study, lambda data: int(data.get("order") or _started_ms(data)), hint="")
+    except (StoreError, AttributeError, TypeError):
+        return 0
+    return order if order < LARGEST else 0
+
+
+def _started_ms(study: Mapping[str, Any]) -> int:  # Any: a JSON object
+    at = study.get("started_at")
+    found = datetime.fromisoformat(at) if at else datetime(1970, 1, 1)
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -27,6 +27,8 @@ class StudyRecord:
         limit: maximum documents per task; ``None`` for all.
         margins: the largest acceptable losses, see `llmquant.study.margins`.
         started_at: start of the study in ISO 8601, UTC; older runs were reused; ``""`` if unknown.
+        order: what sorts the studies of a store: `started_at` in milliseconds since the epoch, but always larger than
+            the `order` of earlier studies; 0 for a study that is not stored.
     """
 
     study_id: str
@@ -37,6 +39,7 @@ class StudyRecord:
     limit: Positive | None = None
     seed: Count = 0
     started_at: str = ""
+    order: Count = 0
     benchmarks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     margins: Mapping[str, NumberFromZero] = field(default_factory=lambda: DEFAULT)
 
