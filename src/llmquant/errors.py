@@ -132,6 +132,11 @@ def describe(error: BaseException) -> str:
     return name + missing + (f", at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def raise_all(errors: Sequence[RequestError]) -> None:
     """Raise a single error as it is, and several as one `RequestErrors`.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from llmquant.catalogs.lm_eval_scores import Entry, by_document, scores
 from llmquant.errors import OptionError
 from llmquant.importers.files import AGAIN, read_lines
 from llmquant.study.counting import counted
-from llmquant.study.experiment import digest_of
+from llmquant.study.experiment import hex_digest
 from llmquant.study.reading import brief
-from llmquant.study.run import Sample
+from llmquant.study.run import Sample, numbered
 
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")
 _LIKELIHOODS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
@@ -53,7 +52,6 @@ def read_samples(
     # A mean that leaves out NaN, lm-eval's nanmean, is finite: documents without a score have none here either.
     whole = all(math.isfinite(value) for value in values.values() if isinstance(value, float))
     found = []
-    seen: Counter[str] = Counter()
     for entries, group in zip(documents, groups, strict=True):
         first = entries[0]
         by_filter = {entry["filter"]: entry for entry in entries}
@@ -61,12 +59,10 @@ def read_samples(
         for metric, _, name in keys:
             own |= scores(metric, name, by_filter[name].get(metric), aggregations.get(metric, ""))
         answer, target = _answer_and_target(first, output_type)
-        document = first["doc_hash"]
         own = {metric: score for metric, score in own.items() if math.isfinite(score) or not whole}
-        found.append(Sample(document, _prompt(first), own, answer, target, group, seen[document]))
-        seen[document] += 1
+        found.append(Sample(first["doc_hash"], _prompt(first), own, answer, target, group))
     texts = {sample.prompt: _prompt_text(entries[0]) for sample, entries in zip(found, documents, strict=True)}
-    return found, field, texts
+    return numbered(found), field, texts
 
 
 def _entry(entry: Mapping[str, Any], where: str, filters: Sequence[str]) -> Entry:  # Any: JSON values
@@ -129,7 +125,7 @@ def _log_likelihoods(entry: Entry) -> Iterator[str]:
 def _prompt(entry: Entry) -> str:
     """Digest a document's prompts as text, with the right answer; lm-eval's own hash has only the first prompt."""
     prompts: list[Any] = [[part for part in request if not isinstance(part, dict)] for request in _requests(entry)]
-    return digest_of([entry["prompt_hash"], entry["target_hash"], *prompts]).removeprefix("sha256:")
+    return hex_digest([entry["prompt_hash"], entry["target_hash"], *prompts])
 
 
 def _prompt_text(entry: Entry) -> str:

@@ -14,7 +14,7 @@ from llmquant.results.comparison import Comparison
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.store import Store
 from llmquant.study.call import Call, Json
-from llmquant.study.experiment import Experiment, ModelUse, PluginUse, Variant, digest_of, visible
+from llmquant.study.experiment import Experiment, ModelUse, PluginUse, Variant, digest_of, hex_digest, visible
 from llmquant.study.margins import read_margins
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
@@ -88,7 +88,7 @@ def import_results(
         if name != baseline:
             notes += differences(name, results, baseline, found[baseline])
     record = StudyRecord(
-        study_id=digest_of(list(runs)).removeprefix("sha256:")[:12],
+        study_id=hex_digest(list(runs))[:12],
         title=model,
         experiments=tuple(run.experiment for run, _ in runs.values()),
         baselines={_model_use(model).digest: baseline},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import ModelError
+from llmquant.errors import ModelError, first_line
 from llmquant.models.folder import Checkpoint, choose_weights, joined, read_checkpoint, read_json
 from llmquant.models.headers import TensorInfo, read_header, read_pickle_header, tensor_from_safetensors
 
@@ -118,7 +118,7 @@ def _read_cached(repo: str, revision: str | None, name: str, reason: Exception, 
     """Read an earlier download when the Hub cannot be reached."""
     from huggingface_hub import snapshot_download
 
-    hint = f"Go online once, or copy the model here and give its folder. The Hub was not reached: {_first_line(reason)}"
+    hint = f"Go online once, or copy the model here and give its folder. The Hub was not reached: {first_line(reason)}"
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]))
         checkpoint = read_checkpoint(folder, name, allow_pickle=allow_pickle)
@@ -170,7 +170,7 @@ def download(repo: str, commit: str, weight_files: tuple[str, ...], *, code: boo
         folder = snapshot_download(repo, revision=commit, allow_patterns=patterns, ignore_patterns=others)
     except (HTTPError, OSError, ValueError) as error:
         raise ModelError(
-            f"{repo} cannot be downloaded: {_first_line(error)}",
+            f"{repo} cannot be downloaded: {first_line(error)}",
             hint="Downloaded files are kept. Run the same command again to continue.",
         ) from error
     missing = [name for name in weight_files if not (Path(folder) / name).exists()]
@@ -188,7 +188,3 @@ def find_file(repo: str, commit: str, name: str) -> Path | None:
         return Path(hf_hub_download(repo, name, revision=commit))
     except EntryNotFoundError:
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmquant.errors import OptionError, raise_all
+from llmquant.errors import OptionError, first_line, raise_all
 from llmquant.loading.quantized import read_recipe
 from llmquant.plugins.registry import Chosen
 from llmquant.storage.cache import Cache
@@ -88,5 +88,5 @@ def unreachable() -> str:
     try:
         status = get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S).status_code
     except (HTTPError, OSError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return f"{constants.ENDPOINT} answers {status}" if status >= _SERVER_ERROR else ""

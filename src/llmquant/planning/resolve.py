@@ -37,6 +37,7 @@ from llmquant.study.experiment import (
     VectorForm,
     VectorGrid,
     digest_of,
+    hex_digest,
 )
 from llmquant.study.model_names import model_names
 from llmquant.study.record import StudyRecord
@@ -126,7 +127,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     notes += [f"{names[info.digest]}: {info.note}" for info in known if info.note]
     notes += overlaps(quantizers, parts) + left_out(study, known, quantizers, baseline, parts) + (whole or [])
     record = StudyRecord(
-        study_id=digest_of([e.run_id for e in by_variant]).removeprefix("sha256:")[:12],
+        study_id=hex_digest([e.run_id for e in by_variant])[:12],
         title=blank_secrets(", ".join(names.values())),
         experiments=tuple(by_variant),
         baselines={info.digest: baseline.use.label for info in known if baseline is not None},

@@ -14,7 +14,7 @@ from llmquant.results.costs import per_dollar_rows
 from llmquant.results.pareto import ParetoPoint, pareto
 from llmquant.results.reading import read_runs
 from llmquant.results.recommend import Limits, Recommendation, recommend
-from llmquant.results.row import Row
+from llmquant.results.row import Row, by_model
 from llmquant.results.slices import joined, with_needed
 from llmquant.storage.store import Store
 from llmquant.study.counting import counted
@@ -144,8 +144,7 @@ class Comparison:
     @cached_property
     def _analysed(self) -> tuple[Sequence[Row], Sequence[Change]]:
         rows, changes = analyse(self.record, self.runs, self._samples)
-        rows = with_needed(rows, self.record.limit)
-        rows = [replace(row, dollars=self.dollars.get(row.run_id)) for row in rows]
+        rows = [with_needed(replace(row, dollars=self.dollars.get(row.run_id)), self.record.limit) for row in rows]
         return [*rows, *per_dollar_rows(rows, {name: run.seconds for name, run in self.runs.items()})], changes
 
     def recommend(
@@ -191,10 +190,10 @@ class Comparison:
         from llmquant.results.usage import usage
 
         judged = self if max_loss is None else self.at_margin(loss_margins(max_loss, self.record.margins))
-        by_model: dict[str, list[Row]] = {}
-        for row in judged.rows():
-            by_model.setdefault(row.model_digest, []).append(row)
-        found = [recommend(rows, limits or Limits(), usage(self.record, digest)) for digest, rows in by_model.items()]
+        found = [
+            recommend(rows, limits or Limits(), usage(self.record, rows[0].model_digest))
+            for rows in by_model(judged.rows())
+        ]
         return [each for each in found if each is not None]
 
     def pareto(self) -> list[ParetoPoint]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from llmquant.results.row import Row, with_verdict
-from llmquant.study.experiment import RunId, digest_of
+from llmquant.results.row import Row, by_model, with_verdict
+from llmquant.study.experiment import RunId, hex_digest
 from llmquant.study.margins import Margins, margin_of
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def mean_rows(
     """
     paired = {id(row): difference for row, difference in zip(rows, differences, strict=True)}
     found = []
-    for model in dict.fromkeys(row.model_digest for row in rows):
-        mine = [row for row in rows if row.model_digest == model]
+    for mine in by_model(rows):
         main, sizes = _main(mine), [row for row in mine if row.metric == SIZE]
         groups = list(_groups(main, sizes, benchmarks))
         for variant in dict.fromkeys(row.variant for row in mine):
@@ -97,7 +96,7 @@ def _mean(label: str, rows: Sequence[Row], differences: Sequence[PairedDifferenc
         variant=first.variant,
         is_baseline=first.is_baseline,
         evaluator=label,
-        evaluator_key=digest_of(sorted(row.evaluator_key for row in rows)).removeprefix("sha256:")[:12],
+        evaluator_key=hex_digest(sorted(row.evaluator_key for row in rows))[:12],
         run_id=RunId(""),
         status="completed",
         task=f"mean of {len(rows)} tasks",

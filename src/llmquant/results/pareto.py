@@ -8,7 +8,7 @@ from typing import Any
 
 from llmquant.results.costs import latency, peak_memory
 from llmquant.results.pooled import common_unit
-from llmquant.results.row import Row
+from llmquant.results.row import Row, by_model
 
 _DRAWS = 10_000
 
@@ -46,10 +46,7 @@ def pareto(rows: Sequence[Row], *, seed: int = 0) -> list[ParetoPoint]:
     Memory and latency count if every placed variant has them. The gains are drawn from normal distributions with their
     standard errors, independently of each other; memory and latency are taken as measured.
     """
-    found = []
-    for model in dict.fromkeys(row.model_digest for row in rows):
-        found += _of_model([row for row in rows if row.model_digest == model], seed)
-    return found
+    return [point for mine in by_model(rows) for point in _of_model(mine, seed)]
 
 
 def _of_model(rows: Sequence[Row], seed: int) -> list[ParetoPoint]:

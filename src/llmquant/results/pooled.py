@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmquant.results.means import Task, task_of
-from llmquant.results.row import Row, with_verdict
-from llmquant.study.experiment import RunId, digest_of
+from llmquant.results.row import Row, by_model, with_verdict
+from llmquant.study.experiment import RunId, hex_digest
 from llmquant.study.margins import Margins, is_share, margin_of, points
 from llmquant.study.run import GROUP
 
@@ -41,8 +41,7 @@ def pooled_rows(rows: Sequence[Row], differences: Sequence[PairedDifference | No
     """
     by_id = {id(row): difference for row, difference in zip(rows, differences, strict=True)}
     found = []
-    for model in dict.fromkeys(row.model_digest for row in rows):
-        mine = [row for row in rows if row.model_digest == model]
+    for mine in by_model(rows):
         counted = _counted(mine, margins)
         labels = dict.fromkeys(row.variant for row in mine if not row.is_baseline)
         unfinished = [row for row in mine if row.is_baseline and row.status != "completed"]
@@ -93,7 +92,7 @@ def _pooled(
         variant=first.variant,
         is_baseline=False,
         evaluator=ALL_TASKS,
-        evaluator_key=digest_of(sorted(row.evaluator_key for row in used)).removeprefix("sha256:")[:12],
+        evaluator_key=hex_digest(sorted(row.evaluator_key for row in used))[:12],
         run_id=RunId(""),
         status="completed",
         task=" and ".join(named) if len(named) < 3 else f"mean of {len(named)} tasks",

@@ -176,6 +176,14 @@ def with_verdict(row: Row, paired: PairedDifference, found: Judgement, margin: f
     )
 
 
+def by_model(rows: Iterable[Row]) -> list[list[Row]]:
+    """Group rows by model."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.model_digest, []).append(row)
+    return list(found.values())
+
+
 def failures(rows: Iterable[Row]) -> list[Row]:
     """Pick the experiments that failed."""
     return [row for row in rows if row.status == "failed"]

@@ -18,7 +18,7 @@ from llmquant.results.means import mean_rows, task_of
 from llmquant.results.pooled import pooled_rows
 from llmquant.results.row import SAME_AS_PERPLEXITY, Row, with_verdict
 from llmquant.study.call import Json
-from llmquant.study.experiment import Documents, Experiment, RunId, Variant, VectorForm, digest_of
+from llmquant.study.experiment import Documents, Experiment, RunId, Variant, VectorForm, hex_digest
 from llmquant.study.margins import Margins, margin_of
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Measurement, Run, Sample
@@ -248,7 +248,7 @@ def _evaluator_key(experiment: Experiment) -> str:
     # Slices of one random order are comparable, however many of them a variant has.
     limit = documents.limit if documents.slice is None else "slices"
     identity = [experiment.evaluator.identity(), limit, experiment.seed, experiment.hardware]
-    return digest_of(identity).removeprefix("sha256:")[:12]
+    return hex_digest(identity)[:12]
 
 
 def _likeness(experiment: Experiment) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from llmquant.results.rows import Samples, population
 from llmquant.study.call import Json
 from llmquant.study.experiment import Experiment, RunId
 from llmquant.study.record import StudyRecord
-from llmquant.study.run import Measurement, Run, Sample
+from llmquant.study.run import Measurement, Run, Sample, numbered
 from llmquant.study.slices import Slice
 
 
@@ -94,12 +93,8 @@ def needed(record: StudyRecord, runs: Mapping[RunId, Run], rows: Sequence[Row]) 
     return [experiment for experiment in record.experiments if experiment.run_id in chosen]
 
 
-def with_needed(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    """Note on each verdict from slices how many documents it needed, of how many."""
-    return [_with_needed(row, limit) for row in rows]
-
-
-def _with_needed(row: Row, limit: int | None) -> Row:
+def with_needed(row: Row, limit: int | None) -> Row:
+    """Note on a verdict from slices how many documents it needed, of how many."""
     if row.interval_method != "betting sequence" or row.verdict is None or row.mean_of:
         return row
     most = min(number for number in (limit, row.population) if number is not None)
@@ -215,14 +210,4 @@ def _in_order(runs: Sequence[Run], samples: Samples) -> dict[str, list[Sample]]:
                 raise DamagedError(f"run {run.run_id} has {len(scored)} samples of {task}; {expected}")
             by_place = dict(zip(sorted(places), scored, strict=True))
             found.setdefault(task, []).extend(by_place[place] for place in places)
-    return {task: _numbered(scored) for task, scored in found.items()}
-
-
-def _numbered(samples: Sequence[Sample]) -> list[Sample]:
-    """Number the occurrences of equal documents over all slices."""
-    seen = Counter[str]()
-    numbered = []
-    for sample in samples:
-        numbered.append(replace(sample, occurrence=seen[sample.document]))
-        seen[sample.document] += 1
-    return numbered
+    return {task: numbered(scored) for task, scored in found.items()}

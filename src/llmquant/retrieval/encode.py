@@ -16,7 +16,7 @@ from llmquant.retrieval.contents import Contents, contents_of, name_of, parts_of
 from llmquant.retrieval.embedding_cache import EmbeddingCache
 from llmquant.retrieval.encode_loop import Encodes, Task, encode_each
 from llmquant.retrieval.items import Item
-from llmquant.retrieval.vectors import Embeddings
+from llmquant.retrieval.vectors import Embeddings, scale_to_unit
 from llmquant.study.embedding import EmbedderInfo, Role
 
 Progress = Callable[[int, int], None]
@@ -185,7 +185,7 @@ class _Table:
             if embeds.fusion == "mean":
                 fused /= 2
             if embeds.similarity == "cosine":
-                fused /= np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+                scale_to_unit(fused)
             values[both] = fused
         return Embeddings(values)
 

@@ -10,6 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def scale_to_unit(vectors: NDArray[np.float32]) -> None:
+    """Scale rows in place to length 1; zeros stay."""
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """The vectors of ``n`` items.

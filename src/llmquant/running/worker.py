@@ -36,7 +36,7 @@ from llmquant.running.output import flush_output, give_back, keep_output, log_si
 from llmquant.running.provenance import provenance
 from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.cache import Cache
-from llmquant.storage.journal import JobRecord, Journal, end_with_parent, log_tail, read_journal
+from llmquant.storage.journal import JobRecord, Journal, end_with_parent, finished_ids, log_tail
 from llmquant.storage.store import Store
 from llmquant.study.call import Json
 from llmquant.study.experiment import Digest, Documents, Experiment, ModelUse
@@ -63,8 +63,7 @@ def work(record: Path, store: Store) -> bool:
         Whether experiments are left for a new process, because an evaluator has changed this process.
     """
     job, journal = JobRecord.read(record).job, Journal(record)
-    # Finished by an earlier process of this job.
-    before = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}
+    before = finished_ids(record)  # by an earlier process of this job
     asked = [(Experiment.from_json(data), attempt) for data, attempt in job.experiments]
     experiments = sorted((e for e in asked if e[0].run_id not in before), key=lambda e: not e[0].evaluator.is_built_in)
     cache = Cache(Cache.default().root, who=_who(job, asked[0][0]), waiting=functools.partial(_wait, journal, ""))

@@ -21,7 +21,7 @@ from llmquant.errors import OptionError, StoreError
 from llmquant.storage.atomic import beside, file_mode, make_folder, own_folder, replacing, seal_folder, write_text
 from llmquant.storage.holders import Waiting, held
 from llmquant.study.call import Json
-from llmquant.study.experiment import digest_of, path_of
+from llmquant.study.experiment import hex_digest, path_of
 from llmquant.study.folders import file_sha256, list_files
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Cache:
         """
         boot = Path("/proc/sys/kernel/random/boot_id")  # containers on one machine have the same id
         host = boot.read_text(encoding="ascii") if boot.exists() else platform.node()
-        name = digest_of([host, str(self.root.resolve())]).removeprefix("sha256:")[:12]
+        name = hex_digest([host, str(self.root.resolve())])[:12]
         try:
             folder = own_folder(self.root / f".locks-{os.getuid()}")
             with (folder / "probe").open("a+") as probe:
@@ -126,7 +126,7 @@ class Cache:
         Raises:
             StoreError: if an entry has changed since it was made.
         """
-        final = self.root / kind / digest_of(key).removeprefix("sha256:")[:32]
+        final = self.root / kind / hex_digest(key)[:32]
         if (final / MANIFEST).is_file():
             _verify(final)
         else:

@@ -146,6 +146,11 @@ def read_journal(record: Path, offset: int) -> tuple[list[Entry], int]:
     return [entry for line in whole.splitlines() if (entry := _entry(line, record))], offset + len(whole)
 
 
+def finished_ids(record: Path) -> set[str]:
+    """Return the run ids of a job's finished experiments."""
+    return {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}
+
+
 def read_log(record: Path, start: int = 0) -> str:
     """Read a job's log from an offset: complete lines; the first and the last ones if there are over `LOG_BYTES`."""
     with contextlib.suppress(FileNotFoundError), log_path(record).open("rb") as stream:

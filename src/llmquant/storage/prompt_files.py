@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from llmquant.storage.sample_files import batches
-from llmquant.study.experiment import digest_of, visible
+from llmquant.study.experiment import hex_digest, visible
 from llmquant.study.reading import MOST_BYTES, stored
 
 LONGEST_BYTES = 2**16
@@ -21,7 +21,7 @@ def write_prompts(folder: Path, texts: Mapping[str, str]) -> None:
     longest = min(LONGEST_BYTES, MOST_BYTES // 2 // len(texts))  # a file of more than MOST_BYTES is not read again
     hashes = pa.array(map(visible, texts), pa.string())
     shortened = pa.array((_shortened(visible(text), longest) for text in texts.values()), pa.string())
-    name = digest_of(sorted(texts)).removeprefix("sha256:")
+    name = hex_digest(sorted(texts))
     table = pa.table({"prompt": hashes, "text": shortened})
     pq.write_table(table, folder / f"{PREFIX}{name}.parquet", compression="zstd")
 

@@ -34,7 +34,12 @@ def canonical_json(value: Json) -> str:
 
 def digest_of(value: Json) -> Digest:
     """Digest a JSON value: ``sha256:`` and 64 hexadecimal digits."""
-    return Digest("sha256:" + hashlib.sha256(canonical_json(value).encode()).hexdigest())
+    return Digest(f"sha256:{hex_digest(value)}")
+
+
+def hex_digest(value: Json) -> str:
+    """Digest a JSON value: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def visible(text: str) -> str:
@@ -302,7 +307,7 @@ class Experiment:
         }
         if vectors is not None:
             identity["vectors"] = vars(vectors)
-        return RunId(digest_of(identity).removeprefix("sha256:")[:20])
+        return RunId(hex_digest(identity)[:20])
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """Return the experiment as a JSON object that `from_json` reads."""

@@ -93,6 +93,16 @@ class Sample:
     decision_margin: Number | None = None
 
 
+def numbered(samples: Iterable[Sample]) -> list[Sample]:
+    """Give each document that comes again the next `occurrence`."""
+    seen = Counter[str]()
+    found = []
+    for sample in samples:
+        found.append(replace(sample, occurrence=seen[sample.document]))
+        seen[sample.document] += 1
+    return found
+
+
 @dataclass(frozen=True)
 class Result:
     """The result of an evaluator for one task.
@@ -134,14 +144,10 @@ class Result:
         Raises:
             PluginError: if no sample has a score of `metric`.
         """
-        seen = Counter[str]()
-        numbered = []
-        for sample in samples:
-            numbered.append(replace(sample, occurrence=seen[sample.document]))
-            seen[sample.document] += 1
-        scores = [float(sample.scores[metric]) for sample in numbered if metric in sample.scores]
+        given = numbered(samples)
+        scores = [float(sample.scores[metric]) for sample in given if metric in sample.scores]
         if not scores:
-            known = {name for sample in numbered for name in sample.scores}
+            known = {name for sample in given for name in sample.scores}
             found = f"Their scores are {', '.join(sorted(known))}." if known else "There are no scores."
             raise PluginError(f"task {task!r}: no sample has a score {metric!r}", hint=found)
         n = len(scores)
@@ -149,7 +155,7 @@ class Result:
         spread = sum((score - mean) * (score - mean) for score in scores)
         stderr = math.sqrt(spread / (n - 1) / n) if n > 1 else None
         measurement = Measurement(task, metric, mean, unit, higher_is_better, stderr, n)
-        return cls(task, [measurement], numbered, details or {})
+        return cls(task, [measurement], given, details or {})
 
 
 @dataclass(frozen=True)

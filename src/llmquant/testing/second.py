@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 from llmquant.errors import PluginError
 from llmquant.plugins.registry import registry
 from llmquant.plugins.spec import PluginSpec
-from llmquant.testing.trial import Trial
+from llmquant.testing.trial import Trial, run_python
 
 if TYPE_CHECKING:
     from llmquant.plugins.executor import Executor
@@ -28,11 +26,8 @@ def run_second(trial: Trial, action: str, *arguments: str) -> str:
         PluginError: if the program fails.
     """
     spec = json.dumps(vars(trial.spec))
-    command = [sys.executable, "-m", "llmquant.testing.second", spec, trial.call, action, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, cwd=trial.folder
-    )
+    arguments = ("-m", "llmquant.testing.second", spec, trial.call, action, *arguments)
+    done = run_python(*arguments, timeout_s=_TIMEOUT_S, cwd=trial.folder)
     if done.returncode or not done.stdout.strip():
         raise PluginError(
             f"a second program could not {action} a job: {(done.stderr.splitlines() or ['no output'])[-1]}"

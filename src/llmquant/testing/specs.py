@@ -5,9 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +17,7 @@ from llmquant.plugins.quantizer import Quantizer
 from llmquant.plugins.registry import Chosen
 from llmquant.study.call import Call
 from llmquant.testing.traces import constructed
-from llmquant.testing.trial import NotApplicable, Trial
+from llmquant.testing.trial import NotApplicable, Trial, run_python
 
 _HEAVY = (
     "accelerate",
@@ -53,8 +50,7 @@ def listing_is_light(trial: Trial) -> None:
     """
     module = trial.complete.options.split(":")[0]
     code = f"import sys, {module}; print('', *(name for name in {_HEAVY!r} if name in sys.modules))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run_python("-c", code)
     if done.returncode:
         text = f"{module} cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
         trial.done.setdefault("plugin", NotApplicable(f"an earlier check failed: {text}"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from typing import Any
 from llmquant.errors import PluginError
 from llmquant.models.info import ModelInfo
 from llmquant.plugins.registry import registry
-from llmquant.testing.trial import NotApplicable, Trial
+from llmquant.testing.trial import NotApplicable, Trial, run_python
 
 _SHOWN = 4  # a training mode changes every layer
 # Compares a process before and after an import.
@@ -96,9 +94,7 @@ def refuse_changes(trial: Trial) -> None:
 
 def _changed_by_import(trial: Trial) -> list[str]:
     """Import the target's module in a new process, because it was imported here before anything was compared."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", _IMPORT, trial.spec.target.partition(":")[0]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_python("-c", _IMPORT, trial.spec.target.partition(":")[0])
     if done.returncode:
         raise PluginError(f"its module cannot be imported in a new process: {(done.stderr.splitlines() or [''])[-1]}")
     changes: list[str] = json.loads(done.stdout.splitlines()[-1])

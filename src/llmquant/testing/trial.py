@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +30,17 @@ Maker = Callable[[Path], object]
 """Writes a checkpoint into a folder."""
 
 _T = TypeVar("_T")
+
+
+def run_python(
+    *arguments: str, timeout_s: float | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a new process, which finds the same modules as this one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=cwd
+    )
 
 
 class NotApplicable(Exception):

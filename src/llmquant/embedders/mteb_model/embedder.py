@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from llmquant.embedders.mteb_model.options import MtebModelOptions
 from llmquant.errors import ModelError, UnsupportedError
 from llmquant.plugins.embedder import Prepared
+from llmquant.retrieval.vectors import scale_to_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,5 +115,5 @@ class OpenMtebModel:
         )
         vectors: NDArray[np.float32] = torch.as_tensor(encoded).float().cpu().numpy()
         if self._normalized:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            scale_to_unit(vectors)
         return vectors

@@ -15,7 +15,7 @@ from llmquant.evaluators.page_set.evaluator import build_task
 from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.loaded import LoadedEmbedder
-from llmquant.study.experiment import digest_of
+from llmquant.study.experiment import hex_digest
 from llmquant.study.run import Result
 
 MAIN = "ndcg_at_10"
@@ -50,7 +50,7 @@ def beir_task(options: BeirOptions, ctx: Context) -> tuple[AbsTaskRetrieval, Bei
         raise error
     titles, texts = zip(*found.corpus.values(), strict=True)
     corpus = datasets.Dataset.from_dict({"id": list(found.corpus), "title": list(titles), "text": list(texts)})
-    revision = digest_of([options.folder.digest, options.split]).removeprefix("sha256:")[:16]
+    revision = hex_digest([options.folder.digest, options.split])[:16]
     task = build_task(options.folder.name, revision, corpus, found.questions, main=MAIN)
     # A query that is itself a document must not find itself (ArguAna, Quora). BEIR always leaves out a document with
     # the query's id; here that happens only if no such document is an answer, as where both are merely numbered.

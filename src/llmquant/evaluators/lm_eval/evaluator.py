@@ -23,7 +23,7 @@ from llmquant.catalogs.lm_eval_groups import groups_of
 from llmquant.catalogs.lm_eval_yaml import read_task, write_yaml
 from llmquant.engine.decode import ROUNDED
 from llmquant.engine.lm import TreeLM
-from llmquant.errors import RunError
+from llmquant.errors import RunError, first_line
 from llmquant.evaluators.lm_eval.answers import HINT, mistake
 from llmquant.evaluators.lm_eval.chat import check_template, settings_of
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
@@ -251,7 +251,7 @@ def _load_tasks(options: LmEvalOptions, ctx: Context, scratch: Path) -> Mapping[
 
 
 def _not_loaded(name: str, options: LmEvalOptions, error: Exception) -> RunError:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    reason = first_line(error)
     if isinstance(error, ImportError):
         return RunError(f"task {name!r} needs a package: {reason}", hint="Install it where the model runs.")
     if options.data is not None:

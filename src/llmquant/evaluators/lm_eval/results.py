@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from llmquant.catalogs.lm_eval_scores import MEANS, Entry, by_document, measurem
 from llmquant.evaluators.lm_eval.answers import has_right_answer
 from llmquant.evaluators.lm_eval.model import Prompt, Written
 from llmquant.study.call import Json
-from llmquant.study.experiment import digest_of
-from llmquant.study.run import GROUP, Result, Sample
+from llmquant.study.experiment import digest_of, hex_digest
+from llmquant.study.run import GROUP, Result, Sample, numbered
 
 # Keys of a task's configuration that are kept; functions are kept as their source.
 _KEPT = ("output_type", "num_fewshot", "generation_kwargs", "repeats", "filter_list", "dataset_path", "dataset_name")
@@ -98,7 +97,8 @@ def results(
             own["grouped_by"] = field
         numbers = [(name, entries[0]["doc_id"]) for entries in documents]
         own_margins = [margins.get(number) for number in numbers]
-        samples = tuple(_samples(documents, read, list(map(written.get, numbers)), own_margins, groups, tasks[name]))
+        own_written = list(map(written.get, numbers))
+        samples = numbered(_samples(documents, read, own_written, own_margins, groups, tasks[name]))
         texts = {s.prompt: _prompt_text(entries[0]) for s, entries in zip(samples, documents, strict=True)}
         yield Result(name, values, samples, own, not_means, texts)
 
@@ -122,7 +122,6 @@ def _samples(
     task: Any,  # Any: lm-eval's Task
 ) -> Iterator[Sample]:
     """Yield one sample per document."""
-    seen: Counter[str] = Counter()
     for entries, prompts, own, margin, group in zip(documents, read, written, margins, groups, strict=True):
         first = entries[0]
         found: dict[str, float] = {}
@@ -130,11 +129,9 @@ def _samples(
             for metric in entry["metrics"]:
                 found |= _scores(metric, entry["filter"], entry[metric], task.aggregation().get(metric))
         answer, target = _answer_and_target(first, task)
-        document = first["doc_hash"]
-        prompt = digest_of([each.digest for each in prompts]).removeprefix("sha256:")
+        prompt = hex_digest([each.digest for each in prompts])
         known = {"decision_margin": margin, **({} if own is None else vars(own))}
-        yield Sample(document, prompt, found, answer, target, group, seen[document], **known)
-        seen[document] += 1
+        yield Sample(first["doc_hash"], prompt, found, answer, target, group, **known)
 
 
 def _scores(metric: str, filter_name: str, value: Any, aggregation: Any) -> dict[str, float]:  # Any: by metric

@@ -22,6 +22,7 @@ from llmquant.retrieval.codecs import Coded
 from llmquant.retrieval.encode import Encoded, encode_some
 from llmquant.retrieval.index import Engine, Index
 from llmquant.retrieval.loaded import LoadedEmbedder
+from llmquant.retrieval.vectors import scale_to_unit
 from llmquant.study.embedding import Role
 from llmquant.study.experiment import VectorForm
 
@@ -183,7 +184,7 @@ class MtebModel:
         if form.dim is not None:
             vectors = vectors[:, : form.dim]
             if similarity == "cosine":
-                vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+                scale_to_unit(vectors)
         return Coded.encode(vectors, form.codec).decode(slice(None))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:  # Any: mteb's arrays

@@ -6,7 +6,7 @@ import json
 import math
 import numbers
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -17,8 +17,8 @@ from mteb.results import TaskResult
 
 from llmquant.evaluators.mteb.items import Rows
 from llmquant.study.call import Json
-from llmquant.study.experiment import digest_of
-from llmquant.study.run import Measurement, Result, Sample
+from llmquant.study.experiment import hex_digest
+from llmquant.study.run import Measurement, Result, Sample, numbered
 
 Entry: TypeAlias = Mapping[str, Any]  # Any: mteb's scores of one subset, with its name and languages
 Place: TypeAlias = tuple[str, str]
@@ -135,27 +135,23 @@ def _metrics(entries: Mapping[Place, Entry], searched: bool) -> list[str]:
 
 def _samples(place: Place, scored: Scored, main: str, *, several: bool) -> list[Sample]:
     by_metric = {name: found for name in dict.fromkeys((main, *_KEPT)) if (found := scored.metric(name)) is not None}
-    seen: Counter[str] = Counter()
     samples = []
     for number, query in enumerate(scored.queries.ids):
         if query not in scored.scores:
             continue
         key, relevant = scored.queries[number].key.hex(), scored.relevant[query]
         best = scored.ranked(query)[:_ANSWERS]
-        document = _digest([*place, query, key])
         samples.append(
             Sample(
-                document,
+                hex_digest([*place, query, key]),
                 key,
                 {name: float(found[query]) for name, found in by_metric.items()},
                 json.dumps(best),
                 json.dumps({document: grade for document, grade in relevant.items() if grade > 0}),
-                _digest(dict(relevant)) if several else "",
-                seen[document],
+                hex_digest(dict(relevant)) if several else "",
             )
         )
-        seen[document] += 1
-    return samples
+    return numbered(samples)
 
 
 def _stderr(subsets: Sequence[Sequence[Sample]], metric: str) -> tuple[float | None, int | None]:
@@ -182,7 +178,3 @@ def _stderr(subsets: Sequence[Sequence[Sample]], metric: str) -> tuple[float | N
 
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real)  # also numpy's numbers
-
-
-def _digest(value: Json) -> str:
-    return digest_of(value).removeprefix("sha256:")

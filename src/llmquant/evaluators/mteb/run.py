@@ -14,7 +14,7 @@ from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.cache import ResultCache
 from mteb.types import PromptType
 
-from llmquant.errors import LlmquantError, RunError
+from llmquant.errors import LlmquantError, RunError, first_line
 from llmquant.evaluators.mteb.as_mteb import MtebModel, as_mteb
 from llmquant.evaluators.mteb.failures import write_failures
 from llmquant.evaluators.mteb.items import Rows
@@ -107,7 +107,7 @@ def _load(task: AbsTask) -> None:
     except LlmquantError:
         raise
     except Exception as error:  # a task's own code, and what fetches its rows, may raise anything
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
             raise RunError(
                 f"the data of task {task.metadata.name!r} could not be fetched: {reason}",

@@ -19,7 +19,7 @@ from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.storage.text_files import read_text
-from llmquant.study.experiment import digest_of
+from llmquant.study.experiment import hex_digest
 from llmquant.study.run import Result
 
 MAIN = "ndcg_at_5"
@@ -62,7 +62,7 @@ def local_task(options: LocalSetOptions, ctx: Context) -> tuple[AbsTaskRetrieval
     for error in (*wrong, *mistaken):
         raise error
     files = page_files(pages.pages, options.dpi, ctx.cache)
-    revision = digest_of([options.pages.digest, options.queries.digest, options.dpi]).removeprefix("sha256:")[:16]
+    revision = hex_digest([options.pages.digest, options.queries.digest, options.dpi])[:16]
     return build_task(options.pages.name, revision, _corpus(pages, files), questions), pages
 
 

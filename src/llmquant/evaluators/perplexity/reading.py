@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +19,7 @@ from llmquant.evaluators.perplexity.windows import EncodedText, Window, encode, 
 from llmquant.plugins.context import Context
 from llmquant.study.call import Json
 from llmquant.study.experiment import InputFile
-from llmquant.study.run import Sample
+from llmquant.study.run import Sample, numbered
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
@@ -61,13 +60,11 @@ class TextWindows:
     def samples(self, scores: Sequence[Mapping[str, float]]) -> tuple[Sample, ...]:
         """Make one sample per window from its scores; windows with the same tokens are numbered."""
         samples = []
-        seen: Counter[str] = Counter()
         for window, found in zip(self.windows, scores, strict=True):
             read = [window.scored, *self.encoded.ids[window.begin : window.end]]
             digest = hashlib.sha256(" ".join(map(str, read)).encode()).hexdigest()
-            samples.append(Sample(digest, digest, found, occurrence=seen[digest]))
-            seen[digest] += 1
-        return tuple(samples)
+            samples.append(Sample(digest, digest, found))
+        return tuple(numbered(samples))
 
 
 class Cut(Protocol):

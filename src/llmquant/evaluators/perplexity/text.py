@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmquant.errors import RunError
+from llmquant.errors import RunError, first_line
 from llmquant.evaluators.perplexity.options import NAMED
 from llmquant.plugins.context import Context
 from llmquant.storage import text_files
@@ -32,7 +32,7 @@ def _column(repository: str, configuration: str, split: str, column: str) -> lis
         rows = datasets.load_dataset(repository, configuration or None, split=split)
         texts = list(rows[column])
     except Exception as error:  # datasets, the Hub's client and its transport each raise their own errors
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise RunError(
             f"the text {repository}:{configuration}:{split}:{column} could not be fetched: {reason}",
             hint="Check the name and the connection, or use a text file: perplexity(FILE.txt).",

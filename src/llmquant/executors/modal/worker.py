@@ -32,7 +32,7 @@ from llmquant.executors.shipping import bring_home, unpack
 from llmquant.executors.worker_process import how_it_ended, start, stop
 from llmquant.machine.hardware import nvidia_gpus
 from llmquant.storage.atomic import replacing
-from llmquant.storage.journal import journal_path, log_path, read_journal
+from llmquant.storage.journal import finished_ids, journal_path, log_path
 from llmquant.study.experiment import Experiment
 
 # The environment variable with the Volume's path in the container.
@@ -158,7 +158,7 @@ def take_over(left: Path, record: Path, store: Path) -> bool:
     for path in (journal_path, log_path):
         if path(before).exists():
             shutil.copyfile(path(before), path(record))
-    finished = {entry.run_id for entry in read_journal(record, 0)[0] if entry.event == "finished"}
+    finished = finished_ids(record)
     job = json.loads(record.read_text(encoding="utf-8"))
     job["experiments"] = [(e, n) for e, n in job["experiments"] if Experiment.from_json(e).run_id not in finished]
     record.write_text(json.dumps(job, ensure_ascii=False), encoding="utf-8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import RunError
+from llmquant.errors import RunError, first_line
 from llmquant.plugins.context import Context
 from llmquant.quantizers.calibration.options import DATA_SETS, Calibrated, read_documents
 from llmquant.study.counting import counted
@@ -98,7 +98,7 @@ def _fetch(name: str, seed: int) -> Iterator[str]:
             if row["text"].strip():
                 yield row["text"]
     except Exception as error:  # datasets, the Hub's client and its transport each raise their own errors
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         raise RunError(
             f"calibration text {name} ({repository}) could not be fetched: {reason}",
             hint="Check the connection, or use a text file: calibration=FILE.txt.",

@@ -20,7 +20,7 @@ from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
 from llmquant.quantizers.gptqmodel.options import AwqOptions, Dtype, GptqOptions, RoundToNearestOptions
 from llmquant.quantizers.gptqmodel.settings import prepare_environment
 from llmquant.storage.atomic import make_folder
-from llmquant.study.experiment import digest_of
+from llmquant.study.experiment import hex_digest
 
 if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
@@ -132,7 +132,7 @@ def _quantize(
         )
     check_source(model, model.name)  # GPTQModel loads layer by layer, and reports no missing weights
     content = folder_digest(model, [path.name for path in model.iterdir()], ctx.cache.digests)
-    asked = digest_of([content, repr(options), digest]).removeprefix("sha256:")
+    asked = hex_digest([content, repr(options), digest])
     unfinished = ctx.cache.root / "unfinished" / asked[:32]
     make_folder(unfinished)
     config = make_config()

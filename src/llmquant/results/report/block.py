@@ -8,7 +8,7 @@ from functools import cached_property
 
 from llmquant.results.means import SEARCHES
 from llmquant.results.report.table import Cell
-from llmquant.results.row import Row
+from llmquant.results.row import Row, by_model
 from llmquant.study.counting import counted
 
 _AT = {
@@ -115,10 +115,7 @@ class Block:
 
 def blocks(rows: Iterable[Row]) -> list[Block]:
     """Group rows by model."""
-    by_model: dict[str, list[Row]] = {}
-    for row in rows:
-        by_model.setdefault(row.model_digest, []).append(row)
-    return [_block(group) for group in by_model.values()]
+    return [_block(group) for group in by_model(rows)]
 
 
 def conditions(
