@@ -117,6 +117,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
         options="llmquant.evaluators.mteb.options:MtebOptions",
         target="llmquant.evaluators.mteb.evaluator:Mteb",
         documents=True,
+        version="2",  # uses the prompts of tasks, and no role's prompt where mteb uses none
     ),
     _evaluator(
         name="retrieval",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _IMAGE_TOKENS = 1024
 _LETTERS_PER_TOKEN = 4
 _SIDES = {"query": PromptType.query, "document": PromptType.document}
-# mteb's code asks for the task of every item; this placeholder stands for all tasks.
+# mteb's code asks for the task of every item; this placeholder stands for all data that are no task of mteb.
 _TASK = TaskMetadata(
     name="llmquant",
     description="Texts and images of no task in particular.",
@@ -82,6 +83,15 @@ class OpenMtebModel:
 
     def __init__(self, model: Any, module: torch.nn.Module, *, normalized: bool) -> None:  # Any: mteb's encoder
         self._model, self.module, self._normalized = model, module, normalized
+        self._task, self._sides = _TASK, dict(_SIDES)
+
+    def for_task(self, task: TaskMetadata, role: Role | None) -> tuple[OpenMtebModel, str]:
+        """Let mteb's code choose the prompts of a task; without a role, vectors keep their lengths."""
+        other = copy.copy(self)
+        other._task = task
+        if role is None:
+            other._sides, other._normalized = dict.fromkeys(_SIDES), False
+        return other, f"{role} {task.type} {task.name}"
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Return the item unchanged, because mteb's code processes whole batches."""
@@ -90,7 +100,7 @@ class OpenMtebModel:
         )
 
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
-        """Encode a batch as queries or documents of a retrieval task without a name."""
+        """Encode a batch as queries or documents, of a retrieval task without a name unless `for_task` named one."""
         found: dict[int, NDArray[np.float32]] = {}
         for column, kind in enumerate(("text", "image")):
             numbers = [n for n, item in enumerate(batch) if item.inputs[column] is not None]
@@ -103,13 +113,14 @@ class OpenMtebModel:
         feature = datasets.Image() if kind == "image" else datasets.Value("string")
         data = datasets.Dataset.from_dict({kind: list(items)}, features=datasets.Features({kind: feature}))
         loader = DataLoader(data, batch_size=len(items), collate_fn=_custom_collate_fn)
-        metadata = _TASK if kind == "text" else _TASK.model_copy(update={"category": "i2i", "modalities": ["image"]})
+        category = "t2t" if kind == "text" else "i2i"
+        metadata = self._task.model_copy(update={"category": category, "modalities": [kind]})
         encoded = self._model.encode(
             loader,
             task_metadata=metadata,
             hf_split="test",
             hf_subset="default",
-            prompt_type=_SIDES[role],
+            prompt_type=self._sides[role],
             batch_size=len(items),
             show_progress_bar=False,
         )

@@ -19,8 +19,8 @@ _MODALITIES: tuple[Modality, ...] = ("text", "image")
 class MtebModelOptions:
     """Any model with one vector per item that mteb's code can open.
 
-    mteb's code chooses prompts by task; llmquant encodes queries and documents as those of a retrieval task without a
-    name. Only the baseline quantizers apply, because mteb's loaders support no others.
+    mteb's code chooses prompts by task; outside a task, llmquant encodes queries and documents as those of a retrieval
+    task without a name. Only the baseline quantizers apply, because mteb's loaders support no others.
 
     Attributes:
         checkpoint: a Hub id or a folder, for example ``intfloat/multilingual-e5-small``.

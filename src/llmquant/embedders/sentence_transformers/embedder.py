@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from llmquant.plugins.embedder import Prepared
 
 if TYPE_CHECKING:
     import numpy as np
+    from mteb.abstasks.task_metadata import TaskMetadata
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -140,10 +142,27 @@ class OpenSentenceTransformers:
 
     def __init__(self, model: SentenceTransformer, prompts: Mapping[str, str | None], *, normalized: bool) -> None:
         self.module, self._normalized = model, normalized
-        self._prompts = {
+        self._given = {role for role, prompt in prompts.items() if prompt is not None}
+        # Not None for a role, because a model's default prompt belongs to neither role.
+        self._prompts: dict[str, str | None] = {
             role: next(filter(None, map(model.prompts.get, _PROMPT_NAMES[role])), "") if prompt is None else prompt
             for role, prompt in prompts.items()
         }
+        self._sides = True
+
+    def for_task(self, task: TaskMetadata, role: Role | None) -> tuple[OpenSentenceTransformers, str]:
+        """Use the model's prompt for a task or its type, as mteb does, unless the role's prompt was given.
+
+        An item without a role gets no role's prompt, and its vector keeps its length.
+        """
+        names = [f"{task.name}-{role}", task.name, f"{task.type}-{role}", task.type]
+        named = next((name for name in names if name in self.module.prompts), None)
+        if role is not None and (named is None or role in self._given):
+            return self, ""
+        other = copy.copy(self)
+        other._prompts = dict.fromkeys(_PROMPT_NAMES, None if named is None else self.module.prompts[named])
+        other._sides, other._normalized = role is not None, self._normalized and role is not None
+        return other, f"{role} {named}"
 
     def prepare(self, text: str | None, image: Image | None, role: Role) -> Prepared:
         """Return the item unchanged, because in `embed` the model processes whole batches."""
@@ -165,9 +184,8 @@ class OpenSentenceTransformers:
     def _encode(self, inputs: Sequence[Any], role: Role) -> NDArray[np.float32]:  # Any: texts or images
         vectors = self.module.encode(
             list(inputs),
-            # Not None, because a model's default prompt belongs to neither role.
             prompt=self._prompts[role],
-            task=role,
+            task=role if self._sides else None,
             batch_size=len(inputs),
             show_progress_bar=False,
             convert_to_tensor=True,

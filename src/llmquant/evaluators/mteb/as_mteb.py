@@ -24,7 +24,7 @@ from llmquant.retrieval.index import Engine, Index
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.retrieval.vectors import scale_to_unit
 from llmquant.study.embedding import Role
-from llmquant.study.experiment import VectorForm
+from llmquant.study.experiment import VectorForm, digest_of
 
 Progress = Callable[[int, int], None]
 
@@ -95,7 +95,7 @@ class MtebModel:
             RunError: if no document can be encoded.
         """
         rows = Rows(corpus, task_metadata, PromptType.document)
-        found = self._encode(rows, "document")
+        found = self._encode(rows, task_metadata, "document")
         if not len(found.kept):
             reason = next(iter(found.skipped.values()), "the corpus is empty")
             raise RunError(f"task {task_metadata.name!r}: no document could be encoded: {reason}")
@@ -129,7 +129,7 @@ class MtebModel:
         if top_ranked is not None and self._engine != "exact":
             raise UnsupportedError(f"{self._engine} cannot rank a given list of documents", hint="Use engine=exact.")
         rows = Rows(queries, task_metadata, PromptType.query)
-        encoded = self._encode(rows, "query")
+        encoded = self._encode(rows, task_metadata, "query")
         self.indexed[-1] = replace(self.indexed[-1], skipped_queries=_named(rows, encoded))
         found: dict[str, dict[str, float]] = {query: {} for query in rows.ids}
         count = min(top_k, len(self._ids)) if top_ranked is None else len(self._ids)
@@ -159,8 +159,8 @@ class MtebModel:
     ) -> NDArray[np.float32]:
         """Encode texts and images for a task without search; mteb calls this method.
 
-        Without a side from mteb, texts are encoded as queries and images as documents, so both sides of a symmetric
-        task are encoded in the same way.
+        Without a side from mteb, an embedder with ``for_task`` applies no role; all others encode texts as queries and
+        images as documents, so both sides of a symmetric task are encoded in the same way.
 
         Returns:
             Vectors in the study's vector form: cut, coded and decoded again.
@@ -178,7 +178,7 @@ class MtebModel:
         for role in ("query", "document"):
             mine = np.array([n for n, item in enumerate(items) if _role(item.image, prompt_type) == role], np.int64)
             if mine.size:
-                found = self._encode([items[n] for n in mine], role)
+                found = self._encode([items[n] for n in mine], task_metadata, role, sides=prompt_type is not None)
                 vectors[mine[found.kept]] = found.embeddings.values
                 self.skipped += found.skipped.values()
         if form.dim is not None:
@@ -196,8 +196,22 @@ class MtebModel:
         pairwise = pairwise_dot_score if self._embedder.embeds.similarity == "dot" else pairwise_cos_sim
         return pairwise(embeddings1, embeddings2)
 
-    def _encode(self, items: Any, role: Role) -> Encoded:  # Any: a sequence of Item that may be lazy
-        return encode_some(self._embedder, items, role, progress=self._progress)
+    def _encode(
+        self,
+        items: Any,  # Any: a sequence of Item that may be lazy
+        task: TaskMetadata,
+        role: Role,
+        *,
+        sides: bool = True,
+    ) -> Encoded:
+        embedder = self._embedder
+        if hasattr(embedder.opened, "for_task"):
+            opened, key = embedder.opened.for_task(task, role if sides else None)
+            if key:  # its vectors are others, and without a side they keep their lengths
+                digest = digest_of({"embedder": embedder.fingerprint, "task": key})
+                embeds = embedder.embeds if sides else replace(embedder.embeds, similarity="dot")
+                embedder = replace(embedder, opened=opened, fingerprint=digest, embeds=embeds)
+        return encode_some(embedder, items, role, progress=self._progress)
 
 
 def as_mteb(
