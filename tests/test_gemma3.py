@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from llmquant.embedders.gemma3.embedder import BiGemma3, ColGemma3
 from llmquant.embedders.gemma3.options import BiGemma3Options, ColGemma3Options
-from llmquant.embedders.strict import HEAD, check_strict
 from llmquant.errors import ItemError, ModelError, OptionError, UnsupportedError
 from llmquant.loading.causal_lm import make_ready
 from llmquant.loading.memory import weight_bytes
+from llmquant.loading.strict import HEAD, check_strict
 from llmquant.models.info import Adapter, ModelInfo, inspect_model
 from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
 from llmquant.quantizers.bitsandbytes.quantizer import Bnb4bit, Bnb8bit

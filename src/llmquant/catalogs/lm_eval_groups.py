@@ -86,6 +86,3 @@ def _value(doc: Row, field: str, number: int) -> object:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-__all__ = ["groups_of"]

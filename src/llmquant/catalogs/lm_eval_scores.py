@@ -72,6 +72,3 @@ def named(metric: str, filter_name: str) -> str:
 def is_number(value: object) -> bool:
     """Return whether a value is a number, also one of numpy's, or a bool."""
     return isinstance(value, numbers.Real)
-
-
-__all__ = ["MEANS", "Entry", "by_document", "is_number", "measurements", "named", "scores"]

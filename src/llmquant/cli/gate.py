@@ -107,6 +107,3 @@ def junit_xml(found: Comparison, rows: Sequence[Row], *, fail_on: str | None) ->
     if found.record.started_at:
         suite.set("timestamp", found.record.started_at[:19])
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
-
-
-__all__ = ["UNDECIDED", "WORSE", "Gate", "junit_xml"]

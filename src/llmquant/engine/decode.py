@@ -166,6 +166,3 @@ def _difference(module: Any, prompt: Prompt, answer: Answer) -> float:  # Any: t
         logits = module(input_ids=ids, use_cache=False, logits_to_keep=len(chosen)).logits[0].float()
     margins = logits.gather(1, chosen)[:, 0] - logits.scatter(1, chosen, -torch.inf).amax(1)
     return float((margins.cpu() - torch.tensor(answer.margins)).abs().max())
-
-
-__all__ = ["generate"]

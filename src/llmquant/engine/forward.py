@@ -122,6 +122,3 @@ def _score(logits: torch.Tensor, targets: Sequence[Sequence[Target]]) -> Iterato
         leads = wanted - torch.where(most_probable[places] == tokens, part.amax(-1)[places], best[places])
         found = zip(flat, logprobs.tolist(), leads.tolist(), strict=True)
         yield from (Scored(target, logprob, lead) for (_, target), logprob, lead in found)
-
-
-__all__ = ["Scored", "TreeReader", "free_bytes"]

@@ -221,6 +221,3 @@ class TreeLM(FittingLM):
         """Note the margin of a decision; return whether rounding could change it."""
         self.margins[document] = min(margin, self.margins.get(document, margin))
         return not margin >= self.report.epsilon
-
-
-__all__ = ["Report", "TreeLM"]

@@ -131,6 +131,3 @@ def _next(number: int, prompts: Sequence[Prompt], before: Prompt, others: Sequen
 
 def _row(number: int, prompt: Prompt, known: int) -> _Row:
     return _Row(number, prompt, known, Answer(read=len(prompt.tokens) - known))
-
-
-__all__ = ["Answer", "Prompt", "decode"]

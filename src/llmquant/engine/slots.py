@@ -132,6 +132,3 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no type
     def get_max_length(self) -> int:
         """Return that there is no maximum."""
         return -1
-
-
-__all__ = ["Slots"]

@@ -46,6 +46,3 @@ def cache_name(module: Any) -> str:  # Any: transformers has no types
     transformers 5.24 renamed ``past_key_values`` to ``cache``; models with code of their own keep the old name.
     """
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
-
-
-__all__ = ["MODEL_TYPES", "cache_name", "why_not"]

@@ -221,6 +221,3 @@ def _row(tops: Sequence[_Node]) -> Row:
         row.targets += [(slot + at - node.start, found) for at, found in sorted(node.targets.items())]
         waiting += node.children[::-1]
     return row
-
-
-__all__ = ["Forward", "Plan", "Row", "Target", "Text", "plan"]

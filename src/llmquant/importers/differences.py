@@ -66,6 +66,3 @@ def _of(each: Imported, key: str) -> str:
     value = each.protocol.get(key)
     text = "none" if value is None else str(value)
     return text[:15] if text.startswith("sha256:") else text
-
-
-__all__ = ["differences"]

@@ -121,6 +121,3 @@ def _loads(data: bytes) -> Any:  # Any: a JSON value
 def digest_of_files(paths: Iterable[Path]) -> Digest:
     """Digest the contents of files that have been read."""
     return digest_of([file_sha256(path) for path in paths])
-
-
-__all__ = ["AGAIN", "Imported", "checked", "digest_of_files", "read_json", "read_lines", "written_by"]

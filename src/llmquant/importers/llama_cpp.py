@@ -93,6 +93,3 @@ def _measurement(metric: str, unit: str, scale: float, value: str, error: str) -
         stderr if math.isfinite(stderr) else None,
         headline=metric in _HEADLINES,
     )
-
-
-__all__ = ["PROGRAM", "llama_cpp_results"]

@@ -195,6 +195,3 @@ def _model_name(data: Mapping[str, Any]) -> str:  # Any: lm-eval's results
 def _date(file: Path) -> str:
     found = _DATE.search(file.name)
     return found[1] if found else ""
-
-
-__all__ = ["PROGRAM", "is_lm_eval", "lm_eval_results", "result_files"]

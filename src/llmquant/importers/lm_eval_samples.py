@@ -156,6 +156,3 @@ def _answer_and_target(entry: Entry, output_type: str | None) -> tuple[str | Non
         return str(best), None
     right = int(target) if target.isdecimal() else -1
     return choices[best], choices[right] if 0 <= right < count else target
-
-
-__all__ = ["read_samples"]

@@ -84,6 +84,3 @@ def _model_name(folder: Path) -> str:
     data = read_json(meta) if meta.is_file() else {}
     name = data.get("name") if isinstance(data, Mapping) else None
     return name.strip() if isinstance(name, str) and name != "no_model_name_available" else ""
-
-
-__all__ = ["PROGRAM", "is_mteb", "mteb_results"]

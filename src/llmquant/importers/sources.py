@@ -99,6 +99,3 @@ def results_at(path: Path) -> list[Imported]:
     if is_mteb(data):
         return mteb_results(path)
     raise OptionError(f"{path} is neither a result file of lm-eval nor one of mteb", hint="Give another file.")
-
-
-__all__ = ["Source", "results_at", "sources_of"]

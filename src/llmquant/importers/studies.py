@@ -152,6 +152,3 @@ def _labels(results: Sequence[Imported]) -> dict[tuple[str, str, str], str]:
             options = {key: value for key, value in protocol.items() if key in keys}
             found[program, task, digest] = str(Call(program, (task,), options))
     return found
-
-
-__all__ = ["import_results"]

@@ -77,6 +77,3 @@ def _logits(module: Any, rows: list[torch.Tensor]) -> torch.Tensor:  # Any: as a
     with torch.no_grad():
         logits = module(input_ids=ids.to(module.device), attention_mask=mask.to(module.device), use_cache=False).logits
     return logits[0, -len(rows[0]) :].float()
-
-
-__all__ = ["check_row_independence"]

@@ -28,6 +28,3 @@ def check_small_files(info: ModelInfo, cache: Cache) -> None:
     load_tokenizer(home, info)
     if (home / "generation_config.json").is_file():
         read_json(home / "generation_config.json")
-
-
-__all__ = ["check_small_files"]

@@ -21,6 +21,8 @@ from llmquant.study.counting import counted
 
 _log = logging.getLogger(__name__)
 
+# A language model's output layer, which produces no vectors: an embedder opened without it is complete.
+HEAD = r"(.*\.)?lm_head\.(weight|bias)"
 # Constants that older versions stored and that models now compute.
 _CONSTANTS = (
     r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)",

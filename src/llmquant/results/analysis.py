@@ -77,6 +77,3 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-__all__ = ["analyse", "beside"]

@@ -95,6 +95,3 @@ def _by_evaluator(rows: Sequence[Row]) -> Mapping[tuple[str, str, str], list[Row
 def _passes(rows: Sequence[Row], key: str) -> int:
     """Count the passes that an evaluator measures; at least one."""
     return max(1, len({row.metric for row in rows if row.evaluator_key == key and row.metric in PASSES}))
-
-
-__all__ = ["PASSES", "PER_DOLLAR", "RUNNING", "SERVED", "latency", "peak_memory", "per_dollar_rows", "running_rows"]

@@ -95,6 +95,3 @@ def _front(gains: Any, costs: Sequence[Any]) -> Any:  # Any: numpy arrays, impor
         at_least &= cost[np.newaxis, :] <= cost[:, np.newaxis]
         better |= cost[np.newaxis, :] < cost[:, np.newaxis]
     return ~(at_least & better).any(axis=2)
-
-
-__all__ = ["ParetoPoint", "pareto"]

@@ -193,6 +193,3 @@ def _one_family(rows: Sequence[Row]) -> list[Row]:
 
     adjusted = holm([row.p for row in rows])
     return [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
-
-
-__all__ = ["ALL_TASKS", "common_unit", "margin_text", "names", "pooled_margin", "pooled_rows"]

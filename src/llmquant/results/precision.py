@@ -107,6 +107,3 @@ def _spreads(
 
 def _samples(store: Store, runs: Mapping[RunId, Run], run_id: RunId) -> Mapping[str, Sequence[Sample]]:
     return store.samples(runs[run_id])
-
-
-__all__ = ["Precision", "precisions"]

@@ -258,6 +258,3 @@ def _bytes(value: float | str) -> float:
     if unit is None or not number > 0:
         raise OptionError(f"max memory is {value!r}", hint="Write a size above 0 such as 8GiB, 500MiB or 8000000000.")
     return number * unit
-
-
-__all__ = ["Limits", "Recommendation", "recommend", "rounded", "size"]

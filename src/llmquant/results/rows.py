@@ -345,6 +345,3 @@ def _flat_provenance(run: Run) -> dict[str, Json]:
     packages = run.provenance.get("packages")
     found = dict(packages) if isinstance(packages, Mapping) else {}
     return found | {key: run.provenance[key] for key in _COMPARED if key in run.provenance}
-
-
-__all__ = ["ByTask", "Samples", "Watch", "label", "rows", "variants"]

@@ -83,6 +83,3 @@ def _documents_needed(difference: PairedDifference, gain: float, margin: float) 
     # distance, from twice as many documents. Where few documents change, an interval shortens faster.
     least = difference.n + 1 if difference.changed < MIN_CHANGED else 2 * difference.n
     return max(least, needed[0] if needed[0] > difference.n else needed[1])
-
-
-__all__ = ["Judgement", "Real", "Verdict", "judge"]

@@ -56,6 +56,3 @@ def _shortened(text: str, longest: int) -> str:
         return text
     begin, end = data[:half].decode(errors="ignore"), data[-half:].decode(errors="ignore")
     return f"{begin}\n[... {len(data) - 2 * half:,} bytes are left out ...]\n{end}"
-
-
-__all__ = ["LONGEST_BYTES", "PREFIX", "read_prompts", "write_prompts"]

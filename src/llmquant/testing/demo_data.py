@@ -137,6 +137,3 @@ def coqa_row(story: str, turns: Mapping[int, Mapping[str, Any]], last: int) -> d
         "answers": {"input_text": answers[0]},
         "additional_answers": {str(k): {"input_text": texts} for k, texts in enumerate(answers[1:])},
     }
-
-
-__all__ = ["COQA_PACKAGE", "COQA_REQUESTS", "coqa_row", "coqa_rows", "demo_data", "demo_embedder", "demo_model"]

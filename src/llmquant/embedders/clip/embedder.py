@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from llmquant.embedders.clip.options import ClipOptions
-from llmquant.embedders.strict import load_strict
 from llmquant.errors import ModelError
+from llmquant.loading.strict import load_strict
 from llmquant.plugins.embedder import Prepared
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from colpali_engine.models import ColPali
 
 from llmquant.embedders.colpali_engine.options import Architecture, ColpaliEngineOptions, architecture_of
 from llmquant.embedders.lora import merge_lora
-from llmquant.embedders.strict import HEAD, load_strict
 from llmquant.errors import ModelError
+from llmquant.loading.strict import HEAD, load_strict
 from llmquant.models.folder import read_json
 from llmquant.plugins.embedder import Prepared
 

@@ -15,8 +15,8 @@ from transformers import Gemma3ImageProcessorPil, Gemma3Model, Gemma3Processor
 
 from llmquant.embedders.gemma3.options import LATE_WIDTH, PROJECTION, BiGemma3Options, ColGemma3Options
 from llmquant.embedders.lora import merge_lora
-from llmquant.embedders.strict import HEAD, load_strict
 from llmquant.errors import ItemError, ModelError
+from llmquant.loading.strict import HEAD, load_strict
 from llmquant.plugins.embedder import Prepared
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from llmquant.embedders.gme.options import GmeOptions
-from llmquant.embedders.strict import HEAD, load_strict
 from llmquant.errors import ItemError, ModelError
+from llmquant.loading.strict import HEAD, load_strict
 from llmquant.plugins.embedder import Prepared
 
 if TYPE_CHECKING:

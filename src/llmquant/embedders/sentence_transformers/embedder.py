@@ -14,9 +14,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from llmquant.embedders.sentence_transformers.options import SentenceTransformersOptions
-from llmquant.embedders.strict import HEAD, check_strict
 from llmquant.errors import ModelError
 from llmquant.loading.memory import is_out_of_memory
+from llmquant.loading.strict import HEAD, check_strict
 from llmquant.loading.token_rows import fit_tokens
 from llmquant.models.headers import read_safetensors_header
 from llmquant.models.info import FLOATS

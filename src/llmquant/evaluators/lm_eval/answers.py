@@ -27,7 +27,7 @@ class _NoTextError(Exception):
     """A template would print a Python keyword such as None as the right answer."""
 
 
-class Task(Protocol):
+class _Task(Protocol):
     """The interface that lm-eval's tasks and `PlainTask` share."""
 
     OUTPUT_TYPE: str
@@ -42,7 +42,7 @@ class Task(Protocol):
     def doc_to_choice(self, doc: Row) -> Any: ...
 
 
-def has_right_answer(task: Task, doc: Row) -> bool:
+def has_right_answer(task: _Task, doc: Row) -> bool:
     """Return whether lm-eval can score a document; also true if the task scores with its own function."""
     own = task.config.doc_to_choice is None or callable(task.config.process_results)
     if task.OUTPUT_TYPE != "multiple_choice" or own:
@@ -52,7 +52,7 @@ def has_right_answer(task: Task, doc: Row) -> bool:
     return any(answer in (choices if isinstance(answer, str) else range(len(choices))) for answer in answers)
 
 
-def mistake(task: Task, doc: Row) -> str:
+def mistake(task: _Task, doc: Row) -> str:
     """Describe the fault of a row's right answer; ``""`` for a valid answer.
 
     The check is stricter than `has_right_answer`: some tasks read ``true`` and ``1.0`` as choice number 1, others as a
@@ -66,7 +66,7 @@ def mistake(task: Task, doc: Row) -> str:
         return f"its right answer cannot be read: {type(error).__name__}: {error}"
 
 
-def _mistake(task: Task, doc: Row) -> str:
+def _mistake(task: _Task, doc: Row) -> str:
     if callable(task.config.process_results):
         return ""
     gold = _gold(task, doc)
@@ -99,11 +99,11 @@ def _mistake(task: Task, doc: Row) -> str:
     return f"{found}, which is none of the choices {_json(choices)}"
 
 
-def _gold(task: Task, doc: Row) -> Any:  # Any: usually a text or a number, or a list of them
+def _gold(task: _Task, doc: Row) -> Any:  # Any: usually a text or a number, or a list of them
     return task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
 
 
-def _written(task: Task, doc: Row) -> str | None:
+def _written(task: _Task, doc: Row) -> str | None:
     """Return the text of a field that a template prints unchanged; lm-eval may parse it as a list or a number."""
     value: Any = doc  # Any: JSON
     match = _FIELD.fullmatch(str(task.config.doc_to_target))
@@ -216,6 +216,3 @@ def _printable(value: object) -> object:
     if value is None or isinstance(value, bool | Mapping):
         raise _NoTextError(f"the right answer is {_json(value)}, which is not a text")
     return value
-
-
-__all__ = ["HINT", "PlainTask", "has_right_answer", "mistake"]

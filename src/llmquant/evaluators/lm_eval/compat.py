@@ -57,6 +57,3 @@ def compute_f1(a_gold: str, a_pred: str) -> float:
         return 0
     precision, recall = shared / len(found), shared / len(gold)
     return (2 * precision * recall) / (precision + recall)
-
-
-__all__ = ["compute_exact", "compute_f1", "get_tokens", "normalize_answer", "provide_squad_metrics"]

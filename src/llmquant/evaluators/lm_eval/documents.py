@@ -116,6 +116,3 @@ class LocalRows(Sequence[Row]):
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
-
-
-__all__ = ["LocalRows", "read_documents"]

@@ -285,6 +285,3 @@ def _quiet() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         if not silent:
             datasets.utils.enable_progress_bars()
-
-
-__all__ = ["LmEval"]

@@ -374,6 +374,3 @@ class _Ending(LogitsProcessor):  # type: ignore[misc]  # transformers has no typ
                 scores[row] = -torch.inf
                 scores[row, self._end] = 0.0
         return scores
-
-
-__all__ = ["CHAT_DATE", "FittingLM", "Prompt", "Written"]

@@ -166,6 +166,3 @@ def _text(value: Any) -> str:  # Any: a task's answers: a text, a number, or sev
 def _json(value: Any) -> Json:  # Any: what a YAML or Python configuration holds
     text: Json = json.loads(json.dumps(value, default=str))
     return text
-
-
-__all__ = ["results"]

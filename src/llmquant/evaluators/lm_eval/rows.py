@@ -125,6 +125,3 @@ def _template_fields(template: str) -> set[str]:
     guarded = [node.node for node in tree.find_all(nodes.Test) if node.name == "defined"]
     guarded += [node.node for node in tree.find_all(nodes.Filter) if node.name in ("default", "d") and node.node]
     return set(names) - {node.name for node in guarded if isinstance(node, nodes.Name)}
-
-
-__all__ = ["check_rows", "row_texts", "rows_in_place"]

@@ -42,6 +42,3 @@ def _rule(task: Any) -> Complete | None:  # Any: as above
     if not callable(score) or any(each.func is not TakeFirstFilter for part in task._filters for each in part.filters):
         return None
     return _RULES.get(hashlib.sha256(inspect.getsource(score).encode()).hexdigest())
-
-
-__all__ = ["Complete", "first_line", "rules"]

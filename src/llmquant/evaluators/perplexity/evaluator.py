@@ -104,6 +104,3 @@ def _scores(window: Window, nll: float, encoded: EncodedText) -> dict[str, float
 def _bytes(window: Window, encoded: EncodedText) -> int:
     before = encoded.bytes_before or ()
     return before[window.end] - before[window.first]
-
-
-__all__ = ["Perplexity"]

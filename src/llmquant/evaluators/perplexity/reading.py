@@ -123,6 +123,3 @@ def ratio(totals: Floats, sizes: Floats) -> tuple[float, float | None]:
 def _positions(model: ModelInfo) -> int | None:
     """Return the longest sequence that a model declares; ``None`` if it declares none."""
     return next((model.text_config[key] for key in _POSITIONS if isinstance(model.text_config.get(key), int)), None)
-
-
-__all__ = ["Cut", "Floats", "TextWindows", "ratio", "read_windows"]

@@ -46,6 +46,3 @@ def _column(repository: str, configuration: str, split: str, column: str) -> lis
                 f"column {column!r} of {repository}, row {number}, is {text!r}", hint="Name a column of texts."
             )
     return texts
-
-
-__all__ = ["read_text"]

@@ -76,6 +76,3 @@ def _bytes_before(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
             place = end
         before.append(count)
     return before
-
-
-__all__ = ["EncodedText", "Window", "encode", "sliding_windows"]

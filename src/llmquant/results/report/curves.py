@@ -178,6 +178,3 @@ def _grid(up: Axis, title: str, right: float) -> str:
 
 def _figure(caption: str, image: str) -> str:
     return f"<figure><figcaption>{html_text(caption)}</figcaption>{image}</figure>"
-
-
-__all__ = ["divergence_charts", "pareto_charts"]

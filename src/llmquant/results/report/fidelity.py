@@ -67,6 +67,3 @@ def _footnotes(own: Mapping[tuple[str, str], Row]) -> list[str]:
     if floor is not None:
         notes.append(f"Floor: the baseline in another dtype is {floor:.2g} nats from itself; less means nothing.")
     return notes
-
-
-__all__ = ["fidelity_tables", "is_fidelity"]

@@ -46,6 +46,3 @@ def _field(name: str, text: str) -> str:
 
 def _end(text: str) -> str:
     return text if len(text) <= _PROMPT else "… " + text[-_PROMPT:]
-
-
-__all__ = ["flips_html"]

@@ -100,6 +100,3 @@ def _table(table: Table, chosen: Sequence[int], title: str) -> str:
     return (
         f'<div class="part"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
-
-
-__all__ = ["STYLE", "to_html_parts", "to_html_table"]

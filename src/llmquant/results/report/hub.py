@@ -135,6 +135,3 @@ def _dataset(run: Run | None, task: str) -> str | None:
 
 def _name(task: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "_" for char in task).lstrip(".") or "task"
-
-
-__all__ = ["eval_results", "model_card"]

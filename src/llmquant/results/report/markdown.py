@@ -51,6 +51,3 @@ def _flips(changes: Sequence[DocumentChange]) -> Table:
 def _short(text: str | None) -> str:
     text = " ".join((text or "").split())
     return text if len(text) <= _ANSWER else text[: _ANSWER - 1] + "…"
-
-
-__all__ = ["to_markdown_report"]

@@ -78,6 +78,3 @@ def _shared(calls: list[Call]) -> Mapping[str, Json]:
     return {
         key: value for key, value in first.options.items() if all(call.options.get(key) == value for call in others)
     }
-
-
-__all__ = ["ShortNames"]

@@ -173,6 +173,3 @@ def _reproduce(found: Comparison) -> str:
     return (
         f"<section><h2>Make it again</h2><p>{how}<p>Versions: {html_text(versions(found.runs.values()))}.</p></section>"
     )
-
-
-__all__ = ["to_html_page"]

@@ -89,6 +89,3 @@ def _trade_off(axes: Axes, placed: Sequence[tuple[ParetoPoint, float]], title: s
     axes.set_xlabel(title)
     axes.set_ylabel(f"difference in {placed[0][0].unit}")
     axes.set_title("Filled: on the Pareto front")
-
-
-__all__ = ["plot"]

@@ -194,6 +194,3 @@ def _text(value: object) -> str:
 
 def _short(digest: str) -> str:
     return digest.partition(":")[2][:_DIGEST]
-
-
-__all__ = ["again", "protocol_table", "study_toml", "versions"]

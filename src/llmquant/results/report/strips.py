@@ -166,6 +166,3 @@ def _figure(caption: str, strips: Sequence[_Strip], axis: Axis, backdrop: str) -
     )
     foot = f'<div class="strip foot"><span></span>{svg(20, ticks, caption, "axis")}<span></span></div>'
     return f'<figure class="strips"><figcaption>{html_text(caption)}</figcaption>{"".join(lines)}{foot}</figure>'
-
-
-__all__ = ["cost_charts", "forests", "pooled_forest"]

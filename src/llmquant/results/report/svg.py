@@ -114,6 +114,3 @@ def svg(height: float, body: str, title: str, kind: str = "") -> str:
 def group(body: str, title: str, kind: str = "") -> str:
     """Put marks together under one title, which is shown on hovering."""
     return f'<g class="{kind}"><title>{html_text(title)}</title>{body}</g>'
-
-
-__all__ = ["Axis", "bar", "dot", "group", "is_finite", "line", "svg", "text", "tick_text"]

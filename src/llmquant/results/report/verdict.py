@@ -129,6 +129,3 @@ def _rounded(count: int) -> str:
     """Write a count with two digits, as it is an estimate."""
     digits = max(0, len(str(count)) - 2)
     return f"{round(count, -digits):,}"
-
-
-__all__ = ["TONES", "pooled_decimals", "pooled_difference", "said", "verdict_table"]

@@ -149,6 +149,3 @@ def _documents(documents: Sequence[_Document], folder: Path, pictures: dict[str,
         place = f" · {score:.3f}" if score is not None else f" · rank {rank}" if rank else " · not found"
         right = ' class="right"' if document.grade > 0 else ""
         yield f"<figure{right}>{shown}<figcaption>{name}{html_text(place)}</figcaption></figure>"
-
-
-__all__ = ["STYLE", "worst_queries_html"]
