@@ -8,11 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llmquant.cli.terminal import Terminal
 from llmquant.errors import OptionError
+from llmquant.planning.margins import unknown_margins
+from llmquant.planning.resolve import resolve
+from llmquant.plugins.opening import open_executor
+from llmquant.plugins.registry import registry
 from llmquant.results.comparison import Comparison
 from llmquant.results.report.summary import summary
 from llmquant.results.row import Row
 from llmquant.results.rows import rows
+from llmquant.storage.cache import Cache
+from llmquant.study.call import Call
 from llmquant.study.margins import margin_of, read_margins
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import GROUP, Measurement
@@ -203,3 +210,33 @@ def test_a_group_is_its_tasks():
         study.add(replace(run, details={"group": {"no_scores": GROUP}}), {"a": samples})
     (row,) = [row for row in rows(study.record, study.runs, study.read) if row.pooled]
     assert (row.verdict, row.mean_of, row.evaluator_note) == ("no worse", ("a acc",), "")
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "margin", "hint"),
+    [
+        (["lm_eval(coqa)", "memory"], "acc=2", "Known: em, f1."),
+        (["lm_eval(gsm8k)"], "exact_match=2", "Did you mean 'exact_match,strict-match'"),
+        (["memory"], "f1=2", "Add an evaluator of quality"),
+        (["lm_eval(coqa)", "fidelity"], "acc=2", "Known: em, f1, ln_ppl_ratio."),
+        (["lm_eval(coqa)", "drift(NanoNFCorpusRetrieval)"], "acc=2", None),
+        (["lm_eval(arc_easy)"], "acc_norm=2", None),
+        (["lm_eval(wikitext)"], "bits_per_byte=2", None),
+        (["mteb(NanoNFCorpusRetrieval)"], "acc=2", "Known: ndcg_at_1,"),
+    ],
+)
+def test_a_margin_is_for_a_score_of_the_study(evaluators, margin, hint):
+    """Another score is refused with those there are, unless an evaluator knows its scores only after a run."""
+    chosen = [registry().choose("evaluator", Call.parse(each)) for each in evaluators]
+    errors = unknown_margins(read_margins(margin), chosen)
+    assert len(errors) == (hint is not None)
+    assert all(str(hint) in error.hint for error in errors)
+
+
+def test_a_largest_loss_for_no_score_is_refused_before_the_start(monkeypatch, tiny_model, tmp_path):
+    """--max-loss is checked with the plan, not when all results are there."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path))
+    with open_executor("local(device=cpu)") as executor:
+        planned = resolve(Study.of(tiny_model, "bf16_baseline", "memory"), registry(), Cache(tmp_path), executor)
+        with pytest.raises(OptionError, match="margin is for 'f1', which this study does not measure"):
+            Terminal("local", "results", quiet=True, max_loss=["f1=1"]).planned(planned, executor)

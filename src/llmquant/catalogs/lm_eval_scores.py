@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from llmquant.catalogs.lm_eval_yaml import Function
 from llmquant.study.run import Measurement
 
 Entry: TypeAlias = Mapping[str, Any]  # Any: lm-eval's record of a document, one per filter
@@ -13,6 +14,13 @@ Entry: TypeAlias = Mapping[str, Any]  # Any: lm-eval's record of a document, one
 # Metrics that lm-eval computes over all documents at once, from log-likelihoods in nats, which are kept as "nll" with
 # their divisor.
 _LIKELIHOODS = {"word_perplexity": "words", "byte_perplexity": "bytes", "bits_per_byte": "bytes"}
+# lm-eval's metrics of a task that lists none, by its kind of output.
+_METRICS = {
+    "generate_until": ["exact_match"],
+    "loglikelihood": ["perplexity", "acc"],
+    "loglikelihood_rolling": list(_LIKELIHOODS),
+    "multiple_choice": ["acc", "acc_norm"],
+}
 # lm-eval's aggregations that are a mean, or a ratio of sums.
 MEANS = frozenset({"mean", "perplexity", "weighted_perplexity", "bits_per_byte", "brier_score"})
 
@@ -67,6 +75,17 @@ def scores(metric: str, filter_name: str, value: Any, aggregation: str) -> dict[
 def named(metric: str, filter_name: str) -> str:
     """Return a metric's name: ``acc``, or ``exact_match,strict-match`` behind a filter."""
     return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def metric_names(task: Mapping[str, Any]) -> set[str]:  # Any: YAML values
+    """Return the names of a task's scores, one per metric and filter; empty for a task of Python code."""
+    if "class" in task:
+        return set()
+    listed = [each["metric"] for each in task.get("metric_list") or ()]
+    metrics = [each.name if isinstance(each, Function) else str(each) for each in listed]
+    metrics = metrics or _METRICS.get(str(task.get("output_type", "generate_until")), [])
+    filters = [str(each["name"]) for each in task.get("filter_list") or ()] or ["none"]
+    return {named(metric, name) for metric in metrics for name in filters}
 
 
 def is_number(value: object) -> bool:

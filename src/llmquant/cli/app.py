@@ -350,7 +350,8 @@ def _run_and_print(
     """
     from llmquant.api import run_study, submit_study
 
-    ui = Terminal(executor, store, quiet=shown.quiet, verbose=shown.verbose, notes=notes)
+    max_loss = None if gate is None else gate.max_loss
+    ui = Terminal(executor, store, quiet=shown.quiet, verbose=shown.verbose, notes=notes, max_loss=max_loss)
     if not detach:
         found = run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout, ui=ui)
         finish(found, store, gate, shown)

@@ -29,15 +29,31 @@ class Terminal:
     """Shows a study's progress in a terminal and asks for confirmation there."""
 
     def __init__(
-        self, executor: str, store: str, *, quiet: bool, verbose: bool = False, notes: Sequence[str] = ()
+        self,
+        executor: str,
+        store: str,
+        *,
+        quiet: bool,
+        verbose: bool = False,
+        notes: Sequence[str] = (),
+        max_loss: Sequence[str] | None = None,
     ) -> None:
         self._executor, self._store, self._quiet, self._notes = executor, store, quiet, notes
+        self._max_loss = max_loss
         self._console = show_log(verbose=verbose)
 
     def planned(self, planned: Planned, executor: Executor) -> None:
-        """Print the number of experiments, the model sizes and the expected time."""
-        from llmquant.cli.announce import announcement
+        """Print the number of experiments, the model sizes and the expected time.
 
+        Raises:
+            OptionError: if ``--max-loss`` names a score that the study does not measure.
+        """
+        from llmquant.cli.announce import announcement
+        from llmquant.errors import raise_all
+        from llmquant.planning.margins import unknown_margins
+        from llmquant.study.margins import loss_margins
+
+        raise_all([*unknown_margins(loss_margins(self._max_loss or (), {}), planned.evaluators)])
         if not self._quiet:
             say(*announcement(planned, executor, self._store), *(f"note: {note}" for note in self._notes), err=True)
 

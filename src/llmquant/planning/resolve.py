@@ -18,6 +18,7 @@ from llmquant.planning.defaults import (
     EMBEDDER_QUANTIZERS,
 )
 from llmquant.planning.lookup import inspect_embedder, inspect_subject
+from llmquant.planning.margins import unknown_margins
 from llmquant.planning.notes import BASELINE, applicable, left_out, overlaps
 from llmquant.planning.slicing import documents_of, runs_whole
 from llmquant.plugins.executor import Executor
@@ -106,6 +107,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
             _try(errors, check_choice, registry, chosen, info, executor)
     forms = {info.digest: _try(errors, forms_of, study.vectors, info) or () for info in known}
     whole = _try(errors, runs_whole, study, parts)
+    errors += [] if errors else unknown_margins(study.margins, parts)
     raise_all(list({str(error): error for error in errors}.values()))  # two models may have the same mistake
     # Experiments that leave a file for others come first.
     first = sorted(quantizers, key=lambda chosen: chosen is not baseline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -109,6 +109,10 @@ class EvaluatorOptions:
     def whole(self) -> str:
         """Return why the evaluator cannot score slices of its documents (`Documents.slice`); ``""`` if it can."""
         return "it scores all documents at once"
+
+    def metrics(self) -> Collection[str] | None:
+        """Return the names of the scores that documents have, which margins may name; ``None`` if not known yet."""
+        return None
 
     def texts(self) -> Iterable[str]:
         """Return the available evaluated text, to warn about quantizers calibrated on it."""

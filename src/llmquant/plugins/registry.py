@@ -8,7 +8,7 @@ import importlib.metadata
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, get_args
@@ -357,6 +357,7 @@ _ANSWERS: Mapping[str, type] = {
     "cost": Cost,
     "hub_rows": Mapping,
     "info": EmbedderInfo,
+    "metrics": Collection,
     "parts": Sequence,
     "weight_bytes": Integral,
     "whole": str,

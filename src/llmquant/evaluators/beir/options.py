@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from llmquant.errors import raise_all
+from llmquant.evaluators.mteb.options import KEPT
 from llmquant.evaluators.page_set.options import unsupported
 from llmquant.evaluators.speed.generation_limits import require_positive
 from llmquant.plugins.evaluator import Cost
@@ -53,6 +55,10 @@ class BeirOptions:
             return
         errors = mistakes(self.folder.path, self.folder.digest, self.folder.name, self.split)
         raise_all([*errors, *unsupported("text", self.folder.name, model)])
+
+    def metrics(self) -> Collection[str]:
+        """Return the metrics that queries have."""
+        return KEPT
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Estimate the work of encoding from the corpus' size."""

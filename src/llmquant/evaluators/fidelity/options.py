@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -50,3 +51,7 @@ class FidelityOptions(PerplexityOptions):
                 f"max_tokens={self.max_tokens}",
                 hint="Use a smaller window or more tokens.",
             )
+
+    def metrics(self) -> Collection[str]:
+        """Return the only score with a direction: a smaller divergence is not a better model."""
+        return ("ln_ppl_ratio",)

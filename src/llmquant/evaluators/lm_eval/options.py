@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,6 +137,13 @@ class LmEvalOptions:
         if "class" in task or task.get("output_type") == "loglikelihood_rolling" or names:
             return f"{' and '.join(names) or 'its score'} may be no mean over documents"
         return ""
+
+    def metrics(self) -> Collection[str] | None:
+        """Return the names of the tasks' scores; ``None`` for a task of Python code."""
+        from llmquant.catalogs.lm_eval_scores import metric_names
+
+        found = [metric_names(c) for task in self.tasks for c in self._configurations(task)]
+        return None if not all(found) else {name for names in found for name in names}
 
     def texts(self) -> Iterator[str]:
         """Yield the local evaluation text: the texts of local rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
 _T = TypeVar("_T")
+
+
+# Metrics kept per query, in addition to a task's main metric.
+KEPT = ("ndcg_at_1", "ndcg_at_5", "ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ class MtebOptions:
         index = self._index()
         tasks = [index.tasks[name] for name, _, _ in selected(self, index)]
         return {task.dataset: _instead(task) for task in tasks if task.dataset}
+
+    def metrics(self) -> Collection[str] | None:
+        """Return the metrics that queries have; ``None`` if a task has no queries."""
+        tasks = [self._index().tasks[name] for name, _, _ in selected(self, self._index())]
+        return {*KEPT, *(task.main_score for task in tasks)} if all(task.retrieval for task in tasks) else None
 
     def parts(self) -> Sequence[MtebOptions]:
         """Return one evaluator per task; a benchmark stands for its tasks.

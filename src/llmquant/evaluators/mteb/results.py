@@ -16,6 +16,7 @@ from mteb._evaluators.retrieval_metrics import mrr
 from mteb.results import TaskResult
 
 from llmquant.evaluators.mteb.items import Rows
+from llmquant.evaluators.mteb.options import KEPT
 from llmquant.study.call import Json
 from llmquant.study.experiment import hex_digest
 from llmquant.study.run import Measurement, Result, Sample, numbered
@@ -27,8 +28,6 @@ Place: TypeAlias = tuple[str, str]
 _AT_K = re.compile(r"(ndcg|map|recall|precision|mrr|hit_rate)_at_(\d+)")
 # pytrec_eval's names of these metrics for a single query.
 _SINGLE = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
-# Metrics kept per query, in addition to the task's main metric.
-_KEPT = ("ndcg_at_1", "ndcg_at_5", "ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100")
 _ANSWERS = 5
 
 
@@ -134,7 +133,7 @@ def _metrics(entries: Mapping[Place, Entry], searched: bool) -> list[str]:
 
 
 def _samples(place: Place, scored: Scored, main: str, *, several: bool) -> list[Sample]:
-    by_metric = {name: found for name in dict.fromkeys((main, *_KEPT)) if (found := scored.metric(name)) is not None}
+    by_metric = {name: found for name in dict.fromkeys((main, *KEPT)) if (found := scored.metric(name)) is not None}
     samples = []
     for number, query in enumerate(scored.queries.ids):
         if query not in scored.scores:

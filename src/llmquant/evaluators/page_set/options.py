@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmquant.errors import OptionError, RequestError, UnsupportedError, raise_all
+from llmquant.evaluators.mteb.options import KEPT
 from llmquant.evaluators.speed.generation_limits import require_positive
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.experiment import Documents, InputFile, InputFolder
@@ -81,6 +83,10 @@ class LocalSetOptions:
             errors += read_questions(self.queries.path, self.queries.name, found.names())[1]
             errors += unsupported(found.kind, self.pages.name, model)
         raise_all(errors)
+
+    def metrics(self) -> Collection[str]:
+        """Return the metrics that queries have."""
+        return KEPT
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Estimate the work of encoding: about 1,000 tokens per page."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -76,6 +76,10 @@ class PerplexityOptions:
                 "tokens",
                 hint="Use a longer text or a smaller window.",
             )
+
+    def metrics(self) -> Collection[str]:
+        """Return the names of the scores."""
+        return ("perplexity", "nll_per_token", "bits_per_byte")
 
     def texts(self) -> Iterator[str]:
         """Yield the local evaluation text."""
