@@ -114,6 +114,17 @@ def test_a_task_at_the_floor_does_not_dilute_a_loss():
     assert (row.mean_of, row.evaluator_note) == (("coqa f1",), "without arc (no signal)")
 
 
+def test_a_metric_that_pairs_counts_before_one_that_does_not():
+    """MRPC's F1 is of all documents together: its accuracy counts, and a loss of it is not left out."""
+    study = MadeUpStudy()
+    for label, scores in ((BASELINE, np.ones(400)), ("nf4", np.repeat([1.0, 0.0], 200))):
+        mean, samples = scored("mrpc", "acc", scores)
+        whole = Measurement("mrpc", "f1", 0.9, higher_is_better=True)
+        study.add(completed(experiment(label, "lm_eval(mrpc)"), whole, mean), {"mrpc": samples})
+    (row,) = [row for row in rows(study.record, study.runs, study.read) if row.pooled]
+    assert (row.mean_of, row.verdict, row.no_interval) == (("mrpc acc",), "worse", "")
+
+
 def test_only_floors_are_no_signal():
     """Where no task can distinguish anything, neither can all of them."""
     assert judged({"coqa": FLOOR, "arc": FLOOR}).verdict == "no signal"

@@ -31,8 +31,14 @@ SIZES = {BASELINE: 1000, "bnb_8bit": 600, "bnb_4bit_nf4": 300, "bnb_4bit_fp4": 2
 MS = {BASELINE: 20, "bnb_8bit": 30, "bnb_4bit_nf4": 15, "bnb_4bit_fp4": 16, "hqq_4bit_g64": 40}
 
 
-def comparison(*, labels=tuple(SCORES), without: str = "", lost: str = "") -> Comparison:
-    """Make a study of F1, memory and latency; one variant without memory, or with a failed task."""
+def comparison(*, labels=tuple(SCORES), without: str = "", lost: str = "", second=()) -> Comparison:
+    """Make a study of F1, memory and latency.
+
+    Args:
+        without: variant without memory.
+        lost: variant with a failed task.
+        second: another task, its metric, and the value of each of `labels` that ran it; no scores of its documents.
+    """
     study = MadeUpStudy()
     for label in labels:
         mean, samples = scored("coqa", "f1", SCORES[label])
@@ -48,6 +54,9 @@ def comparison(*, labels=tuple(SCORES), without: str = "", lost: str = "") -> Co
             study.add(completed(memory, *values))
         speed = Measurement("latency", "decode_ms_per_token", MS[label], "ms", False)
         study.add(completed(experiment(label, "latency", hardware=HARDWARE), speed))
+    for label, value in zip(labels, second[2:], strict=False):
+        task, metric = second[:2]
+        study.add(completed(experiment(label, f"lm_eval({task})"), Measurement(task, metric, value, "", True)))
     return Comparison(study.record, study.runs, study.read)
 
 
@@ -106,6 +115,28 @@ def test_unmeasured_memory_and_failed_tasks_rule_out():
     assert (found.variant, found.ruled_out["bnb_8bit"]) == (BASELINE, "its memory was not measured")
     found = comparison(labels=(BASELINE, "bnb_8bit"), lost="bnb_8bit").recommend()
     assert "did not finish" in found.ruled_out["bnb_8bit"]
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        (("mrpc", "f1", 0.8, 0.1), "mrpc f1 (no scores of single documents were kept)"),
+        (("mrpc", "f1", 0.8), "mrpc f1 (not run)"),
+    ],
+)
+def test_a_task_that_cannot_be_compared_rules_out(second, reason):
+    """Another task's loss says nothing of this one's, and a gate for undecided variants does not pass."""
+    found = comparison(labels=(BASELINE, "bnb_8bit"), second=second)
+    assert found.recommend().variant == BASELINE
+    assert found.recommend().ruled_out == {"bnb_8bit": f"its loss is unknown in {reason}"}
+    assert Gate.of(None, None, None, None, "undecided", None).exit_code(found) == 4
+
+
+def test_a_task_without_a_margin_is_named():
+    """MCC is no share: without a margin of its own it does not count, and the recommendation says so."""
+    found = comparison(labels=(BASELINE, "bnb_8bit"), second=("cola", "mcc", 0.6, 0.0)).recommend()
+    assert found.variant == "bnb_8bit"
+    assert "but cola mcc did not count, without a margin" in found.reasons
 
 
 def test_where_no_memory_was_measured_the_proven_variants_are_named():

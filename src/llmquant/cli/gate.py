@@ -71,8 +71,8 @@ class Gate:
         verdicts = {row.verdict for row in rows}
         if "worse" in verdicts:
             return WORSE
-        # Nothing judged is not a pass.
-        decided = verdicts and verdicts <= {"better", "no worse"}
+        # Nothing judged is not a pass, nor is a task that was not compared.
+        decided = verdicts and all(map(_passes, rows))
         return 0 if decided or self.fail_on == "worse" else UNDECIDED
 
 
@@ -91,7 +91,7 @@ def junit_xml(found: Comparison, rows: Sequence[Row], *, fail_on: str | None) ->
     counts = {"failure": 0, "skipped": 0}
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=printable(row.model), name=printable(row.variant))
-        if row.verdict in ("better", "no worse"):
+        if _passes(row):
             continue
         fails = row.verdict == "worse" or fail_on == "undecided"
         kind = "failure" if fails else "skipped"
@@ -100,6 +100,7 @@ def junit_xml(found: Comparison, rows: Sequence[Row], *, fail_on: str | None) ->
         if row.difference is not None:
             difference = pooled_difference(row, pooled_decimals([row]))
             text = f"{row.verdict} over {', '.join(row.mean_of)}: {difference} {row.unit}"
+            text += f"; unknown in {row.no_interval}" * bool(row.no_interval)
         ElementTree.SubElement(case, kind, message=printable(text))
     suite.set("failures", str(counts["failure"]))
     suite.set("skipped", str(counts["skipped"]))
@@ -107,3 +108,7 @@ def junit_xml(found: Comparison, rows: Sequence[Row], *, fail_on: str | None) ->
     if found.record.started_at:
         suite.set("timestamp", found.record.started_at[:19])
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _passes(row: Row) -> bool:
+    return row.verdict in ("better", "no worse") and not row.no_interval

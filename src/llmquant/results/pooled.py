@@ -42,7 +42,7 @@ def pooled_rows(rows: Sequence[Row], differences: Sequence[PairedDifference | No
     by_id = {id(row): difference for row, difference in zip(rows, differences, strict=True)}
     found = []
     for mine in by_model(rows):
-        counted = _counted(mine, margins)
+        counted = _counted(mine, by_id, margins)
         labels = dict.fromkeys(row.variant for row in mine if not row.is_baseline)
         unfinished = [row for row in mine if row.is_baseline and row.status != "completed"]
         own = ([row for row in mine if row.variant == label] for label in labels)
@@ -51,16 +51,29 @@ def pooled_rows(rows: Sequence[Row], differences: Sequence[PairedDifference | No
     return found
 
 
-def _counted(rows: Sequence[Row], margins: Margins) -> Mapping[Task, str]:
-    """Choose the metric that counts for each task; a task without a margin does not count."""
+def _counted(
+    rows: Sequence[Row], differences: Mapping[int, PairedDifference | None], margins: Margins
+) -> Mapping[Task, str]:
+    """Choose the metric that counts for each task: one that pairs, if any does; a task without a margin does not count.
+
+    MRPC has an F1 of all documents together, which has no interval, and an accuracy, which has one.
+    """
     by_task: dict[Task, list[str]] = {}
-    for row in rows:
-        judged = row.headline and row.hardware is None and row.higher_is_better is not None
-        if row.metric and judged and margin_of(row.metric, margins) is not None:
+    paired: dict[Task, list[str]] = {}
+    for row in filter(is_quality, rows):
+        if margin_of(row.metric, margins) is not None:
             by_task.setdefault(task_of(row), []).append(row.metric)
+            if differences[id(row)] is not None:
+                paired.setdefault(task_of(row), []).append(row.metric)
     return {
-        task: next((name for name in _PREFERRED if name in metrics), metrics[0]) for task, metrics in by_task.items()
+        task: next((name for name in _PREFERRED if name in metrics), metrics[0])
+        for task, metrics in (by_task | paired).items()
     }
+
+
+def is_quality(row: Row) -> bool:
+    """Return whether a row says how good a variant is at a task."""
+    return bool(row.metric) and row.headline and row.hardware is None and row.higher_is_better is not None
 
 
 def _pooled(
@@ -83,6 +96,8 @@ def _pooled(
         return None
     used = [row for row in parts if row.verdict not in (None, "no signal") and differences[id(row)] is not None]
     left_out = [f"{row.task} ({row.verdict or row.no_interval or row.no_verdict})" for row in parts if row not in used]
+    unknown = [f"{names(row)[0]} ({row.no_interval or row.no_verdict})" for row in parts if row.verdict is None]
+    unknown += [f"{task} {counted[key, task]} (not run)" for key, task in counted.keys() - set(map(task_of, rows))]
     first = rows[0]
     tasks = [row.task for row in used]
     named = tuple(names(row)[tasks.count(row.task) > 1] for row in used)
@@ -102,6 +117,7 @@ def _pooled(
         baseline=first.baseline,
         evaluator_note=f"without {', '.join(left_out)}" if left_out else "",
         pooled=True,
+        no_interval=", ".join(sorted(unknown)),
     )
     if reasons:
         return replace(row, no_verdict=" and ".join(reasons))

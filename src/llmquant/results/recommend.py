@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from llmquant.errors import OptionError, nearest
 from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
 from llmquant.results.costs import SERVED, latency, peak_memory
-from llmquant.results.pooled import names, pooled_margin, shown_name
+from llmquant.results.means import task_of
+from llmquant.results.pooled import is_quality, names, pooled_margin, shown_name
 from llmquant.results.row import Row
 from llmquant.study.counting import counted
 from llmquant.study.neutral import markdown_text
@@ -107,6 +108,7 @@ class _Candidate:
         speed: row of its latency.
         verdict: its row over all tasks; ``None`` for the baseline.
         worse: single tasks in which it is worse.
+        unjudged: single tasks without a margin.
         against: reasons, the first of which is shown.
         relax: what would admit the variant.
     """
@@ -117,6 +119,7 @@ class _Candidate:
     speed: Row | None
     verdict: Row | None
     worse: tuple[str, ...]
+    unjudged: tuple[str, ...]
     against: tuple[str, ...]
     relax: tuple[str, ...]
 
@@ -177,6 +180,8 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
     is_baseline = any(row.is_baseline for row in rows)
     if not is_baseline and (judged is None or judged.verdict not in ("better", "no worse")):
         rule_out(*_unproven(label, judged, margin))
+    elif judged is not None and judged.no_interval:
+        rule_out(f"its loss is unknown in {judged.no_interval}", f"compare {label} without these tasks")
     if memory is None and measured:
         failed = any(row.evaluator.startswith("memory") and row.status == "failed" for row in rows)
         rule_out("its memory was not measured" if not failed else "its memory could not be measured", "add -e memory")
@@ -194,8 +199,11 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
             rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"allow {needs} for {label}")
     counted = [] if judged is None else judged.mean_of
     worse = tuple(name for row in rows if row.verdict == "worse" for name in names(row) if name in counted)
+    quality = [row for row in rows if is_quality(row) and not row.pooled]
+    with_margin = {task_of(row) for row in quality if row.margin is not None}
+    unjudged = tuple({task_of(row): names(row)[0] for row in quality if task_of(row) not in with_margin}.values())
     served = any(row.metric == SERVED for row in rows)
-    return _Candidate(label, memory, served, speed, judged, worse, tuple(against), tuple(relax))
+    return _Candidate(label, memory, served, speed, judged, worse, unjudged, tuple(against), tuple(relax))
 
 
 def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
@@ -231,6 +239,8 @@ def _reasons(chosen: _Candidate, margin: str) -> list[str]:
         found.append(f"{judged.verdict} at a margin of {margin}{shown}")
     if chosen.worse:
         found.append(f"but worse in {', '.join(map(shown_name, chosen.worse))} alone")
+    if judged is not None and chosen.unjudged:
+        found.append(f"but {', '.join(map(shown_name, chosen.unjudged))} did not count, without a margin")
     if chosen.speed is not None and chosen.speed.value is not None:
         unit = "ms per token" if chosen.speed.metric.startswith("decode") else "ms per query"
         found.append(f"{rounded(chosen.speed.value)} {unit}{' as it runs here' * chosen.served}")

@@ -70,7 +70,7 @@ class Row:
         sidak_high: upper end of this interval.
         pooled: whether the row is a variant's mean over its tasks, in margins or points, see `llmquant.results.pooled`.
         no_interval: why there are no pairs, or no interval of their difference; ``""`` where there is one, and on the
-            baseline's rows.
+            baseline's rows. If `pooled`: the tasks that could not be compared, with the reasons.
         failure: message of a failed run.
         failure_kind: kind of the failure, such as ``out_of_memory``.
         reused: whether the run is older than the study; ``None`` if unknown.
