@@ -265,6 +265,24 @@ def test_many_tasks_have_one_line_per_variant():
     assert [[cell.text for cell in row] for row in table.cells()] == [["nf4", "60 / 25", "0.0"]]
 
 
+@pytest.mark.parametrize("metric", ["ndcg_at_10", "top_1_changed"])
+def test_queries_are_neither_right_nor_wrong(metric):
+    """A search lists the queries with other best documents, not flips of scores that all happen to be 0 or 1."""
+    made = MadeUpStudy()
+    for label, best in ((BASELINE, '[["a", 0.9], ["b", 0.8]]'), ("nf4", '[["b", 0.9], ["a", 0.8]]')):
+        kept = [best] * 25 + ['[["c", 0.7]]'] * 75 if metric == "ndcg_at_10" else [None] * 100
+        scored = {"t": samples([0.0] * 100, metric, answer=kept)}
+        measurement = Measurement("t", metric, 0.0, higher_is_better=metric == "ndcg_at_10", n=100)
+        evaluator = "beir(t)" if metric == "ndcg_at_10" else "drift(t)"
+        made.add(completed(experiment(label, evaluator), measurement), scored)
+    found = [table for table in tables(Comparison(made.record, made.runs, made.read)) if "Answers" in table.title]
+    if metric == "top_1_changed":
+        assert not found
+    else:
+        assert [[cell.text for cell in row] for row in found[0].cells()] == [["nf4", "25.0"]]
+        assert found[0].footnotes == ("The answer to a query is its five best documents, in their order.",)
+
+
 def test_text_in_answers_is_not_markup():
     """A label with control characters is shown, not obeyed."""
     text = study(samples(BEFORE), samples(AFTER), task="t\x1b[31m").to_text()

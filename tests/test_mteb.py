@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader
 from embedding import build_subject, page
 from llmquant.errors import RunError
 from llmquant.plugins.context import Context
+from llmquant.retrieval.items import Item
 from llmquant.stats.samples import pair_samples
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import Documents, VectorForm
 
 pytest.importorskip("mteb")
 
+import datasets
 from mteb.results import TaskResult
 
 from llmquant.catalogs.mteb import MtebIndex, MtebTask
@@ -228,6 +230,37 @@ def test_an_empty_query_finds_nothing_and_scores_zero(tmp_path, context):
     assert result.measurements[0].n == 3
     assert result.samples[1].scores["ndcg_at_10"] == 0
     assert json.loads(result.samples[1].answer) == []
+
+
+def test_a_document_with_text_or_image_missing_is_its_other_half(tmp_path, context):
+    """Where documents have both, an empty text or a missing image leaves the other; only neither is left out."""
+    both = page("ledger")
+    rows = {
+        "id": ["both", "image", "text", "neither"],
+        "text": ["the ledger", " ", "where is the ledger barley", ""],
+        "image": [{"bytes": both, "path": None}, {"bytes": both, "path": None}, None, None],
+    }
+    corpus = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    queries = questions(2)
+    made = split_data(corpus, queries, {"q0": {"text": 1}, "q1": {"image": 1}})
+    (result,) = evaluate_task(task("Halves", "t2it", {"default": made}), build_subject(tmp_path), context())
+    assert list(result.details["skipped"]) == ["neither"]
+    found = [dict(json.loads(sample.answer)) for sample in result.samples]
+    assert [set(scores) for scores in found] == [{"both", "image", "text"}] * 2
+    subject = build_subject(tmp_path / "other")
+    alone = subject.encode([Item(image=both), Item(text="where is the ledger barley")])
+    expected = subject.encode(queries["text"], "query").values @ alone.values.T
+    assert [[scores["image"], scores["text"]] for scores in found] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_document_that_a_corpus_holds_twice_keeps_its_best_score(tmp_path, context):
+    """The worse copy does not take the better one's place."""
+    corpus = datasets.Dataset.from_dict(
+        {"id": ["d", "e", "d"], "text": ["gravel saddle", "violin", "where is the ledger"]}
+    )
+    made = split_data(corpus, questions(1), {"q0": {"d": 1}})
+    (result,) = evaluate_task(task("Twice", "t2t", {"default": made}), build_subject(tmp_path), context())
+    assert result.measurements[0].value == 1
 
 
 def test_no_page_that_can_be_encoded_is_an_error(tmp_path, context):

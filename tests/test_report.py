@@ -407,6 +407,13 @@ def test_a_heading_says_what_its_n_counts(evaluator, counts, text):
     assert sample_count([replace(row, evaluator=evaluator, n=count) for count in counts]) == text
 
 
+def test_a_cosine_counts_documents():
+    """Drift compares the vectors of documents, and the rankings of queries."""
+    row = replace(rows(realistic_study().record, {}, None)[0], evaluator="drift(NFCorpus)", n=42)
+    counts = [sample_count([replace(row, metric=metric)]) for metric in ("cosine", "overlap_at_10")]
+    assert counts == ["(n=42 documents)", "(n=42 queries)"]
+
+
 def test_a_benchmark_run_to_its_end_is_exact_about_itself():
     """Where all documents of a task were run, the table says that the difference on this benchmark is exact."""
     study = MadeUpStudy()

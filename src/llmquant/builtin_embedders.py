@@ -141,6 +141,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
         target="llmquant.evaluators.drift.evaluator:Drift",
         reference=True,
         documents=True,
+        version="2",  # uses the prompts of tasks, and one number of results for subsets of any size
     ),
     _evaluator(
         name="query_latency",

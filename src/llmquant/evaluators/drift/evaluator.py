@@ -17,6 +17,7 @@ from llmquant.evaluators.beir.evaluator import beir_task
 from llmquant.evaluators.beir.options import BeirOptions
 from llmquant.evaluators.drift.measures import cosines, overlap, places, rank_flips
 from llmquant.evaluators.drift.options import DriftOptions
+from llmquant.evaluators.mteb.as_mteb import for_task
 from llmquant.evaluators.mteb.items import Rows
 from llmquant.evaluators.mteb.run import fetch_task, searched
 from llmquant.evaluators.page_set.evaluator import local_task
@@ -37,6 +38,7 @@ class _Searched:
     """Vectors and rankings of one subset.
 
     Attributes:
+        subset: its name, after that of its split if the task has several splits.
         kept: numbers of the encoded queries.
         encoded: vectors of these queries.
         documents: vectors of the sampled documents.
@@ -93,9 +95,10 @@ class Drift(Evaluator[DriftOptions]):
         return beir_task(local, ctx)[0] if isinstance(local, BeirOptions) else local_task(local, ctx)[0]
 
     def _search(self, task: AbsTaskRetrieval, subject: LoadedEmbedder, ctx: Context) -> Iterator[_Searched]:
-        for (_, subset), corpus, queries in searched(task, ctx.documents.limit):
-            documents = encode_some(subject, corpus, "document", progress=ctx.progress)
-            asked = encode_some(subject, queries, "query", progress=ctx.progress)
+        for (split, subset), corpus, queries in searched(task, ctx.documents.limit):
+            about, progress = task.metadata, ctx.progress
+            documents = encode_some(for_task(subject, about, "document"), corpus, "document", progress=progress)
+            asked = encode_some(for_task(subject, about, "query"), queries, "query", progress=progress)
             if not len(documents.kept) or not len(asked.kept):
                 raise RunError(
                     f"{task.metadata.name}: no {'query' if len(documents.kept) else 'document'} can be encoded"
@@ -103,7 +106,7 @@ class Drift(Evaluator[DriftOptions]):
             index = Index.build(documents.embeddings, subject.vectors, subject.embeds.similarity)
             drawn = np.random.default_rng(ctx.seed).permutation(len(documents.kept))[: self.options.vectors]
             yield _Searched(
-                subset,
+                f"{split} {subset}" if len(task.eval_splits) > 1 else subset,
                 queries,
                 asked.kept,
                 asked.embeddings,
@@ -123,9 +126,10 @@ class Drift(Evaluator[DriftOptions]):
         metrics = (f"overlap_at_{k}", f"rank_flips_at_{k}", "top_1_changed")
         for found, (documents, results) in zip(subsets, reference, strict=True):
             alike.append(cosines(documents, found.documents))
-            flips = np.concatenate(list(_flips(found, results)))
-            changed = results[:, 0] != found.results[:, 0]
-            scores = np.stack([overlap(results, found.results), flips, changed], axis=1).tolist()
+            best, mine = results[:, :k], found.results[:, :k]
+            flips = np.concatenate(list(_flips(found, best)))
+            changed = best[:, 0] != mine[:, 0]
+            scores = np.stack([overlap(best, mine), flips, changed], axis=1).tolist()
             for number, values in zip(found.kept.tolist(), scores, strict=True):
                 document, key = f"{found.subset} {found.queries.ids[number]}", found.queries[number].key.hex()
                 samples.append(Sample(document, key, dict(zip(metrics, values, strict=True))))

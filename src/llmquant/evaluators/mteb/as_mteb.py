@@ -144,7 +144,8 @@ class MtebModel:
                 if top_ranked is not None:
                     wanted = set(top_ranked.get(query, ()))
                     ranked = [pair for pair in ranked if pair[0] in wanted][:top_k]
-                found[query] = dict(ranked)
+                # A document that a corpus holds twice keeps its best score.
+                found[query] = dict(ranked) | dict(reversed(ranked))
         return found
 
     def encode(
@@ -204,14 +205,24 @@ class MtebModel:
         *,
         sides: bool = True,
     ) -> Encoded:
-        embedder = self._embedder
-        if hasattr(embedder.opened, "for_task"):
-            opened, key = embedder.opened.for_task(task, role if sides else None)
-            if key:  # its vectors are others, and without a side they keep their lengths
-                digest = digest_of({"embedder": embedder.fingerprint, "task": key})
-                embeds = embedder.embeds if sides else replace(embedder.embeds, similarity="dot")
-                embedder = replace(embedder, opened=opened, fingerprint=digest, embeds=embeds)
+        embedder = for_task(self._embedder, task, role, sides=sides)
         return encode_some(embedder, items, role, progress=self._progress)
+
+
+def for_task(embedder: LoadedEmbedder, task: TaskMetadata, role: Role, *, sides: bool = True) -> LoadedEmbedder:
+    """Return an embedder with its prompts for a task, if it has any.
+
+    Args:
+        sides: whether the task has queries and documents; if not, vectors may keep their lengths.
+    """
+    if not hasattr(embedder.opened, "for_task"):
+        return embedder
+    opened, key = embedder.opened.for_task(task, role if sides else None)
+    if not key:
+        return embedder
+    digest = digest_of({"embedder": embedder.fingerprint, "task": key})
+    embeds = embedder.embeds if sides else replace(embedder.embeds, similarity="dot")
+    return replace(embedder, opened=opened, fingerprint=digest, embeds=embeds)
 
 
 def as_mteb(

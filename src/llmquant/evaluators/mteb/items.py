@@ -56,6 +56,8 @@ class Rows(Sequence[Item]):
             return [self[each] for each in range(*index.indices(len(self)))]
         text = None if self._texts is None else self._texts[index]
         image = None if self._images is None else _stored(self._images[int(index)]["image"])
+        if text is not None and image is not None:  # of an item that may have both, one may be missing
+            text, image = text if text.strip() else None, image or None
         return Item(text, image, self.ids[index])
 
 

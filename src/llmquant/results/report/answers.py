@@ -6,20 +6,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmquant.results.report.block import sample_noun
 from llmquant.results.report.table import Cell, Column, Table
 
 if TYPE_CHECKING:
-    from llmquant.results.changes import Change
+    from llmquant.results.changes import Change, ScoreChange
 
 # With more tasks, a variant has one line for all of them.
 _MOST_TASKS = 3
 _FLIPS = "Lost: documents that only the baseline answers correctly; gained: that only the variant does."
+_SEARCHED = "The answer to a query is its five best documents, in their order."
 _ENDS = "Cut: ended at the maximum number of new tokens. Loop: ended in repetitions. In brackets: the baseline."
 
 
 def answers_table(changes: Iterable[Change]) -> Table | None:
     """Make the table of a model's answers; ``None`` if no answer was kept, counted, or right or wrong."""
-    shown = [c for c in changes if c.answers or c.generated or any(score.binary for score in c.scores)]
+    shown = [c for c in changes if c.answers or c.generated or _right_or_wrong(c)]
     tasks = list(dict.fromkeys((change.evaluator, change.task) for change in shown))
     if not tasks:
         return None
@@ -49,13 +51,23 @@ def answers_table(changes: Iterable[Change]) -> Table | None:
     )
     title = f"Answers to {tasks[0][1]}" if len(tasks) == 1 else f"Answers to {len(tasks)} tasks"
     table = Table(title, tuple(columns), rows).without_empty_columns()
-    notes = tuple(note for column, note in ((flips, _FLIPS), (ends, _ENDS)) if column in table.columns)
-    return replace(table, footnotes=notes)
+    searched = [_SEARCHED] if any(map(_is_search, shown)) else []
+    notes = [note for column, note in ((flips, _FLIPS), (ends, _ENDS)) if column in table.columns]
+    return replace(table, footnotes=(*notes, *searched))
+
+
+def _right_or_wrong(change: Change) -> ScoreChange | None:
+    """Return the first metric of right and wrong; a search has none, although its scores may all happen to be 0."""
+    return None if _is_search(change) else next((score for score in change.scores if score.binary), None)
+
+
+def _is_search(change: Change) -> bool:
+    return sample_noun(change.evaluator) == "query"
 
 
 def _flips(changes: Sequence[Change]) -> list[Cell]:
-    """Count over all tasks, each with its first metric of right and wrong."""
-    flips = [next(score for score in c.scores if score.binary) for c in changes if any(s.binary for s in c.scores)]
+    """Count over all tasks."""
+    flips = [score for score in map(_right_or_wrong, changes) if score is not None]
     answers = [(change.answers.value, 0.0, change.answers.n) for change in changes if change.answers is not None]
     return [
         Cell(f"{sum(f.lost.count for f in flips):,} / {sum(f.gained.count for f in flips):,}" if flips else "–"),

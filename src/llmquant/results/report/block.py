@@ -128,12 +128,17 @@ def conditions(
     return ", ".join(names.get(key, key.replace("_", " ") + " {}").format(value) for key, value in items)
 
 
+def sample_noun(evaluator: str) -> str:
+    """Name what an evaluator counts as one sample."""
+    return _SAMPLES.get(evaluator.partition("(")[0].rpartition("/")[2], "sample")
+
+
 def sample_count(column: Sequence[Row]) -> str:
     """Write how many samples are behind values, and what they are: ``(n=50 documents)``; nothing if unknown."""
     counts = [row.n for row in column if row.n is not None]
     if not counts:
         return ""
-    noun = _SAMPLES.get(column[0].evaluator.partition("(")[0].rpartition("/")[2], "sample")
+    noun = "document" if column[0].metric.startswith("cosine") else sample_noun(column[0].evaluator)
     low, high = min(counts), max(counts)
     return f"(n={counted(low, noun)})" if low == high else f"(n={low:,}–{counted(high, noun)})"
 
