@@ -138,10 +138,9 @@ class Scheduler:
 
     def submit_all(self) -> int:
         """Submit all experiments that can start now, without regard to room; return the number of the others."""
-        ready = [e for e in plan(self.record, self.runs) if e.run_id not in self._taken]
-        for group in self._groups(ready, self._executor.slots):
+        for group in self._groups(self._open(plan(self.record, self.runs)), self._executor.slots):
             self._active.append(self._start(group))
-        return sum(e.run_id not in self._taken for e in self.record.experiments)
+        return len(self._open(self.record.experiments))
 
     def stop(self, *, cancel: bool) -> int:
         """Cancel the running jobs, or let them continue without this program; return their number."""
@@ -153,10 +152,10 @@ class Scheduler:
         self._active.clear()
         return count
 
-    @property
-    def _taken(self) -> set[RunId]:
-        """The experiments with a run or a job."""
-        return {*self.runs, *(e.run_id for active in self._active for e in active.experiments)}
+    def _open(self, experiments: Sequence[Experiment]) -> list[Experiment]:
+        """Select those without a run or a job."""
+        taken = {*self.runs, *(e.run_id for active in self._active for e in active.experiments)}
+        return [e for e in experiments if e.run_id not in taken]
 
     def _look(self, watch: Callable[[Progress], None]) -> None:
         time.sleep(_POLL_S)
@@ -165,13 +164,12 @@ class Scheduler:
         watch(self._progress())
 
     def _progress(self) -> Progress:
-        rest = [e for e in self._asked.experiments if e.run_id not in self._taken]
-        load_s = load_seconds(rest, self._loads, self._registry)
+        load_s = load_seconds(self._open(self._asked.experiments), self._loads, self._registry)
         return progress(self._asked, self.reused, self.runs, self._active, load_s, self._executor.slots)
 
     def _missing(self, submitted: Sequence[_Submitted]) -> list[Job]:
         elsewhere = {run_id for _, _, ids in submitted for run_id, _ in ids}
-        missing = [e for e in self.record.experiments if e.run_id not in self._taken | elsewhere]
+        missing = [e for e in self._open(self.record.experiments) if e.run_id not in elsewhere]
         groups = self._groups(missing, self._executor.slots)
         return [self._job(group, number) for number, group in enumerate(groups, 1)]
 
@@ -201,14 +199,12 @@ class Scheduler:
         """Start jobs while there is room; return whether a job is running."""
         free = self._executor.slots - len(self._active)
         if free > 0:
-            ready = [e for e in plan(self._asked, self.runs) if e.run_id not in self._taken]
-            for group in self._groups(ready, free)[:free]:
+            for group in self._groups(self._open(plan(self._asked, self.runs)), free)[:free]:
                 self._active.append(self._start(group))
         return bool(self._active)
 
     def _groups(self, experiments: Sequence[Experiment], room: int) -> list[list[Experiment]]:
-        rest = [e for e in self._asked.experiments if e.run_id not in self._taken]
-        return make_groups(experiments, rest, self._registry, room)
+        return make_groups(experiments, self._open(self._asked.experiments), self._registry, room)
 
     def _job(self, experiments: Sequence[Experiment], number: int) -> Job:
         attempts = {e.run_id: 1 + max(self.store.attempts(e.run_id), default=0) for e in experiments}
@@ -350,8 +346,8 @@ class Scheduler:
 
     def _fail_alike(self, failed: Run) -> None:
         """Let the experiments of other variants that read the same data fail too, instead of trying again."""
-        for experiment in self._asked.experiments:
-            if experiment.evaluator == failed.experiment.evaluator and experiment.run_id not in self._taken:
+        for experiment in self._open(self._asked.experiments):
+            if experiment.evaluator == failed.experiment.evaluator:
                 attempt = 1 + max(self.store.attempts(experiment.run_id), default=0)
                 self._record(self._store_failed(replace(failed, experiment=experiment, attempt=attempt), ""))
 

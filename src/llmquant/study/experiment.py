@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NewType
 
@@ -292,7 +293,7 @@ class Experiment:
         """Whether the results come from another program's files: only plugins' full names have a slash."""
         return "/" not in self.evaluator.plugin
 
-    @property
+    @cached_property
     def run_id(self) -> RunId:
         """The run's id: a digest of the request, 20 hexadecimal digits."""
         vectors = self.variant.vectors
