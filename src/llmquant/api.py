@@ -27,6 +27,7 @@ from llmquant.running.scheduler import Scheduler
 from llmquant.storage.cache import Cache
 from llmquant.storage.store import Store
 from llmquant.study.experiment import Digest, Experiment, RunId, VectorGrid
+from llmquant.study.plain import plain_arguments
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 from llmquant.study.study import Model, Plugin, Study
@@ -99,6 +100,7 @@ class WithProgress(Quiet):
         return show_progress()
 
 
+@plain_arguments
 def compare(
     models: Model | Sequence[Model],
     quantizers: Plugin | Sequence[Plugin] = (),
@@ -159,6 +161,7 @@ def compare(
     return run_study(study, executor=executor, store=store, fresh=fresh, timeout_s=timeout_s, ui=ui)
 
 
+@plain_arguments
 def run_study(
     study: Study,
     *,
@@ -181,6 +184,7 @@ def run_study(
         return _run(planned, where, store, fresh, timeout_s, ui or Quiet())
 
 
+@plain_arguments
 def submit_study(
     study: Study,
     *,
@@ -214,6 +218,7 @@ def submit_study(
     return Submitted(planned.record.study_id, left, waiting)
 
 
+@plain_arguments
 def attach(
     study: str, *, executor: str | Executor, store: str | Path | Store = "results", ui: Ui | None = None
 ) -> Comparison:
@@ -240,6 +245,7 @@ def attach(
         return _watched(scheduler.wait, scheduler, ui or Quiet(), where)
 
 
+@plain_arguments
 def run_experiment(
     experiment: Experiment,
     *,
@@ -319,7 +325,7 @@ def _begin(
     ui: Ui,
 ) -> Scheduler:
     """Refuse missing rows, show the plan, confirm its cost, write the study's record and take up running jobs."""
-    if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
+    if timeout_s is not None and not timeout_s > 0:
         raise OptionError(f"timeout must be a number of seconds above 0, found {timeout_s!r}")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     planned = replace(planned, record=replace(planned.record, started_at=now))

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class LlmquantError(Exception):
@@ -158,6 +158,16 @@ def one_of(name: str, choices: Iterable[str]) -> str:
     return f"Use {', '.join(names)}."
 
 
+def require_known(what: str, name: str | None, known: Collection[str]) -> None:
+    """Refuse a name that is not known; ``None`` stands for all.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    if name is not None and name not in known:
+        raise UnknownNameError(f"there is no {what} {name!r}", hint=nearest(name, known))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggest known names close to a mistyped name.
 
@@ -171,5 +181,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
     if not names:
-        return "None is installed."
+        return "There are none."
     return f"Known: {', '.join(names)}." if len(names) <= 40 else f"{len(names)} names are known; none is close."

@@ -53,8 +53,8 @@ class Gate:
 
         if fail_on is not None and fail_on not in _FAIL_ON:
             raise OptionError(f"fail on is {fail_on!r}", hint=nearest(fail_on, _FAIL_ON))
-        if junit is not None and not Path(junit).absolute().parent.is_dir():
-            raise OptionError(f"the folder of {junit} does not exist", hint="Make the folder first.")
+        if junit is not None:
+            file_to_write(junit)
         if max_loss:
             loss_margins(max_loss, {})
         return cls(Limits.of(max_memory, max_latency, gpu), max_loss or None, fail_on, junit)
@@ -63,7 +63,7 @@ class Gate:
         """Write the JUnit file, and return the exit code: 1 if a run failed, else that of the verdicts: 0, 3 or 4."""
         rows = [row for row in found.rows() if row.pooled] if self.fail_on or self.junit else []
         if self.junit is not None:
-            Path(self.junit).write_text(junit_xml(found, rows, fail_on=self.fail_on), encoding="utf-8")
+            file_to_write(self.junit).write_text(junit_xml(found, rows, fail_on=self.fail_on), encoding="utf-8")
         if self.fail_on is None:
             return 0
         if found.failed:
@@ -74,6 +74,22 @@ class Gate:
         # Nothing judged is not a pass, nor is a task that was not compared.
         decided = verdicts and all(map(_passes, rows))
         return 0 if decided or self.fail_on == "worse" else UNDECIDED
+
+
+def file_to_write(name: str) -> Path:
+    """Return the path of a file that an option names.
+
+    Raises:
+        OptionError: if it is a folder, or its folder does not exist.
+    """
+    from llmquant.study.experiment import path_of
+
+    path = path_of(name).absolute()
+    if path.is_dir():
+        raise OptionError(f"{name!r} is a folder", hint="Give the name of a file.")
+    if not path.parent.is_dir():
+        raise OptionError(f"the folder of {name} does not exist", hint="Make the folder first.")
+    return path
 
 
 def junit_xml(found: Comparison, rows: Sequence[Row], *, fail_on: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from llmquant.cli.gate import Gate
+from llmquant.cli.gate import Gate, file_to_write
 from llmquant.cli.options import (
     Command,
     Explain,
@@ -64,6 +64,10 @@ def _keep_stdout(context: typer.Context, as_json: bool) -> bool:
 AsJson = Annotated[bool, typer.Option("--json", callback=_keep_stdout, help="Print JSON on standard output.")]
 
 
+# Formats of a report by the ending of its file.
+_FORMATS = {".html": "html", ".md": "markdown", ".csv": "csv", ".json": "json", ".parquet": "parquet"}
+
+
 @inspect_app.command(cls=Command)
 def report(
     store: Annotated[
@@ -77,9 +81,14 @@ def report(
     ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the store, and exit.")] = False,
     form: Annotated[
-        str,
-        typer.Option("--format", "-f", metavar="FORMAT", help="Format: table, markdown, csv, parquet, json or html."),
-    ] = "table",
+        str | None,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="FORMAT",
+            help="table, markdown, csv, parquet, json or html (default: by the ending of --out, otherwise table).",
+        ),
+    ] = None,
     margin: MarginOption = None,
     max_memory: MaxMemory = None,
     max_latency: MaxLatency = None,
@@ -106,8 +115,6 @@ def report(
 
     The report is a table, Markdown, CSV, Parquet, one portable JSON file, or one HTML page.
     """
-    from pathlib import Path
-
     from llmquant.errors import OptionError, nearest
     from llmquant.results.comparison import Comparison
     from llmquant.results.report.summary import study_line, tables
@@ -119,6 +126,9 @@ def report(
         print_tables(study_tables(Store.existing(store)))
         return
     gate = Gate.of(max_memory, max_latency, max_loss, gpu, fail_on, junit)
+    files = {name: file_to_write(name) for name in (out, html) if name is not None}
+    if form is None:
+        form = "table" if out is None else _FORMATS.get(files[out].suffix.lower(), "table")
     found = Comparison.load(store) if store.endswith(".json") else Comparison.from_store(store, study)
     found = found.at_margin(margin) if margin else found
     writers: dict[str, Callable[[], str]] = {
@@ -136,7 +146,7 @@ def report(
         found.save_parquet(out)
         say(f"written to {out}")
     elif out is not None:
-        Path(out).write_text(writers[form](), encoding="utf-8")
+        files[out].write_text(writers[form](), encoding="utf-8")
         say(f"written to {out}")
     elif form == "table":
         say(study_line(found.record), "")
@@ -144,7 +154,7 @@ def report(
     else:
         typer.echo(writers[form]())  # each writer escapes its own texts
     if html is not None:
-        Path(html).write_text(writers["html"](), encoding="utf-8")
+        files[html].write_text(writers["html"](), encoding="utf-8")
         say(f"written to {html}", err=True)
     if code := gate.exit_code(found):
         sys.exit(code)

@@ -16,6 +16,7 @@ from llmquant.storage.store import Store
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import Experiment, ModelUse, PluginUse, Variant, digest_of, hex_digest, visible
 from llmquant.study.margins import read_margins
+from llmquant.study.plain import plain_arguments
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 
@@ -24,8 +25,9 @@ _PLUGIN = "imported"
 _VERSION = "1"
 
 
+@plain_arguments
 def import_results(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     *,
     baseline: str | None = None,
     model: str | None = None,
@@ -49,7 +51,7 @@ def import_results(
         OptionError: if files are damaged or do not agree with each other, or a name is missing; nothing is stored.
     """
     margins = read_margins(margin)
-    named = sources_of(sources)
+    named = sources_of([sources] if isinstance(sources, str | Path) else sources)
     found: dict[str, list[Imported]] = {}
     for source in named.values():
         mine = found.setdefault(source.name, [])

@@ -41,6 +41,7 @@ from llmquant.study.experiment import (
     hex_digest,
 )
 from llmquant.study.model_names import model_names
+from llmquant.study.plain import wrong_seed
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
 from llmquant.study.study import Study
@@ -166,9 +167,7 @@ def _wrong_numbers(study: Study) -> list[RequestError]:
                 hint='For all documents write limit = "all".',
             )
         )
-    if not 0 <= study.seed < 2**32:  # numpy's limit
-        errors.append(OptionError(f"seed must be a whole number from 0 to 4294967295, found {study.seed}"))
-    return errors
+    return errors + wrong_seed(study.seed)
 
 
 def _inspect(study: Study, request: ModelRequest, registry: Registry, cache: Cache) -> ModelInfo:

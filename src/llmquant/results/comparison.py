@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import OptionError, RequestError, StoreError, UnknownNameError, nearest
+from llmquant.errors import OptionError, RequestError, StoreError, nearest, require_known
 from llmquant.results.analysis import analyse
 from llmquant.results.costs import per_dollar_rows
 from llmquant.results.pareto import ParetoPoint, pareto
@@ -18,9 +18,10 @@ from llmquant.results.row import Row, by_model
 from llmquant.results.slices import joined, with_needed
 from llmquant.storage.store import Store
 from llmquant.study.counting import counted
-from llmquant.study.experiment import RunId
+from llmquant.study.experiment import RunId, path_of
 from llmquant.study.margins import loss_margins, read_margins
 from llmquant.study.neutral import json_text
+from llmquant.study.plain import plain_methods
 from llmquant.study.reading import load
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import SCHEMA_VERSION, Run, Sample
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from llmquant.results.changes import Change, DocumentChange
 
 
+@plain_methods
 class Comparison:
     """Variants compared with their baseline; shown as HTML in a notebook and printed as a table.
 
@@ -71,7 +73,8 @@ class Comparison:
         known = store.studies()
         found = [name for name in known if name.startswith(study or "")]
         if not found or (study is not None and len(found) > 1):
-            raise StoreError(f"no study is called {study!r}", hint=f"Studies in {store.root}: {', '.join(known)}")
+            what = f"{'several studies begin with' if found else 'no study is called'} {study!r}"
+            raise StoreError(what, hint=f"Studies in {store.root}: {', '.join(found or known)}")
         return cls.of(store.read_study(found[-1], StudyRecord.from_json), store)
 
     @classmethod
@@ -104,7 +107,7 @@ class Comparison:
         from llmquant.results.report.export import from_portable_json
 
         hint = "Write it again with Comparison.save_json or `llmquant report STORE -f json`."
-        record, runs, samples, dollars, prompts = load(Path(path), from_portable_json, hint=hint)
+        record, runs, samples, dollars, prompts = load(path_of(path), from_portable_json, hint=hint)
 
         def texts(hashes: Collection[str]) -> dict[str, str]:
             return {key: prompts[key] for key in hashes if key in prompts}
@@ -119,12 +122,11 @@ class Comparison:
                 ``"bleu=0.5"`` for any other score.
 
         Raises:
-            OptionError: if it is something else, or for a score that was not measured.
+            OptionError: if it is something else, or for a score that was not measured, unless a run failed.
         """
         margins = read_margins(margin)
         measured = {each.metric for run in self.runs.values() for each in run.measurements}
-        unknown = margins.keys() - self.record.margins.keys() - measured
-        for name in () if self.failed else sorted(unknown):  # a failed run would have measured others
+        for name in () if self.failed else margins.keys() - self.record.margins.keys() - measured:
             raise OptionError(f"margin is for {name!r}, which was not measured", hint=nearest(name, measured))
         record = replace(self.record, margins=margins)
         return Comparison(record, self.runs, self._samples, self._files, self.dollars, self._prompts)
@@ -228,18 +230,13 @@ class Comparison:
         """
         from llmquant.results.changes import MOST_DOCUMENTS, with_prompts
 
-        if limit > MOST_DOCUMENTS:
-            hint = f"Give at most {MOST_DOCUMENTS}; samples_frame() returns all documents."
-            raise OptionError(f"limit is {limit}", hint=hint)
+        if not 1 <= limit <= MOST_DOCUMENTS:
+            raise OptionError(f"limit is {limit}", hint=f"Give 1 to {MOST_DOCUMENTS}; samples_frame() returns all.")
         found = self.changes()
-        for name, wanted, known in (
-            ("model", model, {change.model for change in found}),
-            ("variant", variant, {change.variant for change in found}),
-            ("task", task, {change.task for change in found}),
-            ("metric", metric, {score.metric for change in found for score in change.scores}),
-        ):
-            if wanted is not None and wanted not in known:
-                raise UnknownNameError(f"there is no {name} {wanted!r}", hint=nearest(wanted, known))
+        require_known("model", model, {change.model for change in found})
+        require_known("variant", variant, {change.variant for change in found})
+        require_known("task", task, {change.task for change in found})
+        require_known("metric", metric, {score.metric for change in found for score in change.scores})
         documents: list[DocumentChange] = []
         for change in found:
             asked = ((model, change.model), (variant, change.variant), (task, change.task))
@@ -255,10 +252,13 @@ class Comparison:
             variant: ``None`` for all; ``task`` likewise.
 
         Raises:
+            UnknownNameError: if there is no such variant or task.
             MissingDependencyError: if pandas is not installed.
         """
         from llmquant.results.report.export import samples_frame
 
+        require_known("variant", variant, {row.variant for row in self.rows()})
+        require_known("task", task, {row.task for row in self.rows()})
         rows = [row for row in self.rows() if row.is_baseline or variant in (None, row.variant)]
         return samples_frame([row for row in rows if task in (None, row.task)], self._samples, self._prompts)
 
@@ -370,24 +370,25 @@ class Comparison:
 
     def save_html(self, path: str | Path) -> None:
         """Write `to_html` to a file."""
-        Path(path).write_text(self.to_html(), encoding="utf-8")
+        path_of(path).write_text(self.to_html(), encoding="utf-8")
 
     def save_parquet(self, path: str | Path) -> None:
         """Write `rows` to a Parquet file."""
         from llmquant.results.report.export import write_parquet
 
-        write_parquet(self.rows(), Path(path))
+        write_parquet(self.rows(), path_of(path))
 
     def save_json(self, path: str | Path) -> None:
         """Write the study to one portable file."""
-        Path(path).write_text(json_text(self.to_json()), encoding="utf-8")
+        path_of(path).write_text(json_text(self.to_json()), encoding="utf-8")
 
     def __str__(self) -> str:
         return self.to_text()
 
     def __repr__(self) -> str:
-        named = (experiment.variant for experiment in self.record.experiments)
-        variants = {(variant.model.digest, variant.quantizer.label, variant.vectors) for variant in named}
+        variants = {
+            (v.model.digest, v.quantizer.label, v.vectors) for v in (e.variant for e in self.record.experiments)
+        }
         done = sum(run.status == "completed" for run in self.runs.values())
         size = f"{counted(len(variants), 'variant')}, {done} of {len(self.record.experiments)} experiments completed"
         return f"<Comparison {self.record.study_id}: {self.record.title}, {size}>"

@@ -27,6 +27,7 @@ from llmquant.storage.atomic import replacing
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents, ModelRequest, VectorGrid, path_of
+from llmquant.study.plain import plain_arguments
 from llmquant.study.run import REFERENCE_FILE, Result
 from llmquant.study.study import Model, Plugin
 
@@ -34,6 +35,7 @@ from llmquant.study.study import Model, Plugin
 _FILES = (".gguf", ".safetensors", ".bin", ".pt")
 
 
+@plain_arguments
 @libraries_to_log()
 def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0) -> LoadedModel:
     """Load a causal language model in this process, quantized.
@@ -58,9 +60,10 @@ def load(model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "au
         return loaded
 
 
+@plain_arguments
 @libraries_to_log()
 def load_embedder(
-    model: str, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0
+    model: Model, quantizer: Plugin = "bf16_baseline", *, device: str = "auto", seed: int = 0
 ) -> LoadedEmbedder:
     """Load an embedder in this process, quantized: ``load_embedder("bigemma3", "bnb_4bit_nf4").encode([...])``.
 
@@ -82,6 +85,7 @@ def load_embedder(
         return replace(loaded, row_independent=chosen.row_independent)
 
 
+@plain_arguments
 def evaluate(
     loaded: LoadedModel | LoadedEmbedder,
     evaluator: Plugin,
@@ -109,8 +113,11 @@ def evaluate(
     """
     from llmquant.running.worker import measure
 
-    if not isinstance(loaded, LoadedModel | LoadedEmbedder):
-        raise RequestError(f"{loaded!r} is not a loaded model", hint="Give what lq.load or lq.load_embedder returned.")
+    for each in (loaded, baseline or loaded):
+        if not isinstance(each, LoadedModel | LoadedEmbedder):
+            raise RequestError(
+                f"{each!r} is not a loaded model", hint="Give what lq.load or lq.load_embedder returned."
+            )
     if limit is not None and limit < 1:
         raise OptionError(f"limit must be at least 1, found {limit}", hint="Leave it out for all documents.")
     chosen = registry().choose("evaluator", Call.of(evaluator))
@@ -134,6 +141,7 @@ def evaluate(
     return results
 
 
+@plain_arguments
 def quantize(
     model: Model,
     quantizer: Plugin,
@@ -265,8 +273,7 @@ def _write(loaded: LoadedModel, chosen: Chosen, folder: Path) -> None:
 def _checked(model: Model, quantizer: Plugin, device: str, seed: int) -> Iterator[tuple[ModelInfo, Chosen, Context]]:
     """Check a model and a quantizer like a study, and yield them for work in this process."""
     cache = Cache.default()
-    request = model if isinstance(model, ModelRequest) else ModelRequest(str(model))
-    info = inspect_subject(request, registry(), cache)
+    info = inspect_subject(ModelRequest.of(model), registry(), cache)
     chosen = registry().choose("quantizer", Call.of(quantizer))
     with open_executor(f"local(device={device})") as executor:
         check_subject(registry(), info, executor)

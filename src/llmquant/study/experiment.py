@@ -14,7 +14,7 @@ from typing import Any, Literal, NewType
 from llmquant.errors import OptionError
 from llmquant.study.call import Json
 from llmquant.study.folders import file_sha256, list_files, near
-from llmquant.study.reading import Count, Positive, nested, read_as, stored, table
+from llmquant.study.reading import Count, Positive, brief, nested, read_as, stored, table
 from llmquant.study.slices import Slice
 
 RunId = NewType("RunId", str)
@@ -350,6 +350,24 @@ class ModelRequest:
 
     def __post_init__(self) -> None:
         table(ModelRequest, vars(self), "model")
+
+    @classmethod
+    def of(cls, model: Any, where: str = "model") -> ModelRequest:  # Any: whatever somebody passed
+        """Read a model as a user gives it: a text, a path or a request.
+
+        Raises:
+            OptionError: if it is something else.
+        """
+        if isinstance(model, ModelRequest):
+            return model
+        if isinstance(model, Path):  # a relative path, also where a model of the Hub has its name
+            return cls(str(model if model.is_absolute() else f"./{model}"))
+        if isinstance(model, str):
+            return cls(model)
+        if isinstance(model, Mapping):
+            return read_as(ModelRequest, model, where)
+        hint = 'Write "name" or { source = "name", trust_remote_code = true }.'
+        raise OptionError(f"{where} is {brief(model)}, which is not a model", hint=hint)
 
     @property
     def flags(self) -> tuple[str, ...]:

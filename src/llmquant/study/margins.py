@@ -24,7 +24,7 @@ _SHARE = re.compile(
     r"(_norm|_bytes|_mutual_info|_all)?(,.+| .+)?"
 )
 _PERPLEXITY = re.compile(r"((word|byte)_)?perplexity")
-_TEXT = re.compile(r"(?:([^=]+)=)?([0-9.]+)\s*(%?)")
+_TEXT = re.compile(r"(?:([^=]+)=)?(-?[0-9.]+)\s*(%?)")
 
 
 def is_share(metric: str) -> bool:

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest, raise_all
 from llmquant.study.call import Call, Json
-from llmquant.study.experiment import ModelRequest, VectorGrid
+from llmquant.study.experiment import ModelRequest, VectorGrid, path_of
 from llmquant.study.file import read_study_file
 from llmquant.study.margins import DEFAULT, Margins, read_margins
-from llmquant.study.reading import brief, read_as, value_of
+from llmquant.study.reading import brief, value_of
 
 STUDY_SCHEMA = 1
 # Any: types
@@ -99,7 +99,7 @@ class Study:
             UnknownNameError: for a key that does not exist.
             RequestErrors: for several of these.
         """
-        data = read_study_file(Path(path))
+        data = read_study_file(path_of(path))
         if not isinstance(data, Mapping):
             raise OptionError(f"{path} must contain a table of keys, found {brief(data)}")
         return cls.from_json(data)
@@ -121,7 +121,7 @@ class Study:
             hint = f"This llmquant reads schema {STUDY_SCHEMA}."
             errors.append(OptionError(f"unknown study schema {brief(schema)}", hint=hint))
         given: dict[str, Any] = {  # Any: the fields of a study
-            "models": _each(data, "models", _model, errors),
+            "models": _each(data, "models", ModelRequest.of, errors),
             "quantizers": _each(data, "quantizers", _call, errors),
             "evaluators": _each(data, "evaluators", _call, errors),
         }
@@ -170,17 +170,6 @@ def _field(key: str) -> Callable[[Any], Any]:  # Any: whatever somebody wrote
     return lambda value: value_of(_FIELDS[key], value, key)
 
 
-def _model(value: Any, where: str) -> ModelRequest:  # Any: whatever the file holds
-    if isinstance(value, ModelRequest):
-        return value
-    if isinstance(value, str | Path):
-        return ModelRequest(str(value))
-    if isinstance(value, Mapping):
-        return read_as(ModelRequest, value, where)
-    hint = 'Write "name" or { source = "name", trust_remote_code = true }.'
-    raise OptionError(f"{where} is {brief(value)}, which is not a model", hint=hint)
-
-
 def _call(value: Any, where: str) -> Call:  # Any: whatever the file holds
     try:
         return Call.of(value)
@@ -197,7 +186,10 @@ def _each(
     values = data.get(key, ())
     if isinstance(values, str) or not isinstance(values, Sequence):
         errors.append(
-            OptionError(f"{key} must be a list, found {brief(values)}", hint=f"Write {key} = [{brief(values)}].")
+            OptionError(
+                f"{key} must be a list, found {brief(values)}",
+                hint=f"Write {key} = [{brief(values) if isinstance(values, str | Mapping) else '...'}].",
+            )
         )
         return ()
     found = []
