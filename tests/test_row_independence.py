@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import coupling
 import llmquant as lq
 from embedding import build_subject
-from llmquant.errors import PluginError
+from llmquant.errors import PluginError, UnsupportedError
+from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.loading.row_independence import check_row_independence
 from llmquant.models.info import inspect_model
 from llmquant.plugins.discovery import checked_spec
@@ -20,6 +23,7 @@ from llmquant.plugins.spec import PluginSpec
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import ModelRequest
+from made_up import NO_FILES
 from misbehaving_studies import Here
 from quantizing import load_as
 from subjects import load_subject
@@ -41,6 +45,58 @@ def test_a_rotary_embedding_that_follows_the_longest_row_couples_rows(tiny_model
     config["rope_parameters"] |= {"rope_type": rope, "factor": 2.0}
     (model / "config.json").write_text(json.dumps(config))
     assert inspect_model(ModelRequest(str(model)), Cache.default()).row_independent is independent
+
+
+RECURRENT = {
+    "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
+    "recurrent_gemma": {
+        **{"hidden_size": 32, "lru_width": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8},
+        **{"intermediate_size": 48, "block_types": ["recurrent", "recurrent", "attention"]},
+    },
+    "xlstm": {
+        **{"hidden_size": 64, "num_blocks": 2, "num_heads": 4, "qk_dim_factor": 1.0},
+        **{"chunkwise_kernel": "chunkwise--native_autograd", "sequence_kernel": "native_sequence__native"},
+        "step_kernel": "native",
+    },
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
+    "mamba2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 8,
+        "head_dim": 8,
+        "state_size": 8,
+        "n_groups": 2,
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "reads"), [(kind, not kind.startswith("mamba")) for kind in RECURRENT])
+def test_models_that_read_padding_are_known(kind, reads):
+    """Their answers to a shorter prompt of a batch would be wrong: the first token's logits are not those alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(kind, vocab_size=61, eos_token_id=2, pad_token_id=0, **RECURRENT[kind])
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    prompt = torch.arange(10, 16)[None]
+
+    def first(padding):
+        ids, mask = torch.nn.functional.pad(prompt, (padding, 0), value=5), torch.ones_like(prompt)
+        mask = torch.nn.functional.pad(mask, (padding, 0))
+        settings = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+        return module.generate(input_ids=ids, attention_mask=mask, **settings).logits[0]
+
+    assert (float((first(4) - first(0)).abs().max()) > 1e-3) is reads
+    assert replace(NO_FILES, config=config.to_dict()).reads_padding is reads
+
+
+@pytest.mark.parametrize(("task", "refused"), [("coqa", True), ("arc_easy", False)])
+def test_a_model_that_reads_padding_answers_one_prompt_at_a_time(task, refused):
+    """A larger batch is refused where answers are generated; scored answers are padded behind."""
+    model = replace(NO_FILES, config={"model_type": "rwkv"})
+    assert not model.row_independent
+    LmEvalOptions((task,)).check(model, "cpu")
+    with pytest.raises(UnsupportedError, match="reads the padding") if refused else contextlib.nullcontext():
+        LmEvalOptions((task,), batch_size=8).check(model, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)
 _EXPERTS = re.compile(r"\.(experts\.\d+\.|ffn_\w+_exps\.)")
 _AUTO_GPTQ_CONFIG = "quantize_config.json"
 _ROPE_BY_LENGTH = ("dynamic", "longrope", "su")  # "su" is what longrope was called first
+# Types whose recurrent layers ignore the attention mask, so that padding before a prompt is read as part of it.
+_READS_PADDING = ("recurrent_gemma", "rwkv", "xlstm")
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 # Of positions, steps and masks, besides weights.
 _COUNTS = frozenset({"int64", "bool"})
@@ -128,10 +130,16 @@ class ModelInfo:
 
     @property
     def row_independent(self) -> bool:
-        """Return whether a batch's rows are independent: some rotary embeddings depend on its longest row."""
+        """Return whether rows of a batch are independent: padding and some rotary embeddings follow the longest."""
         rope = self.text_config.get("rope_parameters") or self.text_config.get("rope_scaling") or {}
         kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]  # or by the kind of layer
-        return not any((kind.get("rope_type") or kind.get("type")) in _ROPE_BY_LENGTH for kind in kinds)
+        by_length = any((kind.get("rope_type") or kind.get("type")) in _ROPE_BY_LENGTH for kind in kinds)
+        return not by_length and not self.reads_padding
+
+    @property
+    def reads_padding(self) -> bool:
+        """Return whether padding before a prompt changes its results, although it is masked."""
+        return self.text_config.get("model_type") in _READS_PADDING
 
     @property
     def quantization_config(self) -> Mapping[str, Any]:  # Any: a JSON object

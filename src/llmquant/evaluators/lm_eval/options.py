@@ -188,7 +188,7 @@ class LmEvalOptions:
             _refuse_unsupported(configuration)
             kind = configuration.get("output_type", "generate_until")
             if kind == "generate_until":
-                self._check_length(configuration, model)
+                self._check_generation(configuration, model)
             if self.enable_thinking and kind != "generate_until":
                 raise UnsupportedError(
                     f"lm_eval: task {configuration.get('task')!r} scores given answers and generates nothing",
@@ -208,9 +208,15 @@ class LmEvalOptions:
                 )
             self._check_rows(name, configurations[0])
 
-    def _check_length(self, configuration: Mapping[str, Any], model: ModelInfo) -> None:  # Any: YAML values
+    def _check_generation(self, configuration: Mapping[str, Any], model: ModelInfo) -> None:  # Any: YAML values
         from llmquant.evaluators.lm_eval.generation import answer_tokens
 
+        if model.reads_padding and self.batch_size not in ("auto", 1):
+            raise UnsupportedError(
+                f"lm_eval: batch_size is {self.batch_size}, but {model.source} reads the padding of shorter prompts "
+                f"in a batch (type {model.text_config.get('model_type')})",
+                hint="Omit batch_size: these models answer one prompt at a time.",
+            )
         wanted = answer_tokens({**(configuration.get("generation_kwargs") or {}), **(self.gen_kwargs or {})})
         limit = self.max_length or positions(model)
         if limit is not None and wanted >= limit:
