@@ -180,6 +180,8 @@ def test_a_name_that_is_nearly_right_is_suggested(tmp_path, folder, rows):
         ({"readme.md": b"x"}, "pages has no pages"),
         ({"a.pdf": b"no PDF"}, "a.pdf cannot be opened as a PDF"),
         ({"a.txt": b"text", "b.png": b"x"}, "holds texts (a.txt, ...) and page images"),
+        ({"a.pdf": b"%PDF-1.4 no page"}, "a.pdf cannot be opened as a PDF"),
+        ({"a.txt": b"text", "IMG_1.HEIC": b"x"}, "IMG_1.HEIC: .heic files cannot be read"),
         ({"a.txt": b"\xff\xfe\x00"}, "a.txt is not UTF-8 text: in line 1, byte 0 is 0xff"),
     ],
 )
@@ -190,6 +192,22 @@ def test_what_is_no_set_of_pages_is_refused(tmp_path, rows, files, message):
     for name, data in files.items():
         (path / name).write_bytes(data)
     assert message in messages(tmp_path, path, rows([{"query": "x", "relevant": "a.txt"}]))[0]
+
+
+def scan(path, pages, *, smaller=False):
+    """Write a TIFF file of several pages, or of one with a smaller copy of itself."""
+    frames = [Image.new("RGB", (24, 32), colour) for colour in COLOURS[:pages]]
+    for frame in frames[1:]:
+        frame.encoderinfo = {"tiffinfo": {254: int(smaller)}}
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def test_a_scan_of_several_pages_is_refused(tmp_path, folder, rows):
+    """An image is one page: the others would be missing among the documents; a smaller copy is not a page."""
+    scan(folder / "scan.tif", 3)
+    scan(folder / "camera.tiff", 2, smaller=True)
+    found = messages(tmp_path, folder, rows([{"query": "x", "relevant": "ledger.png"}]))
+    assert found == ["scan.tif holds 3 pages, and only the first would be read"]
 
 
 def test_a_corrupt_page_is_a_recorded_skip(tmp_path, context, folder, rows):

@@ -17,6 +17,7 @@ MAX_PIXELS = 100_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF", "PPM")
 # Other kinds of file that people pass as images by mistake, by their first bytes.
 _OTHERS = {b"%pdf": "a PDF", b"%!ps": "PostScript", b"<svg": "an SVG", b"<?xm": "XML", b"<htm": "HTML", b"<!do": "HTML"}
+_SUBFILE_TYPE = 254  # TIFF's tag NewSubfileType, whose first bit means a copy in reduced resolution
 _opening = threading.Lock()
 
 
@@ -55,6 +56,23 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
         f"{name} has {width} x {height} pixels, {width * height / 1e6:.0f} megapixels: more than {max_pixels / 1e6:g}",
         hint="Render or scale the page smaller: at 200 dots per inch an A4 page has 4 megapixels.",
     )
+
+
+def tiff_pages(data: bytes) -> int:
+    """Count a TIFF file's pages without decoding them; smaller copies of a page do not count.
+
+    Returns:
+        1 for a damaged file, which `decode` reports.
+    """
+    try:
+        with _open(data) as image:
+            pages = 0
+            for number in range(getattr(image, "n_frames", 1)):
+                image.seek(number)
+                pages += not image.getexif().get(_SUBFILE_TYPE, 0) & 1
+            return pages
+    except Exception:  # as in `decode`
+        return 1
 
 
 def thumbnail(data: bytes, width: int, *, name: str = "the image") -> bytes:

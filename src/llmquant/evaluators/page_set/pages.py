@@ -16,8 +16,36 @@ if TYPE_CHECKING:
     from llmquant.storage.cache import Cache
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".avif", ".ppm")
+_TIFF = (".tif", ".tiff")
+# Pages that would be missing among the documents if these files were ignored like a README.
+_UNREAD = (
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".svg",
+    ".eps",
+    ".ps",
+    ".jfif",
+    ".jpe",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".j2k",
+    ".apng",
+    ".djvu",
+    ".xps",
+    ".epub",
+    ".doc",
+    ".docx",
+    ".odt",
+    ".rtf",
+    ".ppt",
+    ".pptx",
+    ".odp",
+)
 # The limit of the embedding loop, reported before a page is rendered.
 _MAX_PIXELS = 100_000_000
+MOST_ERRORS = 20
 _INSTALL = 'pip install "llmquant[pdf]"'
 _FORMAT = 1  # version of the rendered pages' format
 
@@ -74,7 +102,7 @@ class PageSet:
 
 
 def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestError]]:
-    """List the pages of a folder or a PDF, and their faults, without decoding images.
+    """List the pages of a folder or a PDF, and their faults, at most 21, without decoding images.
 
     Args:
         name: name of the PDF, if `path` is a PDF.
@@ -86,7 +114,9 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
     others = []
     for label, file in files.items():
         suffix = Path(label).suffix.lower()
-        if suffix not in (*IMAGES, ".txt", ".pdf"):
+        if suffix in _UNREAD:
+            errors.append(OptionError(f"{label}: {suffix} files cannot be read", hint="Save it as PNG, JPEG or PDF."))
+        elif suffix not in (*IMAGES, ".txt", ".pdf"):
             others.append(label)
         elif file.stat().st_size == 0:
             errors.append(OptionError(f"{label} is empty: 0 bytes"))
@@ -105,6 +135,8 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
         errors.append(
             OptionError(f"{name} holds texts ({texts[0]}, ...) and page images", hint="Put them into two sets.")
         )
+    if len(errors) > MOST_ERRORS:
+        errors[MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - MOST_ERRORS} more mistakes like these")]
     return PageSet(tuple(pages), tuple(others)), errors
 
 
@@ -127,6 +159,16 @@ def _page(label: str, file: Path) -> Page:
     page = Page(label, file)
     if page.kind == "text" and not read_text(file, label).strip():
         raise OptionError(f"{label} holds no text")
+    if file.suffix.lower() in _TIFF:
+        try:
+            from llmquant.retrieval.images import tiff_pages
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{label} is a TIFF, but pillow is not installed", hint="Run: pip install pillow"
+            ) from error
+        if (count := tiff_pages(file.read_bytes())) > 1:
+            hint = "Save it as a PDF, or each page as an image of its own."
+            raise OptionError(f"{label} holds {count} pages, and only the first would be read", hint=hint)
     return page
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llmquant.errors import OptionError, RequestError, nearest
-from llmquant.evaluators.page_set.pages import resolve
+from llmquant.evaluators.page_set.pages import MOST_ERRORS, resolve
 from llmquant.storage.text_files import read_rows, read_text
 
 ENDINGS = (".jsonl", ".csv", ".tsv")
 _DIGITS = 9
-_MOST_ERRORS = 20
 _COLUMNS = ("query", "relevant", "relevance", "id")
 _HINT = (
     'Write {"query": "...", "relevant": ["page.png", "manual.pdf#3"]} in each row; in CSV and TSV several pages are '
@@ -74,8 +73,8 @@ def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[lis
             questions.append(Question(identity, text, relevant))
     if not rows:
         errors.append(OptionError(f"{name} has no queries", hint=_HINT))
-    if len(errors) > _MOST_ERRORS:
-        errors[_MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - _MOST_ERRORS} more mistakes like these")]
+    if len(errors) > MOST_ERRORS:
+        errors[MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - MOST_ERRORS} more mistakes like these")]
     return questions, errors
 
 
