@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import settings
 
 from llmquant.machine import hardware
 from llmquant.plugins.context import Context
+from llmquant.plugins.evaluator import LoadedModel
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import Digest, Documents
 from llmquant.study.job import Device
@@ -64,6 +66,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny_causal_lm(tmp_path_factory.mktemp("models") / "tiny-llama")
     gc.freeze()  # it has imported the rest
     return made
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """Copy the tiny model to where a test may damage it."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def subject(tiny_model: Path, context: Callable[..., Context]) -> LoadedModel:
+    """Load the tiny model in float32."""
+    import torch
+
+    from subjects import load_subject
+
+    torch.set_num_threads(1)
+    return load_subject(tiny_model, context().cache)
 
 
 @pytest.fixture(scope="session")

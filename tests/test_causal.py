@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from edits import edit_json, edit_tensors
 from llmquant.errors import ModelError, SanityError, UnsupportedError
 from llmquant.models import info as models
 from llmquant.planning.lookup import inspect_subject
@@ -24,26 +24,9 @@ _WIDE |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim"
 
 
 @pytest.fixture
-def folder(tiny_model, tmp_path):
-    """Copy the tiny model to where a test may damage it."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
-
-
-@pytest.fixture
 def inspect(tmp_path):
     """Return a function that inspects a folder as a study does, before anything is loaded."""
     return lambda folder: inspect_subject(ModelRequest(str(folder)), registry(), Cache(tmp_path / "cache"))
-
-
-def _edit_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-
-
-def _edit_tensors(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def _refusal(inspect, folder, kind=ModelError):
@@ -77,7 +60,7 @@ def test_masked_and_encoder_decoder_models_are_refused_before_loading(inspect, t
 
 def test_a_model_that_attends_in_both_directions_is_refused(inspect, folder):
     """As some embedding models made of decoders say of themselves."""
-    _edit_config(folder, is_causal=False)
+    edit_json(folder / "config.json", is_causal=False)
     assert "both directions" in _refusal(inspect, folder, UnsupportedError).message
 
 
@@ -85,7 +68,7 @@ def test_a_model_that_attends_in_both_directions_is_refused(inspect, folder):
 def test_codes_without_a_quantization_config_are_refused(inspect, folder, dtype):
     """Loaded as they are, a model saved in 8 bits counts as bfloat16, and has a perplexity in the millions."""
     name = "model.layers.0.mlp.up_proj.weight"
-    _edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
     refusal = _refusal(inspect, folder)
     assert name in refusal.message
     assert "no quantization_config" in refusal.message
@@ -94,35 +77,35 @@ def test_codes_without_a_quantization_config_are_refused(inspect, folder, dtype)
 @pytest.mark.parametrize("said", [1, 4])
 def test_another_number_of_layers_than_the_files_is_refused(inspect, folder, said):
     """With fewer, the rest would be ignored; with more, it would be random."""
-    _edit_config(folder, num_hidden_layers=said)
+    edit_json(folder / "config.json", num_hidden_layers=said)
     assert f"holds 2 layers (model.layers), and its configuration says {said}" in _refusal(inspect, folder).message
 
 
 @pytest.mark.parametrize("name", ["pad_token_id", "bos_token_id", "eos_token_id"])
 def test_a_token_id_of_the_configuration_has_a_row(inspect, folder, name):
     """The message names the id and the rows."""
-    _edit_config(folder, **{name: 32_000})
+    edit_json(folder / "config.json", **{name: 32_000})
     assert f"the {name} of {folder} is 32000" in _refusal(inspect, folder).message
 
 
 def test_a_word_of_the_tokenizer_has_a_row(inspect, folder):
     """Before loading, from ``tokenizer.json``: on CUDA a text with such a word ends the process."""
     name = "model.embed_tokens.weight"
-    _edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name][:-3].clone()}))
+    edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name][:-3].clone()}))
     assert "has 3 tokens without a row in its embedding" in _refusal(inspect, folder).message
 
 
 def test_a_tied_head_with_other_bytes_is_refused(inspect, folder):
     """The prediction of its size was off by a head, and engines differ in what they do."""
     name = "model.embed_tokens.weight"
-    _edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[name] + 1}))
+    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[name] + 1}))
     assert "ties 'lm_head.weight'" in _refusal(inspect, folder).message
 
 
 def test_a_tied_head_with_equal_bytes_is_no_fault(inspect, folder):
     """Pickles and older versions store both."""
     name = "model.embed_tokens.weight"
-    _edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[name].clone()}))
+    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors[name].clone()}))
     inspect(folder)
 
 
@@ -147,7 +130,7 @@ def silent(request, tmp_path):
     def store_head(tensors):
         tensors["lm_head.weight"] = next(t.clone() for t in tensors.values() if t.shape == (64, 32))
 
-    _edit_tensors(folder, store_head)
+    edit_tensors(folder, store_head)
     return folder
 
 
@@ -160,7 +143,7 @@ def test_a_head_is_tied_as_its_family_does_where_the_configuration_is_silent(ins
 @pytest.mark.parametrize("silent", [_FAMILIES["GPT-2"], _FAMILIES["Gemma"]], indirect=True)
 def test_a_head_of_its_own_is_refused_where_its_family_ties(inspect, silent):
     """As where the configuration says that it is tied."""
-    _edit_tensors(silent, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1}))
+    edit_tensors(silent, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1}))
     assert "ties 'lm_head.weight'" in _refusal(inspect, silent).message
 
 
@@ -173,13 +156,13 @@ def test_families_that_tie_by_default_are_those_of_transformers():
 
 def test_an_untied_head_that_is_not_there_is_refused(inspect, folder):
     """Transformers would make one up."""
-    _edit_config(folder, tie_word_embeddings=False)
+    edit_json(folder / "config.json", tie_word_embeddings=False)
     assert "has no lm_head.weight" in _refusal(inspect, folder).message
 
 
 def test_a_weight_under_two_names_is_refused(inspect, folder):
     """Transformers loads one over the other."""
-    _edit_tensors(folder, lambda t: t.update({"norm.weight": torch.zeros(64)}))
+    edit_tensors(folder, lambda t: t.update({"norm.weight": torch.zeros(64)}))
     assert "holds both 'model.norm.weight' and 'norm.weight'" in _refusal(inspect, folder).message
 
 
@@ -199,7 +182,7 @@ def test_an_adapter_beside_a_model_is_refused(inspect, folder):
 
 def test_a_configuration_of_wrong_types_is_refused(load, folder):
     """With what transformers says of it."""
-    _edit_config(folder, hidden_size="64")
+    edit_json(folder / "config.json", hidden_size="64")
     with pytest.raises(ModelError, match=r"cannot load .* for field 'hidden_size'"):
         load(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
+from edits import edit_tensors
 from llmquant.embedders.clip.embedder import Clip
 from llmquant.embedders.clip.options import ClipOptions
 from llmquant.errors import ModelError
@@ -89,13 +90,8 @@ def test_items_can_be_prepared_in_threads(checkpoints, context, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_tensor_is_refused(kind, checkpoints, context, tmp_path):
     """A checkpoint without one of its tensors is not opened with random numbers in its place."""
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in (checkpoints / kind).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["vision_model.encoder.layers.0.self_attn.q_proj.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    folder = shutil.copytree(checkpoints / kind, tmp_path / "copy")
+    edit_tensors(folder, lambda tensors: tensors.pop("vision_model.encoder.layers.0.self_attn.q_proj.weight"))
     with pytest.raises(ModelError, match="q_proj"):
         _open(folder, context, tmp_path)
 

@@ -24,7 +24,6 @@ from llmquant.evaluators.lm_eval.model import FittingLM
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
 from llmquant.study.call import Call
-from subjects import load_subject
 
 VOCABULARY = 61
 
@@ -165,12 +164,6 @@ def test_every_supported_type_is_scored_like_its_texts_alone(tiny, kind):
     """A prefix of thirty tokens, in parts, then packed branches."""
     assert not why_not(tiny(kind), row_independent=True)
     assert_like_plain(tiny(kind), TEXTS, 24)
-
-
-@pytest.fixture
-def subject(tiny_model, context):
-    torch.set_num_threads(1)
-    return load_subject(tiny_model, context().cache)
 
 
 REQUESTS = [

@@ -40,9 +40,8 @@ def text_file(tmp_path):
 
 
 @pytest.fixture
-def baseline(tiny_model, context):
-    torch.set_num_threads(1)
-    return load_subject(tiny_model, context().cache)
+def baseline(subject):
+    return subject
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from edits import edit_tensors
 from llmquant.embedders.gme.embedder import Gme
 from llmquant.embedders.gme.options import GmeOptions
 from llmquant.errors import ModelError
@@ -144,12 +147,7 @@ def test_older_names_load(head, checkpoint, context, tmp_path):
 
 def test_a_missing_tensor_is_refused(checkpoint, context, tmp_path):
     """A checkpoint without one of its tensors is not opened with random numbers in its place."""
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in checkpoint.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(folder / "model.safetensors")
-    del tensors[next(name for name in tensors if "q_proj.weight" in name)]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    edit_tensors(folder, lambda tensors: tensors.pop(next(name for name in tensors if "q_proj.weight" in name)))
     with pytest.raises(ModelError, match="q_proj"):
         _open(folder, context, tmp_path)

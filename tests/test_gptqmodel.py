@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edits import edit_json
 from llmquant.errors import OptionError, RunError, UnsupportedError
 from llmquant.models.info import inspect_model
 from llmquant.plugins.context import Context
@@ -284,8 +285,7 @@ def test_an_architecture_the_engine_does_not_know_is_refused_before_calibration(
     import shutil
 
     shutil.copytree(tiny_model, tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "ctrl"}))
+    edit_json(tmp_path / "model" / "config.json", model_type="ctrl")
     heavy = registry().construct(registry().choose("quantizer", CALLS["gptq"]))
     with pytest.raises(UnsupportedError, match="architecture 'ctrl'"):
         heavy.prepare(tmp_path / "model", tmp_path, context())

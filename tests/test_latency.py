@@ -21,12 +21,6 @@ METRICS = {f"{name}{suffix}" for name in ("prefill_ms", "ttft_ms", "decode_ms_pe
 SMALL = {"prompt_tokens": (8, 16), "decode_tokens": 4, "warmup": 1, "repeats": 3}
 
 
-@pytest.fixture
-def subject(tiny_model, context):
-    torch.set_num_threads(1)
-    return load_subject(tiny_model, context().cache)
-
-
 def evaluate(subject, ctx, **options):
     (result,) = Latency(LatencyOptions(**{**SMALL, **options})).evaluate(subject, ctx)
     return result

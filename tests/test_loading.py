@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from edits import edit_json, edit_tensors
 from llmquant.errors import ModelError, NotHonouredError, PluginError, SanityError
 from llmquant.models.info import inspect_model
 from llmquant.quantizers.baseline.options import BaselineOptions
 from llmquant.study.experiment import ModelRequest
-
-
-@pytest.fixture
-def folder(tiny_model, tmp_path):
-    """Copy the tiny model to where a test may damage it."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -37,19 +29,6 @@ def load(context):
     return run
 
 
-def _edit_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-
-
-def _edit_tensors(folder, change):
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
 def _logits(module):
     import torch
 
@@ -59,7 +38,7 @@ def _logits(module):
 
 def test_a_missing_tensor_is_an_error_not_random_numbers(folder, load):
     """Transformers would fill it in at random and only warn."""
-    _edit_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    edit_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ModelError, match=r"lacks 1 of the weights.*layers\.1\.mlp\.up_proj"):
         load(folder)
 
@@ -72,14 +51,14 @@ def test_a_tied_head_is_not_missing(tiny_model, load):
 
 def test_a_tensor_of_another_shape_is_an_error(folder, load):
     """A configuration that belongs to another model is found, and the shapes are named."""
-    _edit_config(folder, intermediate_size=96)
+    edit_json(folder / "config.json", intermediate_size=96)
     with pytest.raises(ModelError, match=r"\(64, 128\), not \(64, 96\)"):
         load(folder)
 
 
 def test_an_unknown_architecture_is_said(folder, load):
     """The message names the model and the version of transformers."""
-    _edit_config(folder, model_type="strange", architectures=["Strange"])
+    edit_json(folder / "config.json", model_type="strange", architectures=["Strange"])
     with pytest.raises(ModelError, match=r"transformers .* cannot load"):
         load(folder)
 

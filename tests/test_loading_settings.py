@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edits import edit_json
 from llmquant.errors import ModelError, UnsupportedError
 from llmquant.models.info import inspect_model
 from llmquant.quantizers.baseline.options import BaselineOptions
@@ -20,8 +21,7 @@ def copy(tiny_model, tmp_path):
 
     def run(name, file="config.json", **changes):
         folder = Path(shutil.copytree(tiny_model, tmp_path / name))
-        said = json.loads((folder / file).read_text())
-        (folder / file).write_text(json.dumps(said | changes))
+        edit_json(folder / file, **changes)
         return folder
 
     return run

@@ -13,16 +13,9 @@ from llmquant.errors import OptionError, RunError, UnsupportedError
 from llmquant.evaluators.memory.evaluator import Memory
 from llmquant.evaluators.memory.options import MemoryOptions
 from llmquant.loading.memory import PeakMemory, is_out_of_memory, peak_memory, touch_weights, weight_bytes
-from subjects import load_subject
 
 MIB = 2**20
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False")
-
-
-@pytest.fixture
-def subject(tiny_model, context):
-    torch.set_num_threads(1)
-    return load_subject(tiny_model, context().cache)
 
 
 def linear_4bit(out_features, in_features, *, double):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from edits import edit_json
 from llmquant.errors import MissingDependencyError, ModelError
 from llmquant.models.info import inspect_model
 from llmquant.storage.cache import Cache
@@ -19,17 +19,6 @@ from llmquant.study.experiment import ModelRequest
 @pytest.fixture
 def cache(tmp_path):
     return Cache(tmp_path / "cache")
-
-
-@pytest.fixture
-def folder(tiny_model, tmp_path):
-    """Copy the tiny model to where a test may damage it."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
-
-
-def _edit_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def _refused(folder, cache, **flags):
@@ -222,20 +211,20 @@ def test_an_adapter_is_refused(folder, cache):
 
 def test_custom_code_needs_permission(folder, cache):
     """A model that transformers does not know runs only with trust_remote_code."""
-    _edit_config(folder, model_type="strange", auto_map={"AutoModelForCausalLM": "modeling.Strange"})
+    edit_json(folder / "config.json", model_type="strange", auto_map={"AutoModelForCausalLM": "modeling.Strange"})
     assert "trust-remote-code" in _refused(folder, cache)
     assert inspect_model(ModelRequest(str(folder), trust_remote_code=True), cache).flags == ("trust_remote_code",)
 
 
 def test_custom_code_that_transformers_replaces_is_ignored(folder, cache):
     """Many checkpoints still carry code from before transformers knew them."""
-    _edit_config(folder, auto_map={"AutoModelForCausalLM": "modeling.Llama"})
+    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Llama"})
     assert inspect_model(ModelRequest(str(folder)), cache).flags == ()
 
 
 def test_a_quantized_checkpoint_is_recognized(folder, cache):
     """What it is quantized by is in the note."""
-    _edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     info = inspect_model(ModelRequest(str(folder)), cache)
     assert info.quantized_as == "gptq 4-bit"
     assert "gptq 4-bit" in info.note

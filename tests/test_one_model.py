@@ -8,6 +8,7 @@ import pytest
 
 import checkpoint_makers
 import llmquant as lq
+from edits import edit_json
 from llmquant.errors import NotHonouredError, RequestError
 
 
@@ -65,13 +66,11 @@ def test_a_checkpoint_that_fails_leaves_nothing(tiny_model, tmp_path):
 
 def test_a_model_shorter_than_any_prompt_loads(tiny_model, tmp_path):
     """Loading asks nothing that only a measurement would need."""
-    import json
     import shutil
 
     short = tmp_path / "short"
     shutil.copytree(tiny_model, short)
-    config = json.loads((short / "config.json").read_text())
-    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    edit_json(short / "config.json", max_position_embeddings=64)
     assert lq.load(short, "fp32_baseline", device="cpu").module.config.max_position_embeddings == 64
 
 

@@ -19,19 +19,12 @@ from llmquant.plugins.options import build, dump, input_files, restore
 from llmquant.stats.samples import pair_samples
 from llmquant.study.call import Call
 from llmquant.study.experiment import Documents, InputFile
-from subjects import load_subject
 
 TEXT = (
     "The lamp above the quay burned blue, and every boat that passed it rang a bell – twice for grain, once for ore.\n"
     "Nobody knew why. “It was so in my grandfather's day,” said the pilot, “and it cost him 3 crowns to forget it.”\n\n"
     "In June the river is low; naïve captains run aground at the bend below the mill, where the sand moves by night.\n"
 )
-
-
-@pytest.fixture
-def subject(tiny_model, context):
-    torch.set_num_threads(1)
-    return load_subject(tiny_model, context().cache)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
+from edits import edit_json
 from llmquant.embedders.sentence_transformers.embedder import SentenceTransformers
 from llmquant.embedders.sentence_transformers.options import SentenceTransformersOptions
 from llmquant.errors import ModelError, OptionError
@@ -128,10 +128,6 @@ def test_a_checkpoint_with_other_tensors_is_refused(change, context, tmp_path):
         _open(folder, context, tmp_path)
 
 
-def _edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def _store_codes(folder):
     tensors = load_file(folder / "2_Dense" / "model.safetensors")
     codes = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
@@ -148,11 +144,11 @@ DAMAGE = {
     "the table of modules": (lambda folder: (folder / "modules.json").unlink(), "modules.json is missing"),
     "a module": (lambda folder: shutil.rmtree(folder / "2_Dense"), "cannot load"),
     "a setting": (lambda folder: (folder / "1_Pooling" / "config.json").unlink(), "cannot load"),
-    "a width": (lambda folder: _edit_json(folder / "2_Dense" / "config.json", out_features=16), "cannot load"),
+    "a width": (lambda folder: edit_json(folder / "2_Dense" / "config.json", out_features=16), "cannot load"),
     "codes": (_store_codes, "of 2_Dense as int8"),
     "words": (_add_words, "1 token without a row"),
     "positions": (
-        lambda folder: _edit_json(folder / "sentence_bert_config.json", max_seq_length=512),
+        lambda folder: edit_json(folder / "sentence_bert_config.json", max_seq_length=512),
         "reads 512 tokens, but it has 64 positions",
     ),
 }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 import llmquant as lq
+from edits import edit_json
 from llmquant.evaluators.lm_eval.generation import LENGTHS, wrong_settings
 from llmquant.loading.small_files import check_small_files
 from llmquant.models.info import ModelInfo
@@ -18,11 +17,6 @@ from llmquant.plugins.registry import registry
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
 from llmquant.study.experiment import ModelRequest
-
-
-@pytest.fixture
-def folder(tiny_model: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 def inspected(folder: Path, tmp_path: Path) -> ModelInfo:
@@ -52,8 +46,7 @@ def test_a_damaged_small_file_costs_no_weights(folder: Path, tmp_path: Path, fil
 
 def test_a_configuration_that_transformers_refuses_costs_no_weights(folder: Path, tmp_path: Path):
     """What only transformers can find is found before the tokenizer and the weights are read."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 3}))
+    edit_json(folder / "config.json", num_attention_heads=3)
     with pytest.raises(lq.errors.ModelError, match=r"(?s)cannot load .* not a multiple of the number of"):
         check_small_files(inspected(folder, tmp_path), Cache(tmp_path / "cache"))
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from llmquant.errors import ModelError
 from llmquant.loading.strict import check_source, load_causal
-
-
-@pytest.fixture
-def folder(tiny_model, tmp_path):
-    """Copy the tiny model to where a test may damage it."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 def _edit_config(folder, **changes):

@@ -9,15 +9,8 @@ from llmquant.errors import OptionError, UnsupportedError
 from llmquant.evaluators.speed.generation_steps import Pass
 from llmquant.evaluators.speed.options import ThroughputOptions
 from llmquant.evaluators.speed.throughput import Throughput, _rates
-from subjects import load_subject
 
 METRICS = {"generated_tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_s"}
-
-
-@pytest.fixture
-def subject(tiny_model, context):
-    torch.set_num_threads(1)
-    return load_subject(tiny_model, context().cache)
 
 
 def evaluate(subject, ctx, **options):

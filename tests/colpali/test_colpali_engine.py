@@ -16,6 +16,7 @@ pytest.importorskip("colpali_engine", exc_type=ImportError)  # without torchvisi
 import colpali_engine.models
 from safetensors.torch import load_file, save_file
 
+from edits import edit_tensors
 from llmquant.embedders.colpali_engine.embedder import ColpaliEngine
 from llmquant.embedders.colpali_engine.options import ARCHITECTURES, ColpaliEngineOptions
 from llmquant.errors import ModelError, OptionError
@@ -147,9 +148,9 @@ def test_items_can_be_prepared_in_threads(tiny_checkpoint, context, tmp_path):
 def test_a_missing_tensor_is_refused(name, tiny_checkpoint, context, tmp_path):
     """A checkpoint without one of its tensors is not opened with random numbers in its place."""
     folder = _copy(tiny_checkpoint(name), tmp_path / "copy")
-    tensors = load_file(folder / "model.safetensors")
-    del tensors[next(key for key in tensors if key.endswith("q_proj.weight") or key.endswith("Wqkv.weight"))]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_tensors(
+        folder, lambda tensors: tensors.pop(next(k for k in tensors if k.endswith(("q_proj.weight", "Wqkv.weight"))))
+    )
     with pytest.raises(ModelError):
         _open(folder, context, tmp_path)
 
@@ -157,8 +158,7 @@ def test_a_missing_tensor_is_refused(name, tiny_checkpoint, context, tmp_path):
 def test_an_unexpected_tensor_is_refused(tiny_checkpoint, context, tmp_path):
     """A checkpoint with a tensor that the model has no place for is not opened."""
     folder = _copy(tiny_checkpoint("colqwen2"), tmp_path / "copy")
-    tensors = {**load_file(folder / "model.safetensors"), "second_projection.weight": torch.zeros(4, 4)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_tensors(folder, lambda tensors: tensors.update({"second_projection.weight": torch.zeros(4, 4)}))
     with pytest.raises(ModelError):
         _open(folder, context, tmp_path)
 
