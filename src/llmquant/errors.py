@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class LlmquantError(Exception):
@@ -137,17 +138,29 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def raise_all(errors: Sequence[RequestError]) -> None:
-    """Raise a single error as it is, and several as one `RequestErrors`.
+@contextmanager
+def collecting(errors: list[RequestError]) -> Iterator[None]:
+    """Add what the block raises to `errors`, so that all mistakes are reported at once."""
+    try:
+        yield
+    except RequestErrors as error:
+        errors += error.errors
+    except RequestError as error:
+        errors.append(error)
+
+
+def raise_all(errors: Iterable[RequestError]) -> None:
+    """Raise a single error as it is, and several as one `RequestErrors`; equal ones count once.
 
     Raises:
         RequestError: if there is any.
         RequestErrors: if there are several.
     """
-    if len(errors) > 1:
-        raise RequestErrors(errors)
-    if errors:
-        raise errors[0]
+    found = list({str(error): error for error in errors}.values())
+    if len(found) > 1:
+        raise RequestErrors(found)
+    if found:
+        raise found[0]
 
 
 def one_of(name: str, choices: Iterable[str]) -> str:

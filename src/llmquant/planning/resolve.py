@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmquant.errors import OptionError, RequestError, RequestErrors, UnsupportedError, raise_all
+from llmquant.errors import OptionError, RequestError, UnsupportedError, collecting, raise_all
 from llmquant.models.info import ModelInfo
 from llmquant.models.loadable import check_local_files
 from llmquant.planning.defaults import (
@@ -109,7 +109,7 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     forms = {info.digest: _try(errors, forms_of, study.vectors, info) or () for info in known}
     whole = _try(errors, runs_whole, study, parts)
     errors += [] if errors else unknown_margins(study.margins, parts)
-    raise_all(list({str(error): error for error in errors}.values()))  # two models may have the same mistake
+    raise_all(errors)
     # Experiments that leave a file for others come first.
     first = sorted(quantizers, key=lambda chosen: chosen is not baseline)
     ordered = first if any(part.plugin.spec.reference for part in parts) else quantizers
@@ -378,11 +378,7 @@ def _of_evaluator(
 
 
 def _try(errors: list[RequestError], step: Callable[..., _T], *args: Any) -> _T | None:  # Any: the step's arguments
-    """Run a step and collect its errors, so that all mistakes are reported at once."""
-    try:
-        return step(*args)
-    except RequestErrors as error:
-        errors += error.errors
-    except RequestError as error:
-        errors.append(error)
-    return None
+    found = None
+    with collecting(errors):
+        found = step(*args)
+    return found

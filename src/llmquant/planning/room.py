@@ -9,14 +9,13 @@ from pathlib import Path
 import psutil
 
 from llmquant.errors import RequestError, UnsupportedError, raise_all
-from llmquant.machine.hardware import MIB, nvidia_gpus
+from llmquant.machine.hardware import GIB, MIB, nvidia_gpus
 from llmquant.models.info import ModelInfo
 from llmquant.planning.resolve import Planned
 from llmquant.plugins.executor import Executor
 from llmquant.plugins.registry import Chosen
 from llmquant.study.experiment import Experiment, digest_of
 
-_GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -51,10 +50,10 @@ def _memory(
     weights = chosen.ask("weight_bytes", info, executor.device)
     if weights is None:
         return
-    has = f"{executor.hardware if executor.device == 'cuda' else 'this machine'} has {there / _GIB:.1f} GiB of memory"
+    has = f"{executor.hardware if executor.device == 'cuda' else 'this machine'} has {there / GIB:.1f} GiB of memory"
     if weights > there:
         yield UnsupportedError(
-            f"the weights of {info.source} as {chosen.use.label} take {weights / _GIB:.1f} GiB, and {has}",
+            f"the weights of {info.source} as {chosen.use.label} take {weights / GIB:.1f} GiB, and {has}",
             hint="Leave the variant out, or run the study elsewhere: --on modal.",
         )
         return
@@ -64,8 +63,8 @@ def _memory(
         cache = (evaluator.ask("cached_tokens") or 0) * per_token
         if weights + cache > there:
             yield UnsupportedError(
-                f"{evaluator.use.label} of {info.source} as {chosen.use.label} needs {weights / _GIB:.1f} GiB for the "
-                f"weights and {cache / _GIB:.1f} GiB for the key-value cache, and {has}",
+                f"{evaluator.use.label} of {info.source} as {chosen.use.label} needs {weights / GIB:.1f} GiB for the "
+                f"weights and {cache / GIB:.1f} GiB for the key-value cache, and {has}",
                 hint="Use a smaller batch or shorter prompts.",
             )
 
@@ -100,6 +99,6 @@ def _disk(info: ModelInfo) -> Iterator[RequestError]:
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
     if needed > free:
         yield UnsupportedError(
-            f"{info.source} is {needed / _GIB:.1f} GiB to download, and {cache} has {free / _GIB:.1f} GiB free",
+            f"{info.source} is {needed / GIB:.1f} GiB to download, and {cache} has {free / GIB:.1f} GiB free",
             hint="Free some space, or set HF_HOME to a folder on a larger disk.",
         )

@@ -94,14 +94,14 @@ def load_entry_points(
         except BaseException as error:  # a third party's module may raise anything
             if hooks.has_plugin(name):
                 hooks.unregister(name=name)
-            broken.append(Broken(name, _reason(error), _traceback(error)))
+            broken.append(_broken(name, error))
             continue
         for spec in found:
             try:
                 plugin = Plugin(checked_spec(spec), package, entry.dist.version if entry.dist else "0")
                 _check_names_are_new(plugin, plugins)
             except PluginError as error:
-                broken.append(Broken(name, _reason(error), _traceback(error)))
+                broken.append(_broken(name, error))
             else:
                 plugins.append(plugin)
     return plugins, broken, hooks
@@ -184,12 +184,9 @@ def _check_names_are_new(plugin: Plugin, plugins: Iterable[Plugin]) -> None:
                 raise PluginError(f"{plugin.spec.kind} {name!r} is offered twice by {plugin.package}")
 
 
-def _traceback(error: BaseException) -> str:
+def _broken(name: str, error: BaseException) -> Broken:
     try:
-        return "".join(traceback.format_exception(error))
-    except Exception as broken:  # a third party's exception may raise anything
-        return f"the traceback cannot be written: {describe(broken)}"
-
-
-def _reason(error: BaseException) -> str:
-    return describe(error).replace("\n", ". ")
+        text = "".join(traceback.format_exception(error))
+    except Exception as another:  # a third party's exception may raise anything
+        text = f"the traceback cannot be written: {describe(another)}"
+    return Broken(name, describe(error).replace("\n", ". "), text)

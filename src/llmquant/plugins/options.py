@@ -18,6 +18,7 @@ from llmquant.errors import (
     RequestError,
     RunError,
     UnknownNameError,
+    collecting,
     describe,
     nearest,
     raise_all,
@@ -49,10 +50,8 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
             hint = nearest(name, types) if types else "It has no options."
             errors.append(UnknownNameError(f"{call.name} has no option {name!r}", hint=hint))
             continue
-        try:
+        with collecting(errors):
             values[name] = coerce(value, types[name], f"{call.name}: {name}")
-        except RequestError as error:
-            errors.append(error)
     errors += [OptionError(f"{call.name} needs a value for {name!r}") for name in required(cls) if name not in given]
     raise_all(errors)
     try:

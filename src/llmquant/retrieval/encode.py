@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from llmquant.errors import ItemError, UnsupportedError
 from llmquant.retrieval.contents import Contents, contents_of, name_of, parts_of
 from llmquant.retrieval.embedding_cache import EmbeddingCache
-from llmquant.retrieval.encode_loop import Encodes, Task, encode_each
+from llmquant.retrieval.encode_loop import Task, encode_each
 from llmquant.retrieval.items import Item
 from llmquant.retrieval.vectors import Embeddings, scale_to_unit
 from llmquant.study.embedding import EmbedderInfo, Role
+
+if TYPE_CHECKING:
+    from llmquant.retrieval.loaded import LoadedEmbedder
 
 Progress = Callable[[int, int], None]
 
@@ -41,7 +44,7 @@ class Encoded:
 
 
 def encode(
-    subject: Encodes, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
+    subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
 ) -> Embeddings:
     """Encode items, every content once.
 
@@ -65,7 +68,7 @@ def encode(
 
 
 def encode_some(
-    subject: Encodes, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
+    subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress = lambda done, total: None
 ) -> Encoded:
     """Encode like `encode`, but skip items that cannot be encoded and report their faults in the result.
 
@@ -76,7 +79,7 @@ def encode_some(
     return _encode(subject, items, role, progress, strict=False)
 
 
-def _encode(subject: Encodes, items: Sequence[Item], role: Role, progress: Progress, *, strict: bool) -> Encoded:
+def _encode(subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress: Progress, *, strict: bool) -> Encoded:
     embeds = subject.embeds
     late = embeds.similarity == "maxsim"
     if late and embeds.fusion != "joint":
@@ -105,7 +108,7 @@ def _encode(subject: Encodes, items: Sequence[Item], role: Role, progress: Progr
 
 
 def _encode_missing(
-    subject: Encodes,
+    subject: LoadedEmbedder,
     items: Sequence[Item],
     role: Role,
     contents: Contents,

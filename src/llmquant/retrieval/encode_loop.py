@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from llmquant.errors import ItemError, PluginError, SanityError
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.plugins.embedder import OpenEmbedder, Prepared
 from llmquant.retrieval.items import Item
-from llmquant.storage.cache import Cache
-from llmquant.study.embedding import EmbedderInfo, Role
-from llmquant.study.experiment import Digest
+from llmquant.study.embedding import Role
 from llmquant.study.job import Device
 from llmquant.study.reading import brief
+
+if TYPE_CHECKING:
+    from llmquant.retrieval.loaded import LoadedEmbedder
 
 # Default tokens per batch, padding included. On one CPU core batches of 512 to 2048 took all-MiniLM-L6 two thirds of
 # the time of single items, and batches of 8192 took as long as single items; a vision tower took the same time at any
@@ -36,25 +37,6 @@ _WINDOW_PAGES = 64
 _MOST_WORKERS = 16
 # Vectors of half precision have a length within 1e-3 of 1.
 _UNIT = 1e-2
-
-
-class Encodes(Protocol):
-    """The part of a loaded embedder that encoding needs; `LoadedEmbedder` satisfies it."""
-
-    @property
-    def opened(self) -> OpenEmbedder: ...  # noqa: D102 - as in `LoadedEmbedder`
-    @property
-    def embeds(self) -> EmbedderInfo: ...  # noqa: D102
-    @property
-    def fingerprint(self) -> Digest: ...  # noqa: D102
-    @property
-    def device(self) -> Device: ...  # noqa: D102
-    @property
-    def cache(self) -> Cache: ...  # noqa: D102
-    @property
-    def batch_tokens(self) -> int | None: ...  # noqa: D102
-    @property
-    def row_independent(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class Task:
 
 
 def encode_each(
-    subject: Encodes, tasks: Iterable[Task], role: Role, *, dtype: DTypeLike
+    subject: LoadedEmbedder, tasks: Iterable[Task], role: Role, *, dtype: DTypeLike
 ) -> Generator[tuple[Task, NDArray[Any] | ItemError]]:  # Any: `dtype`
     """Yield the vectors or the fault of each task, in any order.
 
@@ -198,7 +180,7 @@ def one_per_item(
 
 
 def _checked(
-    vector: NDArray[np.float32], name: str, subject: Encodes, dtype: np.dtype[Any]
+    vector: NDArray[np.float32], name: str, subject: LoadedEmbedder, dtype: np.dtype[Any]
 ) -> NDArray[Any]:  # Any: `dtype`
     embeds = subject.embeds
     late = embeds.similarity == "maxsim"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from llmquant.errors import OptionError, RequestError, UnknownNameError, nearest, raise_all
+from llmquant.errors import OptionError, RequestError, UnknownNameError, collecting, nearest, raise_all
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import ModelRequest, VectorGrid, path_of
 from llmquant.study.file import read_study_file
@@ -135,11 +135,9 @@ class Study:
             *((key, _field(key)) for key in _FIELDS),
         ]
         for key, read in readers:
-            try:
+            with collecting(errors):
                 if key in data:
                     given["margins" if key == "margin" else key] = read(data[key])
-            except RequestError as error:
-                errors.append(error)
         raise_all(errors)
         return cls(**given)
 
@@ -194,8 +192,6 @@ def _each(
         return ()
     found = []
     for i, value in enumerate(values):
-        try:
+        with collecting(errors):
             found.append(read(value, f"{key}[{i}]"))
-        except RequestError as error:
-            errors.append(error)
     return tuple(found)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -183,7 +183,7 @@ def executor_of(trial: Trial) -> Executor:
     def make() -> Executor:
         known, before = registry(), list(registry().plugins)
         trial.cleanups.callback(lambda: setattr(known, "plugins", before))
-        trial.cleanups.enter_context(_environment("LLMQUANT_CACHE", str(trial.cache.root)))
+        trial.cleanups.enter_context(mock.patch.dict(os.environ, LLMQUANT_CACHE=str(trial.cache.root)))
         known.register(misbehaving.SPEC)
         found: Executor = known.construct(trial.chosen)
         trial.cleanups.callback(found.close)
@@ -232,15 +232,6 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         if time.monotonic() > end:
             raise PluginError(f"{what}: nothing happened in {_PATIENCE_S:.0f} s")
         time.sleep(0.1)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    yield
-    del os.environ[name]
-    os.environ |= {} if before is None else {name: before}
 
 
 def _call(how: str, tag: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmquant.errors import OptionError, RequestError, UnsupportedError, raise_all
+from llmquant.errors import OptionError, RequestError, UnsupportedError, collecting, raise_all
 from llmquant.evaluators.speed.generation_limits import positions
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.call import Json
@@ -108,15 +108,11 @@ class LmEvalOptions:
 
         errors: list[RequestError] = list(wrong_settings(self.gen_kwargs or {}))
         for task in self.tasks:
-            try:
+            with collecting(errors):
                 self._check_task(task, model)
-            except RequestError as error:
-                errors.append(error)
         if self.apply_chat_template:
-            try:
+            with collecting(errors):
                 check_files(model, self)
-            except RequestError as error:
-                errors.append(error)
         raise_all(errors)
 
     def parts(self) -> Sequence[LmEvalOptions]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from llmquant.errors import OptionError, RequestError, UnsupportedError, raise_all
+from llmquant.errors import OptionError, RequestError, UnsupportedError, collecting, raise_all
 from llmquant.evaluators.speed.generation_limits import require_positive
 from llmquant.plugins.evaluator import Cost
 from llmquant.study.experiment import Documents
@@ -64,11 +64,9 @@ class MtebOptions:
         index = self._index()
         errors: list[RequestError] = []
         for name, _, _ in selected(self, index):
-            try:
+            with collecting(errors):
                 _check(index.tasks[name], model)
-            except RequestError as error:
-                errors.append(error)
-        _raise(errors)
+        raise_all(errors)
 
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Estimate the work of encoding: about 1,000 tokens per page, 200 per text, 30 per query."""
@@ -117,13 +115,15 @@ def selected(options: MtebOptions, index: MtebIndex) -> list[Part]:
         RequestError: as in `check`, but only for names.
     """
     errors: list[RequestError] = []
-    expanded = [part for name in options.tasks for part in _try(errors, index.expand, name) or ()]
-    found = [
-        _try(errors, index.select, part, options.languages, options.subsets, options.splits)
-        for part in dict.fromkeys(expanded)
-    ]
-    _raise(errors)
-    return [part for part in found if part is not None]
+    expanded, found = [], []
+    for name in options.tasks:
+        with collecting(errors):
+            expanded += index.expand(name)
+    for part in dict.fromkeys(expanded):
+        with collecting(errors):
+            found.append(index.select(part, options.languages, options.subsets, options.splits))
+    raise_all(errors)
+    return found
 
 
 def _instead(task: MtebTask) -> str:
@@ -146,15 +146,3 @@ def _check(task: MtebTask, model: ModelInfo) -> None:
             f"mteb: task {task.name!r} ({task.type}) needs one vector per item, but {model.source} returns several",
             hint="Late interaction is for retrieval and reranking.",
         )
-
-
-def _try(errors: list[RequestError], step: Callable[..., _T], *args: object) -> _T | None:
-    try:
-        return step(*args)
-    except RequestError as error:
-        errors.append(error)
-    return None
-
-
-def _raise(errors: Sequence[RequestError]) -> None:
-    raise_all(list({str(error): error for error in errors}.values()))

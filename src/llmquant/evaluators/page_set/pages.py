@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmquant.errors import MissingDependencyError, OptionError, RequestError
+from llmquant.errors import MissingDependencyError, OptionError, RequestError, collecting
 from llmquant.storage.text_files import read_text
 from llmquant.study.folders import composed, file_sha256, list_files
 
@@ -121,10 +121,8 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
         elif file.stat().st_size == 0:
             errors.append(OptionError(f"{label} is empty: 0 bytes"))
         else:
-            try:
+            with collecting(errors):
                 pages += _pdf_pages(label, file, dpi) if suffix == ".pdf" else [_page(label, file)]
-            except RequestError as error:
-                errors.append(error)
     if not pages and not errors:
         hint = f"Pages are {', '.join(IMAGES)}, .txt and .pdf files."
         if "corpus.jsonl" in files:

@@ -103,8 +103,7 @@ class Bnb8bit(Quantizer[Bnb8bitOptions]):
 
 def packs_for_cpu() -> bool:
     """Return whether bitsandbytes repacks 4-bit weights in the first forward pass here, and computes in bfloat16."""
-    probe = getattr(bitsandbytes.functional, "has_avx512bf16", None)  # versions without it do not repack
-    return bool(probe()) if probe is not None else False
+    return bool(bitsandbytes.functional.has_avx512bf16())
 
 
 def settle_4bit(module: torch.nn.Module, *, pack: bool = True, to_save: bool) -> None:

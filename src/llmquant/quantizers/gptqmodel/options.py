@@ -28,7 +28,7 @@ _AWQ_OUTPUTS = 64
 # Bytes of the shift tables that unpack three bits; other widths have two int32 per code of a word.
 _SHIFTS_3_BIT = 144
 # Group sizes of GPTQModel's 4-bit kernel for CPUs; with other sizes it fails, or silently drops the zero points.
-_CPU_GROUPS_4_BIT = (32, 64, 128)
+CPU_GROUPS_4_BIT = (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _check(name: str, model: ModelInfo, bits: int, group_size: int, device: str)
     experts = "which GPTQModel writes one by one, and transformers cannot load into its fused tensors"
     layers = check_linear_layers(model, device, name, experts=experts)
     check_group_size(model, layers, group_size)
-    if device == "cpu" and bits == 4 and group_size not in _CPU_GROUPS_4_BIT:
+    if device == "cpu" and bits == 4 and group_size not in CPU_GROUPS_4_BIT:
         raise UnsupportedError(
             f"{name}: GPTQModel's 4-bit kernel for CPUs supports groups of 32, 64 or 128, not {group_size}",
             hint="Use one of these group sizes, or a CUDA device.",

@@ -18,7 +18,7 @@ from llmquant.models.info import ModelInfo, auto_gptq_settings, inspect_model
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.quantizers.bitsandbytes.options import OFFSET_BYTES, fits_packed, packed_state_bytes, packs_on
 from llmquant.quantizers.fitting import WHOLE_ROW, check_group_size
-from llmquant.quantizers.gptqmodel.options import Dtype
+from llmquant.quantizers.gptqmodel.options import CPU_GROUPS_4_BIT, Dtype
 from llmquant.quantizers.plain_weights import plain_bytes
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
@@ -34,8 +34,6 @@ _BACKENDS: Mapping[str, tuple[tuple[str, ...], str]] = {
 # Layouts that GPTQModel's kernels support on a CPU, and group sizes that they support on any device.
 _CPU_LAYOUTS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 _GROUP_SIZES = {"gptq": (WHOLE_ROW, 16, 32, 64, 128, 256, 512, 1024), "awq": (WHOLE_ROW, 16, 32, 64, 128)}
-# Group sizes of PyTorch's 4-bit product for CPUs, which GPTQModel uses.
-CPU_PRODUCT_GROUPS = (32, 64, 128)
 _WORD_BITS = 32
 # Tensors that keep their stored type whatever the type of the others, and among them those that loading only reads.
 _STATE = re.compile(r"\.(scales|SCB|weight_format|weight_(scale|zero_point|shape|g_idx))$|\.weight\.")
@@ -284,7 +282,7 @@ def _unpacked_bytes(found: ModelInfo, settings: Mapping[str, Any], device: str) 
     groups = sum(tensor.elements for tensor in found.weights if tensor.name.endswith(".scales"))
     if device != "cpu" or bits == 3:
         return tables
-    if bits == 4 and settings.get("group_size", 128) in CPU_PRODUCT_GROUPS:
+    if bits == 4 and settings.get("group_size", 128) in CPU_GROUPS_4_BIT:
         # Scales and offsets in bfloat16, apart and side by side, for scales and packed zero points; a second index.
         return tables + groups * 11 // 2 + index
     # The index in int64 and the zero points unpacked.

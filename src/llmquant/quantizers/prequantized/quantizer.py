@@ -16,10 +16,10 @@ from llmquant.models.info import inspect_model
 from llmquant.plugins.quantizer import AppliedQuantization, Quantizer
 from llmquant.plugins.registry import registry
 from llmquant.quantizers.gptqmodel.layers import read_gptqmodel_layers
+from llmquant.quantizers.gptqmodel.options import CPU_GROUPS_4_BIT
 from llmquant.quantizers.gptqmodel.quantizer import loaded_dtype
 from llmquant.quantizers.gptqmodel.settings import prepare_environment
 from llmquant.quantizers.prequantized.options import (
-    CPU_PRODUCT_GROUPS,
     PrequantizedOptions,
     plugin_of,
     quantization_settings,
@@ -55,7 +55,7 @@ class Prequantized(Quantizer[PrequantizedOptions]):
         if method in _UNPACKING:
             prepare_environment(ctx.device)
             # By default GPTQModel selects a kernel that raises in the first pass, or ignores the zero points.
-            if ctx.device == "cpu" and settings.get("group_size", 128) not in CPU_PRODUCT_GROUPS:
+            if ctx.device == "cpu" and settings.get("group_size", 128) not in CPU_GROUPS_4_BIT:
                 settings = {**settings, "backend": _UNPACKING[method]}
         config.quantization_config = dict(settings)
         return {"dtype": loaded_dtype(self.options.dtype, ctx.device), "config": config}

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from llmquant.machine.hardware import MIB
 from llmquant.results.costs import PASSES, PER_DOLLAR, RUNNING, SERVED
 from llmquant.results.report.block import Block, Measure, conditions, ordered, varying
 from llmquant.results.report.quality import is_quality
 from llmquant.results.report.retrieval import LATENCIES, headlines
-from llmquant.results.report.table import MIB, Cell, Column, Table, decimals_for, decimals_of, number
+from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number
 from llmquant.results.row import Row
 from llmquant.study.experiment import RunId
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from llmquant.machine.hardware import MIB
 from llmquant.results.pareto import ParetoPoint
 from llmquant.results.report.block import Block
 from llmquant.results.report.svg import Axis, dot, group, is_finite, line, svg, text, tick_text
-from llmquant.results.report.table import MIB
 from llmquant.results.row import Row
 from llmquant.study.neutral import html_text
 

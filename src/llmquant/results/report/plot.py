@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmquant.errors import MissingDependencyError, RequestError
+from llmquant.machine.hardware import MIB
 from llmquant.results.pareto import ParetoPoint
 from llmquant.results.pooled import common_unit
-from llmquant.results.report.table import MIB
 from llmquant.results.row import Row
 
 if TYPE_CHECKING:

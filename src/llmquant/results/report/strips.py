@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmquant.machine.hardware import MIB
 from llmquant.results.pooled import shown_name
 from llmquant.results.report.block import Block, Measure, conditions, ordered
 from llmquant.results.report.quality import Differences, is_quality, quality_measures
 from llmquant.results.report.retrieval import headlines
 from llmquant.results.report.svg import Axis, bar, dot, is_finite, line, svg, text, tick_text
-from llmquant.results.report.table import MIB, Tone, number
+from llmquant.results.report.table import Tone, number
 from llmquant.results.report.verdict import TONES, pooled_decimals, pooled_difference
 from llmquant.results.row import Row
 from llmquant.study.neutral import html_text

@@ -116,8 +116,6 @@ class Table:
             yield group
 
 
-MIB = 2**20
-
 _MOST = 6
 _DOUBLE = 17
 
