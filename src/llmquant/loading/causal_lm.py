@@ -53,7 +53,7 @@ def materialize(info: ModelInfo, cache: Cache, *, modules: bool = False, weights
         MissingDependencyError: if a GGUF file needs the ``gguf`` package.
     """
     if info.kind == "hub" and info.repo and info.commit:
-        code = "trust_remote_code" in info.flags
+        code = info.trust_remote_code
         return download(info.repo, info.commit, info.weight_files if weights else (), code=code, modules=modules)
     if info.location is None:
         raise ModelError(f"{info.source} has neither a folder nor a Hub id")
@@ -107,7 +107,7 @@ def load_causal_lm(
         NotHonouredError: if the loaded weights are not what the options request.
         UnsupportedError: if `path` is a checkpoint of another model.
     """
-    warm_imports(transformers.AutoModelForCausalLM, path, trust_remote_code="trust_remote_code" in info.flags)
+    warm_imports(transformers.AutoModelForCausalLM, path, trust_remote_code=info.trust_remote_code)
     before = held_bytes(ctx.device)
     keywords = keywords_of(quantizer, info, ctx)
     with peak_memory(ctx.device) as peak:
@@ -124,7 +124,7 @@ def load_causal_lm(
     notes = [applied.note, *(_differences(module, tokenizer, path, home, info) if path != home else ())]
     notes += [leave_open(tokenizer, info.source), fit_tokens(module, tokenizer, info.source)]
     applied = replace(applied, note="; ".join(filter(None, notes)))
-    settle(module, home, tokenizer, trust_remote_code="trust_remote_code" in info.flags)
+    settle(module, home, tokenizer, trust_remote_code=info.trust_remote_code)
     load = LoadStats(seconds, peak.bytes, before_bytes=before)
     return LoadedModel(module, tokenizer, info, applied, path, ctx.device, load)
 
@@ -141,7 +141,7 @@ def _differences(
     Raises:
         UnsupportedError: if the checkpoint was made from another model.
     """
-    config = transformers.AutoConfig.from_pretrained(home, trust_remote_code="trust_remote_code" in info.flags)
+    config = transformers.AutoConfig.from_pretrained(home, trust_remote_code=info.trust_remote_code)
     found = config_differences(config, module.config, str(path), info.source)
     try:
         theirs = load_tokenizer(path, info)
@@ -156,8 +156,8 @@ def _from_pretrained(path: Path, info: ModelInfo, keywords: Mapping[str, Any], d
     module = load_causal(
         path,
         info.source,
-        {"device_map": device_map(device), "trust_remote_code": "trust_remote_code" in info.flags, **keywords},
-        allow_pickle="allow_pickle" in info.flags,
+        {"device_map": device_map(device), "trust_remote_code": info.trust_remote_code, **keywords},
+        allow_pickle=info.allow_pickle,
     )
     left = [str(place) for place in (getattr(module, "hf_device_map", None) or {}).values() if place in ("cpu", "disk")]
     if left and device != "cpu":
@@ -181,7 +181,7 @@ def load_tokenizer(path: Path, info: ModelInfo) -> Any:  # Any: transformers
         ModelError: if transformers can load no tokenizer from the folder.
     """
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code="trust_remote_code" in info.flags)
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=info.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{info.source} has no tokenizer that transformers can load: {error}") from error
 

@@ -71,7 +71,7 @@ def quantized_checkpoint(
 
     def make(out: Path) -> None:
         started = time.perf_counter()
-        check_source(source, info.source, trust_remote_code="trust_remote_code" in info.flags)
+        check_source(source, info.source, trust_remote_code=info.trust_remote_code)
         _log.info("quantizing %s as %s", info.source, chosen.use.label)
         _run_child(source, out, info.use(), chosen, ctx, threads)
         _write_recipe(out, info, chosen, ctx, engine, time.perf_counter() - started)

@@ -22,7 +22,7 @@ def check_small_files(info: ModelInfo, cache: Cache) -> None:
         return
     home = materialize(info, cache, weights=False)
     try:
-        transformers.AutoConfig.from_pretrained(home, trust_remote_code="trust_remote_code" in info.flags)
+        transformers.AutoConfig.from_pretrained(home, trust_remote_code=info.trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"transformers {transformers.__version__} cannot load {info.source}: {error}") from error
     load_tokenizer(home, info)

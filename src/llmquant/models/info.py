@@ -123,6 +123,16 @@ class ModelInfo:
         return path if path is not None and path.is_file() else None
 
     @property
+    def trust_remote_code(self) -> bool:
+        """Return whether the checkpoint's own code may run."""
+        return "trust_remote_code" in self.flags
+
+    @property
+    def allow_pickle(self) -> bool:
+        """Return whether weights may be read from pickles, which can run code."""
+        return "allow_pickle" in self.flags
+
+    @property
     def text_config(self) -> Mapping[str, Any]:  # Any: a JSON object
         """Return the language model's part of the configuration; the whole configuration without a vision part."""
         text = self.config.get("text_config")

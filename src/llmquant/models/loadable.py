@@ -53,7 +53,7 @@ def check_type(info: ModelInfo, *, causal: bool) -> None:
     """
     if info.kind == "gguf":
         return
-    if "trust_remote_code" not in info.flags or not info.config.get("auto_map"):
+    if not info.trust_remote_code or not info.config.get("auto_map"):
         _check_type(info, causal=causal)
     if wrong := next((name for name in _NUMBERS if isinstance(info.text_config.get(name), str)), None):
         raise ModelError(

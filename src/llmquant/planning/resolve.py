@@ -378,7 +378,7 @@ def _of_evaluator(
 
 
 def _try(errors: list[RequestError], step: Callable[..., _T], *args: Any) -> _T | None:  # Any: the step's arguments
-    found = None
+    found: list[_T] = []
     with collecting(errors):
-        found = step(*args)
-    return found
+        found.append(step(*args))
+    return found[0] if found else None

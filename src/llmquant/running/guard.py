@@ -148,7 +148,7 @@ def load_guarded(load: Callable[[], Any], info: ModelInfo, cache: Cache) -> Any:
     if info.kind != "none":  # likewise
         cls = transformers.AutoModelForCausalLM if info.embedder is None else transformers.AutoModel
         folder = causal_lm.materialize(info, cache, weights=False)
-        warm_imports(cls, folder, trust_remote_code="trust_remote_code" in info.flags)
+        warm_imports(cls, folder, trust_remote_code=info.trust_remote_code)
     before, changed = Snapshot.take(None), list[str]()
     try:
         subject = load()

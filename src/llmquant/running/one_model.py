@@ -201,7 +201,7 @@ def _export(info: ModelInfo, chosen: Chosen, target: Path, single: SingleFile, c
     quantizer = registry().construct(chosen)
     quantizer.check_export(materialize(info, context.cache, weights=False), info)
     folder = materialize(info, context.cache)
-    check_source(folder, info.source, trust_remote_code="trust_remote_code" in info.flags)
+    check_source(folder, info.source, trust_remote_code=info.trust_remote_code)
     with replacing(target) as partial:
         if target.suffix == single.suffix:
             applied: AppliedQuantization = quantizer.export(folder, info, partial, context)

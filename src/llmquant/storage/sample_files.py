@@ -35,22 +35,12 @@ def write_samples(folder: Path, task: str, samples: Sequence[Sample]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def texts(column: str) -> pa.Array:
-        values = [getattr(sample, column) for sample in samples]
-        return pa.array([None if value is None else visible(value) for value in values], pa.string())
-
-    metrics = list(dict.fromkeys(metric for sample in samples for metric in sample.scores))
-    columns: dict[str, pa.Array] = {
-        "document": texts("document"),
-        "occurrence": pa.array([s.occurrence for s in samples], pa.int64()),
-        **{column: texts(column) for column in ("prompt", "group", "answer", "target")},
-        "generated": pa.array([s.generated for s in samples], pa.int64()),
-        "cut": pa.array([s.cut for s in samples], pa.bool_()),
-        "looping": pa.array([s.looping for s in samples], pa.bool_()),
-        "early": pa.array([s.early for s in samples], pa.bool_()),
-        "decision_margin": pa.array([s.decision_margin for s in samples], pa.float64()),
-        **{f"{_SCORE}{visible(m)}": pa.array([s.scores.get(m) for s in samples], pa.float64()) for m in metrics},
-    }
+    columns: dict[str, pa.Array] = {}
+    for name, kind in _types().items():
+        values = [getattr(sample, name) for sample in samples]
+        columns[name] = pa.array([visible(value) if isinstance(value, str) else value for value in values], kind)
+    for metric in dict.fromkeys(metric for sample in samples for metric in sample.scores):
+        columns[f"{_SCORE}{visible(metric)}"] = pa.array([s.scores.get(metric) for s in samples], pa.float64())
     make_folder(folder)
     pq.write_table(pa.table(columns, metadata={_TASK: task}), folder / f"{file_name(task)}.parquet", compression="zstd")
 
@@ -94,14 +84,21 @@ def batches(path: Path) -> Iterator[pa.RecordBatch]:
         raise OSError(str(error)) from error
 
 
+def _types() -> dict[str, pa.DataType]:
+    """Return the types of the columns beside the scores."""
+    import pyarrow as pa
+
+    types = dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_COUNTS, pa.int64()) | dict.fromkeys(_FLAGS, pa.bool_())
+    return {**types, "decision_margin": pa.float64()}
+
+
 def _samples(batch: pa.RecordBatch) -> list[Sample]:
     """Make samples of a table's rows; by column, in a quarter of the time, if the columns are as we write them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     metrics = [name for name in batch.schema.names if name.startswith(_SCORE)]
-    types = dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_COUNTS, pa.int64()) | dict.fromkeys(_FLAGS, pa.bool_())
-    types |= dict.fromkeys(("decision_margin", *metrics), pa.float64())
+    types = _types() | dict.fromkeys(metrics, pa.float64())
     columns = {field.name: batch.column(field.name) for field in batch.schema if types.get(field.name) == field.type}
     if (
         len(columns) < batch.num_columns

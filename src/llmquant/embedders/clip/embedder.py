@@ -36,7 +36,7 @@ class Clip:
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenClip:
         """Load both towers."""
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
-        pickle = "allow_pickle" in info.flags
+        pickle = info.allow_pickle
         module = load_strict(transformers.AutoModel, path, info.source, keywords, allow_pickle=pickle)
         try:
             processor = transformers.AutoProcessor.from_pretrained(path)

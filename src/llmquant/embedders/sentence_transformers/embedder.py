@@ -63,14 +63,14 @@ def load(path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> 
     Raises:
         ModelError: if the model cannot be loaded, or tensors are missing or unexpected.
     """
-    safetensors = None if "allow_pickle" in info.flags else True
+    safetensors = None if info.allow_pickle else True
     _check_modules(path, info.source)
     with _loading_reports() as reports:
         try:
             model = SentenceTransformer(
                 str(path),
                 device=ctx.device,
-                trust_remote_code="trust_remote_code" in info.flags,
+                trust_remote_code=info.trust_remote_code,
                 local_files_only=True,
                 model_kwargs={**load_kwargs, "device_map": {"": ctx.device}, "use_safetensors": safetensors},
             )

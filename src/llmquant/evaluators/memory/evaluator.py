@@ -138,7 +138,7 @@ def _disk_bytes(subject: LoadedModel | LoadedEmbedder) -> int:
         return 0
     if subject.path.is_file():
         return subject.path.stat().st_size
-    allowed = "allow_pickle" in subject.info.flags
+    allowed = subject.info.allow_pickle
     return read_checkpoint(subject.path, subject.info.source, allow_pickle=allowed).disk_bytes
 
 

@@ -67,7 +67,7 @@ def architecture_of(model: ModelInfo) -> Architecture:
         UnsupportedError: if llama.cpp's may differ from it.
     """
     kind = model.config.get("model_type")
-    if kind not in _ARCHITECTURES or ("trust_remote_code" in model.flags and "auto_map" in model.config):
+    if kind not in _ARCHITECTURES or (model.trust_remote_code and "auto_map" in model.config):
         said = "it runs its own code" if kind in _ARCHITECTURES else f"its model type is {kind!r}"
         raise UnsupportedError(f"{said}; supported are {', '.join(_ARCHITECTURES)}")
     return _ARCHITECTURES[kind]
