@@ -17,17 +17,17 @@ class Commands(TyperGroup):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:  # Any: typer's own copy of click
         """Parse the command line."""
-        with _told():
+        with _ending_in_one_line():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:  # Any: as above
         """Run the command."""
-        with _told():
+        with _ending_in_one_line():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _ending_in_one_line() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, typer.Abort) as error:  # Abort: at a question

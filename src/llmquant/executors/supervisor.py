@@ -78,12 +78,12 @@ def _name(process: psutil.Process) -> str:
 def _end() -> None:
     """Terminate every descendant process, and kill the remaining ones after `_KILL_AFTER_S`."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        told = set[int]()
+        sent = set[int]()
         until = time.monotonic() + _KILL_AFTER_S
         while (left := _living()) and time.monotonic() < until:
             for process in left:
-                if process.pid not in told:
-                    told.add(process.pid)
+                if process.pid not in sent:
+                    sent.add(process.pid)
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.send_signal(number)
             time.sleep(0.02)

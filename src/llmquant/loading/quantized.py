@@ -169,7 +169,7 @@ def _follow(events: TextIO, progress: Callable[[int, int], None]) -> dict[str, A
     return failure
 
 
-def _quantize(request: dict[str, Any], tell: Callable[[dict[str, Json]], None]) -> None:  # Any: a JSON object
+def _quantize(request: dict[str, Any], report: Callable[[dict[str, Json]], None]) -> None:  # Any: a JSON object
     """Run the quantization that `_run_child` requested."""
     import torch
     from accelerate.utils import set_seed
@@ -188,7 +188,7 @@ def _quantize(request: dict[str, Any], tell: Callable[[dict[str, Json]], None]) 
         inputs={Digest(digest): Path(path) for digest, path in request["inputs"].items()},
         reference=None,
         files=out,
-        progress=lambda done, total: tell({"done": done, "total": total}),
+        progress=lambda done, total: report({"done": done, "total": total}),
     )
     set_seed(ctx.seed)
     prepared = registry().construct(chosen).prepare(Path(request["source"]), out, ctx)
@@ -207,18 +207,18 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with os.fdopen(int(sys.argv[2]), "w", encoding="utf-8", buffering=1) as events:
 
-        def tell(event: dict[str, Json]) -> None:
+        def report(event: dict[str, Json]) -> None:
             events.write(json.dumps(event) + "\n")
 
         try:
-            _quantize(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), tell)
+            _quantize(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), report)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # quantizers and their engines may raise anything, and call sys.exit
             _log.exception("the quantization failed")
             message = (isinstance(error, LlmquantError) and error.message) or describe(error)
             hint = error.hint if isinstance(error, LlmquantError) else ""
-            tell({"message": message, "hint": hint, "out_of_memory": is_out_of_memory(error)})
+            report({"message": message, "hint": hint, "out_of_memory": is_out_of_memory(error)})
 
 
 if __name__ == "__main__":

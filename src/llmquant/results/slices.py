@@ -189,8 +189,8 @@ def _mean(found: Sequence[Measurement]) -> Measurement:
 def _details(runs: Sequence[Run], task: str) -> Json:
     """Return the last slice's details, with the notes of all."""
     each = [details for run in runs if isinstance(details := run.details.get(task), Mapping)]
-    told = [found for details in each if isinstance(found := details.get("notes"), list | tuple)]
-    return {**each[-1], "notes": list(dict.fromkeys(itertools.chain(*told)))}
+    notes = [found for details in each if isinstance(found := details.get("notes"), list | tuple)]
+    return {**each[-1], "notes": list(dict.fromkeys(itertools.chain(*notes)))}
 
 
 def _in_order(runs: Sequence[Run], samples: Samples) -> dict[str, list[Sample]]:

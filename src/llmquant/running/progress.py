@@ -65,7 +65,7 @@ class ActiveJob:
     done: int = 0
     total: int = 0
     finished: set[RunId] = field(default_factory=set)
-    told: int = 0
+    log_read: int = 0  # bytes of the worker's log that were logged here too
     waiting: str = ""  # who holds what the job needs
 
 

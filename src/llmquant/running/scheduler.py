@@ -234,7 +234,7 @@ class Scheduler:
         """Read a job's new journal entries, and settle the job when it has ended."""
         state = self._executor.collect(active.job_id, self.store.root)
         if _log.isEnabledFor(logging.INFO):
-            _tell(active)
+            _forward_log(active)
         self._read(active)
         now = time.monotonic()
         if state == "queued":
@@ -382,15 +382,15 @@ class Scheduler:
             self._settle(active, "cancelled", "the study was interrupted")
 
 
-def _tell(active: ActiveJob) -> None:
+def _forward_log(active: ActiveJob) -> None:
     """Log the new lines of the worker's log."""
     path = log_path(active.record)
-    if path.exists() and path.stat().st_size > active.told:
+    if path.exists() and path.stat().st_size > active.log_read:
         with path.open("rb") as stream:
-            stream.seek(active.told)
+            stream.seek(active.log_read)
             new = stream.read()
         whole = new[: new.rfind(b"\n") + 1]
-        active.told += len(whole)
+        active.log_read += len(whole)
         label = active.experiments[0].variant.quantizer.label
         for line in whole.decode(errors="replace").splitlines():
             _log.info("%s: %s", label, blank_secrets(line.rsplit("\r", 1)[-1].rstrip()))

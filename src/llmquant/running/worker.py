@@ -155,8 +155,8 @@ def _load(job: Job, info: ModelInfo, experiment: Experiment, context: Context, j
         _log.info("loaded %s as %s in %.1f s", info.source, label, subject.load.seconds)
         return subject
     check_small_files(info, context.cache)
-    told = replace(context, progress=lambda done, total: journal.write("progress", done=done, total=total))
-    path = quantized_checkpoint(materialize(info, context.cache), info, chosen, told, threads=job.threads)
+    reporting = replace(context, progress=lambda done, total: journal.write("progress", done=done, total=total))
+    path = quantized_checkpoint(materialize(info, context.cache), info, chosen, reporting, threads=job.threads)
     journal.write("loading")
     model: LoadedModel = load_causal_lm(path, info, registry().construct(chosen), chosen.options, context)
     model = replace(model, row_independent=independent and info.row_independent)

@@ -168,7 +168,7 @@ def read_weight(folder: Path, name: str, dtype: torch.dtype) -> Tensor | None:
     return None
 
 
-def digest_of(weight: Tensor) -> str:
+def tensor_digest(weight: Tensor) -> str:
     """Return the digest of a tensor's bytes."""
     numbers = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
     return f"sha256:{hashlib.sha256(numbers).hexdigest()}"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmquant.errors import RunError
-from llmquant.evaluators.fidelity.head import Head, digest_of, project_with, read_weight
+from llmquant.evaluators.fidelity.head import Head, project_with, read_weight, tensor_digest
 from llmquant.evaluators.perplexity.reading import Floats, TextWindows
 
 
@@ -93,7 +93,7 @@ class Reference:
             weight: Tensor | None = self._file.get_tensor("weight")
         else:
             weight = read_weight(checkpoint, about["name"], getattr(torch, about["dtype"]))
-        if weight is None or digest_of(weight) != about["digest"]:
+        if weight is None or tensor_digest(weight) != about["digest"]:
             raise RunError(
                 f"fidelity: {about['name'] or 'the head'} in {checkpoint} is not the baseline's head",
                 hint="The baseline and the variant must be made from the same checkpoint.",
@@ -120,7 +120,7 @@ def write_reference(
         tensors |= {"floor": torch.from_numpy(floor.sums), "floor windows": torch.from_numpy(floor.windows)}
     about = {
         "name": weight.name,
-        "digest": digest_of(weight.weight),
+        "digest": tensor_digest(weight.weight),
         "dtype": str(weight.weight.dtype).removeprefix("torch."),
         "bias": weight.bias is not None,
         "scale": head.scale,

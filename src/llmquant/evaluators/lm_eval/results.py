@@ -58,10 +58,10 @@ def results(
         values = tuple(measurements(name, found, output["higher_is_better"].get(name) or {}))
         if not values:
             continue  # a group without an aggregate
-        told = list(notes)
+        task_notes = list(notes)
         own = {
             **details,
-            "notes": told,
+            "notes": task_notes,
             "task_version": _json(output["versions"].get(name)),
             "num_fewshot": output["n-shot"].get(name),
         }
@@ -85,11 +85,13 @@ def results(
         cut = [min(lengths) for each in read if (lengths := [p.cut_to for p in each if p.cut_to])]
         own["prompts_cut"] = len(cut)
         if cut:
-            told.append(f"{len(cut)} of {len(read)} prompts were cut to {min(cut)} tokens: the beginning is missing")
+            task_notes.append(
+                f"{len(cut)} of {len(read)} prompts were cut to {min(cut)} tokens: the beginning is missing"
+            )
         docs = [entries[0]["doc"] for entries in documents]
         if wrong := sum(not has_right_answer(tasks[name], doc) for doc in docs):
             own["no_right_answer"] = wrong
-            told.append(
+            task_notes.append(
                 f"{wrong} of {len(docs)} documents have no right answer among their choices: every model scores 0 there"
             )
         field, groups = groups_of(docs, group)

@@ -67,7 +67,7 @@ def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context, *, engin
         "dataset_revision": result.dataset_revision,
         "subsets": list(dict.fromkeys(entry["hf_subset"] for entries in result.scores.values() for entry in entries)),
         "splits": list(result.scores),
-        **_told(task, model, cut, ctx.documents.limit),
+        **_omitted(task, model, cut, ctx.documents.limit),
     }
     if scored:
         corpus = functools.partial(_corpus, task)
@@ -169,20 +169,20 @@ def _sizes(task: AbsTask, model: MtebModel) -> list[Measurement]:
     return found
 
 
-def _told(task: AbsTask, model: MtebModel, cut: int | None, limit: int | None) -> dict[str, Json]:
+def _omitted(task: AbsTask, model: MtebModel, cut: int | None, limit: int | None) -> dict[str, Json]:
     """Describe what was omitted, and why."""
-    told: dict[str, Json] = {"skipped": {}, "skipped_queries": {}, "limit": cut}
+    details: dict[str, Json] = {"skipped": {}, "skipped_queries": {}, "limit": cut}
     if not isinstance(task, AbsTaskRetrieval):
-        told["skipped"] = sorted(set(model.skipped))
+        details["skipped"] = sorted(set(model.skipped))
         if limit is not None:
-            told["limit"] = "not applied: mteb scores a task without search as a whole"
-        return told
-    told["documents"] = [indexed.documents for indexed in model.indexed]
-    told["skipped"] = {name: reason for indexed in model.indexed for name, reason in indexed.skipped.items()}
-    told["skipped_queries"] = {
+            details["limit"] = "not applied: mteb scores a task without search as a whole"
+        return details
+    details["documents"] = [indexed.documents for indexed in model.indexed]
+    details["skipped"] = {name: reason for indexed in model.indexed for name, reason in indexed.skipped.items()}
+    details["skipped_queries"] = {
         name: reason for indexed in model.indexed for name, reason in indexed.skipped_queries.items()
     }
-    return told
+    return details
 
 
 def _corpus(task: AbsTaskRetrieval, place: Place) -> Rows:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmquant.engine.support import cache_name
-from llmquant.errors import RunError
+from llmquant.errors import RunError, first_line
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.study.call import Json
 
@@ -174,7 +174,7 @@ def measure_sizes(
         except Exception as error:  # backends raise different classes when memory runs out
             if not measured or not is_out_of_memory(error):
                 raise
-            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem = first_line(error)
             break
     if problem:
         # The failed pass's tensors are freed only here, outside the except block, whose traceback kept them.
