@@ -14,6 +14,7 @@ from llmquant.models.info import ModelInfo
 from llmquant.planning.resolve import Planned
 from llmquant.plugins.executor import Executor
 from llmquant.plugins.registry import Chosen
+from llmquant.storage.atomic import nearest_folder
 from llmquant.study.experiment import Experiment, digest_of
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -96,7 +97,7 @@ def _disk(info: ModelInfo) -> Iterator[RequestError]:
         file.stat().st_size for file in cache.glob(f"models--{info.repo.replace('/', '--')}/blobs/*.incomplete")
     )
     needed = int(missing * info.disk_bytes) - begun
-    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    free = shutil.disk_usage(nearest_folder(cache)).free
     if needed > free:
         yield UnsupportedError(
             f"{info.source} is {needed / GIB:.1f} GiB to download, and {cache} has {free / GIB:.1f} GiB free",

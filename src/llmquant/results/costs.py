@@ -28,7 +28,8 @@ def running_rows(rows: Sequence[Row]) -> list[Row]:
     values: dict[tuple[str, str], float] = {}
     for (model, _, key), mine in _by_evaluator(rows).items():
         passes = [row for row in mine if row.metric in PASSES and row.value is not None]
-        if len(passes) < _passes(rows, key):
+        measured = {row.metric for row in rows if row.evaluator_key == key and row.metric in PASSES}
+        if len(passes) < max(1, len(measured)):
             continue
         last = passes[-1]
         for metric, part in _WEIGHTS.items():
@@ -90,8 +91,3 @@ def _by_evaluator(rows: Sequence[Row]) -> Mapping[tuple[str, str, str], list[Row
     for row in sorted(rows, key=lambda row: not row.is_baseline):
         found.setdefault((row.model_digest, row.variant, row.evaluator_key), []).append(row)
     return found
-
-
-def _passes(rows: Sequence[Row], key: str) -> int:
-    """Count the passes that an evaluator measures; at least one."""
-    return max(1, len({row.metric for row in rows if row.evaluator_key == key and row.metric in PASSES}))

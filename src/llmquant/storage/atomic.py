@@ -50,6 +50,11 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return a folder, or its nearest existing parent."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
 def own_folder(path: Path) -> Path:
     """Make a folder that is this user's alone, shared or not, and return it.
 

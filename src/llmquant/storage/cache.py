@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.errors import OptionError, StoreError
-from llmquant.storage.atomic import beside, file_mode, make_folder, own_folder, replacing, seal_folder, write_text
+from llmquant.storage.atomic import (
+    beside,
+    file_mode,
+    make_folder,
+    nearest_folder,
+    own_folder,
+    replacing,
+    seal_folder,
+    write_text,
+)
 from llmquant.storage.holders import Waiting, held
 from llmquant.study.call import Json
 from llmquant.study.experiment import hex_digest, path_of
@@ -80,7 +89,7 @@ class Cache:
             return cls(path_of(named))
         with contextlib.suppress(RuntimeError):  # platformdirs finds no home folder; older versions return "~/.cache"
             root = Path(platformdirs.user_cache_dir("llmquant"))
-            if root.is_absolute() and os.access(_nearest(root), os.W_OK):
+            if root.is_absolute() and os.access(nearest_folder(root), os.W_OK):
                 return cls(root)
         return cls(_temporary() / "cache")
 
@@ -215,11 +224,6 @@ def _verify(folder: Path) -> None:
         if found.get(name) != expected.get(name):
             is_now, was = found.get(name, "no file"), expected.get(name, "no file")
             raise StoreError(f"{folder / name} in the cache is not what was made: {is_now}, not {was}", hint=delete)
-
-
-def _nearest(path: Path) -> Path:
-    """Return a folder, or its nearest existing parent."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _temporary() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from llmquant.errors import OptionError, RequestError, UnsupportedError, collecting, raise_all
 from llmquant.evaluators.speed.generation_limits import require_positive
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from llmquant.catalogs.mteb import MtebIndex, MtebTask, Part
     from llmquant.models.info import ModelInfo
 
-_T = TypeVar("_T")
 
 
 # Metrics kept per query, in addition to a task's main metric.

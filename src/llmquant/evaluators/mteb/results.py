@@ -101,7 +101,11 @@ def results(
     if len(entries) < 2:
         return
     for place, entry in entries.items():
-        at = {key: value for key, value in zip(("split", "subset"), place, strict=True) if _varies(entries, value)}
+        at = {
+            key: value
+            for key, value in zip(("split", "subset"), place, strict=True)
+            if any(value not in other for other in entries)
+        }
         own = [replace(sample, answer=None, target=None) for sample in samples.get(place, ())]
         stderr, n = _stderr([own], main)
         name = f"{task} [{' '.join(at.values())}]"
@@ -113,10 +117,6 @@ def results(
 
 def _entries(result: TaskResult) -> dict[Place, Entry]:
     return {(split, entry["hf_subset"]): entry for split, entries in result.scores.items() for entry in entries}
-
-
-def _varies(entries: Mapping[Place, Entry], value: str) -> bool:
-    return any(value not in place for place in entries)
 
 
 def _metrics(entries: Mapping[Place, Entry], searched: bool) -> list[str]:

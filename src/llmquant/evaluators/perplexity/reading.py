@@ -16,19 +16,18 @@ from llmquant.errors import RunError
 from llmquant.evaluators.perplexity.options import PerplexityOptions, windows_of
 from llmquant.evaluators.perplexity.text import read_text
 from llmquant.evaluators.perplexity.windows import EncodedText, Window, encode, sliding_windows
+from llmquant.evaluators.speed.generation_limits import positions
 from llmquant.plugins.context import Context
 from llmquant.study.call import Json
 from llmquant.study.experiment import InputFile
 from llmquant.study.run import Sample, numbered
 
 if TYPE_CHECKING:
-    from llmquant.models.info import ModelInfo
     from llmquant.plugins.evaluator import LoadedModel
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 _CHARACTERS = 64  # maximum mean characters per token, so that a huge file is not encoded whole for its first tokens
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def read_windows(
         text = text[: _CHARACTERS * options.max_tokens]
     encoded = encode(subject.tokenizer, text)
     tokens = min(len(encoded.ids), options.max_tokens or len(encoded.ids))
-    window, stride = windows_of(options, _positions(subject.info))
+    window, stride = windows_of(options, positions(subject.info))
     windows = cut(tokens, window=window, stride=stride, lead=0 if encoded.bos is None else 1)
     if not windows:
         raise RunError(
@@ -118,8 +117,3 @@ def ratio(totals: Floats, sizes: Floats) -> tuple[float, float | None]:
         return value, None
     residuals = totals - value * sizes
     return value, float(np.sqrt(count / (count - 1) * (residuals**2).sum()) / sizes.sum())
-
-
-def _positions(model: ModelInfo) -> int | None:
-    """Return the longest sequence that a model declares; ``None`` if it declares none."""
-    return next((model.text_config[key] for key in _POSITIONS if isinstance(model.text_config.get(key), int)), None)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
 # With late interaction a document has about 700 vectors, so a hundredth of the documents is a similar amount of work.
-_DOCUMENTS = {"cosine": 100_000, "dot": 100_000, "maxsim": 1_000}
+DOCUMENTS = {"cosine": 100_000, "dot": 100_000, "maxsim": 1_000}
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,3 @@ class QueryLatencyOptions:
     def cost(self, model: ModelInfo, documents: Documents) -> Cost:
         """Return the work of encoding; the work of searching is negligible."""
         return Cost(prefill_tokens=32 * (self.warmup + self.repeats))
-
-
-def collection_size(options: QueryLatencyOptions, similarity: str) -> int:
-    """Return the number of searched documents."""
-    return _DOCUMENTS[similarity] if options.documents is None else options.documents

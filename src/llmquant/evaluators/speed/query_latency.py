@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmquant.evaluators.speed.options import QueryLatencyOptions, collection_size
+from llmquant.evaluators.speed.options import DOCUMENTS, QueryLatencyOptions
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.index import Index
 from llmquant.retrieval.vectors import Embeddings
@@ -33,7 +33,7 @@ class QueryLatency(Evaluator[QueryLatencyOptions]):
         options, embeds = self.options, subject.embeds
         late, total = embeds.similarity == "maxsim", 2 * options.repeats
         rng = np.random.default_rng(ctx.seed)
-        documents = collection_size(options, embeds.similarity)
+        documents = options.documents or DOCUMENTS[embeds.similarity]
         held = _random(rng, documents, options.vectors if late else None, embeds.width)
         index = Index.build(held, subject.vectors, embeds.similarity, engine=options.engine)
 

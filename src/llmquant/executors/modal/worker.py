@@ -223,10 +223,7 @@ def _supervise(
             except subprocess.TimeoutExpired:
                 leave(ended=False)
             else:
-                return code, "" if code == 0 else _why(code)
+                more = "; give the job more memory_gib" if code == -9 else ""
+                return code, "" if code == 0 else how_it_ended(code) + more
     finally:
         stop(child)
-
-
-def _why(code: int) -> str:
-    return how_it_ended(code) + ("; give the job more memory_gib" if code == -9 else "")

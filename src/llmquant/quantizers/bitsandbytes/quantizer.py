@@ -25,7 +25,7 @@ class Bnb4bit(Quantizer[Bnb4bitOptions]):
 
     def load_kwargs(self, model: ModelInfo, ctx: Context) -> LoadKwargs:
         options = self.options
-        packs = ctx.device == "cpu" and packs_for_cpu()
+        packs = ctx.device == "cpu" and bitsandbytes.functional.has_avx512bf16()
         compute = getattr(torch, computes_in(options, ctx.device, packs=packs))
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -101,11 +101,6 @@ class Bnb8bit(Quantizer[Bnb8bitOptions]):
         )
 
 
-def packs_for_cpu() -> bool:
-    """Return whether bitsandbytes repacks 4-bit weights in the first forward pass here, and computes in bfloat16."""
-    return bool(bitsandbytes.functional.has_avx512bf16())
-
-
 def settle_4bit(module: torch.nn.Module, *, pack: bool = True, to_save: bool) -> None:
     """Prepare every layer on a CPU as bitsandbytes does in the first forward pass, including layers never reached.
 
@@ -135,13 +130,10 @@ def _packs(layer: Any) -> bool:  # Any: a Linear4bit of bitsandbytes
     return layer.weight.device.type == "cpu" and bool(getattr(layer, "support_avx512bf16_for_cpu", False))
 
 
-def _is_packed(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
-    return bool(getattr(state, "packing_format_for_cpu", False))
-
-
 def _is_nested(state: Any) -> bool:  # Any: a QuantState of bitsandbytes
     """Return whether the scales were quantized; repacking for a CPU expands the scales and records that."""
-    return bool(state.original_nested if _is_packed(state) else state.nested)
+    packed = getattr(state, "packing_format_for_cpu", False)
+    return bool(state.original_nested if packed else state.nested)
 
 
 def _compute_dtype(layer: Any) -> str:  # Any: a Linear4bit of bitsandbytes

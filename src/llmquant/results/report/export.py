@@ -59,7 +59,7 @@ def portable_json(
         "study": record.to_json(),
         "runs": [runs[run_id].to_json() for run_id in wanted if run_id in runs],
         "samples": {
-            run_id: {task: [_sample_out(sample) for sample in scored] for task, scored in samples[run_id].items()}
+            run_id: {task: [finite_json(vars(sample)) for sample in scored] for task, scored in samples[run_id].items()}
             for run_id in wanted
             if samples.get(run_id)
         },
@@ -100,10 +100,6 @@ class _File:
     samples: Mapping[RunId, Mapping[str, tuple[Sample, ...]]]
     dollars: Mapping[RunId, NumberFromZero]
     prompts: Mapping[str, str] = field(default_factory=dict)
-
-
-def _sample_out(sample: Sample) -> dict[str, Any]:  # Any: a JSON object
-    return {key: finite_json(value) for key, value in vars(sample).items()}
 
 
 def _flat(rows: Sequence[Row]) -> list[dict[str, _Value]]:
