@@ -8,8 +8,6 @@ from llmquant.errors import UnsupportedError
 from llmquant.models.headers import DTYPE_BYTES, TensorInfo
 from llmquant.models.info import ModelInfo
 
-_INTEGER_BYTES = {name: width for name, width in DTYPE_BYTES.items() if "float" not in name}
-
 
 def refuse_quantized(model: ModelInfo) -> None:
     """Refuse a checkpoint that is quantized already.
