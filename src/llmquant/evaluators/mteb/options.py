@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from llmquant.models.info import ModelInfo
 
 
-
 # Metrics kept per query, in addition to a task's main metric.
 KEPT = ("ndcg_at_1", "ndcg_at_5", "ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "recall_at_100")
 
