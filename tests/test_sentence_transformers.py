@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,6 +162,54 @@ def test_modules_and_tokenizer_belong_to_the_model(prompted, context, tmp_path, 
     damage(folder)
     with pytest.raises(ModelError, match=words):
         _open(folder, context, tmp_path)
+
+
+def _edit_modules(folder, position, **changes):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[position] |= changes
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+UNKNOWN = {
+    "pooling": ("1_Pooling", {"pooling_mode": "attention"}, "the pooling mode 'attention'"),
+    "old pooling": ("1_Pooling", {"pooling_mode_attention": True}, "the setting 'pooling_mode_attention'"),
+    "several poolings": ("1_Pooling", {"pooling_mode": ["mean", "max"]}, "width 32, and its pooling returns 64"),
+    "activation": ("2_Dense", {"activation_function": "other.Swish"}, "the activation function other.Swish"),
+    "residual": ("2_Dense", {"use_residual": True}, "the setting 'use_residual'"),
+    "pairs": ("", {"model_type": "CrossEncoder"}, "was saved as a CrossEncoder"),
+    "default prompt": ("", {"default_prompt_name": "STS"}, "there is no prompt 'STS'"),
+    "prompt": ("", {"prompts": {"query": 5}}, "the prompt 'query' is 5"),
+    "distance": ("", {"similarity_fn_name": "euclidean"}, "compares vectors by euclidean"),
+}
+
+
+@pytest.mark.parametrize(("module", "changes", "words"), UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_settings_are_refused_before_anything_is_loaded(prompted, tmp_path, module, changes, words):
+    """Of some, sentence-transformers takes a default and only logs it; of others, it loads the weights first."""
+    folder = Path(shutil.copytree(prompted, tmp_path / "model"))
+    edit_json(folder / module / ("config.json" if module else "config_sentence_transformers.json"), **changes)
+    options, info = SentenceTransformersOptions("x"), _inspect(folder, tmp_path)
+    with pytest.raises(ModelError, match=words):
+        _ = options.info(info), options.check(info, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["pylate.models.Dense.Dense", "sentence_transformers.models.SpladePooling"])
+def test_modules_of_other_libraries_are_refused_before_anything_is_loaded(prompted, tmp_path, kind):
+    """A model with code of its own needs the consent to run it."""
+    folder = Path(shutil.copytree(prompted, tmp_path / "model"))
+    _edit_modules(folder, 2, type=kind)
+    with pytest.raises(ModelError, match=kind):
+        SentenceTransformersOptions("x").check(_inspect(folder, tmp_path), "cpu")
+
+
+def test_vectors_that_the_model_cuts_itself_are_as_wide_as_it_says(plain, context, tmp_path):
+    """``truncate_dim`` in its settings gives the width, and cut vectors have unit length."""
+    folder = Path(shutil.copytree(plain, tmp_path / "model"))
+    edit_json(folder / "config_sentence_transformers.json", truncate_dim=8)
+    assert SentenceTransformersOptions("x").info(_inspect(folder, tmp_path)).dims == (8,)
+    library = SentenceTransformer(str(plain), device="cpu").encode_query(TEXTS)[:, :8]
+    expected = library / np.linalg.norm(library, axis=1, keepdims=True)
+    np.testing.assert_allclose(_embed(_open(folder, context, tmp_path), TEXTS, "query"), expected, atol=1e-5)
 
 
 def test_a_weight_under_two_names_is_refused(plain, context, tmp_path):

@@ -48,3 +48,11 @@ class OcrTextOptions:
         info = SentenceTransformersOptions(self.checkpoint, dims=self.dims).info(model)
         similarity: Similarity = "maxsim" if self.chunks == "max" else "cosine"
         return replace(info, modalities=("text", "image"), similarity=similarity, fusion="joint")
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse a text model that sentence-transformers cannot load, or would load as another model.
+
+        Raises:
+            ModelError: naming what is missing or wrong.
+        """
+        SentenceTransformersOptions(self.checkpoint).check(model, device)

@@ -15,8 +15,25 @@ from llmquant.models.loadable import check_local_files, check_type
 from llmquant.study.embedding import EmbedderInfo, Similarity
 
 # Modules with a configuration of their own, and modules that only change what another module returned.
-_CONFIGURED = ("Pooling", "Dense")
-_AFTER_THE_FIRST = (*_CONFIGURED, "Normalize", "Dropout", "LayerNorm")
+_CONFIGURED = ("Pooling", "Dense", "LayerNorm")
+_AFTER_THE_FIRST = (*_CONFIGURED, "Normalize", "Dropout", "WeightedLayerPooling", "WordWeights", "LSTM", "CNN")
+_FIRST = ("Transformer", "StaticEmbedding", "WordEmbeddings", "BoW", "CLIPModel", "Router", "Asym")
+_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+# Before version 6 each mode was a switch.
+_SWITCHES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+_KNOWN: Mapping[str, tuple[str, ...]] = {
+    "Pooling": (
+        *("embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt"),
+        *(f"pooling_mode_{switch}" for switch in _SWITCHES),
+    ),
+    "Dense": (
+        *("in_features", "out_features", "bias", "activation_function"),
+        *("module_input_name", "module_output_name"),
+    ),
+    "LayerNorm": ("dimension",),
+}
+_VECTOR = "sentence_embedding"  # what a pooling returns
+_SETTINGS = "config_sentence_transformers.json"
 _SIMILARITIES: Mapping[str | None, Similarity] = {None: "cosine", "cosine": "cosine", "dot": "dot"}
 
 
@@ -60,7 +77,7 @@ class SentenceTransformersOptions:
         listed = {*self.dims, *(trained if isinstance(trained, list) else ()), *([self.dim] if self.dim else ())}
         if listed and max(listed) > width:
             raise OptionError(f"vectors of {model.source} have {width} dimensions and cannot be cut to {max(listed)}")
-        settings = _module_json(model, "config_sentence_transformers.json")
+        settings = _module_json(model, _SETTINGS)
         compared = settings.get("similarity_fn_name") if settings is not None else None
         if compared not in _SIMILARITIES:
             raise ModelError(f"{model.source} compares vectors by {compared}", hint="llmquant supports cosine and dot.")
@@ -89,6 +106,7 @@ class SentenceTransformersOptions:
         if "vision_config" not in model.config:  # a text encoder has one embedding
             check_tokens(model)
         check_modules(model)
+        check_settings(model)
 
 
 def vector_width(model: ModelInfo) -> int:
@@ -106,6 +124,9 @@ def vector_width(model: ModelInfo) -> int:
             width = settings.get("out_features")
         elif kind == "Pooling":
             width = _pooled_width(settings)
+    cut = (_module_json(model, _SETTINGS) or {}).get("truncate_dim")
+    if isinstance(width, int) and isinstance(cut, int):
+        return min(width, cut)
     if width is None:
         width = model.text_config.get("hidden_size") or model.text_config.get("d_model") or model.text_config.get("dim")
     if not isinstance(width, int):
@@ -115,7 +136,7 @@ def vector_width(model: ModelInfo) -> int:
 
 def _pooled_width(settings: Mapping[str, Any]) -> int | None:  # Any: a JSON object
     width = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
-    # Several pooling modes are concatenated. Before version 6 each mode was a switch, next to other settings.
+    # Several pooling modes are concatenated.
     modes = settings.get("pooling_mode")
     if modes is None:
         count = sum(value is True for name, value in settings.items() if name.startswith("pooling_mode_"))
@@ -130,7 +151,7 @@ def check_modules(model: ModelInfo) -> None:
     Raises:
         ModelError: naming the module.
     """
-    width = model.text_config.get("hidden_size")
+    width, pooled = model.text_config.get("hidden_size"), None
     modules = _modules(model)
     for position, module in enumerate(modules):
         kind, path = str(module.get("type", "")).rpartition(".")[2], module.get("path")
@@ -139,15 +160,28 @@ def check_modules(model: ModelInfo) -> None:
                 f"modules.json of {model.source} begins with {kind}, which cannot read texts",
                 hint="Restore its first entry, of type Transformer.",
             )
+        if "trust_remote_code" not in model.flags and not (
+            str(module.get("type")).startswith("sentence_transformers.") and kind in (*_FIRST, *_AFTER_THE_FIRST)
+        ):
+            raise ModelError(
+                f"modules.json of {model.source} names a module of the type {module.get('type')}, which "
+                "sentence-transformers does not have for dense vectors",
+                hint="If you trust the model's own code, use --trust-remote-code.",
+            )
         if kind not in _CONFIGURED:
             continue
         settings = _module_json(model, f"{path}/config.json")
         files = [f"{path}/{name}" for name in ("model.safetensors", "pytorch_model.bin")]
-        if settings is None or (kind == "Dense" and not any(map(model.file, files))):
+        if settings is None or (kind != "Pooling" and not any(map(model.file, files))):
             lacks = f"{path}/config.json" if settings is None else files[0]
             raise ModelError(
                 f"modules.json of {model.source} names the module {path} ({kind}), and {lacks} is missing",
                 hint="Fetch the whole model again, with its folders.",
+            )
+        if unknown := _unknown(kind, settings, trusted="trust_remote_code" in model.flags):
+            raise ModelError(
+                f"{path}/config.json of {model.source} has the {unknown}, which sentence-transformers would not apply",
+                hint="Use the version of sentence-transformers, or the library, that the model was made with.",
             )
         reads = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
         follows = position == 1 and str(modules[0].get("type")).endswith(".Transformer")
@@ -156,6 +190,44 @@ def check_modules(model: ModelInfo) -> None:
                 f"{path} of {model.source} pools vectors of width {reads}, and the model's have {width}",
                 hint="The folder belongs to another model; fetch the whole model again.",
             )
+        reads = settings.get("in_features")
+        if kind == "Dense" and settings.get("module_input_name", _VECTOR) == _VECTOR and pooled not in (None, reads):
+            raise ModelError(
+                f"{path} of {model.source} reads vectors of width {reads}, and its pooling returns {pooled}",
+                hint="The folder belongs to another model; fetch the whole model again.",
+            )
+        pooled = _pooled_width(settings) if kind == "Pooling" else None
+
+
+def _unknown(kind: str, settings: Mapping[str, Any], *, trusted: bool) -> str | None:  # Any: a JSON object
+    """Name a setting that sentence-transformers replaces by a default, or refuses after the weights are loaded."""
+    modes, activation = settings.get("pooling_mode") or [], str(settings.get("activation_function", "torch."))
+    wrong = [f"setting {name!r}" for name in settings if name not in _KNOWN[kind]]
+    wrong += [f"pooling mode {mode!r}" for mode in ([modes] if isinstance(modes, str) else modes) if mode not in _MODES]
+    if not trusted and not activation.startswith("torch."):
+        wrong.append(f"activation function {activation}")
+    return next(iter(wrong), None)
+
+
+def check_settings(model: ModelInfo) -> None:
+    """Refuse settings of the whole model that sentence-transformers does not load as they are.
+
+    Raises:
+        ModelError: naming the setting.
+    """
+    settings = _module_json(model, _SETTINGS) or {}
+    kind, prompts = settings.get("model_type"), settings.get("prompts") or {}
+    if kind not in (None, "SentenceTransformer"):
+        raise ModelError(
+            f"{model.source} was saved as a {kind}, not as a model that returns one dense vector per text",
+            hint="Give the model from which it was trained, or another one.",
+        )
+    wrong = [name for name, prompt in prompts.items() if not isinstance(prompt, str | None)]
+    if wrong:
+        raise ModelError(f"{_SETTINGS} of {model.source}: the prompt {wrong[0]!r} is {prompts[wrong[0]]!r}, not a text")
+    default = settings.get("default_prompt_name")
+    if default not in (None, "query", "document", *prompts):
+        raise ModelError(f"{_SETTINGS} of {model.source}: there is no prompt {default!r}, the default prompt's name")
 
 
 def _modules(model: ModelInfo) -> list[dict[str, Any]]:  # Any: a JSON object

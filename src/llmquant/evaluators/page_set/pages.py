@@ -18,31 +18,8 @@ if TYPE_CHECKING:
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".avif", ".ppm")
 _TIFF = (".tif", ".tiff")
 # Pages that would be missing among the documents if these files were ignored like a README.
-_UNREAD = (
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".svg",
-    ".eps",
-    ".ps",
-    ".jfif",
-    ".jpe",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".j2k",
-    ".apng",
-    ".djvu",
-    ".xps",
-    ".epub",
-    ".doc",
-    ".docx",
-    ".odt",
-    ".rtf",
-    ".ppt",
-    ".pptx",
-    ".odp",
-)
+_UNREAD = (".heic", ".heif", ".jxl", ".svg", ".eps", ".ps", ".jfif", ".jpe", ".pgm", ".pbm", ".pnm", ".j2k", ".apng")
+_UNREAD_TEXTS = (".djvu", ".xps", ".epub", ".doc", ".docx", ".odt", ".rtf", ".ppt", ".pptx", ".odp")
 # The limit of the embedding loop, reported before a page is rendered.
 _MAX_PIXELS = 100_000_000
 MOST_ERRORS = 20
@@ -114,7 +91,7 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
     others = []
     for label, file in files.items():
         suffix = Path(label).suffix.lower()
-        if suffix in _UNREAD:
+        if suffix in (*_UNREAD, *_UNREAD_TEXTS):
             errors.append(OptionError(f"{label}: {suffix} files cannot be read", hint="Save it as PNG, JPEG or PDF."))
         elif suffix not in (*IMAGES, ".txt", ".pdf"):
             others.append(label)
