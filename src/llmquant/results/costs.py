@@ -15,7 +15,10 @@ SERVED = "served_peak_bytes"
 """The same with the weights' size where they are served, for variants that run dequantized here."""
 
 PER_DOLLAR = "documents_per_dollar"
-"""Documents that a dollar encodes: at a given price of the machine, or at what the run cost."""
+"""Documents that a dollar encodes at a given price of the machine."""
+
+PER_DOLLAR_PAID = "documents_per_dollar_paid"
+"""The same at what the run cost, with its share of starting and loading."""
 
 _WEIGHTS = {RUNNING: "weights_bytes", SERVED: "weights_served_bytes"}
 PASSES = ("prefill_peak_bytes", "decode_peak_bytes", "encode_query_peak_bytes", "encode_page_peak_bytes")
@@ -55,7 +58,7 @@ def per_dollar_rows(rows: Sequence[Row], seconds: Mapping[RunId, float]) -> list
     return [
         replace(
             row,
-            metric=PER_DOLLAR,
+            metric=PER_DOLLAR_PAID,
             value=row.value * seconds[row.run_id] / row.dollars,
             unit="documents/dollar",
             baseline_value=None,

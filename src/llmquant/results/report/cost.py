@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmquant.machine.hardware import MIB
-from llmquant.results.costs import PASSES, PER_DOLLAR, RUNNING, SERVED
+from llmquant.results.costs import PASSES, PER_DOLLAR, PER_DOLLAR_PAID, RUNNING, SERVED
 from llmquant.results.report.block import Block, Measure, conditions, ordered, varying
 from llmquant.results.report.quality import is_quality
 from llmquant.results.report.retrieval import LATENCIES, headlines
@@ -138,6 +138,7 @@ _SHOWN = {
     "generated_tokens_per_s": _Shown("tokens/s", "", ("batch",), ends=True),
     "documents_per_s": _Shown("documents/s", "", (), ends=False),
     PER_DOLLAR: _Shown("documents/dollar", "", (), ends=False),
+    PER_DOLLAR_PAID: _Shown("documents/dollar paid", "", (), ends=False),
 }
 # Only in the rows, the CSV and the JSON; a table for decisions is better without them.
 _UNSHOWN_SPEED = (
@@ -150,8 +151,9 @@ _UNSHOWN_SPEED = (
 _INDEXING = {
     "documents_per_s": "documents/s: while documents are encoded; loading, reading files and building an index are not "
     "included.",
-    PER_DOLLAR: "documents/dollar: the same at the given price; for a paid run without a price, of all that the run "
-    "cost, its share of starting and loading included.",
+    PER_DOLLAR: "documents/dollar: the same at the given price.",
+    PER_DOLLAR_PAID: "documents/dollar paid: of all that the run cost, its share of starting and loading included; "
+    "dollars_per_hour gives the number for encoding alone.",
 }
 _SPEED_METRICS = frozenset([*_SHOWN, *_UNSHOWN_SPEED])
 
