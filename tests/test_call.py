@@ -75,6 +75,8 @@ def test_strings_mean_what_they_look_like(text, call):
         ("x(a=1, 2)", "follows a named value"),
         ("x(a=1, a=2)", "given twice"),
         ("x(a=)", "has no value"),
+        ("x(a='Be brief.')", "single quotes, which would be part of the text"),
+        ("x(['a', 'b'])", "single quotes"),
     ],
 )
 def test_mistakes_are_named(text, complaint):

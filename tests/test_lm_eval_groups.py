@@ -165,7 +165,7 @@ class Choosing:
         self.gold = gold
 
     def doc_to_choice(self, doc):
-        return ["a", "b"]
+        return ["a", "b", "b"]
 
     def doc_to_target(self, doc):
         return self.gold
@@ -180,6 +180,7 @@ class Choosing:
         (True, True),
         ([5, 1], True),
         (2, False),
+        (3, False),
         (-1, False),
         ("B", False),
         ([], False),

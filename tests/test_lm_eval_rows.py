@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -202,6 +203,39 @@ def test_a_choice_that_is_the_number_of_another_is_refused(options):
         options(CHOOSE % ('"{{label}}"', "options"), rows).check(NO_FILES, "cpu")
     options(CHOOSE % ("label", "options"), rows).check(NO_FILES, "cpu")
     options(CHOOSE % ('"{{label}}"', "options"), [rows[0] | {"label": 2}]).check(NO_FILES, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("label", "accepted"), [(0, True), (1, False), (2, True), ("salt", True), ([1, 2], True), ([1], False)]
+)
+def test_a_right_choice_that_stands_twice_is_refused(options, label, accepted):
+    """Of equal choices lm-eval takes the first, so the number of the second is wrong for every model."""
+    chosen = options(
+        CHOOSE % ("label", "options"), [{"question": "q", "label": label, "options": ["salt", "salt", "x"]}]
+    )
+    said = r"line 1: the right answer is .*, whose text is that of an earlier choice"
+    with contextlib.nullcontext() if accepted else pytest.raises(OptionError, match=said):
+        chosen.check(NO_FILES, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("answer", "more", "accepted"),
+    [
+        ("Paris\n", "", False),
+        ("two\nlines", "filter_list: [{name: f, filter: [{function: remove_whitespace}]}]", False),
+        (["Paris\n", "Paris"], "", True),
+        ("Paris", "", True),
+        ("two\nlines", "filter_list: [{name: f, filter: [{function: map, mapping_dict: {a: b}}]}]", True),
+    ],
+)
+def test_an_answer_that_no_model_can_write_is_refused(options, answer, more, accepted):
+    """What a model writes ends before the first stop text, so it never equals an answer that contains one."""
+    target = "answer" if isinstance(answer, list) else '"{{answer}}"'
+    task = GENERATE.replace('"{{answer}}"', target) + more
+    said = r"line 1: the right answer is .*, which no answer can equal, because it ends at one of"
+    with contextlib.nullcontext() if accepted else pytest.raises(OptionError, match=said):
+        options(task, [{"question": "q", "answer": answer}]).check(NO_FILES, "cpu")
+    options(task, [{"question": "q", "answer": answer}], gen_kwargs={"until": ["###"]}).check(NO_FILES, "cpu")
 
 
 @pytest.mark.parametrize("answer", ["", 7, ["a"]])

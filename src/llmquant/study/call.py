@@ -150,6 +150,9 @@ def _value(text: str) -> Json:
     except ValueError:
         if text.startswith("[") and text.endswith("]"):
             return [_value(part) for part in split(text[1:-1], whole=text)]
+        if len(text) > 1 and text[0] == text[-1] == "'":
+            hint = f"Use double quotes: {json.dumps(text[1:-1])}."
+            raise OptionError(f"{text} stands in single quotes, which would be part of the text", hint=hint) from None
         return text
     check_json(value, brief(text))
     return value

@@ -20,6 +20,9 @@ HINT = (
     "Write questions and right answers as texts, or a right answer as the number of its choice from 0. "
     "Anything else scores 0, whatever a model says."
 )
+# Settings of a metric, and filters, with which no answer equals a text that contains more than the answer.
+_EXACT = {"metric", "aggregation", "higher_is_better", "ignore_case"}
+_SHORTENING = ("take_first", "remove_whitespace", "regex")
 _FIELD = re.compile(r"\s*{{\s*(\w+(\.\w+)*)\s*}}\s*")  # a template that prints a field and nothing else
 
 
@@ -49,7 +52,8 @@ def has_right_answer(task: _Task, doc: Row) -> bool:
         return True
     choices, gold = task.doc_to_choice(doc), _gold(task, doc)
     answers = gold if isinstance(gold, list) else [gold]
-    return any(answer in (choices if isinstance(answer, str) else range(len(choices))) for answer in answers)
+    known = [answer for answer in answers if answer in (choices if isinstance(answer, str) else range(len(choices)))]
+    return any(not _is_repeated(choices, answer) for answer in known)
 
 
 def mistake(task: _Task, doc: Row) -> str:
@@ -85,6 +89,9 @@ def _mistake(task: _Task, doc: Row) -> str:
         unscored = not answers if generates else several or gold == ""
         if unscored or any(type(answer) not in kinds for answer in answers):
             return f"{found}, which is not a text"
+        stops = task.stops if isinstance(task, PlainTask) and generates else ()
+        if stops and all(any(stop in str(answer) for stop in stops) for answer in answers):
+            return f"{found}, which no answer can equal, because it ends at one of {_json(stops)}"
         return unlike if several != bool(task.multiple_target) else ""
     choices = task.doc_to_choice(doc)
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice for choice in choices):
@@ -95,7 +102,9 @@ def _mistake(task: _Task, doc: Row) -> str:
         return f"the right answer is {_json(written)}, which is a choice and the number of another one"
     texts = choices if task.OUTPUT_TYPE == "multiple_choice" and not several else []
     if answers and all(answer in texts or _is_place(answer, len(choices)) for answer in answers):
-        return ""
+        if task.OUTPUT_TYPE != "multiple_choice" or not all(_is_repeated(choices, answer) for answer in answers):
+            return ""
+        return f"{found}, whose text is that of an earlier choice too, which lm-eval would take"
     return f"{found}, which is none of the choices {_json(choices)}"
 
 
@@ -114,6 +123,11 @@ def _written(task: _Task, doc: Row) -> str | None:
 
 def _is_place(answer: object, count: int) -> bool:
     return not isinstance(answer, bool | float) and answer in range(count)
+
+
+def _is_repeated(choices: Any, answer: Any) -> bool:  # Any: texts, and the number of one or its text
+    """Return whether an earlier choice equals a right one: lm-eval takes the first of equal scores."""
+    return not isinstance(answer, str) and choices[answer] in choices[:answer]
 
 
 def _json(value: object) -> str:
@@ -162,6 +176,17 @@ class PlainTask:
             return cls(configuration, fields, first)
         except jinja2.TemplateError:
             return None
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that end an answer; empty unless an answer must equal the right one."""
+        metrics = self._configuration.get("metric_list") or [{"metric": "exact_match"}]
+        filters = [each for named in self._configuration.get("filter_list") or () for each in named.get("filter") or ()]
+        exact = all(each["metric"] == "exact_match" and each.keys() <= _EXACT for each in metrics)
+        if not exact or any(each.get("function") not in _SHORTENING for each in filters):
+            return []
+        stops = (self._configuration.get("generation_kwargs") or {}).get("until") or []
+        return [stops] if isinstance(stops, str) else list(filter(None, stops))
 
     @property
     def multiple_input(self) -> int:

@@ -229,7 +229,9 @@ class LmEvalOptions:
             raise OptionError(f"lm_eval: task {name!r} is Python code that loads its own data; it cannot read rows")
         if self.data is None or self.data.path is None:  # a worker need not check again
             return
-        count = check_rows(self.data.path, self.data.name, name, configuration, self.group)
+        settings = {**(configuration.get("generation_kwargs") or {}), **(self.gen_kwargs or {})}
+        asked = {**configuration, "generation_kwargs": settings}
+        count = check_rows(self.data.path, self.data.name, name, asked, self.group)
         shots = self.num_fewshot if self.num_fewshot is not None else configuration.get("num_fewshot") or 0
         if shots >= count and "samples" not in (configuration.get("fewshot_config") or {}):
             raise OptionError(
