@@ -238,7 +238,7 @@ def test_the_frame_of_samples_has_a_line_per_document():
     assert (line["variant"], line["task"], line["metric"], line["prompt"]) == ("nf4", "t", "acc", "Why?")
     assert (line["baseline_score"], line["score"], line["change"], line["reference"]) == (1, 0, -1, "blue")
     assert frame["prompt"].isna().sum() == 99
-    assert len(study(samples(BEFORE), samples(AFTER)).samples_frame(variant="other")) == 0
+    assert len(study(samples(BEFORE), samples(AFTER)).samples_frame(variant=BASELINE)) == 0
 
 
 def test_the_table_of_answers_fits_a_terminal():

@@ -112,7 +112,7 @@ def test_an_undecided_variant_is_not_recommended():
 def test_unmeasured_memory_and_failed_tasks_rule_out():
     """A variant of unknown memory, or with a failed task, is not recommended; the reason says so."""
     found = comparison(labels=(BASELINE, "bnb_8bit"), without="bnb_8bit").recommend()
-    assert (found.variant, found.ruled_out["bnb_8bit"]) == (BASELINE, "its memory was not measured")
+    assert (found.variant, found.ruled_out["bnb_8bit"]) == (BASELINE, "its memory was not measured (add -e memory)")
     found = comparison(labels=(BASELINE, "bnb_8bit"), lost="bnb_8bit").recommend()
     assert "did not finish" in found.ruled_out["bnb_8bit"]
 

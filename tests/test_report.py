@@ -506,7 +506,8 @@ def test_html_is_escaped_and_well_formed():
     assert not parser.open
     assert "<script>" not in page
     assert "<script>alert(1)</script>" in parser.text
-    assert "+0.5 [-6.6, +7.8]" in parser.text
+    assert "+0.5 \n[-6.6, +7.8]\n" in parser.text
+    assert '<span class="whole">[-6.6, +7.8]</span>' in page
     assert "http" not in page
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from scipy import stats
 
+from llmquant.results.changes import DocumentChange
 from llmquant.results.comparison import Comparison
 from llmquant.results.report.block import blocks
+from llmquant.results.report.flips import answers_of
+from llmquant.results.report.html import to_html_table
+from llmquant.results.report.protocol import protocol_table
 from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.summary import summary
 from llmquant.results.report.text import render
@@ -213,9 +218,48 @@ def test_the_page_shows_the_worst_queries(tmp_path):
 
 
 def test_each_line_of_a_split_table_names_its_model_and_variant():
-    """In a terminal of 80 columns, the verdict of two models' variants stands beside both names."""
+    """In a terminal of 80 columns, each part has each model once, above its variants."""
     _, _, found = study(models=("bigemma3", "colqwen"), tasks=("A", "B"))
     table = retrieval_table(blocks(found))
-    lines = [line for line in render([table], 80).splitlines() if "colqwen · bnb_4bit_nf4 · float32" in line]
-    assert len(lines) == 2
-    assert any("worse" in line for line in lines)
+    lines = [line.strip() for line in render([table], 80).splitlines()]
+    for part in "\n".join(lines).split("\n\n")[:2]:
+        model, *variants = part.partition("colqwen\n")[2].splitlines()[:4]
+        assert model.startswith("bf16_baseline · float32 ")
+        assert any(line.startswith("bnb_4bit_nf4 · float32 ") for line in variants)
+    assert lines.count("colqwen") == 2
+
+
+def test_a_models_name_spans_the_html_table():
+    """It stands once above its variants, in a cell of its own."""
+    _, _, found = study(models=("bigemma3", "colqwen"), tasks=("A", "B"))
+    page = to_html_table([retrieval_table(blocks(found))])
+    assert re.findall(r'colspan="\d+">([^<]+)<', page) == ["bigemma3", "colqwen"]
+
+
+def test_the_protocol_names_quantizers_once_for_all_models_and_forms():
+    """What weights are does not depend on vectors; a model is named only where its weights differ."""
+    record, runs, _ = study(models=("bigemma3", "colqwen"))
+
+    def said(bits) -> str:
+        applied = {
+            e.run_id: {"code": "int", "bits": bits(e.variant.model.name, e.variant.quantizer.label)}
+            for e in record.experiments
+        }
+        made = {name: replace(run, applied={**(run.applied or {}), **applied[name]}) for name, run in runs.items()}
+        return dict(protocol_table(record, made).rows)["weights"]
+
+    alike = said(lambda model, label: 16 if label == "bf16_baseline" else 4)
+    assert alike == "int, 16 bits (bf16_baseline); int, 4 bits (bnb_4bit_nf4)"
+    apart = said(lambda model, label: 16 if (model, label) != ("colqwen", "bnb_4bit_nf4") else 4)
+    assert apart == "int, 16 bits (bf16_baseline, bigemma3 bnb_4bit_nf4); int, 4 bits (colqwen bnb_4bit_nf4)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [("ndcg_at_10", ("d1 1", "d1 0.703, d2 0.7", "nothing")), ("em", ('{"d1": 1}', "[[]]", "nothing"))],
+)
+def test_answers_of_a_search_are_written_for_people(metric, shown):
+    """Documents with three digits of their scores, not JSON with sixteen; a model's own JSON stays."""
+    texts = ('{"d1": 1}', '[["d1", 0.7034519893], ["d2", 0.6999999999]]' if metric == "ndcg_at_10" else "[[]]")
+    one = DocumentChange("m", "v", "e", "t", "d", 0, "p", None, *texts, "nothing", metric, 1, 0, -1, None, None)
+    assert answers_of(one) == shown

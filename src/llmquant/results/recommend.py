@@ -153,7 +153,7 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
         return Recommendation(model, None, ruled_out=ruled_out, relax=f"{_capital(' and '.join(nearest_.relax))}.")
     if not measured:
         named = ", ".join(each.label for each in left)
-        why = f"Memory was not measured (evaluator memory), so the smallest is unknown; acceptable: {named}."
+        why = f"Memory was not measured, so the smallest is unknown (add -e memory); acceptable: {named}."
         return Recommendation(model, None, ruled_out=ruled_out, relax=why)
     first = left[0]
     larger = {each.label: f"it needs {size(each.memory or 0.0)} of memory" for each in left[2:]}
@@ -184,7 +184,10 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
         rule_out(f"its loss is unknown in {judged.no_interval}", f"compare {label} without these tasks")
     if memory is None and measured:
         failed = any(row.evaluator.startswith("memory") and row.status == "failed" for row in rows)
-        rule_out("its memory was not measured" if not failed else "its memory could not be measured", "add -e memory")
+        if failed:
+            rule_out("its memory could not be measured", f"see why the memory of {label} could not be measured")
+        else:
+            rule_out("its memory was not measured (add -e memory)", "add -e memory")
     elif memory is not None and limits.max_memory is not None and memory > limits.max_memory:
         where = f" of a {limits.gpu} with 10% kept free" if limits.gpu else ""
         rule_out(
@@ -193,7 +196,8 @@ def _candidate(label: str, rows: Sequence[Row], limits: Limits, margin: str, *, 
         )
     if limits.max_latency is not None:
         if speed is None or speed.value is None:
-            rule_out("its latency was not measured", "add -e latency")
+            add = "add -e latency, or -e query_latency for an embedder"
+            rule_out(f"its latency was not measured ({add})", add)
         elif speed.value > limits.max_latency:
             needs = f"{rounded(speed.value)} ms"
             rule_out(f"it takes {needs}, above the limit {limits.max_latency:g} ms", f"allow {needs} for {label}")

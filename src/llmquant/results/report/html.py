@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-from llmquant.results.report.table import Table, Tone
+from llmquant.results.report.table import Table, Tone, is_group
 from llmquant.study.neutral import html_text
 
 _CLASSES: dict[Tone, str] = {"plain": "", "good": "good", "bad": "bad", "quiet": "quiet", "failed": "bad"}
+_UNBROKEN = re.compile(r"\[[^\]]*\]|± \S+")
 # So many groups of columns do not fit beside each other.
 _WIDE = 3
 
@@ -26,6 +28,8 @@ STYLE = """
 .llmquant th { font-weight: 600; border-bottom: 1px solid rgba(128, 128, 128, .7); }
 .llmquant td, .llmquant tbody th { border-bottom: 1px solid rgba(128, 128, 128, .25); }
 .llmquant tbody th { font-weight: 400; }
+.llmquant .whole { white-space: nowrap; }
+.llmquant tbody th.group { font-weight: 600; padding-top: .8em; overflow-wrap: anywhere; }
 .llmquant .part .l { text-align: left; }
 .llmquant tbody th, .llmquant td.l { white-space: normal; }
 .llmquant .parts { display: flex; flex-wrap: wrap; column-gap: 2em; }
@@ -78,6 +82,11 @@ def _tables(table: Table) -> str:
     return f'<p class="title">{table.title}</p><div class="parts">{parts}</div>'
 
 
+def _whole(text: str) -> str:
+    """Keep an interval, and a number with its sign before it, on one line."""
+    return _UNBROKEN.sub(r'<span class="whole">\g<0></span>', text)
+
+
 def _table(table: Table, chosen: Sequence[int], title: str) -> str:
     columns = [table.column(index) for index in (0, *chosen)]
     starts = {group[0] for group in table.groups() if len(group) > 1}
@@ -86,13 +95,16 @@ def _table(table: Table, chosen: Sequence[int], title: str) -> str:
         for place, (index, column) in enumerate(zip((0, *chosen), columns, strict=True))
     ]
     head = "".join(
-        f'<th scope="col" class="{kind}">{"<br>".join(filter(None, column.name))}</th>'
+        f'<th scope="col" class="{kind}">{"<br>".join(map(_whole, filter(None, column.name)))}</th>'
         for kind, column in zip(classes, columns, strict=True)
     )
     body = []
     for row in table.cells():
+        if is_group(row):
+            body.append(f'<tr><th scope="rowgroup" class="l group" colspan="{len(columns)}">{row[0].text}</th></tr>')
+            continue
         line = "".join(
-            f'<td class="{" ".join(filter(None, (kind, _CLASSES[row[index].tone])))}">{row[index].text}</td>'
+            f'<td class="{" ".join(filter(None, (kind, _CLASSES[row[index].tone])))}">{_whole(row[index].text)}</td>'
             for kind, index in zip(classes[1:], chosen, strict=True)
         )
         body.append(f'<tr><th scope="row" class="l">{row[0].text}</th>{line}</tr>')

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmquant.results.changes import DocumentChange
+from llmquant.results.report.flips import answers_of
 from llmquant.results.report.protocol import again, protocol_table, study_toml, versions
 from llmquant.results.report.summary import answer_first, tables
 from llmquant.results.report.table import Table
@@ -40,7 +41,7 @@ def _flips(changes: Sequence[DocumentChange]) -> Table:
         (
             f"{one.variant} · {one.task}",
             f"{one.metric} {one.baseline_score:.3g} → {one.score:.3g}",
-            *(_short(text) for text in (one.reference, one.baseline_answer, one.answer)),
+            *(_short(text) for text in answers_of(one)),
         )
         for one in changes
         if one.answer is not None and one.baseline_answer is not None

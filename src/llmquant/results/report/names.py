@@ -17,6 +17,11 @@ _FORM = " · "
 _PATH = re.compile(r"[^\s(),=]*/([^\s(),=/]+)")
 
 
+def quantizer_of(label: str) -> str:
+    """Return a variant's label without the form of its vectors."""
+    return label.partition(_FORM)[0]
+
+
 @dataclass(frozen=True)
 class ShortNames:
     """Short names of variants by label; none if all labels are short.
@@ -65,7 +70,7 @@ class ShortNames:
 
 def _call(label: str) -> Call | None:
     try:
-        return Call.parse(label.partition(_FORM)[0])
+        return Call.parse(quantizer_of(label))
     except OptionError:  # an imported variant's label need not be a call
         return None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from llmquant.machine.hardware import hardware_text
 from llmquant.results.report.table import Column, Table
@@ -35,30 +36,33 @@ _DETAILS = {
 }
 _DIGEST = 12
 
+_Facts: TypeAlias = dict[str, dict[str, dict[tuple[str, str] | None, None]]]
+"""By name, by value: the models and labels of the variants that have it; ``None`` for what is of no variant."""
+
 
 def protocol_table(record: StudyRecord, runs: Mapping[RunId, Run]) -> Table:
     """Make the table of settings; where variants differ, each value has the names of its variants."""
-    facts: dict[str, dict[str, dict[str, None]]] = {}
-    tasks: dict[tuple[str, str], dict[str, dict[str, dict[str, None]]]] = {}
-    several = len({experiment.variant.model.digest for experiment in record.experiments}) > 1
+    facts: _Facts = {}
+    tasks: dict[tuple[str, str], _Facts] = {}
     for experiment in record.experiments:
-        variant, model = label(record, experiment.variant), experiment.variant.model
-        variant = f"{record.model_names[model.digest]} {variant}" if several else variant
-        _add(facts, "model", f"{model.source} ({model.digest.partition(':')[0]} {_short(model.digest)})", "")
-        _add(facts, "baseline", record.baselines.get(model.digest), "")
+        model = experiment.variant.model
+        name = record.model_names[model.digest]
+        variant, weights = (name, label(record, experiment.variant)), (name, experiment.variant.quantizer.label)
+        _add(facts, "model", f"{model.source} ({model.digest.partition(':')[0]} {_short(model.digest)})")
+        _add(facts, "baseline", record.baselines.get(model.digest))
         run = runs.get(experiment.run_id)
         if run is None:
             continue
         applied, made = run.applied or {}, run.provenance
-        _add(facts, "weights", _weights(applied), variant)
-        _add(facts, "computes in", applied.get("compute_dtype"), variant)
-        _add(facts, "other weights", made.get("dtype"), variant)
+        _add(facts, "weights", _weights(applied), weights)
+        _add(facts, "computes in", applied.get("compute_dtype"), weights)
+        _add(facts, "other weights", made.get("dtype"), weights)
         if experiment.hardware:
-            _add(facts, "hardware", hardware_text(experiment.hardware), "")
+            _add(facts, "hardware", hardware_text(experiment.hardware))
         else:
-            _add(facts, "device", made.get("device"), "")
-        _add(facts, "executor", made.get("executor"), "")
-        _add(facts, "imported from", made.get("imported_from"), "")
+            _add(facts, "device", made.get("device"))
+        _add(facts, "executor", made.get("executor"))
+        _add(facts, "imported from", made.get("imported_from"))
         for task, details in run.details.items():
             for key, name in _DETAILS.items():
                 own = tasks.setdefault((task, experiment.evaluator.label), {})
@@ -88,7 +92,7 @@ def _subject(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
     return evaluator if any(label.partition("(")[0] == short for label in others) else f"{task}, {short}"
 
 
-def _add(facts: dict[str, dict[str, dict[str, None]]], name: str, value: object, variant: str) -> None:
+def _add(facts: _Facts, name: str, value: object, variant: tuple[str, str] | None = None) -> None:
     if value not in (None, "", {}, []):
         facts.setdefault(name, {}).setdefault(_text(value), {})[variant] = None
 
@@ -178,12 +182,17 @@ def _inside(details: object, keys: Sequence[str]) -> object:
     return _short(details) if isinstance(details, str) and details.startswith("sha256:") else details
 
 
-def _said(values: Mapping[str, Mapping[str, None]]) -> str:
+def _said(values: Mapping[str, Mapping[tuple[str, str] | None, None]]) -> str:
+    """Write the values, each with its variants; a variant's model is named where its values differ by model."""
     if len(values) == 1:
         return next(iter(values))
-    return "; ".join(
-        f"{value} ({', '.join(variants)})" if any(variants) else value for value, variants in values.items()
-    )
+    found = {value: list(filter(None, variants)) for value, variants in values.items()}
+    count = Counter(own for variants in found.values() for own in {own for _, own in variants})
+    written = {
+        value: dict.fromkeys(own if count[own] == 1 else f"{model} {own}" for model, own in variants)
+        for value, variants in found.items()
+    }
+    return "; ".join(f"{value} ({', '.join(names)})" if names else value for value, names in written.items())
 
 
 def _text(value: object) -> str:

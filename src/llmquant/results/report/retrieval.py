@@ -51,11 +51,9 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
     counts = {len(tasks) for _, tasks in searched}
     name = (" / ".join(sorted(metrics)) + " %", f"mean of {max(counts)} tasks" if max(counts) > 1 else every[0].task)
     scores = [line.row for line in lines if line.row is not None]
-    heads: list[tuple[Column, Callable[[_Line], Cell]]] = []
-    # In one column, which is repeated where a terminal splits the table.
-    several = len(searched) > 1
-    named = Column(("model · variant" if several else "variant",), align="left")
-    heads.append((named, lambda line: Cell(f"{line.model} · {line.variant}" if several else line.variant)))
+    heads: list[tuple[Column, Callable[[_Line], Cell]]] = [
+        (Column(("variant",), align="left"), lambda line: Cell(line.variant))
+    ]
     heads.append((Column((*name, sample_count(scores) if scores else "")), _score))
     if any(not line.is_baseline for line in lines):
         reaches = (
@@ -74,11 +72,15 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
         if any(value is not None for value in known):
             title = Column(("query ms", metric.split("_")[1]))
             heads.append((title, _latency(place, decimals_of(known, digits=2))))
-    rows = tuple(tuple(write(line) for _, write in heads) for line in lines)
+    rows: list[tuple[str | Cell, ...]] = []
+    for line, before in zip(lines, [None, *lines], strict=False):
+        if len(searched) > 1 and (before is None or line.model != before.model):
+            rows.append((line.model, *[""] * (len(heads) - 1)))
+        rows.append(tuple(write(line) for _, write in heads))
     notes = _not_encoded(searched) + _notes(
         lines, max(counts), unequal=len({_names(tasks) for _, tasks in searched}) > 1
     )
-    return Table("Retrieval", tuple(column for column, _ in heads), rows, tuple(notes))
+    return Table("Retrieval", tuple(column for column, _ in heads), tuple(rows), tuple(notes))
 
 
 def _not_encoded(searched: Sequence[tuple[Block, Sequence[Measure]]]) -> list[str]:

@@ -13,7 +13,7 @@ from llmquant.results.report.answers import answers_table
 from llmquant.results.report.block import Block, blocks
 from llmquant.results.report.cost import cost_tables, money_table
 from llmquant.results.report.fidelity import fidelity_tables
-from llmquant.results.report.names import ShortNames
+from llmquant.results.report.names import ShortNames, quantizer_of
 from llmquant.results.report.quality import quality_table
 from llmquant.results.report.retrieval import retrieval_table
 from llmquant.results.report.table import Table
@@ -110,9 +110,9 @@ def _applied(block: Block) -> list[str]:
     notes: dict[str, dict[str, None]] = {}
     for row in block.rows:
         if row.compute_dtype is not None and row.status == "completed":
-            dtypes.setdefault(row.compute_dtype, {})[row.variant] = None
+            dtypes.setdefault(row.compute_dtype, {})[quantizer_of(row.variant)] = None
         if row.applied_note:
-            notes.setdefault(row.applied_note, {})[row.variant] = None
+            notes.setdefault(row.applied_note, {})[quantizer_of(row.variant)] = None
         if row.evaluator_note and not row.pooled:
             notes.setdefault(f"{row.task}: {row.evaluator_note}", {})[row.variant] = None
     found = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -47,7 +47,7 @@ class Table:
 
     Attributes:
         columns: the first one names the rows; a string is a heading of one line.
-        rows: a cell for each column; a string is a plain cell.
+        rows: a cell for each column; a string is a plain cell. One with nothing but its first cell names what follows.
         footnotes: whole sentences; those that change how the table is read come first.
         heading: what several tables belong to, such as a model; shown once for consecutive tables.
         is_verdict: whether the title is the verdict on the variants.
@@ -114,6 +114,11 @@ class Table:
             name = this
         if group:
             yield group
+
+
+def is_group(row: Sequence[Cell]) -> bool:
+    """Return whether a row only names the rows after it."""
+    return len(row) > 1 and not any(cell.text for cell in row[1:])
 
 
 _MOST = 6

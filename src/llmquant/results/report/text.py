@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from llmquant.results.report.table import Table, Tone
+from llmquant.results.report.table import Table, Tone, is_group
 from llmquant.study.neutral import markdown_text, printable
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "quiet": "dim", "failed": "bold red"}
@@ -65,7 +65,8 @@ def _parts(tables: Iterable[Table], width: int, *, explain: bool) -> Iterator[Re
 
 
 def _label_width(table: Table, width: int) -> int:
-    longest = max((len(word) for row in table.cells() for word in row[0].text.split()), default=0)
+    named = (row[0].text for row in table.cells() if not is_group(row))
+    longest = max((len(word) for text in named for word in text.split()), default=0)
     least = max(16, int(width * _LABEL_SHARE))
     whole = max(least, min(longest, int(width * _WORD_SHARE)))
     return whole if len(_split(table, width, whole)) <= len(_split(table, width, least)) + 1 else least
@@ -114,7 +115,8 @@ def _rich(table: Table, columns: Sequence[int], label: int, widths: Sequence[int
             max_width=None if index else label,
         )
     for row in table.cells():
-        rich.add_row(*(Text(row[index].text, style=_STYLES[row[index].tone]) for index in columns))
+        bold = "bold" if is_group(row) else ""
+        rich.add_row(*(Text(row[index].text, style=bold or _STYLES[row[index].tone]) for index in columns))
     return rich
 
 

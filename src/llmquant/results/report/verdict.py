@@ -59,7 +59,8 @@ def _sentence(block: Block, rows: Sequence[Row]) -> str:
     for word in (each for each in _BEST_FIRST if each in groups):
         labels = groups[word]
         verb = ("has", "have") if word == "no signal" else ("is", "are")
-        parts.append(f"{_listed(labels, many=many)} {verb[len(labels) > 1]} {word}")
+        named = f"all {len(rows)} variants" if len(labels) == len(rows) > 2 else _listed(labels, many=many)
+        parts.append(f"{named} {verb[len(labels) > 1]} {word}")
     limit = pooled_margin(block.rows)
     return f"Verdict{f' at a margin of {limit}' if limit else ''}: {'; '.join(parts)}."
 
