@@ -123,6 +123,24 @@ def test_a_pdf_is_rendered_once(tmp_path, context, pdf, rows):
     assert {name: file.stat().st_mtime_ns for name, file in files.items()} == before
 
 
+def test_a_filled_in_form_is_rendered_with_its_values(tmp_path, context):
+    """The field of this page is a black box of 50 x 20 points."""
+    drawn = b"0 0 50 20 re f"
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R /AcroForm << /Fields [4 0 R] >> >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 100 100] /Annots [4 0 R] >>",
+        b"<< /Type /Annot /Subtype /Widget /FT /Tx /T (n) /F 4 /Rect [10 10 60 30] /P 3 0 R /AP << /N 5 0 R >> >>",
+        b"<< /Type /XObject /Subtype /Form /BBox [0 0 50 20] /Length %d >> stream\n%s\nendstream" % (len(drawn), drawn),
+    ]
+    path = tmp_path / "form.pdf"
+    numbered = b"".join(b"%d 0 obj %s endobj\n" % pair for pair in enumerate(objects, start=1))
+    path.write_bytes(b"%PDF-1.4\n" + numbered + b"trailer << /Size 6 /Root 1 0 R >>")  # pdfium restores the table
+    files = page_files(list_pages(path, path.name, 72)[0].pages, 72, context().cache)
+    with Image.open(files["form.pdf#1"]) as image:
+        assert image.convert("L").point(lambda grey: int(grey < 128)).histogram()[1] == 50 * 20
+
+
 def test_csv_and_tsv_say_the_same_as_jsonl(folder, rows):
     """Several pages and grades are separated by semicolons."""
     from llmquant.evaluators.page_set.queries import read_questions

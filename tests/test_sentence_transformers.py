@@ -70,6 +70,15 @@ def test_a_batch_gives_what_single_texts_give(plain, context, tmp_path):
     np.testing.assert_allclose(_embed(opened, TEXTS, "document"), single, atol=1e-5)
 
 
+def test_padding_on_the_left_moves_no_text_to_other_positions(plain, context, tmp_path):
+    """With absolute positions and the last token, texts of one batch have the vectors they have alone too."""
+    folder = Path(shutil.copytree(plain, tmp_path / "model"))
+    edit_json(folder / "tokenizer_config.json", padding_side="left")
+    edit_json(folder / "1_Pooling" / "config.json", pooling_mode="lasttoken")
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, batch_size=1, normalize_embeddings=True)
+    np.testing.assert_allclose(_embed(_open(folder, context, tmp_path), TEXTS, "query"), expected, atol=1e-5)
+
+
 def test_each_role_gets_its_prompt(prompted, context, tmp_path):
     """The prompts of the model's configuration go to queries and documents, and other prompts can be given."""
     library = SentenceTransformer(str(prompted), device="cpu")

@@ -125,7 +125,7 @@ EMBEDDER_EVALUATORS: tuple[PluginSpec, ...] = (
         options="llmquant.evaluators.page_set.options:LocalSetOptions",
         target="llmquant.evaluators.page_set.evaluator:LocalSet",
         documents=True,
-        version="2",
+        version="3",  # draws the content of form fields in PDFs
     ),
     _evaluator(
         name="beir",

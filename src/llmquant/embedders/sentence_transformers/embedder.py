@@ -89,6 +89,8 @@ def load(path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> 
             f"{info.source} declares that it reads {model.max_seq_length} tokens, but it has {positions} positions",
             hint="Correct max_seq_length in its sentence_bert_config.json.",
         )
+    if positions is not None:
+        model.tokenizer.padding_side = "right"  # on the left, padding would move a text to other positions
     dtype = load_kwargs.get("dtype")
     if dtype is not None:
         for module in list(model)[1:]:  # these modules take no keywords, and must fit the transformer's states

@@ -24,7 +24,7 @@ _UNREAD_TEXTS = (".djvu", ".xps", ".epub", ".doc", ".docx", ".odt", ".rtf", ".pp
 _MAX_PIXELS = 100_000_000
 MOST_ERRORS = 20
 _INSTALL = 'pip install "llmquant[pdf]"'
-_FORMAT = 1  # version of the rendered pages' format
+_FORMAT = 2  # version of the rendered pages; since 2 with the content of form fields
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ def _render(file: Path, dpi: int, cache: Cache) -> Path:
 
     def make(folder: Path) -> None:
         with _opened(file, file.name) as pdf:
+            pdf.init_forms()  # without it, the values of a filled-in form are not drawn
             for number in range(1, len(pdf) + 1):
                 image = pdf[number - 1].render(scale=dpi / 72).to_pil()
                 # Level 1 takes a third of the default level's time.
