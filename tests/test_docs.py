@@ -265,7 +265,8 @@ def test_code_runs(page, made_up_store, monkeypatch):
 def test_skeletons_of_plugins_run():
     """The skeleton of an embedder has the parts of the contract, and the hooks take the events that exist."""
     skeleton, hooks = [text for title, text in _blocks(ROOT / "docs" / "plugins.md", "python") if not title][3:]
-    names: dict[str, Any] = {"dataclass": dataclass, "Literal": Literal, "EmbedderInfo": EmbedderInfo}
+    names: dict[str, Any] = {"dataclass": dataclass, "Literal": Literal}
+    names |= {"Embedder": Embedder, "EmbedderInfo": EmbedderInfo}
     names["torch"] = SimpleNamespace(nn=SimpleNamespace(Module=object))
     exec(skeleton, names)
     info = names["MineOptions"]("").info(SimpleNamespace(config={"hidden_size": 8}))

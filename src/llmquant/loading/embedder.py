@@ -59,7 +59,7 @@ def materialize_embedder(info: ModelInfo, embedder: Any, cache: Cache) -> Path |
 
 def load_embedder(
     info: ModelInfo,
-    embedder: Embedder,
+    embedder: Embedder[Any],  # Any: its options are the plugin's own
     quantizer: Quantizer[Any],  # Any: see `options`
     quantizer_use: PluginUse,
     options: Any,  # Any: plugins bring their own dataclasses

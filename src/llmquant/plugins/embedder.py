@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from llmquant.plugins.context import Context, LoadKwargs
 from llmquant.study.embedding import EmbedderInfo, Role
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmquant.models.info import ModelInfo
+
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,13 @@ class EmbedderOptions(ABC):
         return None
 
 
-class Embedder(Protocol):
+class Embedder(ABC, Generic[Options]):
     """Opens an embedding model. Constructed with its options, on the worker."""
 
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @abstractmethod
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenEmbedder:
         """Load the checkpoint onto the context's device.
 
@@ -110,4 +117,3 @@ class Embedder(Protocol):
         Raises:
             ModelError: if tensors are missing or unexpected.
         """
-        ...

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llmquant.embedders.chance.options import ChanceOptions
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,15 +22,12 @@ if TYPE_CHECKING:
     from llmquant.study.embedding import Role
 
 
-class Chance:
+class Chance(Embedder[ChanceOptions]):
     """Opens the random embedder, which has no checkpoint."""
-
-    def __init__(self, options: ChanceOptions) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenChance:
         """Return the random embedder."""
-        return OpenChance(self._options)
+        return OpenChance(self.options)
 
 
 class OpenChance:

@@ -13,7 +13,7 @@ import transformers
 from llmquant.embedders.clip.options import ClipOptions
 from llmquant.errors import ModelError
 from llmquant.loading.strict import load_strict
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 _IMAGE_TOKENS = 256
 
 
-class Clip:
+class Clip(Embedder[ClipOptions]):
     """Opens CLIP, SigLIP or SigLIP 2."""
-
-    def __init__(self, options: ClipOptions) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenClip:
         """Load both towers."""

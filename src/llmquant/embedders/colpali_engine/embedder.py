@@ -17,7 +17,7 @@ from llmquant.embedders.lora import merge_lora
 from llmquant.errors import ModelError
 from llmquant.loading.strict import HEAD, load_strict
 from llmquant.models.folder import read_json
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,15 +30,12 @@ if TYPE_CHECKING:
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
-class ColpaliEngine:
+class ColpaliEngine(Embedder[ColpaliEngineOptions]):
     """Opens any architecture of `ARCHITECTURES`."""
-
-    def __init__(self, options: ColpaliEngineOptions) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenColpaliEngine:
         """Load the checkpoint with the library's classes."""
-        options = self._options
+        options = self.options
         architecture = architecture_of(info.config, options.architecture, info.source)
         keywords = {**load_kwargs, "device_map": {"": ctx.device}}
         module = _load(architecture, path, info.source, keywords)
@@ -57,7 +54,7 @@ class ColpaliEngine:
             ModelError: if the adapter is of another kind, or belongs to another model.
         """
         config = read_json(base / "config.json")
-        architecture = architecture_of(config, self._options.architecture, base.name)
+        architecture = architecture_of(config, self.options.architecture, base.name)
         module = _load(architecture, base, base.name, {"dtype": "auto"})
         renames = getattr(type(module), "_checkpoint_conversion_mapping", {})
         merge_lora(module, base, adapter, out, renames=renames)

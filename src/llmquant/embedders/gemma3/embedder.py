@@ -17,7 +17,7 @@ from llmquant.embedders.gemma3.options import LATE_WIDTH, PROJECTION, BiGemma3Op
 from llmquant.embedders.lora import merge_lora
 from llmquant.errors import ItemError, ModelError
 from llmquant.loading.strict import HEAD, load_strict
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,16 +38,13 @@ _RENAMES = {
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class BiGemma3:
+class BiGemma3(Embedder[BiGemma3Options]):
     """Opens a Gemma 3 with one vector per item."""
-
-    def __init__(self, options: BiGemma3Options) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGemma3:
         """Load the checkpoint, in any naming layout of transformers, with or without the language model's head."""
         model = _load(path, info.source, {**load_kwargs, "device_map": {"": ctx.device}}, allowed=(HEAD,))
-        return OpenGemma3(model, model, _processor(path, info.source), partial(_pool, pooling=self._options.pooling))
+        return OpenGemma3(model, model, _processor(path, info.source), partial(_pool, pooling=self.options.pooling))
 
     def merge(self, base: Path, adapter: Path, out: Path) -> None:
         """Write the checkpoint at `base` to `out` with the LoRA adapter at `adapter` added to its weights.
@@ -59,11 +56,8 @@ class BiGemma3:
         merge_lora(model, base, adapter, out, renames=_RENAMES)
 
 
-class ColGemma3:
+class ColGemma3(Embedder[ColGemma3Options]):
     """Opens a Gemma 3 with one vector per token."""
-
-    def __init__(self, options: ColGemma3Options) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGemma3:
         """Load the checkpoint; its projection keeps the quantizer's floating-point type."""

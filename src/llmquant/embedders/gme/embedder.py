@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from llmquant.embedders.gme.options import GmeOptions
 from llmquant.errors import ItemError, ModelError
 from llmquant.loading.strict import HEAD, load_strict
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +34,8 @@ _NO_INSTRUCTION = "You are a helpful assistant."
 _IMAGE = "<|image_pad|>"
 
 
-class Gme:
+class Gme(Embedder[GmeOptions]):
     """Opens a GME checkpoint."""
-
-    def __init__(self, options: GmeOptions) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenGme:
         """Load the checkpoint without the language model's head."""
@@ -50,7 +47,7 @@ class Gme:
             images = Qwen2VLImageProcessorPil.from_pretrained(path, size=pixels)
         except (OSError, ValueError) as error:
             raise ModelError(f"{info.source} has no processor that transformers can load: {error}") from error
-        return OpenGme(module, tokenizer, images, self._options.instruction)
+        return OpenGme(module, tokenizer, images, self.options.instruction)
 
 
 class OpenGme:

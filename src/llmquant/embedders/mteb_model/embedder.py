@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from llmquant.embedders.mteb_model.options import MtebModelOptions
 from llmquant.errors import ModelError, UnsupportedError
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 from llmquant.retrieval.vectors import scale_to_unit
 
 if TYPE_CHECKING:
@@ -44,11 +44,8 @@ _TASK = TaskMetadata(
 )
 
 
-class MtebModelEmbedder:
+class MtebModelEmbedder(Embedder[MtebModelOptions]):
     """Opens a model with mteb's code."""
-
-    def __init__(self, options: MtebModelOptions) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenMtebModel:
         """Load the model; the dtype is the only quantizer keyword that is used.
@@ -63,7 +60,7 @@ class MtebModelEmbedder:
                 f"{info.source} is opened by mteb's code, which does not support {min(unknown)}",
                 hint="Use bf16_baseline, fp16_baseline or fp32_baseline, or another embedder for this model.",
             )
-        meta = mteb.get_model_meta(self._options.name or info.repo)
+        meta = mteb.get_model_meta(self.options.name or info.repo)
         try:
             # Use the files that were checked and fetched, at their commit of that time.
             model = meta.model_copy(update={"name": str(path), "revision": None}).load_model(device=ctx.device)
@@ -75,7 +72,7 @@ class MtebModelEmbedder:
         module = modules[0].eval()
         if "dtype" in load_kwargs:
             module.to(load_kwargs["dtype"])
-        return OpenMtebModel(model, module, normalized=self._options.info(info).similarity == "cosine")
+        return OpenMtebModel(model, module, normalized=self.options.info(info).similarity == "cosine")
 
 
 class OpenMtebModel:

@@ -12,7 +12,7 @@ import numpy as np
 from llmquant.embedders.ocr_text.ocr import Recognizer
 from llmquant.embedders.ocr_text.options import OcrTextOptions
 from llmquant.embedders.sentence_transformers.embedder import OpenSentenceTransformers, load
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,17 +26,14 @@ if TYPE_CHECKING:
 _NO_TEXT = "empty page"
 
 
-class OcrText:
+class OcrText(Embedder[OcrTextOptions]):
     """Opens the text model; the recognizer has separate weights, which no quantizer changes."""
-
-    def __init__(self, options: OcrTextOptions) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenOcrText:
         """Load the text model."""
         model = load(path, info, load_kwargs, ctx)
         embedder = OpenSentenceTransformers(model, {"query": None, "document": None}, normalized=True)
-        return OpenOcrText(embedder, model, Recognizer(ctx.cache), self._options)
+        return OpenOcrText(embedder, model, Recognizer(ctx.cache), self.options)
 
 
 class OpenOcrText:

@@ -20,7 +20,7 @@ from llmquant.loading.strict import HEAD, check_strict
 from llmquant.loading.token_rows import fit_tokens
 from llmquant.models.headers import read_safetensors_header
 from llmquant.models.info import FLOATS
-from llmquant.plugins.embedder import Prepared
+from llmquant.plugins.embedder import Embedder, Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,16 +43,13 @@ _IMAGE_TOKENS = 1024
 _LETTERS_PER_TOKEN = 4
 
 
-class SentenceTransformers:
+class SentenceTransformers(Embedder[SentenceTransformersOptions]):
     """Opens a sentence-transformers model."""
-
-    def __init__(self, options: SentenceTransformersOptions) -> None:
-        self._options = options
 
     def open(self, path: Path, info: ModelInfo, load_kwargs: LoadKwargs, ctx: Context) -> OpenSentenceTransformers:
         """Load all modules; the quantizer's keywords go to the transformer."""
         model = load(path, info, load_kwargs, ctx)
-        options = self._options
+        options = self.options
         prompts = {"query": options.query_prompt, "document": options.document_prompt}
         return OpenSentenceTransformers(model, prompts, normalized=options.info(info).similarity == "cosine")
 

@@ -6,14 +6,11 @@ from collections import Counter
 
 import numpy as np
 import torch
-from llmquant import Prepared
+from llmquant import Embedder, Prepared
 
 
-class Hashed:
+class Hashed(Embedder):
     """Opens nothing: there is no checkpoint."""
-
-    def __init__(self, options):
-        self.options = options
 
     def open(self, path, info, load_kwargs, ctx):
         """Return the embedder; the quantizer's keywords are for models."""

@@ -1,16 +1,13 @@
 """The heavy half: the mean of the last hidden states of a text's tokens."""
 
 import torch
-from llmquant import Prepared
+from llmquant import Embedder, Prepared
 from llmquant.loading.strict import load_strict
 from transformers import AutoModel, AutoTokenizer
 
 
-class NewPlugin:
+class NewPlugin(Embedder):
     """Opens the checkpoint."""
-
-    def __init__(self, options):
-        self.options = options
 
     def open(self, path, info, load_kwargs, ctx):
         """Load it onto the device; the quantizer's keywords are for ``from_pretrained``."""
