@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import psutil
 
 from llmquant.errors import UnsupportedError
-from llmquant.machine.hardware import built_for_cuda, cpu_name, default_device, driver_cuda_version, nvidia_gpus
+from llmquant.machine.hardware import GIB, built_for_cuda, cpu_name, default_device, driver_cuda_version, nvidia_gpus
 from llmquant.machine.packages import installed_version, unmet_requirements
 from llmquant.plugins.registry import registry
+from llmquant.storage.atomic import nearest_folder
 from llmquant.storage.cache import Cache
 from llmquant.study.counting import counted
 
@@ -45,7 +46,7 @@ def examine() -> list[Finding]:
     packages = {**known.packages(), **_OPTIONAL}
     findings = [
         Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}"),
-        Finding("ok", "cpu", f"{cpu_name()}, {psutil.cpu_count(logical=False)} cores, {memory.total / 2**30:.0f} GiB"),
+        Finding("ok", "cpu", f"{cpu_name()}, {psutil.cpu_count(logical=False)} cores, {memory.total / GIB:.0f} GiB"),
         *_gpu(),
         *(_package(name, line) for name, line in packages.items()),
         *_torch(),
@@ -109,20 +110,16 @@ def _package(name: str, line: str) -> Finding:
 
 
 def _disk(cache: Cache) -> Finding:
-    folder = next(parent for parent in (cache.root, *cache.root.parents) if parent.exists())
-    free = shutil.disk_usage(folder).free / 2**30
-    text = f"{cache.root}, {free:.0f} GiB free"
-    return Finding(
-        "ok" if free > 10 else "!!", "cache", text, "" if free > 10 else "Set LLMQUANT_CACHE to a larger disk."
-    )
+    free = shutil.disk_usage(nearest_folder(cache.root)).free / GIB
+    mark, cure = ("ok", "") if free > 10 else ("!!", "Set LLMQUANT_CACHE to a larger disk.")
+    return Finding(mark, "cache", f"{cache.root}, {free:.0f} GiB free", cure)
 
 
 def _token() -> Finding:
     from huggingface_hub import get_token
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    state = "a Hub token is set" if get_token() else "no Hub token is set; gated models need one"
-    cure = "" if get_token() else "Run: hf auth login"
-    return Finding(
-        "ok" if get_token() else "--", "hugging face", state + (", HF_HUB_OFFLINE is on" if offline else ""), cure
-    )
+    more = ", HF_HUB_OFFLINE is on" if offline else ""
+    if get_token():
+        return Finding("ok", "hugging face", f"a Hub token is set{more}")
+    return Finding("--", "hugging face", f"no Hub token is set; gated models need one{more}", "Run: hf auth login")
