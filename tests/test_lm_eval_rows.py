@@ -7,7 +7,6 @@ import json
 import re
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,8 @@ from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
 from llmquant.study.call import Call
 from made_up import NO_FILES
+
+pytestmark = pytest.mark.usefixtures("task_index")
 
 GENERATE = """
 task: mine
@@ -33,13 +34,6 @@ doc_to_target: %s
 doc_to_choice: %s
 metric_list: [{metric: acc}]
 """
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Check against an index of tasks in a folder of the tests' own."""
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "task-index"))
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

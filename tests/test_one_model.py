@@ -11,10 +11,7 @@ import llmquant as lq
 from edits import edit_json
 from llmquant.errors import NotHonouredError, RequestError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def _logits(module):

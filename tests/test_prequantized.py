@@ -21,6 +21,8 @@ from llmquant.study.call import Call
 from llmquant.study.experiment import ModelRequest
 from test_hub import COMMIT, ask, hub  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 CLASSIC = {
     "gptq": {},
     "gptq_symmetric": {"symmetric": True},
@@ -32,12 +34,6 @@ CLASSIC = {
     "awq": {"group_size": 32},
     "awq_whole_rows": {"group_size": -1},
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path):
-    """Keep digests of checkpoints out of the user's cache."""
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,7 @@ from misbehaving_studies import Here
 from quantizing import load_as
 from subjects import load_subject
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Keep digests and the index of tasks out of the user's cache."""
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize(("rope", "independent"), [("longrope", False), ("dynamic", False), ("linear", True)])

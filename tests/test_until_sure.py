@@ -238,12 +238,6 @@ def test_the_ids_of_other_experiments_stay_as_they_were():
 
 
 @pytest.fixture
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the index of tasks in a folder that tests share."""
-    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "task-index"))
-
-
-@pytest.fixture
 def rows_file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     choices = {"text": ["salt", "the moon", "a box"], "label": ["A", "B", "C"]}
@@ -277,7 +271,7 @@ def test_slices_score_documents_as_the_full_run_does(tiny_model: Path, context, 
         scored(Documents(slice=Slice(200, 400)))
 
 
-def test_a_plan_lists_the_most_that_may_run(tiny_model: Path, rows_file: Path, own_cache: None, tmp_path: Path):
+def test_a_plan_lists_the_most_that_may_run(tiny_model: Path, rows_file: Path, task_index: None, tmp_path: Path):
     """Every slice up to the limit, and what runs whole with its reason."""
     (tmp_path / "text.txt").write_text("A bell hung over the mill. " * 50)
     text, task = f"perplexity({tmp_path / 'text.txt'})", f"lm_eval(arc_easy, data={rows_file})"
