@@ -180,7 +180,7 @@ def test_bins_add_up_to_the_whole(baseline, variant, compared, what):
 def test_errors_of_percentiles_are_those_of_independent_tokens():
     """Drawing windows gives the known error of a normal median; equal seeds give equal errors."""
     windows = [Window(50 * number, 50 * number + 1, 50 * number + 51) for number in range(60)]
-    text = TextWindows("t", EncodedText(range(3001), None, None), windows, {})
+    text = TextWindows("t", EncodedText(range(3001), None, ()), windows, {})
     draw = np.random.default_rng(0)
     numbers = {name: draw.normal(size=3000) for name in ("kl_divergence", "dp_mean")}
     found, again = (

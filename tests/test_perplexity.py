@@ -40,13 +40,15 @@ def evaluate(subject, ctx, path, **options):
     return result, {measurement.metric: measurement for measurement in result.measurements}
 
 
-def with_bos(subject):
-    """Return the same model with a tokenizer that puts its BOS in front of every text."""
+def with_bos(subject, lead=1):
+    """Return the same model with a tokenizer that puts its BOS, or further tokens, in front of every text."""
     from tokenizers.processors import TemplateProcessing
 
-    bos = subject.tokenizer.bos_token
+    tokens = [(token, number) for number, token in sorted(subject.tokenizer.added_tokens_decoder.items())][1:]
+    assert tokens[0][1] == subject.tokenizer.bos_token_id
+    tokens = [(str(token), number) for token, number in tokens[:lead]]
     subject.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, subject.tokenizer.bos_token_id)]
+        single=[*(token for token, _ in tokens), "$A"], special_tokens=tokens
     )
     return subject
 
@@ -56,22 +58,25 @@ def slowly(subject, window, stride, lead):
     """Score each token by itself, with the whole context of its window and float64 sums: nats per token."""
     ids = subject.tokenizer(TEXT, add_special_tokens=False).input_ids
     nats = []
-    for position in range(1 - lead, len(ids)):
+    leading = subject.tokenizer("").input_ids
+    assert len(leading) == lead
+    for position in range(0 if lead else 1, len(ids)):
         # The windows end at room + 1, then every stride tokens.
         room = window - lead
+        stride = min(stride, room + 1)
         end = room + 1 if position <= room else room + 1 + -(-(position - room) // stride) * stride
         begin = max(0, min(end, len(ids)) - 1 - room)
-        context = [subject.tokenizer.bos_token_id] * lead + ids[begin:position]
+        context = leading + ids[begin:position]
         logits = subject.module(torch.tensor([context])).logits[0, -1].double()
         nats.append(float(torch.logsumexp(logits, 0) - logits[ids[position]]))
     return nats
 
 
 @pytest.mark.parametrize(("window", "stride"), [(16, 4), (16, 16), (31, 7), (4096, 512)])
-@pytest.mark.parametrize("lead", [0, 1], ids=["no-bos", "bos"])
+@pytest.mark.parametrize("lead", [0, 1, 2], ids=["no-bos", "bos", "two"])
 def test_every_token_is_scored_as_if_by_itself(subject, context, text_file, window, stride, lead):
-    """Sliding windows give the mean of one forward pass a token, with and without a BOS."""
-    nats = slowly(with_bos(subject) if lead else subject, min(window, 2048), stride, lead)
+    """Sliding windows give the mean of one forward pass a token, after the tokens that GLM puts before a text, too."""
+    nats = slowly(with_bos(subject, lead) if lead else subject, min(window, 2048), stride, lead)
     result, found = evaluate(subject, context(), text_file, window=window, stride=stride)
     assert result.details["tokens"] == len(nats)
     assert found["nll_per_token"].value == pytest.approx(sum(nats) / len(nats), rel=1e-5)
@@ -103,13 +108,13 @@ def test_batches_change_nothing(subject, context, text_file, batch_size):
     tokens=st.integers(0, 200),
     window=st.integers(2, 40),
     stride=st.integers(1, 40),
-    lead=st.integers(0, 1),
+    lead=st.integers(0, 2),
 )
 def test_windows_cover_the_text_once(tokens, window, stride, lead):
     """Each token once and in order, no window longer than asked, and the promised context before every token."""
     stride = min(stride, window)
     windows = sliding_windows(tokens, window=window, stride=stride, lead=lead)
-    assert [t for w in windows for t in range(w.first, w.end)] == list(range(1 - lead, tokens))
+    assert [t for w in windows for t in range(w.first, w.end)] == list(range(0 if lead else 1, tokens))
     for w in windows:
         assert lead + (w.end - 1) - w.begin <= window
         assert w.first - w.begin + lead >= 1

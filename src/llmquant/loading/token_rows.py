@@ -51,7 +51,7 @@ def leave_open(tokenizer: Any, source: str) -> str:  # Any: transformers
     Raises:
         ModelError: if the tokenizer cannot be changed.
     """
-    first, last = _around(tokenizer)
+    first, last = around(tokenizer)
     if not last:
         return ""
     end = tokenizer.decode(last)
@@ -60,7 +60,7 @@ def leave_open(tokenizer: Any, source: str) -> str:  # Any: transformers
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=[*names, "$A"], special_tokens=list(zip(names, first, strict=True))
         )
-    if _around(tokenizer)[1]:
+    if around(tokenizer)[1]:
         raise ModelError(
             f"the tokenizer of {source} ends every text with {end!r}, so that the model has nothing to continue",
             hint='Write "add_eos_token": false in its tokenizer_config.json.',
@@ -68,7 +68,7 @@ def leave_open(tokenizer: Any, source: str) -> str:  # Any: transformers
     return f"its tokenizer ends every text with {end!r}, which is left out"
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:  # Any: as above
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:  # Any: as above
     """Return the token ids that a tokenizer adds before and after a text."""
     alone, whole = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
     for begin in range(len(whole) - len(alone) + 1):

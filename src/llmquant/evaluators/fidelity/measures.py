@@ -46,7 +46,7 @@ class Scored:
     @classmethod
     def of(cls, text: TextWindows, numbers: Mapping[str, Floats], *, is_baseline: bool) -> Scored:
         """Add the sizes of windows and the context of tokens."""
-        lead = 0 if text.encoded.bos is None else 1
+        lead = len(text.encoded.lead)
         context = [np.arange(w.first, w.end) - w.begin + lead for w in text.windows]
         return cls(text, numbers, np.array([w.scored for w in text.windows]), np.concatenate(context), is_baseline)
 

@@ -131,8 +131,7 @@ def write_reference(
 
 
 def _read(text: TextWindows) -> dict[str, Tensor]:
-    """Return the token ids that are read, a BOS (or -1) first, and the windows' bounds."""
+    """Return the token ids that are read, after a BOS or its like (or -1), and the windows' bounds."""
     windows = [(w.begin, w.first, w.end) for w in text.windows]
-    bos = -1 if text.encoded.bos is None else text.encoded.bos
-    ids = [bos, *text.encoded.ids[: text.windows[-1].end]]
+    ids = [*(text.encoded.lead or [-1]), *text.encoded.ids[: text.windows[-1].end]]
     return {"token ids": torch.tensor(ids, dtype=torch.int32), "windows": torch.tensor(windows, dtype=torch.int32)}

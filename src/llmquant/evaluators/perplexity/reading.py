@@ -49,12 +49,12 @@ class TextWindows:
 
         The last `Window.scored` ids of a row are the scored tokens; the model reads a row without its last id.
         """
-        lead = [] if self.encoded.bos is None else [self.encoded.bos]
         for _, group in groupby(self.windows, key=lambda w: (w.end - w.begin, w.scored)):
             alike = list(group)
             for start in range(0, len(alike), batch_size):
                 batch = alike[start : start + batch_size]
-                yield batch, torch.tensor([[*lead, *self.encoded.ids[w.begin : w.end]] for w in batch], device=device)
+                ids = [[*self.encoded.lead, *self.encoded.ids[w.begin : w.end]] for w in batch]
+                yield batch, torch.tensor(ids, device=device)
 
     def samples(self, scores: Sequence[Mapping[str, float]]) -> tuple[Sample, ...]:
         """Make one sample per window from its scores; windows with the same tokens are numbered."""
@@ -88,7 +88,7 @@ def read_windows(
     encoded = encode(subject.tokenizer, text)
     tokens = min(len(encoded.ids), options.max_tokens or len(encoded.ids))
     window, stride = windows_of(options, positions(subject.info))
-    windows = cut(tokens, window=window, stride=stride, lead=0 if encoded.bos is None else 1)
+    windows = cut(tokens, window=window, stride=stride, lead=len(encoded.lead))
     if not windows:
         raise RunError(
             f"the text has {tokens} tokens for this model, too few for {options.evaluator} with window={window}"
@@ -98,7 +98,7 @@ def read_windows(
         "stride": stride,
         "windows": len(windows),
         "tokens": sum(w.scored for w in windows),
-        "bos": "none; the first token is not scored" if encoded.bos is None else "before each window, not scored",
+        "bos": "before each window, not scored" if encoded.lead else "none; the first token is not scored",
         "text": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
     }
     name = options.text.name if isinstance(options.text, InputFile) else options.text

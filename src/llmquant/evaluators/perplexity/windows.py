@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmquant.loading.token_rows import around
+
 
 @dataclass(frozen=True)
 class Window:
@@ -29,12 +31,12 @@ class EncodedText:
         ids: token ids, without tokens that the tokenizer adds.
         bytes_before: by position in `ids` up to its length, bytes of UTF-8 text before that token; ``None`` if the
             tokenizer does not report them.
-        bos: token that this model's tokenizer puts before a text; ``None`` for none.
+        lead: tokens that this model's tokenizer puts before a text: a BOS, GLM's two, or none.
     """
 
     ids: Sequence[int]
     bytes_before: Sequence[int] | None
-    bos: int | None
+    lead: Sequence[int]
 
 
 def sliding_windows(tokens: int, *, window: int, stride: int, lead: int) -> list[Window]:
@@ -46,12 +48,13 @@ def sliding_windows(tokens: int, *, window: int, stride: int, lead: int) -> list
     Args:
         tokens: number of tokens in the text.
         window: maximum tokens that the model reads at a time.
-        stride: tokens between two windows' ends, 1 to `window`.
-        lead: tokens before each window that do not belong to the text: 1 for a BOS, which allows scoring the first
-            token; 0 for none, and then the first token is not scored.
+        stride: tokens between two windows' ends, 1 to `window`; fewer if several tokens lead.
+        lead: tokens before each window that do not belong to the text: 1 for a BOS; 0 for none, and then the first
+            token is not scored.
     """
     room = window - lead
-    windows, first, end = [], 1 - lead, min(room + 1, tokens)
+    stride = min(stride, room + 1)
+    windows, first, end = [], 0 if lead else 1, min(room + 1, tokens)
     while end > first:
         windows.append(Window(max(0, end - 1 - room), first, end))
         first, end = end, min(end + stride, tokens)
@@ -60,11 +63,10 @@ def sliding_windows(tokens: int, *, window: int, stride: int, lead: int) -> list
 
 def encode(tokenizer: Any, text: str) -> EncodedText:  # Any: transformers' tokenizers
     """Turn a text into tokens, with the bytes of each token."""
-    probe = tokenizer("a").input_ids
-    bos = tokenizer.bos_token_id if probe and probe[0] == tokenizer.bos_token_id else None
     fast = bool(tokenizer.is_fast)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-    return EncodedText(encoded.input_ids, _bytes_before(text, encoded.offset_mapping) if fast else None, bos)
+    before = _bytes_before(text, encoded.offset_mapping) if fast else None
+    return EncodedText(encoded.input_ids, before, around(tokenizer)[0])
 
 
 def _bytes_before(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
