@@ -208,3 +208,10 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     cache.write(_vectors([1]))
     assert "cannot be kept" in caplog.text
     assert not list(cache.read([_key(1)]))
+
+
+def test_the_list_of_the_cache_names_the_embedder(tmp_path):
+    """`llmquant cache list` says what vectors were made from."""
+    cache = EmbeddingCache(Cache(tmp_path), _FINGERPRINT, "query", width=2, late=False, name="bigemma3")
+    cache.write({b"k" * 16: np.zeros(2, np.float32)})
+    assert [(entry.kind, entry.name) for entry in Cache(tmp_path).entries()] == [("embeddings", "bigemma3")]

@@ -42,6 +42,13 @@ def inspect(tmp_path: Path) -> Callable[..., ModelInfo]:
         ({"model_type": "foo", "transformers_version": "99.1"}, ModelError, "not know", r'"transformers>=99\.1"'),
         ({"model_type": None}, ModelError, "has no model_type", "Add it"),
         ({"model_type": "llava"}, UnsupportedError, "does not load as a causal language model", "text"),
+        ({"rope_scaling": {"rope_type": "foo", "factor": 2.0}}, ModelError, "the RoPE type 'foo'", "Correct"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "foo"}}},
+            ModelError,
+            "RoPE type 'foo', which",
+            "Correct",
+        ),
         ({"hidden_size": "64"}, ModelError, "hidden_size of .* is '64', not a number", "Correct"),
         ({"hidden_size": 999}, ModelError, "rows of 64 numbers, and its hidden_size is 999", "belongs to another"),
     ],
@@ -53,6 +60,14 @@ def test_a_configuration_that_does_not_fit_is_refused(
     edit_json(folder / "config.json", **changes)
     with pytest.raises(kind, match=rf"(?s){said}.*{hint}"):
         inspect(folder)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "yarn", "longrope", "llama3"])
+def test_rotary_embeddings_of_transformers_are_taken(folder: Path, inspect: Callable[..., ModelInfo], kind: str):
+    """Under the name of today, and under the one of older checkpoints."""
+    for settings in ({"rope_scaling": {"type": kind, "factor": 2.0}}, {"rope_parameters": {"rope_type": kind}}):
+        edit_json(folder / "config.json", **settings)
+        assert inspect(folder).kind == "folder"
 
 
 def test_an_architecture_of_its_own_code_is_not_looked_up(folder: Path, inspect: Callable[..., ModelInfo]):

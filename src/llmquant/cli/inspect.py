@@ -269,7 +269,7 @@ def doctor(as_json: AsJson = False) -> None:
     for finding in findings:
         say(f"{finding.mark} {finding.subject:22} {finding.text}", hang=26)
         if finding.cure:
-            say(f"  {'':22} {finding.cure}")
+            say(f"{'':26}{finding.cure}")
 
 
 def print_tables(tables: Sequence[Table], *, explain: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,8 @@ def _check_type(info: ModelInfo, *, causal: bool) -> None:
     spec = importlib.util.find_spec("transformers")  # finds the package without importing it
     if spec is None or spec.origin is None:
         return
-    root = Path(spec.origin).parent / "models" / "auto"
+    models = Path(spec.origin).parent / "models"
+    root = models / "auto"
     if not kind:
         raise ModelError(
             f"the config.json of {info.source} has no model_type, so its architecture is unknown",
@@ -78,6 +80,11 @@ def _check_type(info: ModelInfo, *, causal: bool) -> None:
             hint=_newer(info.config.get("transformers_version"), version)
             or "Upgrade transformers, or correct model_type in its config.json.",
         )
+    if unknown := _unknown_rope(info, models):
+        raise ModelError(
+            f"config.json of {info.source} has the RoPE type {unknown!r}, which transformers {version} does not know",
+            hint=_newer(info.config.get("transformers_version"), version) or "Correct rope_type in its config.json.",
+        )
     found = _CAUSAL.search((root / "modeling_auto.py").read_text(encoding="utf-8")) if causal else None
     if found is not None and f'("{kind}", ' not in found[1]:
         raise UnsupportedError(
@@ -85,6 +92,22 @@ def _check_type(info: ModelInfo, *, causal: bool) -> None:
             "language model",
             hint="Use a text model, or the text part of this one as a checkpoint of its own.",
         )
+
+
+def _unknown_rope(info: ModelInfo, models: Path) -> str:
+    """Return the type of rotary embedding that is nowhere in transformers; ``""`` if all are known."""
+    config = info.text_config
+    given = [each for key in ("rope_parameters", "rope_scaling") if isinstance(each := config.get(key), dict)]
+    tables = [*given, *(inner for each in given for inner in each.values() if isinstance(inner, dict))]  # by layer type
+    common = (models.parent / "modeling_rope_utils.py").read_text(encoding="utf-8")
+    for kind in dict.fromkeys(str(each.get("rope_type", each.get("type", "default"))) for each in tables):
+        if not any(f'"{kind}"' in text for text in itertools.chain([common], map(_text, models.glob("*/*.py")))):
+            return kind
+    return ""
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def _newer(wanted: object, installed: str | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import struct
@@ -23,8 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmquant.storage.atomic import file_mode, make_folder, replacing
-from llmquant.storage.cache import Cache
+from llmquant.storage.atomic import file_mode, make_folder, replacing, write_text
+from llmquant.storage.cache import MANIFEST, Cache
 from llmquant.study.embedding import Role
 from llmquant.study.experiment import Digest
 
@@ -52,12 +53,16 @@ class EmbeddingCache:
         fingerprint: digest of everything that a vector depends on besides its item.
         width: number of dimensions.
         late: whether items have several vectors, ``(vectors, width)`` float16, or one vector, ``(width,)`` float32.
+        name: the embedder's name, for `Cache.entries`.
     """
 
-    def __init__(self, cache: Cache, fingerprint: Digest, role: Role, *, width: int, late: bool) -> None:
+    def __init__(
+        self, cache: Cache, fingerprint: Digest, role: Role, *, width: int, late: bool, name: str = ""
+    ) -> None:
         self.folder = cache.root / "embeddings" / fingerprint.removeprefix("sha256:")[:32]
         self.dtype = np.dtype("<f2" if late else "<f4")
         self._role = role
+        self._name = name
         self._width = width
         self._late = late
 
@@ -151,7 +156,9 @@ class EmbeddingCache:
         index = b"".join(vectors) + checksums.tobytes() + counts.tobytes()
         head = _HEADER.pack(_MAGIC, len(vectors), int(counts.sum()), self._width, self.dtype.itemsize, 0)[:-4]
         name = f"{self._role}-{uuid.uuid4().hex}{_SUFFIX}"
-        with replacing(make_folder(self.folder) / name) as partial:
+        if not (make_folder(self.folder) / MANIFEST).exists():
+            write_text(self.folder / MANIFEST, json.dumps({"name": self._name}))
+        with replacing(self.folder / name) as partial:
             partial.touch(file_mode())
             with partial.open("wb") as file:
                 file.write(head + struct.pack("<I", zlib.crc32(head + index)) + index)

@@ -88,7 +88,8 @@ def _encode(subject: LoadedEmbedder, items: Sequence[Item], role: Role, progress
             hint="Use fusion 'joint'.",
         )
     contents = contents_of(items, role, embeds, strict=strict)
-    cache = EmbeddingCache(subject.cache, subject.fingerprint, role, width=embeds.width, late=late)
+    name = subject.info.use().name
+    cache = EmbeddingCache(subject.cache, subject.fingerprint, role, width=embeds.width, late=late, name=name)
     table = _Table(len(contents.keys), embeds.width, late=late)
     for key, vectors in cache.read(contents.keys):
         table.put(contents.keys[key], vectors)
