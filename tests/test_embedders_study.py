@@ -107,7 +107,7 @@ def test_a_damaged_page_is_a_recorded_skip(study):
     assert list(details["skipped"]) == ["torn.png"]
     assert "damaged" in details["skipped"]["torn.png"]
     assert set(values(study[0], "documents_not_encoded").values()) == {1}
-    assert "pages: 1 documents could not be encoded (every variant)" in found.to_text()
+    assert "pages: 1 document could not be encoded (every variant)" in found.to_text()
 
 
 def test_the_report_has_the_grid_and_the_worst_queries(study):

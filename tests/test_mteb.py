@@ -322,6 +322,22 @@ def test_similarity_of_pairs_is_that_of_mteb(tmp_path, context):
     assert not result.samples
 
 
+def test_an_empty_text_of_a_task_without_search_is_counted(tmp_path, context):
+    """It has a vector of zeros, of which the number is a measurement and the reason a detail."""
+
+    class OneEmpty(Pairs):
+        def load_data(self, num_proc=None, **kwargs):
+            super().load_data()
+            rows = self.dataset["default"]["test"].map(
+                lambda row, n: {"sentence1": "" if n == 4 else "a"}, with_indices=True
+            )
+            self.dataset["default"]["test"] = rows
+
+    (result,) = evaluate_task(OneEmpty(), build_subject(tmp_path), context())
+    assert {m.metric: m.value for m in result.measurements}["items_not_encoded"] == 1
+    assert "empty text" in result.details["skipped"][0]
+
+
 def test_pairs_are_compared_by_vectors_as_they_are_kept(tmp_path, context):
     """A task that does not search sees the vectors cut and coded too."""
     whole = as_mteb(build_subject(tmp_path))

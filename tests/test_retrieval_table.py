@@ -99,6 +99,19 @@ def test_compute_types_that_differ_are_said_beside_one_task_too():
     assert "bigemma3: an adapter is merged in" in text
 
 
+@pytest.mark.parametrize("searched", [True, False])
+def test_items_that_could_not_be_encoded_are_counted_under_the_table(searched):
+    """Under that of retrieval, or under that of quality for tasks without search."""
+    record, runs, _ = study(forms=(FULL,), quantizers=("bf16_baseline",))
+    (run,) = runs.values()
+    kept = [m for m in run.measurements if searched or m.metric != "bytes_per_document"]
+    what, count = ("queries", 1.0) if searched else ("items", 2.0)
+    kept.append(Measurement("DocVQA", f"{what}_not_encoded", count, higher_is_better=False, headline=False))
+    text = render(summary(rows(record, {run.run_id: replace(run, measurements=tuple(kept))}, None), record), 120)
+    said = "1 query" if searched else "2 items"
+    assert text.count(f"DocVQA: {said} could not be encoded (every variant)") == 1
+
+
 def test_a_benchmark_is_its_mean():
     """Of several tasks the table has the row of their mean, with its interval and verdict."""
     _, _, found = study(tasks=("A", "B", "C", "D"))

@@ -56,9 +56,7 @@ class Rows(Sequence[Item]):
             return [self[each] for each in range(*index.indices(len(self)))]
         text = None if self._texts is None else self._texts[index]
         image = None if self._images is None else _stored(self._images[int(index)]["image"])
-        if text is not None and image is not None:  # of an item that may have both, one may be missing
-            text, image = text if text.strip() else None, image or None
-        return Item(text, image, self.ids[index])
+        return _item(text, image, self.ids[index])
 
 
 def batched_items(batches: Any) -> list[Item]:  # Any: mteb's DataLoader
@@ -68,10 +66,17 @@ def batched_items(batches: Any) -> list[Item]:  # Any: mteb's DataLoader
         data = _undecoded(data)
         columns = [name for name in _ENCODED if name in data.column_names]
         return [
-            Item(row.get("text"), _stored(row["image"]), f"item {number}")
+            _item(row.get("text"), _stored(row["image"]), f"item {number}")
             for number, row in enumerate(data.select_columns(columns))
         ]
     return [Item(text, image, f"item {number}") for number, (text, image) in enumerate(_pairs(batches))]
+
+
+def _item(text: str | None, image: bytes | None, name: str) -> Item:
+    """Make an item; of one that may have both, the text or the image may be missing."""
+    if text is not None and image is not None:
+        text, image = text if text.strip() else None, image or None
+    return Item(text, image, name)
 
 
 def _pairs(batches: Iterable[dict[str, Any]]) -> Iterator[tuple[str | None, bytes | None]]:  # Any: mteb's batches

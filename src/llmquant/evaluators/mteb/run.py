@@ -153,19 +153,18 @@ def _keep_scores(task: AbsTaskRetrieval) -> dict[Place, Scored]:
 
 
 def _sizes(task: AbsTask, model: MtebModel) -> list[Measurement]:
-    if not model.indexed:
-        return []
-    mean = float(np.mean([indexed.bytes_per_document for indexed in model.indexed]))
-    found = [Measurement(task.metadata.name, "bytes_per_document", mean, unit="bytes", higher_is_better=False)]
+    name, found = task.metadata.name, []
+    if model.indexed:
+        mean = float(np.mean([indexed.bytes_per_document for indexed in model.indexed]))
+        found.append(Measurement(name, "bytes_per_document", mean, unit="bytes", higher_is_better=False))
     for what, skipped in (
         ("documents", [reason for indexed in model.indexed for reason in indexed.skipped]),
         ("queries", [reason for indexed in model.indexed for reason in indexed.skipped_queries]),
+        ("items", model.skipped),
     ):
-        if skipped:  # the table shows the number; the details have the reasons
-            name = f"{what}_not_encoded"
-            found.append(
-                Measurement(task.metadata.name, name, float(len(skipped)), higher_is_better=False, headline=False)
-            )
+        if skipped:  # a note shows the number; the details have the reasons
+            metric = f"{what}_not_encoded"
+            found.append(Measurement(name, metric, float(len(skipped)), higher_is_better=False, headline=False))
     return found
 
 

@@ -9,7 +9,7 @@ from llmquant.errors import OptionError
 from llmquant.results.pooled import margin_text, names, shown_name
 from llmquant.results.report.block import Block, Measure, conditions, sample_count, varying
 from llmquant.results.report.fidelity import is_fidelity
-from llmquant.results.report.retrieval import headlines
+from llmquant.results.report.retrieval import headlines, not_encoded
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
 from llmquant.results.report.verdict import TONES
 from llmquant.results.row import SAME_AS_PERPLEXITY, Row
@@ -51,7 +51,8 @@ def quality_table(block: Block) -> Table | None:
         columns += heads
         cells += written
     rows = tuple(zip(*cells, strict=True))
-    return Table("Quality", tuple(columns), rows, tuple(_footnotes(block, measures, compared=compared)))
+    notes = [] if headlines(block) else not_encoded([block])  # beside a table of retrieval, that one has them
+    return Table("Quality", tuple(columns), rows, (*notes, *_footnotes(block, measures, compared=compared)))
 
 
 def _columns(

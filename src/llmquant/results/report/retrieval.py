@@ -10,8 +10,10 @@ from llmquant.results.report.block import Block, Measure, sample_count
 from llmquant.results.report.table import Cell, Column, Table, decimals_for, decimals_of, number, number_apart
 from llmquant.results.report.verdict import TONES
 from llmquant.results.row import Row
+from llmquant.study.counting import counted
 
 NOT_ENCODED = "_not_encoded"
+_ITEM = {"documents": "document", "queries": "query", "items": "item"}
 LATENCIES = ("query_encode_ms", "query_search_ms")
 
 
@@ -77,21 +79,22 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
         if len(searched) > 1 and (before is None or line.model != before.model):
             rows.append((line.model, *[""] * (len(heads) - 1)))
         rows.append(tuple(write(line) for _, write in heads))
-    notes = _not_encoded(searched) + _notes(
+    notes = not_encoded([block for block, _ in searched]) + _notes(
         lines, max(counts), unequal=len({_names(tasks) for _, tasks in searched}) > 1
     )
     return Table("Retrieval", tuple(column for column, _ in heads), tuple(rows), tuple(notes))
 
 
-def _not_encoded(searched: Sequence[tuple[Block, Sequence[Measure]]]) -> list[str]:
+def not_encoded(blocks: Sequence[Block]) -> list[str]:
     """Report per task how many items could not be encoded, which is the same for most variants."""
     alike: dict[str, dict[str, None]] = {}
-    for block, _ in searched:
+    for block in blocks:
         for row in block.rows:
             if row.metric.endswith(NOT_ENCODED) and row.value is not None:
-                what = f"{row.task}: {row.value:.0f} {row.metric.removesuffix(NOT_ENCODED)} could not be encoded"
+                items = counted(int(row.value), _ITEM[row.metric.removesuffix(NOT_ENCODED)])
+                what = f"{row.task}: {items} could not be encoded"
                 alike.setdefault(what, {})[f"{block.model} {row.variant}"] = None
-    every = sum(len(block.variants) for block, _ in searched)
+    every = sum(len(block.variants) for block in blocks)
     return [
         f"{what} ({'every variant' if len(who) == every else ', '.join(who)}); see the runs' details for the reasons."
         for what, who in alike.items()
