@@ -271,6 +271,31 @@ def test_slices_score_documents_as_the_full_run_does(tiny_model: Path, context, 
         scored(Documents(slice=Slice(200, 400)))
 
 
+def test_an_answer_of_a_slice_has_its_own_length(tiny_model: Path, context, tmp_path: Path):
+    """Lengths, ends and margins are those of the document's own answer, in a slice as in the full run."""
+    from llmquant.evaluators.lm_eval.evaluator import LmEval
+    from llmquant.evaluators.lm_eval.options import LmEvalOptions
+    from llmquant.plugins.options import build
+
+    task, rows = tmp_path / "mine.yaml", tmp_path / "rows.jsonl"
+    task.write_text(
+        "task: mine\noutput_type: generate_until\ndoc_to_text: '{{question}}'\ndoc_to_target: '{{answer}}'\n"
+        "generation_kwargs: {until: [e], max_gen_toks: 8}\n"
+    )
+    rows.write_text("".join(f'{{"question": "{number * 7919} ships", "answer": "x"}}\n' for number in range(20)))
+    options = build(LmEvalOptions, Call.parse(f"lm_eval({task}, data={rows}, verify=0)"))
+    subject = load_subject(tiny_model, context().cache)
+
+    def written(documents: Documents) -> dict[str, tuple[object, ...]]:
+        (result,) = LmEval(options).evaluate(subject, replace(context(), documents=documents))
+        assert all(sample.decision_margin is not None for sample in result.samples)
+        return {s.document: (s.answer, s.generated, s.cut, s.looping) for s in result.samples}
+
+    whole = written(Documents())
+    assert len({generated for _, generated, _, _ in whole.values()}) > 2
+    assert written(Documents(slice=Slice(0, 6))) | written(Documents(slice=Slice(6, 20))) == whole
+
+
 def test_a_plan_lists_the_most_that_may_run(tiny_model: Path, rows_file: Path, task_index: None, tmp_path: Path):
     """Every slice up to the limit, and what runs whole with its reason."""
     (tmp_path / "text.txt").write_text("A bell hung over the mill. " * 50)

@@ -45,7 +45,7 @@ def results(
     Args:
         output: the return value of ``simple_evaluate``, samples included.
         prompts: the model's prompts, by the texts of a request.
-        written: what the model generated, by task and number of the document.
+        written: what the model generated, by task and the document's place among those that were read.
         margins: smallest margin of a document's decisions, by the same.
         details: details to keep with every result.
         notes: notes on every result for readers of the table.
@@ -97,7 +97,7 @@ def results(
         field, groups = groups_of(docs, group)
         if field:
             own["grouped_by"] = field
-        numbers = [(name, entries[0]["doc_id"]) for entries in documents]
+        numbers = [(name, place) for place in range(len(documents))]  # in a slice lm-eval numbers requests anew
         own_margins = [margins.get(number) for number in numbers]
         own_written = list(map(written.get, numbers))
         samples = numbered(_samples(documents, read, own_written, own_margins, groups, tasks[name]))
