@@ -64,6 +64,19 @@ def test_quantizers_do_not_share_cached_vectors(models, context):
     assert len(prints) == 3
 
 
+def test_another_version_of_the_library_does_not_share_cached_vectors(models, context, monkeypatch):
+    """A sentence-transformers model is pooled and prompted by its library, which may change."""
+    from llmquant.loading import embedder as loading
+
+    first = {name: load(models[name], "fp32_baseline", context())[0].fingerprint for name in ("gemma", "bert")}
+    plain = loading.installed_version
+    later = lambda package: "99.0" if package == "sentence-transformers" else plain(package)  # noqa: E731
+    monkeypatch.setattr(loading, "installed_version", later)
+    second = {name: load(models[name], "fp32_baseline", context())[0].fingerprint for name in first}
+    assert first["bert"] != second["bert"]
+    assert first["gemma"] == second["gemma"]
+
+
 def test_a_checkpoint_with_a_tensor_missing_is_refused(context, tmp_path):
     """Weights that are not in the files are an error that names them, never random numbers."""
     from safetensors.torch import load_file, save_file

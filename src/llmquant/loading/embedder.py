@@ -104,7 +104,7 @@ def load_embedder(
             "encoder": info.encoder_digest,
             "quantizer": quantizer_use.identity(),
             "computes_in": applied.compute_dtype,
-            "preprocessing": {name: installed_version(name) for name in PREPROCESSING},
+            "preprocessing": {name: installed_version(name) for name in {*PREPROCESSING, *_library(opened.module)}},
         }
     )
     loaded = LoadedEmbedder(
@@ -121,6 +121,12 @@ def load_embedder(
     )
     _check_sane(loaded)
     return loaded
+
+
+def _library(module: torch.nn.Module) -> list[str]:
+    """Name the package whose class holds the weights, such as sentence-transformers, with its pooling and prompts."""
+    name = type(module).__module__.partition(".")[0].replace("_", "-")
+    return [] if name in ("llmquant", "torch") or installed_version(name) is None else [name]
 
 
 # The description of an embedder without weights.
