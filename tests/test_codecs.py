@@ -82,6 +82,17 @@ def test_a_constant_dimension_is_exact(codec):
     assert (Coded.encode(values, codec).decode(slice(None)) == values).all()
 
 
+def test_a_value_outside_the_range_is_its_nearest_end():
+    """In a dimension that is 0 in all but one of a thousand vectors, that one becomes 0 and never a larger number."""
+    values = np.zeros((1000, 3), np.float32)
+    values[:, 1:] = np.random.default_rng(0).uniform(-1, 1, (1000, 2))
+    values[7] = (0.6, 5.0, -5.0)
+    decoded = Coded.encode(values, "int4").decode(slice(None))
+    low, high = np.quantile(values, (0.005, 0.995), axis=0)
+    assert decoded[7] == pytest.approx((0.0, high[1], low[2]), abs=1e-6)
+    assert np.abs(decoded[:, 0]).max() < 1e-6
+
+
 def test_what_codecs_lose():
     """Float queries find their page with int8 as with float32; binary loses under half of what binary queries lose too.
 

@@ -21,6 +21,7 @@ Floats = NDArray[np.float32]
 Packed = NDArray[Any]  # Any: each codec has its own dtype
 # Quantiles of more vectors take seconds and differ by less than a step; Qdrant samples too.
 _RANGE_SAMPLE = 16_384
+_LEAST_STEP = np.float32(1e-30)
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def _over_quantiles(values: Packed) -> tuple[Floats, Floats]:
 
 
 def _steps(ranges: Packed, numbers: int) -> Floats:
-    # A constant dimension has range 0: any step codes it exactly, as number 0.
-    return np.where(ranges > 0, ranges / (numbers - 1), 1).astype(np.float32)
+    # In a dimension of range 0 every number decodes to its lowest value, also the numbers of values outside the range.
+    return np.maximum(ranges / (numbers - 1), _LEAST_STEP).astype(np.float32)
 
 
 def _signs(values: Packed) -> tuple[Floats, Floats]:
