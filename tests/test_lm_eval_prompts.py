@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from llmquant.errors import OptionError, RequestErrors, RunError, UnsupportedError
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
@@ -342,6 +343,22 @@ def test_an_answer_is_not_stopped_in_its_reasoning(evaluate, subject, says):
         0
     ]
     assert (sample.generated, sample.cut) == (len(subject.tokenizer(text, add_special_tokens=False).input_ids), False)
+
+
+@pytest.mark.parametrize("engine", ["tree", "stock"])
+@pytest.mark.parametrize("task", [GENERATION, CHOICE, ROLLING], ids=["generation", "choice", "rolling"])
+def test_nan_in_a_long_prompt_is_a_failure(evaluate, subject, monkeypatch, engine, task):
+    """The largest of NaN is the first, so that such answers would have scores."""
+    forward = subject.module.model.forward
+
+    def overflowing(**given):
+        output = forward(**given)
+        output.last_hidden_state[:, 50:] = torch.nan
+        return output
+
+    monkeypatch.setattr(subject.module.model, "forward", overflowing)
+    with pytest.raises(RunError, match="returns NaN"):
+        evaluate(task, engine=engine, verify=0)
 
 
 def test_scored_choices_generate_nothing(evaluate):

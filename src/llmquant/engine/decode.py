@@ -14,6 +14,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from llmquant.engine.forward import free_bytes
 from llmquant.engine.ragged import Answer, Prompt, decode
 from llmquant.engine.trie import Text, plan
+from llmquant.evaluators.lm_eval.logits import refuse_nan
 from llmquant.evaluators.lm_eval.model import FittingLM
 from llmquant.loading.memory import is_out_of_memory
 
@@ -146,6 +147,7 @@ def _uncertain(
     for index in verified:
         if not lm._agrees(_difference(lm.model, prompts[index], answers[index]), 1):
             return None
+    refuse_nan(margin for answer in answers for margin in answer.margins)
     least = [min(answer.margins) for answer in answers]
     again = [number for number, pair in enumerate(zip(documents, least, strict=True)) if lm.is_close(*pair)]
     if lm.model.dtype != torch.float32:

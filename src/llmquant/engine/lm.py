@@ -17,6 +17,7 @@ from llmquant.engine.decode import generate
 from llmquant.engine.forward import Scored, TreeReader, free_bytes
 from llmquant.engine.support import why_not
 from llmquant.engine.trie import Text, plan
+from llmquant.evaluators.lm_eval.logits import refuse_nan
 from llmquant.evaluators.lm_eval.model import FittingLM
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.plugins.evaluator import LoadedModel
@@ -121,6 +122,7 @@ class TreeLM(FittingLM):
         totals = [0.0] * len(requests)
         for (number, _), (logprob, _) in zip(windows, answers, strict=True):
             totals[number] += logprob
+        refuse_nan(totals)
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals

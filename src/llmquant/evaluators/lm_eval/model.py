@@ -8,6 +8,7 @@ import datetime
 import gc
 import hashlib
 import logging
+import math
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +18,10 @@ from typing import Any, TypeVar
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from llmquant.errors import RunError
+from llmquant.evaluators.lm_eval.logits import Ending, Watch, refuse_nan
 from llmquant.evaluators.lm_eval.scored_part import Complete
 from llmquant.loading.memory import is_out_of_memory
 from llmquant.plugins.evaluator import LoadedModel
@@ -189,15 +191,25 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:  # Any: Instance
-        """Score continuations with lm-eval's method."""
+        """Score continuations with lm-eval's method.
+
+        Raises:
+            RunError: if the model returns NaN, which every comparison of scores would take for a number.
+        """
         self._expect(len(requests))
         scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        refuse_nan(logprob for logprob, _ in scores)
         return scores
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:  # Any: Instance
-        """Score whole texts with lm-eval's method; progress counts windows."""
+        """Score whole texts with lm-eval's method; progress counts windows.
+
+        Raises:
+            RunError: as `loglikelihood`.
+        """
         self._expect(sum(-(-len(ids) // self.max_length) for ids in self._encoded(requests)))
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        refuse_nan(scores)
         return scores
 
     def _model_generate(
@@ -209,6 +221,8 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> torch.Tensor:
         mask = generation_kwargs.pop("attention_mask")
         generate, until = super()._model_generate, stop
+        watch = Watch()
+        processors = LogitsProcessorList([watch])
         if self._think_end or self._rule:
 
             def ended(ids: list[int]) -> bool:
@@ -216,13 +230,12 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
                     return _ends(self.tokenizer.decode(ids), until, self._think_end)
                 return self.is_complete(ids, until, self._rule)
 
-            ending = _Ending(ended, self.tokenizer.eos_token_id, context.shape[1])
-            generation_kwargs["logits_processor"] = LogitsProcessorList([ending])
+            processors.append(Ending(ended, self.tokenizer.eos_token_id, context.shape[1]))
         if self._think_end:
             stop = []
 
         def rows(start: int, end: int) -> torch.Tensor:
-            part = {**generation_kwargs, "attention_mask": mask[start:end]}
+            part = {**generation_kwargs, "attention_mask": mask[start:end], "logits_processor": processors}
             answers: torch.Tensor = generate(context[start:end], max_length, stop, **part)
             if self._think_end:
                 said = self.tokenizer.batch_decode(answers[:, context.shape[1] :])
@@ -230,6 +243,7 @@ class FittingLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             return answers
 
         parts = list(self._fitting(len(context), rows, lambda start, end: end - start))
+        refuse_nan([math.nan] if watch.nan else ())
         width = max(part.shape[1] for part in parts)
         # Rows that ended early are padded in the same way as by `generate` inside a batch.
         fill = self.tokenizer.pad_token_id
@@ -360,17 +374,3 @@ class _Order:
         """Note a prompt."""
         if method == "generate_until":
             self.contexts.append(request[0])
-
-
-class _Ending(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
-    """Ends each answer of a batch by itself."""
-
-    def __init__(self, ended: Callable[[list[int]], bool], end: int, start: int) -> None:
-        self._ended, self._end, self._start = ended, end, start
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for row, ids in enumerate(input_ids[:, self._start :].tolist()):
-            if self._ended(ids):
-                scores[row] = -torch.inf
-                scores[row, self._end] = 0.0
-        return scores
