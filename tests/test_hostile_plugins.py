@@ -7,7 +7,9 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,16 +17,23 @@ from llmquant.errors import AmbiguousNameError, PluginError
 from llmquant.models.info import inspect_model
 from llmquant.planning.estimate import estimate_all
 from llmquant.planning.lookup import inspect_subject
+from llmquant.planning.notes import overlaps
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.checking import plugin_rows
 from llmquant.plugins.discovery import Plugin
-from llmquant.plugins.registry import Registry, discover, registry
+from llmquant.plugins.evaluator import Cost
+from llmquant.plugins.registry import Chosen, Registry, discover, registry
 from llmquant.plugins.sources import check_target, find_source
 from llmquant.plugins.spec import PluginSpec, RunEvent
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call
-from llmquant.study.experiment import ModelRequest
+from llmquant.study.experiment import ModelRequest, PluginUse
 from llmquant.study.study import Study
+
+
+def _raising() -> Iterator[str]:
+    yield "one"
+    raise KeyError("two")
 
 
 class _Here:
@@ -144,6 +153,49 @@ def test_plugins_that_raise_are_rows_of_a_plan(tiny_model, tmp_path, monkeypatch
     study = Study((ModelRequest(str(tiny_model)),), (Call("their_check"),), (Call("memory"),), None, 10, 0)
     with pytest.raises(PluginError, match="theirs/raising: check failed"):
         resolve(study, known, Cache(tmp_path), _Here())
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "message"),
+    [
+        ("weight_bytes", 1.5, "returned 1.5 (float)\nIt must return a whole number of bytes, or None."),
+        ("weight_bytes", -5, "returned -5 (int)"),
+        ("weight_bytes", True, "returned True (bool)"),
+        ("weight_bytes", 10**400, "returned 1000"),
+        ("served_bytes", "5", "returned '5' (str)"),
+        ("check", False, "returned False (bool)\nIt must return None; raise an UnsupportedError to refuse."),
+        ("check_save", "no", "returned 'no' (str)"),
+        ("row_independent", "yes", "returned 'yes' (str)\nIt must return True or False."),
+        ("single_file", "x.gguf", "returned 'x.gguf' (str)"),
+        ("serving", 3, "returned 3 (int)"),
+        ("texts", 3, "returned 3 (int)"),
+        ("cost", ("many",), "returned ('many',) (tuple)"),
+    ],
+)
+def test_an_answer_of_the_wrong_kind_names_plugin_and_method(method, answer, message):
+    """Whatever options return: nobody computes with it."""
+    plugin, use = registry().find("quantizer", "bnb_4bit")[0], PluginUse("theirs/x", "1", {}, "x")
+    options = SimpleNamespace(**{method: lambda: answer})
+    with pytest.raises(PluginError) as raised:
+        Chosen(plugin, options, use).ask(method)
+    assert str(raised.value).startswith(f"llmquant/bnb_4bit: {method} {message}")
+
+
+@pytest.mark.parametrize("tokens", [-1, float("nan"), float("inf"), "many", None])
+def test_a_cost_is_a_number_of_tokens(tokens):
+    """Times are computed from it."""
+    with pytest.raises(ValueError, match=r"is .*, not a number of tokens"):
+        Cost(1, tokens)
+
+
+@pytest.mark.parametrize("evaluated", [[3], 3, _raising()])
+def test_texts_that_cannot_be_read_are_refused(evaluated):
+    """The message names quantizer and evaluator."""
+    plugin, use = registry().find("quantizer", "bnb_4bit")[0], PluginUse("theirs/x", "1", {}, "x")
+    quantizer = Chosen(plugin, SimpleNamespace(texts=lambda: ["a text"]), use)
+    evaluator = Chosen(plugin, SimpleNamespace(texts=lambda: evaluated), use)
+    with pytest.raises(PluginError, match=r"texts of x and x cannot be read|texts returned 3"):
+        overlaps([quantizer], [evaluator])
 
 
 # -- printing and exiting ----------------------------------------------------------------------------------------------

@@ -218,16 +218,17 @@ def test_an_empty_file_is_refused(tmp_path):
 @dataclass(frozen=True)
 class _Exits:
     rate: float = float("nan")
-    leave: bool = False
+    leave: str = ""
 
     def __post_init__(self) -> None:
         if self.leave:
-            raise SystemExit(0)
+            raise {"exit": SystemExit, "generator": GeneratorExit, "any": BaseException}[self.leave](0)
 
 
 def test_a_class_that_exits_or_has_a_default_of_nan_is_the_plugins_fault():
     """Neither ends the program: as with success, or where the run is named."""
-    with pytest.raises(PluginError, match="_Exits failed on"):
-        build(_Exits, Call("x", (), {"leave": True}))
+    for how in ("exit", "generator", "any"):
+        with pytest.raises(PluginError, match="_Exits failed on"):
+            build(_Exits, Call("x", (), {"leave": how}))
     with pytest.raises(PluginError, match="an option is nan"):
         dump(build(_Exits, Call("x")))

@@ -149,6 +149,24 @@ def collecting(errors: list[RequestError]) -> Iterator[None]:
         errors.append(error)
 
 
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Run a third party's code, which may raise anything and call ``sys.exit``; only Ctrl-C ends the program.
+
+    Args:
+        what: beginning of the message, such as ``package/plugin: check failed``.
+
+    Raises:
+        PluginError: for anything but llmquant's own errors and a lack of memory.
+    """
+    try:
+        yield
+    except (LlmquantError, MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginError(f"{what}: {describe(error)}") from error
+
+
 def raise_all(errors: Iterable[RequestError]) -> None:
     """Raise a single error as it is, and several as one `RequestErrors`; equal ones count once.
 

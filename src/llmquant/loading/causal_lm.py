@@ -235,12 +235,13 @@ def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: 
         NotHonouredError: naming the requested and the found value.
         PluginError: if a request is not a field of `AppliedQuantization`.
     """
+    where = f"{type(options).__module__}:{type(options).__qualname__}: requests"
     requests = options.requests() if hasattr(options, "requests") else {}
     if not isinstance(requests, Mapping):
-        raise PluginError(f"{type(options).__name__}.requests() returned {requests!r}", hint="Return a dictionary.")
+        raise PluginError(f"{where} returned {requests!r}", hint="Return a dictionary.")
     unknown = [name for name in requests if not hasattr(applied, name)]
     if unknown:
-        raise PluginError(f"{type(options).__name__}.requests() names {unknown[0]!r}, which cannot be read back")
+        raise PluginError(f"{where} names {unknown[0]!r}, which cannot be read back")
     wrong = [
         f"{name} {wanted}, found {found}"
         for name, wanted in requests.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from llmquant.errors import foreign
 from llmquant.models.info import ModelInfo
 from llmquant.planning.overlap import shared_share
 from llmquant.plugins.registry import Chosen
@@ -49,8 +50,10 @@ def overlaps(quantizers: Sequence[Chosen], evaluators: Sequence[Chosen]) -> list
     """Warn about quantizers calibrated on evaluated text, if the texts are local files."""
     notes = []
     for quantizer, evaluator in itertools.product(quantizers, evaluators):
-        if hasattr(quantizer.options, "texts") and hasattr(evaluator.options, "texts"):
-            share = shared_share(evaluator.options.texts(), quantizer.options.texts())
+        evaluated, calibrated = evaluator.ask("texts"), quantizer.ask("texts")
+        if evaluated is not None and calibrated is not None:
+            with foreign(f"the texts of {quantizer.use.label} and {evaluator.use.label} cannot be read"):
+                share = shared_share(evaluated, calibrated)
             if share >= _OVERLAP:
                 notes.append(
                     f"{quantizer.use.label} is calibrated on {share:.0%} of the text of {evaluator.use.label}: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +81,11 @@ class Cost:
 
     prefill_tokens: int
     decode_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name, tokens in vars(self).items():
+            if not (isinstance(tokens, numbers.Real) and 0 <= tokens < math.inf):
+                raise ValueError(f"Cost.{name} is {tokens!r}, not a number of tokens")
 
 
 class EvaluatorOptions:

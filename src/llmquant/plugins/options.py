@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmquant.errors import (
-    LlmquantError,
     OptionError,
     PluginError,
     RequestError,
@@ -20,6 +19,7 @@ from llmquant.errors import (
     UnknownNameError,
     collecting,
     describe,
+    foreign,
     nearest,
     raise_all,
 )
@@ -54,14 +54,11 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
             values[name] = coerce(value, types[name], f"{call.name}: {name}")
     errors += [OptionError(f"{call.name} needs a value for {name!r}") for name in required(cls) if name not in given]
     raise_all(errors)
-    try:
-        return cls(**values)
-    except LlmquantError:
-        raise
-    except ValueError as error:
-        raise OptionError(f"{call.name}: {str(error) or describe(error)}") from error
-    except (Exception, SystemExit) as error:  # the plugin author's own checks may raise anything
-        raise PluginError(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}: {describe(error)}") from error
+    with foreign(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}"):
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise OptionError(f"{call.name}: {str(error) or describe(error)}") from error
 
 
 def check_class(cls: type[Any]) -> None:  # Any: see Options
@@ -84,12 +81,11 @@ def check_class(cls: type[Any]) -> None:  # Any: see Options
     for f in dataclasses.fields(cls):
         if f.init and f.name not in required(cls):
             try:
-                default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-                same = coerce(default, types[f.name], f"{where}: the default of {f.name}") == default
+                with foreign(f"{where}: the default of {f.name} failed"):
+                    default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+                    same = coerce(default, types[f.name], f"{where}: the default of {f.name}") == default
             except RequestError as error:
                 raise PluginError(error.message, hint=error.hint) from error
-            except (Exception, SystemExit) as error:  # a third party's factory or value may raise anything
-                raise PluginError(f"{where}: the default of {f.name} failed: {describe(error)}") from error
             if not same:
                 raise PluginError(
                     f"{where}: the default of {f.name} is {default!r}", hint=f"It must be {types[f.name]}."

@@ -18,11 +18,10 @@ from packaging.requirements import Requirement
 
 from llmquant.errors import (
     AmbiguousNameError,
-    LlmquantError,
     MissingDependencyError,
     PluginError,
     UnknownNameError,
-    describe,
+    foreign,
     nearest,
 )
 from llmquant.machine.packages import installed_version
@@ -31,13 +30,13 @@ from llmquant.plugins import options as option_types
 from llmquant.plugins.discovery import GROUP, Broken, Plugin, checked_spec, load_entry_points
 from llmquant.plugins.embedder import EmbedderOptions
 from llmquant.plugins.evaluator import Cost, EvaluatorOptions
-from llmquant.plugins.quantizer import QuantizerOptions
+from llmquant.plugins.quantizer import QuantizerOptions, SingleFile
 from llmquant.plugins.sources import check_target, plugin_version
 from llmquant.plugins.spec import PluginSpec, RunEvent
 from llmquant.study.call import Call, Json
 from llmquant.study.embedding import EmbedderInfo
 from llmquant.study.experiment import PluginKind, PluginUse
-from llmquant.study.reading import brief
+from llmquant.study.reading import LARGEST, brief
 
 DISABLE = "LLMQUANT_DISABLE_PLUGINS"
 
@@ -66,16 +65,14 @@ class Chosen:
         function = getattr(self.options, method, None)
         if function is None:
             return None
-        try:
+        with foreign(f"{self.plugin.full_name}: {method} failed"):
             found = function(*args)
-        except (LlmquantError, MemoryError):
-            raise
-        except (Exception, SystemExit) as error:  # a third party's options may raise anything
-            raise PluginError(f"{self.plugin.full_name}: {method} failed: {describe(error)}") from error
-        if found is not None and not isinstance(found, _ANSWERS.get(method, object)):
+        kind, words = _ANSWERS.get(method, (object, ""))
+        wrong = not isinstance(found, kind) or (kind is Integral and (found is True or not 0 <= found < LARGEST))
+        if found is not None and wrong:
             raise PluginError(
                 f"{self.plugin.full_name}: {method} returned {brief(found)} ({type(found).__name__})",
-                hint=f"It must return {_ANSWERS[method].__name__}, or None.",
+                hint=f"It must return {words}.",
             )
         return found
 
@@ -223,14 +220,10 @@ class Registry:
         missing = self.missing(chosen.plugin)
         if missing:
             raise missing
-        try:
+        methods = _REQUIRED[chosen.plugin.spec.kind]
+        with foreign(f"{chosen.plugin.full_name} failed while it was constructed"):
             made = self.target(chosen.plugin)(chosen.options)
-        except LlmquantError:
-            raise
-        except (Exception, SystemExit) as error:  # the plugin author's constructor may raise anything
-            name = chosen.plugin.full_name
-            raise PluginError(f"{name} failed while it was constructed: {describe(error)}") from error
-        lacks = [method for method in _REQUIRED[chosen.plugin.spec.kind] if not callable(getattr(made, method, None))]
+            lacks = [method for method in methods if not callable(getattr(made, method, None))]
         if lacks:
             raise PluginError(
                 f"{chosen.plugin.full_name}: {chosen.plugin.spec.target} has no method {' and no method '.join(lacks)}",
@@ -329,13 +322,8 @@ def discover(entry_points: Iterable[importlib.metadata.EntryPoint], *, disabled:
 
 def _import(plugin: Plugin, text: str) -> Any:  # Any: a class of a third party
     module, _, name = text.partition(":")
-    try:
-        with stdout_to_stderr():
-            return getattr(importlib.import_module(module), name)
-    except LlmquantError:
-        raise
-    except (Exception, SystemExit) as error:  # a third party's module may raise anything
-        raise PluginError(f"{plugin.full_name}: {text} cannot be imported: {describe(error)}") from error
+    with foreign(f"{plugin.full_name}: {text} cannot be imported"), stdout_to_stderr():
+        return getattr(importlib.import_module(module), name)
 
 
 def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's class
@@ -351,16 +339,27 @@ def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's cl
 
 # What llmquant calls of options, by kind of plugin; of an executor's it calls nothing.
 _LIGHT = {"quantizer": QuantizerOptions, "evaluator": EvaluatorOptions, "embedder": EmbedderOptions}
-# The types that methods of options return; `None` stands for nothing.
-_ANSWERS: Mapping[str, type] = {
-    "cached_tokens": Integral,
-    "cost": Cost,
-    "hub_rows": Mapping,
-    "info": EmbedderInfo,
-    "metrics": Collection,
-    "parts": Sequence,
-    "weight_bytes": Integral,
-    "whole": str,
+_BYTES = (Integral, "a whole number of bytes, or None")
+_NOTHING = (type(None), "None; raise an UnsupportedError to refuse")
+_TEXT = (str, "a text, or None")
+# What methods of options return; `None` stands for nothing.
+_ANSWERS: Mapping[str, tuple[type, str]] = {
+    "cached_tokens": (Integral, "a whole number of tokens, or None"),
+    "check": _NOTHING,
+    "check_export": _NOTHING,
+    "check_save": _NOTHING,
+    "cost": (Cost, "a Cost, or None"),
+    "hub_rows": (Mapping, "a dictionary, or None"),
+    "info": (EmbedderInfo, "an EmbedderInfo"),
+    "metrics": (Collection, "a list of metrics, or None"),
+    "parts": (Sequence, "a list of options, or None"),
+    "row_independent": (bool, "True or False"),
+    "served_bytes": _BYTES,
+    "serving": _TEXT,
+    "single_file": (SingleFile, "a SingleFile, or None"),
+    "texts": (Iterable, "a list of texts"),
+    "weight_bytes": _BYTES,
+    "whole": _TEXT,
 }
 # The methods that every target must have.
 _REQUIRED: Mapping[PluginKind, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmquant.errors import PluginError, nearest
+from llmquant.errors import PluginError, foreign, nearest
 from llmquant.plugins.discovery import Plugin
 
 
@@ -30,10 +30,8 @@ def find_source(module: str) -> Path:
     Raises:
         PluginError: if there is no such file, so that no worker process could import it.
     """
-    try:
+    with foreign(f"{module} cannot be imported"):  # this imports the packages above the module
         found = importlib.util.find_spec(module)
-    except (Exception, SystemExit) as error:  # this imports the packages above the module, which may raise anything
-        raise PluginError(f"{module} cannot be imported: {error!r}") from error
     if found is None or found.origin is None or not Path(found.origin).is_file():
         raise PluginError(
             f"{module} cannot be imported by a worker process",

@@ -52,6 +52,7 @@ def _lines(variant: Variant) -> tuple[str, ...]:
         single: SingleFile | None = chosen.ask("single_file")
         if single is not None and registry().missing(chosen.plugin) is None and (info := _read_here(use)) is not None:
             chosen.ask("check_export", info)
+        serving: str | None = chosen.ask("serving")
     except LlmquantError:  # the plugin is not installed here, or the weights cannot be saved
         return (in_python,)
     folder = f"{Path(source).name.partition('@')[0]}-{quantizer.label.partition('(')[0]}"
@@ -61,7 +62,6 @@ def _lines(variant: Variant) -> tuple[str, ...]:
     if single is not None:
         return (write, f"{single.command} {shlex.quote(target)}")
     lines = [write, f'AutoModelForCausalLM.from_pretrained("{folder}"{keywords}']
-    serving: str | None = chosen.ask("serving")
     if serving is not None:
         command = shlex.join(["vllm", "serve", folder, *["--trust-remote-code"] * trust])
         lines.append(command + (f"  # pip install {serving}" if serving else ""))
