@@ -84,7 +84,7 @@ class Cost:
 
     def __post_init__(self) -> None:
         for name, tokens in vars(self).items():
-            if not (isinstance(tokens, numbers.Real) and 0 <= tokens < math.inf):
+            if not (isinstance(tokens, numbers.Real) and 0 <= float(tokens) < math.inf):
                 raise ValueError(f"Cost.{name} is {tokens!r}, not a number of tokens")
 
 

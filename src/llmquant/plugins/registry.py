@@ -68,8 +68,7 @@ class Chosen:
         with foreign(f"{self.plugin.full_name}: {method} failed"):
             found = function(*args)
         kind, words = _ANSWERS.get(method, (object, ""))
-        wrong = not isinstance(found, kind) or (kind is Integral and (found is True or not 0 <= found < LARGEST))
-        if found is not None and wrong:
+        if found is not None and not _is_answer(found, kind):
             raise PluginError(
                 f"{self.plugin.full_name}: {method} returned {brief(found)} ({type(found).__name__})",
                 hint=f"It must return {words}.",
@@ -335,6 +334,12 @@ def _check_methods(cls: Any, plugin: Plugin) -> None:  # Any: a third party's cl
                 f"{plugin.full_name}: {plugin.spec.options} has a method {name!r}, which is never called",
                 hint=f"{nearest(name, known) if known else ''} The name of a helper begins with '_'.".strip(),
             )
+
+
+def _is_answer(found: Any, kind: type) -> bool:  # Any: what a third party returned
+    if kind is Integral:
+        return not isinstance(found, bool) and isinstance(found, Integral) and 0 <= int(found) < LARGEST
+    return isinstance(found, kind)
 
 
 # What llmquant calls of options, by kind of plugin; of an executor's it calls nothing.
