@@ -28,6 +28,8 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+_MOST_ERRORS = 20
+
 
 class LlmquantError(Exception):
     """The root of the tree.
@@ -165,6 +167,12 @@ def foreign(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise PluginError(f"{what}: {describe(error)}") from error
+
+
+def shorten(errors: list[RequestError], name: str) -> None:
+    """Replace the mistakes in the file or folder `name` that come after the first 20 by their number."""
+    if len(errors) > _MOST_ERRORS:
+        errors[_MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - _MOST_ERRORS} more mistakes like these")]
 
 
 def raise_all(errors: Iterable[RequestError]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from llmquant.errors import OptionError, RequestError
+from llmquant.errors import OptionError, RequestError, shorten
 from llmquant.evaluators.page_set.queries import Question
 from llmquant.storage.text_files import read_rows, read_text
 from llmquant.study.experiment import Digest
@@ -19,7 +19,6 @@ from llmquant.study.reading import brief
 CORPUS = "corpus.jsonl"
 _HEADER = ["query-id", "corpus-id", "score"]
 _SCORE = re.compile(r"[+-]?[0-9]{1,9}")
-MOST_ERRORS = 20
 _LEFT_OUT = ("", "")
 
 
@@ -79,8 +78,7 @@ def read_beir(folder: Path, name: str, split: str, *, texts: bool = True) -> tup
     questions = tuple(
         Question(query, text, relevant[query]) for query, (_, text) in queries.items() if query in relevant
     )
-    if len(errors) > MOST_ERRORS:
-        errors[MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - MOST_ERRORS} more mistakes like these")]
+    shorten(errors, name)
     return BeirSet(corpus, questions, len(queries) - len(questions)), errors
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import lm_eval.api.task
 import lm_eval.evaluator
 from lm_eval.tasks import TaskManager
@@ -24,6 +23,7 @@ from llmquant.catalogs.lm_eval_yaml import read_task, write_yaml
 from llmquant.engine.decode import ROUNDED
 from llmquant.engine.lm import TreeLM
 from llmquant.errors import RunError, first_line
+from llmquant.evaluators.hub_data import no_progress_bars, not_fetched
 from llmquant.evaluators.lm_eval.answers import HINT, mistake
 from llmquant.evaluators.lm_eval.chat import check_template, settings_of
 from llmquant.evaluators.lm_eval.compat import provide_squad_metrics
@@ -50,7 +50,6 @@ _FEWSHOT_SEED = inspect.signature(lm_eval.evaluator.simple_evaluate).parameters[
 _THINKING = re.compile(r"""\{%[^%]*(?<![\w.'"])(enable_)?thinking\b(?!['"])""")
 # lm-eval would prefer a task's own max_gen_toks to any of these.
 _NAMES = dict.fromkeys(LENGTHS, "max_gen_toks")
-_FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 
 
 class LmEval(Evaluator[LmEvalOptions]):
@@ -256,7 +255,7 @@ def _not_loaded(name: str, options: LmEvalOptions, error: Exception) -> RunError
         return RunError(f"task {name!r} needs a package: {reason}", hint="Install it where the model runs.")
     if options.data is not None:
         return RunError(f"task {name!r} cannot be built with {options.data.name}: {type(error).__name__}: {reason}")
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
+    if not_fetched(error):
         return RunError(
             f"the rows of task {name!r} could not be fetched: {reason}",
             hint=f"Set HF_TOKEN if the data set is gated, or use a file of rows: lm_eval({name}, data=FILE.jsonl).",
@@ -272,16 +271,14 @@ def _quiet() -> Iterator[None]:
     for a second, although provenance has that information already.
     """
     bars, report = lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info
-    forks, silent = os.environ.get("DISABLE_MULTIPROC"), datasets.utils.are_progress_bars_disabled()
+    forks = os.environ.get("DISABLE_MULTIPROC")
     lm_eval.api.task.tqdm = functools.partial(bars, disable=True)
     lm_eval.evaluator.add_env_info = lambda results: None
     os.environ["DISABLE_MULTIPROC"] = "1"
-    datasets.utils.disable_progress_bars()
     try:
-        yield
+        with no_progress_bars():
+            yield
     finally:
         lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info = bars, report
         if forks is None:
             del os.environ["DISABLE_MULTIPROC"]
-        if not silent:
-            datasets.utils.enable_progress_bars()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import datasets
 import mteb
 import numpy as np
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
@@ -15,6 +13,7 @@ from mteb.cache import ResultCache
 from mteb.types import PromptType
 
 from llmquant.errors import LlmquantError, RunError, first_line
+from llmquant.evaluators.hub_data import no_progress_bars, not_fetched
 from llmquant.evaluators.mteb.as_mteb import MtebModel, as_mteb
 from llmquant.evaluators.mteb.failures import write_failures
 from llmquant.evaluators.mteb.items import Rows
@@ -25,23 +24,10 @@ from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.study.call import Json
 from llmquant.study.run import Measurement, Result
 
-_FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
 _FOLDER = "mteb"
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars out of the worker's log."""
-    silent = datasets.utils.are_progress_bars_disabled()
-    datasets.utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not silent:
-            datasets.utils.enable_progress_bars()
-
-
-@quiet()
+@no_progress_bars()
 def evaluate_task(task: AbsTask, subject: LoadedEmbedder, ctx: Context, *, engine: Engine = "exact") -> list[Result]:
     """Run a task, and keep mteb's own result file with the run.
 
@@ -83,7 +69,7 @@ def fetch_task(task: AbsTask) -> None:
     Raises:
         RunError: if the data is unavailable.
     """
-    with quiet():
+    with no_progress_bars():
         _load(task)
     task.unload_data()
 
@@ -94,7 +80,7 @@ def searched(task: AbsTaskRetrieval, limit: int | None) -> Iterator[tuple[Place,
     Raises:
         RunError: if the task's data is unavailable.
     """
-    with quiet():
+    with no_progress_bars():
         _load(task)
         _cut(task, limit)
     for place in _places(task):
@@ -108,7 +94,7 @@ def _load(task: AbsTask) -> None:
         raise
     except Exception as error:  # a task's own code, and what fetches its rows, may raise anything
         reason = first_line(error)
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING:
+        if not_fetched(error):
             raise RunError(
                 f"the data of task {task.metadata.name!r} could not be fetched: {reason}",
                 hint="Set HF_TOKEN if the data set is gated.",

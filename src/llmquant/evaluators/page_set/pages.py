@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmquant.errors import MissingDependencyError, OptionError, RequestError, collecting
+from llmquant.errors import MissingDependencyError, OptionError, RequestError, collecting, shorten
 from llmquant.storage.text_files import read_text
 from llmquant.study.folders import composed, file_sha256, list_files
 
@@ -22,7 +22,6 @@ _UNREAD = (".heic", ".heif", ".jxl", ".svg", ".eps", ".ps", ".jfif", ".jpe", ".p
 _UNREAD_TEXTS = (".djvu", ".xps", ".epub", ".doc", ".docx", ".odt", ".rtf", ".ppt", ".pptx", ".odp")
 # The limit of the embedding loop, reported before a page is rendered.
 _MAX_PIXELS = 100_000_000
-MOST_ERRORS = 20
 _INSTALL = 'pip install "llmquant[pdf]"'
 _FORMAT = 2  # version of the rendered pages; since 2 with the content of form fields
 
@@ -110,8 +109,7 @@ def list_pages(path: Path, name: str, dpi: int) -> tuple[PageSet, list[RequestEr
         errors.append(
             OptionError(f"{name} holds texts ({texts[0]}, ...) and page images", hint="Put them into two sets.")
         )
-    if len(errors) > MOST_ERRORS:
-        errors[MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - MOST_ERRORS} more mistakes like these")]
+    shorten(errors, name)
     return PageSet(tuple(pages), tuple(others)), errors
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmquant.errors import OptionError, RequestError, nearest
-from llmquant.evaluators.page_set.pages import MOST_ERRORS, resolve
+from llmquant.errors import OptionError, RequestError, nearest, shorten
+from llmquant.evaluators.page_set.pages import resolve
 from llmquant.storage.text_files import read_rows, read_text
 
 ENDINGS = (".jsonl", ".csv", ".tsv")
@@ -73,8 +73,7 @@ def read_questions(path: Path, name: str, names: Mapping[str, str]) -> tuple[lis
             questions.append(Question(identity, text, relevant))
     if not rows:
         errors.append(OptionError(f"{name} has no queries", hint=_HINT))
-    if len(errors) > MOST_ERRORS:
-        errors[MOST_ERRORS:] = [OptionError(f"{name} has {len(errors) - MOST_ERRORS} more mistakes like these")]
+    shorten(errors, name)
     return questions, errors
 
 

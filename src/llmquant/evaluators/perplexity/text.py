@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmquant.errors import RunError, first_line
+from llmquant.evaluators.hub_data import no_progress_bars
 from llmquant.evaluators.perplexity.options import NAMED
 from llmquant.plugins.context import Context
 from llmquant.storage import text_files
@@ -23,11 +24,10 @@ def read_text(source: InputFile | str, ctx: Context) -> str:
     return "\n\n".join(_column(*NAMED.get(source, source).split(":")))
 
 
+@no_progress_bars()
 def _column(repository: str, configuration: str, split: str, column: str) -> list[str]:
     import datasets
 
-    bars = not datasets.utils.are_progress_bars_disabled()
-    datasets.utils.disable_progress_bars()  # the worker's log is a file
     try:
         rows = datasets.load_dataset(repository, configuration or None, split=split)
         texts = list(rows[column])
@@ -37,9 +37,6 @@ def _column(repository: str, configuration: str, split: str, column: str) -> lis
             f"the text {repository}:{configuration}:{split}:{column} could not be fetched: {reason}",
             hint="Check the name and the connection, or use a text file: perplexity(FILE.txt).",
         ) from error
-    finally:
-        if bars:
-            datasets.utils.enable_progress_bars()
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise RunError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmquant.errors import RequestError, raise_all
-from llmquant.evaluators.beir.files import CORPUS, MOST_ERRORS, read_corpus
+from llmquant.errors import RequestError, raise_all, shorten
+from llmquant.evaluators.beir.files import CORPUS, read_corpus
 from llmquant.evaluators.page_set.options import Pages, unsupported
 from llmquant.evaluators.page_set.pages import list_pages
 from llmquant.evaluators.speed.generation_limits import require_positive
@@ -63,7 +63,7 @@ class IndexingOptions:
         errors: list[RequestError] = []
         if (self.data.path / CORPUS).is_file():
             read_corpus(self.data.path, self.data.name, errors, texts=False)
-            del errors[MOST_ERRORS:]
+            shorten(errors, self.data.name)
             kind = "text"
         else:
             pages, errors = list_pages(self.data.path, self.data.name, self.dpi)
