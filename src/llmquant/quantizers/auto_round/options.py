@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from llmquant.errors import OptionError
 from llmquant.models.info import ModelInfo
 from llmquant.quantizers.calibration.options import (
+    Calibrated,
     Calibration,
-    calibration_rows,
-    calibration_texts,
     check_calibration,
     check_calibration_values,
 )
@@ -24,7 +23,7 @@ _SCALE_BYTES = 2
 
 
 @dataclass(frozen=True)
-class AutoRoundOptions:
+class AutoRoundOptions(Calibrated):
     """AutoRound: rounding and clipping tuned by signed gradient descent (Cheng et al., arXiv:2309.05516).
 
     Codes are symmetric, because auto-round 0.16 fails to pack asymmetric ones.
@@ -61,12 +60,6 @@ class AutoRoundOptions:
         check_group_size(model, layers, self.group_size)
         check_multiples(layers, _WORD_BITS, 1, "auto-round's packing", "Use bnb_4bit_nf4.")
         check_calibration(self, model, "auto_round")
-
-    def texts(self) -> Iterator[str]:
-        return calibration_texts(self)
-
-    def hub_rows(self) -> Mapping[str, str]:
-        return calibration_rows(self)
 
     def serving(self) -> str | None:
         """Return what vLLM needs to load the checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from llmquant.errors import OptionError
 from llmquant.models.info import ModelInfo
@@ -24,8 +24,8 @@ _SPECIAL = 4  # tokens that a tokenizer may add to each document
 Calibration = Literal["c4", "wikitext2"] | InputFile | tuple[str, ...]
 
 
-class Calibrated(Protocol):
-    """Options of a quantizer that reads calibration text.
+class Calibrated:
+    """Options of a quantizer that reads calibration text: base class of those of GPTQ, AWQ and AutoRound.
 
     Attributes:
         calibration: calibration text: ``c4`` (English) or ``wikitext2``, the training split of each, from the Hub; a
@@ -35,14 +35,26 @@ class Calibrated(Protocol):
         calibration_seed: seed that selects the sequences, for example 0.
     """
 
-    @property
-    def calibration(self) -> Calibration: ...
-    @property
-    def samples(self) -> int: ...
-    @property
-    def sequence_length(self) -> int: ...
-    @property
-    def calibration_seed(self) -> int: ...
+    calibration: Calibration
+    samples: int
+    sequence_length: int
+    calibration_seed: int
+
+    def texts(self) -> Iterator[str]:
+        """Yield the local documents; nothing for a data set of the Hub.
+
+        Raises:
+            OptionError: if a file has the wrong format.
+        """
+        if isinstance(self.calibration, tuple):
+            yield from self.calibration
+        elif isinstance(self.calibration, InputFile) and self.calibration.path is not None:
+            yield from read_documents(self.calibration.path, self.calibration.name)
+
+    def hub_rows(self) -> Mapping[str, str]:
+        """Return the data set of the Hub that is read, and what to write instead; nothing for local texts."""
+        chosen = self.calibration
+        return {":".join(DATA_SETS[chosen]): "calibration=FILE.txt"} if isinstance(chosen, str) else {}
 
 
 def check_calibration_values(options: Calibrated, name: str) -> None:
@@ -71,7 +83,7 @@ def check_calibration(options: Calibrated, model: ModelInfo, name: str) -> None:
             f"{name}: sequence_length is {options.sequence_length}; {model.source} reads at most {positions} tokens",
             hint=f"Use sequence_length={positions} or less.",
         )
-    texts = list(calibration_texts(options))
+    texts = list(options.texts())
     held = sum(len(text.encode()) for text in texts)
     needed = options.samples * options.sequence_length
     if texts and held + _SPECIAL * len(texts) < needed:  # a token of the text has at least a byte
@@ -84,25 +96,6 @@ def check_calibration(options: Calibrated, model: ModelInfo, name: str) -> None:
             f"{options.sequence_length} tokens",
             hint="Use c4, wikitext2, the path of an existing longer text, or fewer or shorter sequences.",
         )
-
-
-def calibration_texts(options: Calibrated) -> Iterator[str]:
-    """Yield the local documents; nothing for a data set of the Hub.
-
-    Raises:
-        OptionError: if a file has the wrong format.
-    """
-    chosen = options.calibration
-    if isinstance(chosen, tuple):
-        yield from chosen
-    elif isinstance(chosen, InputFile) and chosen.path is not None:
-        yield from read_documents(chosen.path, chosen.name)
-
-
-def calibration_rows(options: Calibrated) -> Mapping[str, str]:
-    """Return the data set of the Hub that is read, and what to write instead; nothing for local texts."""
-    chosen = options.calibration
-    return {":".join(DATA_SETS[chosen]): "calibration=FILE.txt"} if isinstance(chosen, str) else {}
 
 
 def read_documents(path: Path, name: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +10,8 @@ from llmquant.errors import OptionError, UnsupportedError
 from llmquant.models.info import ModelInfo
 from llmquant.plugins.evaluator import Cost
 from llmquant.quantizers.calibration.options import (
+    Calibrated,
     Calibration,
-    calibration_rows,
-    calibration_texts,
     check_calibration,
     check_calibration_values,
 )
@@ -32,7 +31,7 @@ CPU_GROUPS_4_BIT = (32, 64, 128)
 
 
 @dataclass(frozen=True)
-class GptqOptions:
+class GptqOptions(Calibrated):
     """GPTQ (Frantar et al., arXiv:2210.17323): rounds column by column and corrects the columns that follow.
 
     Attributes:
@@ -77,12 +76,6 @@ class GptqOptions:
         _check("gptq", model, self.bits, self.group_size, device)
         check_calibration(self, model, "gptq")
 
-    def texts(self) -> Iterator[str]:
-        return calibration_texts(self)
-
-    def hub_rows(self) -> Mapping[str, str]:
-        return calibration_rows(self)
-
     def serving(self) -> str | None:
         """Return what vLLM needs to load the checkpoint."""
         return "" if self.bits in (4, 8) else None
@@ -99,7 +92,7 @@ class GptqOptions:
 
 
 @dataclass(frozen=True)
-class AwqOptions:
+class AwqOptions(Calibrated):
     """AWQ (Lin et al., arXiv:2306.00978): scales the inputs that matter most before rounding, 4 bits, GEMM layout.
 
     Attributes:
@@ -128,12 +121,6 @@ class AwqOptions:
         check_calibration(self, model, "awq")
         search = "AWQ's search for the best clipping"
         check_multiples(model.linear_layers(), _AWQ_OUTPUTS, 1, search, "Use a gptq preset.")
-
-    def texts(self) -> Iterator[str]:
-        return calibration_texts(self)
-
-    def hub_rows(self) -> Mapping[str, str]:
-        return calibration_rows(self)
 
     def serving(self) -> str:
         """Return what vLLM needs to load the checkpoint."""
