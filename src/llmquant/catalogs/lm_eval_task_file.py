@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llmquant.catalogs.lm_eval import TaskIndex
-from llmquant.catalogs.lm_eval_yaml import Function, read_task, read_yaml, strings
+from llmquant.catalogs.lm_eval_yaml import Function, leaves, read_task, read_yaml, strings
 from llmquant.errors import OptionError
 
 _WHY = "A run is identified by the content of the files it names, so this YAML must hold the whole task."
@@ -46,23 +46,12 @@ def read_task_file(path: Path, name: str, index: TaskIndex, *, rows: bool) -> di
         )
     if own in index.entries:
         raise OptionError(f"{where} defines {own!r}, which lm-eval has too", hint="Use another name for the task.")
-    for function in _functions(task):
-        if not _is_found(function, index):
-            raise OptionError(f"{where} uses !function {function.module}.{function.name}", hint=_WHY)
+    for value in leaves(task):
+        if isinstance(value, Function) and not _is_found(value, index):
+            raise OptionError(f"{where} uses !function {value.module}.{value.name}", hint=_WHY)
     if not rows and (data := _local_data(task)):
         raise OptionError(f"{where} reads {data}", hint=f"{_WHY} Pass the rows separately: lm_eval({name}, data=FILE).")
     return task
-
-
-def _functions(value: Any) -> Iterator[Function]:  # Any: YAML values
-    if isinstance(value, Function):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _functions(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _functions(item)
 
 
 def _is_found(function: Function, index: TaskIndex) -> bool:

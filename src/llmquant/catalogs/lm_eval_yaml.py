@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,3 +78,12 @@ def write_yaml(value: Mapping[str, Any]) -> str:  # Any: YAML values
 def strings(value: Any) -> tuple[str, ...]:  # Any: YAML values
     """Read a word or a list of words as a tuple."""
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value or ())
+
+
+def leaves(value: Any) -> Iterator[Any]:  # Any: YAML or JSON values
+    """Yield every value in tables and lists, at any depth."""
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(item)
+    else:
+        yield value

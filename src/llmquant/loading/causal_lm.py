@@ -26,6 +26,7 @@ from llmquant.loading.strict import load_causal, load_strict, warm_imports
 from llmquant.loading.token_rows import fit_tokens, leave_open
 from llmquant.models.hub import download
 from llmquant.plugins.evaluator import LoadedModel, LoadStats
+from llmquant.plugins.field_types import class_path
 from llmquant.plugins.quantizer import AppliedQuantization
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def keywords_of(quantizer: Quantizer[Any], info: ModelInfo, ctx: Context) -> Loa
     """
     keywords: Any = quantizer.load_kwargs(info, ctx)  # Any: what a third party returned
     if not isinstance(keywords, Mapping):
-        name = f"{type(quantizer).__module__}:{type(quantizer).__qualname__}"
+        name = class_path(type(quantizer))
         raise PluginError(f"{name}: load_kwargs returned {keywords!r}", hint="Return a dictionary.")
     return keywords
 
@@ -223,7 +224,7 @@ def read_back(
         PluginError: if the weights contradict the quantizer's answer.
     """
     applied = quantizer.applied(module)
-    check_applied(applied, module, f"{type(quantizer).__module__}:{type(quantizer).__qualname__}")
+    check_applied(applied, module, class_path(type(quantizer)))
     check_honoured(options, applied)
     return applied
 
@@ -235,7 +236,7 @@ def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: 
         NotHonouredError: naming the requested and the found value.
         PluginError: if a request is not a field of `AppliedQuantization`.
     """
-    where = f"{type(options).__module__}:{type(options).__qualname__}: requests"
+    where = f"{class_path(type(options))}: requests"
     requests = options.requests() if hasattr(options, "requests") else {}
     if not isinstance(requests, Mapping):
         raise PluginError(f"{where} returned {requests!r}", hint="Return a dictionary.")

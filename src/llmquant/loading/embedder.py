@@ -17,6 +17,7 @@ from llmquant.loading.strict import warm_imports
 from llmquant.machine.packages import PREPROCESSING, installed_version
 from llmquant.models.hub import download
 from llmquant.plugins.evaluator import LoadStats
+from llmquant.plugins.field_types import class_path
 from llmquant.plugins.quantizer import AppliedQuantization
 from llmquant.retrieval.encode_loop import one_per_item
 from llmquant.retrieval.loaded import LoadedEmbedder
@@ -88,7 +89,7 @@ def load_embedder(
         opened = embedder.open(path or ctx.files, info, keywords, ctx)
         lacks = [name for name in ("module", "prepare", "embed") if not hasattr(opened, name)]
         if lacks:
-            name = f"{type(embedder).__module__}:{type(embedder).__qualname__}"
+            name = class_path(type(embedder))
             raise PluginError(f"{name}: open returned {type(opened).__name__}, which has no {' and no '.join(lacks)}")
         if ctx.device == "cuda":
             torch.cuda.synchronize()

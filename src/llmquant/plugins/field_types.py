@@ -20,13 +20,18 @@ from llmquant.study.reading import NAMES, SCALARS, brief, check_json, of_union, 
 Type = Any  # Any: a type, such as ``tuple[int, ...] | None``
 
 
+def class_path(cls: type[Any]) -> str:  # Any: a plugin's class, which should be a class
+    """Return a class as a plugin's spec names it, ``module:Name``; anything else as it is."""
+    return f"{cls.__module__}:{cls.__qualname__}" if hasattr(cls, "__qualname__") else brief(cls)
+
+
 def field_types(cls: type[Any]) -> dict[str, Type]:  # Any: a plugin's own dataclass
     """Return the types of a dataclass's options, in order.
 
     Raises:
         PluginError: if the class is not a dataclass, or a field has an unsupported type.
     """
-    where = f"{cls.__module__}:{cls.__qualname__}" if hasattr(cls, "__qualname__") else brief(cls)
+    where = class_path(cls)
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         raise PluginError(f"{where} is not a dataclass; options must be frozen dataclasses")
     try:

@@ -23,11 +23,10 @@ from llmquant.errors import (
     nearest,
     raise_all,
 )
-from llmquant.plugins.field_types import coerce, field_types, takes_many
+from llmquant.plugins.field_types import class_path, coerce, field_types, takes_many
 from llmquant.storage.blanking import blank_secrets
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import Digest, InputFile, InputFolder
-from llmquant.study.reading import brief
 
 Options = Any  # Any: plugins bring their own dataclasses
 
@@ -54,7 +53,7 @@ def build(cls: type[Any], call: Call, defaults: Mapping[str, Json] | None = None
             values[name] = coerce(value, types[name], f"{call.name}: {name}")
     errors += [OptionError(f"{call.name} needs a value for {name!r}") for name in required(cls) if name not in given]
     raise_all(errors)
-    with foreign(f"{cls.__module__}:{cls.__qualname__} failed on {values!r}"):
+    with foreign(f"{class_path(cls)} failed on {values!r}"):
         try:
             return cls(**values)
         except ValueError as error:
@@ -67,7 +66,7 @@ def check_class(cls: type[Any]) -> None:  # Any: see Options
     Raises:
         PluginError: naming the field.
     """
-    where = f"{cls.__module__}:{cls.__qualname__}" if hasattr(cls, "__qualname__") else brief(cls)
+    where = class_path(cls)
     types = field_types(cls)
     if not cls.__dataclass_params__.frozen:
         raise PluginError(f"{where} is not frozen", hint="Write @dataclass(frozen=True).")

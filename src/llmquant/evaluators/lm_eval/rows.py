@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmquant.catalogs.lm_eval_yaml import Function
+from llmquant.catalogs.lm_eval_yaml import Function, leaves
 from llmquant.errors import OptionError
 from llmquant.evaluators.lm_eval.answers import HINT, PlainTask, mistake
 from llmquant.storage.text_files import read_rows
@@ -63,18 +63,7 @@ def check_rows(
 def row_texts(rows: Path, name: str) -> Iterator[str]:
     """Yield every text in the rows, at any depth."""
     for _, row in read_rows(rows, f"lm_eval: data: {name}"):
-        yield from _strings(row)
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+        yield from (value for value in leaves(row) if isinstance(value, str))
 
 
 def rows_in_place(task: Mapping[str, Any], rows: Path, name: str) -> dict[str, Any]:  # Any: YAML values
