@@ -147,13 +147,56 @@ def test_a_plugin_in_the_place_of_a_model_is_recognized(cli: Callable, name, opt
     assert f"Put {option} before it" in err
 
 
-@pytest.mark.parametrize("model", [("--model", "./tiny"), ("--model=./tiny",), ("./tiny",)])
+@pytest.mark.parametrize("model", [("--model", "./tiny"), ("--model=./tiny",), ("-m", "./tiny"), ("./tiny",)])
 @pytest.mark.parametrize("task", [("--tasks", "coqa"), ("--tasks=coqa",), ("--task", "coqa"), ("-t", "coqa")])
 def test_other_spellings_of_options_are_taken(model, task):
     """--model and --tasks mean what they mean elsewhere."""
     command = typer.main.get_command(app).commands["compare"]
     taken = command.make_context("compare", [*task, *model, "--store", "x"]).params
     assert (taken["models"], taken["task"], taken["store"]) == (["./tiny"], ["coqa"], "x")
+
+
+def test_plurals_are_taken(cli: Callable):
+    """--quantizers and --evaluators, as the arguments are called in Python."""
+    command = typer.main.get_command(app).commands["compare"]
+    taken = command.make_context("compare", ["m", "--quantizers", "a,b", "--evaluators=c"]).params
+    assert (taken["quantizer"], taken["evaluator"]) == (["a,b"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("compare m --device cpu", 'there is no option --device\nWrite --on "local(device=cpu)".'),
+        ("compare m --batch-size=4", "there is no option --batch-size\nWrite it in the evaluator"),
+        ("plan m -o x", "there is no option -o\nWrite --store FOLDER"),
+        ("compare m --seed abc", "seed is 'abc'\nGive a whole number."),
+        ("compare m --timeout 10m", "timeout is '10m'\nGive a number of seconds."),
+        ("compare m --budget nan", "budget is 'nan'\nGive a number of dollars."),
+        ("cache prune --unused-days soon", "unused days is 'soon'\nGive a number of days."),
+        ("demo --questions many", "questions is 'many'\nGive a whole number."),
+        ("compare m -q ,", "an empty value stands between commas in ','"),
+        ("compare https://huggingface.co/gpt2", "is an address\nWrite the Hub id: gpt2"),
+    ],
+)
+def test_what_was_written_is_named(cli: Callable, words, message):
+    """The message has what was found, and how the same is written here."""
+    code, _, err = cli(*words.split())
+    assert code == 2
+    assert message in err
+
+
+def test_an_empty_value_is_named(cli: Callable):
+    """As a shell leaves it where a variable is empty."""
+    for option in ("-q", "-e", "-t"):
+        code, _, err = cli("compare", "m", option, "")
+        assert (code, f"the value of {option} is empty" in err) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("help",), ("help", "compare"), ("help", "cache", "list")])
+def test_help_and_version_are_commands_too(cli: Callable, words):
+    """`help COMMAND` is `COMMAND --help`, and `version` is `--version`."""
+    assert cli(*words) == cli(*words[1:], "--help")
+    assert cli("version") == cli("--version")
 
 
 def test_other_spellings_are_not_listed(cli: Callable):
@@ -168,7 +211,7 @@ def _all_commands(group: Any, *path: str) -> Iterator[tuple[str, ...]]:  # Any: 
         yield from _all_commands(command, *path, name) if hasattr(command, "commands") else [(*path, name)]
 
 
-@pytest.mark.parametrize("words", _all_commands(typer.main.get_command(app)), ids=" ".join)
+@pytest.mark.parametrize("words", [*_all_commands(typer.main.get_command(app))], ids=" ".join)
 def test_help_names_values_by_their_meaning(cli: Callable, words):
     """No command's help shows a Python type or braces."""
     _, out, _ = cli(*words, "--help")

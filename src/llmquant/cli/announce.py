@@ -8,6 +8,7 @@ from llmquant.machine.hardware import hardware_text
 from llmquant.planning.estimate import estimate_seconds, estimate_size
 from llmquant.planning.room import memory_bytes
 from llmquant.results.precision import precisions
+from llmquant.results.recommend import size
 from llmquant.results.report.progress import duration
 from llmquant.results.rows import label, variants
 from llmquant.results.slices import has_slices
@@ -35,13 +36,13 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
     seconds, there = 0.0, memory_bytes(executor)
     for digest, info in planned.models.items():
         sizes = [estimate_size(info, chosen, executor.device) for chosen in planned.quantizers]
-        known = [size for size in sizes if size.weight_bytes is not None and size.peak_bytes is not None]
+        known = [each for each in sizes if each.weight_bytes is not None and each.peak_bytes is not None]
         if known:
-            largest = max(known, key=lambda size: size.peak_bytes or 0)
+            largest = max(known, key=lambda each: each.peak_bytes or 0)
+            weights = dict.fromkeys(size(pick(s.weight_bytes or 0 for s in known)) for pick in (min, max))
             lines.append(
-                f"{record.model_names[digest]}: weights {min(s.weight_bytes or 0 for s in known) / 2**20:,.0f} to "
-                f"{max(s.weight_bytes or 0 for s in known) / 2**20:,.0f} MiB, about "
-                f"{(largest.peak_bytes or 0) / 2**30:.1f} GiB peak memory ({largest.quantizer})"
+                f"{record.model_names[digest]}: weights {' to '.join(weights)}, about {size(largest.peak_bytes or 0)} "
+                f"peak memory ({largest.quantizer})"
             )
             if there is not None and (tight := [s.quantizer for s in known if (s.peak_bytes or 0) > there]):
                 room = f"{there / 2**30:.1f} GiB of memory"

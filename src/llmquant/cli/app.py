@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmquant.cli.command import Command, StudyCommand, number
 from llmquant.cli.commands import Commands
 from llmquant.cli.gate import Gate
 from llmquant.cli.importing import import_app
@@ -18,7 +19,6 @@ from llmquant.cli.options import (
     Baseline,
     Budget,
     Codecs,
-    Command,
     Detach,
     Dims,
     Evaluators,
@@ -41,7 +41,6 @@ from llmquant.cli.options import (
     Rescores,
     Seed,
     StoreDir,
-    StudyCommand,
     Tasks,
     Timeout,
     Trust,
@@ -316,7 +315,10 @@ def quantize(
 
 @app.command()
 def demo(
-    questions: Annotated[int, typer.Option(metavar="N", help="Number of CoQA questions, 1 to 108.")] = 50,
+    questions: Annotated[
+        int,
+        number("questions", int, "N", "Number of CoQA questions, 1 to 108."),
+    ] = 50,
     store: StoreDir = "demo",
     fresh: Fresh = False,
     as_json: AsJson = False,

@@ -20,6 +20,12 @@ class Commands(TyperGroup):
         with _ending_in_one_line():
             return super().make_context(*args, **kwargs)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: as above
+        """Take ``help COMMAND`` for ``COMMAND --help``, and ``version`` for ``--version``."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, ["--version"] if args == ["version"] else args)
+
     def invoke(self, ctx: Any) -> Any:  # Any: as above
         """Run the command."""
         with _ending_in_one_line():

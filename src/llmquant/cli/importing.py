@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from llmquant.cli.command import Command
 from llmquant.cli.inspect import AsJson, print_json, print_tables
-from llmquant.cli.options import Command, Explain, MarginOption, Quiet, StoreDir
+from llmquant.cli.options import Explain, MarginOption, Quiet, StoreDir
 from llmquant.cli.outcome import say_stored
 
 import_app = typer.Typer(rich_markup_mode=None)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from llmquant.cli.command import Command, number
 from llmquant.cli.gate import Gate, file_to_write
 from llmquant.cli.options import (
-    Command,
     Explain,
     FailOn,
     Junit,
@@ -247,7 +247,8 @@ def cache_list(as_json: AsJson = False) -> None:
 @cache_app.command("prune")
 def cache_prune(
     unused_days: Annotated[
-        float, typer.Option(metavar="DAYS", help="Delete entries not used for this number of days.")
+        float,
+        number("unused days", float, "DAYS", "Delete entries not used for this number of days."),
     ] = 30,
 ) -> None:
     """Delete cache entries that were not used recently."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmquant.cli.options import Command
+from llmquant.cli.command import Command
 from llmquant.errors import OptionError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand
+
+from llmquant.cli.command import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from llmquant.study.experiment import VectorGrid
     from llmquant.study.study import Study
-
-
-class Command(TyperCommand):
-    """Shows arguments as ``MODEL...``, where typer writes ``{MODEL}...`` and ``MODEL <list[str]>``."""
-
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # click's
-        """List the words of the usage line."""
-        return [piece.translate({ord("{"): None, ord("}"): None}) for piece in super().collect_usage_pieces(ctx)]
-
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # click's
-        """List arguments and options, without Python's types."""
-        for kind in ("argument", "option"):
-            params = [param for param in self.get_params(ctx) if param.param_type_name == kind]
-            records = filter(None, (param.get_help_record(ctx) for param in params))
-            if rows := [(re.sub(r" <.*>$", "", name), text) for name, text in records]:
-                with formatter.section(f"{kind.capitalize()}s"):
-                    formatter.write_dl(rows)
-
-
-class StudyCommand(Command):
-    """Takes ``--tasks`` for ``--task`` and ``--model MODEL`` for ``MODEL``, as other programs write them."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # click's
-        """Replace the other spellings, which ``--help`` does not list."""
-        known = [re.sub(r"^--tasks(?==|$)", "--task", each) for each in args if each not in ("--model", "--models")]
-        return super().parse_args(ctx, [re.sub(r"^--models?=", "", each) for each in known])
 
 
 def _completed(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -167,7 +141,10 @@ Rescores = Annotated[
         help="Rescore the top k x N candidates with float32 vectors; values of N, for example 0,4 (0 = off).",
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of every random choice, a whole number.")]
+Seed = Annotated[
+    int,
+    number("seed", int, "N", "Seed of every random choice, a whole number."),
+]
 Baseline = Annotated[
     str | None,
     typer.Option(
@@ -192,9 +169,11 @@ MaxMemory = Annotated[
 ]
 MaxLatency = Annotated[
     float | None,
-    typer.Option(
-        metavar="MS",
-        help="Recommend a variant that takes at most this many milliseconds per token (for embedders: per query), "
+    number(
+        "max latency",
+        float,
+        "MS",
+        "Recommend a variant that takes at most this many milliseconds per token (for embedders: per query), "
         "for example 40.",
     ),
 ]
@@ -230,7 +209,10 @@ Gpu = Annotated[
         metavar="GPUS", help="GPU types on Modal in order of preference, for example L40S,A100-80GB (default: A100)."
     ),
 ]
-Budget = Annotated[float | None, typer.Option(metavar="DOLLARS", help="Maximum cost in dollars, for example 20.")]
+Budget = Annotated[
+    float | None,
+    number("budget", float, "DOLLARS", "Maximum cost in dollars, for example 20."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Confirm the maximum cost without asking.")]
 Detach = Annotated[
     bool, typer.Option("--detach", help="Submit the study and exit; `llmquant attach` waits for the results.")
@@ -240,7 +222,8 @@ StoreDir = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Repeat stored experiments and read local weights again.")]
 Timeout = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="Maximum time per experiment in seconds, for example 600.")
+    float | None,
+    number("timeout", float, "SECONDS", "Maximum time per experiment in seconds, for example 600."),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code from the model's checkpoint.")]
 Pickle = Annotated[
@@ -278,8 +261,8 @@ def study_of(
 
     return Study.of(
         [ModelRequest(model, trust_remote_code, allow_pickle) for model in models],
-        _listed(quantizers),
-        [*_listed(evaluators), *(Call("llmquant/lm_eval", (name,)) for name in _listed(tasks))],
+        _listed("-q", quantizers),
+        [*_listed("-e", evaluators), *(Call("llmquant/lm_eval", (name,)) for name in _listed("-t", tasks))],
         vectors=vectors,
         baseline=baseline,
         margin=margin,
@@ -289,7 +272,7 @@ def study_of(
     )
 
 
-def _listed(texts: Sequence[str] | None) -> list[str]:
+def _listed(option: str, texts: Sequence[str] | None) -> list[str]:
     """Split each text at the commas outside brackets."""
     from llmquant.errors import OptionError
     from llmquant.study.call import split
@@ -297,9 +280,14 @@ def _listed(texts: Sequence[str] | None) -> list[str]:
     parts: list[str] = []
     for text in texts or ():
         try:
-            parts += split(text, whole=text) or [text]
-        except OptionError:  # reported when the call is parsed, with the request's other mistakes
-            parts.append(text)
+            found = split(text, whole=text)
+        except OptionError:
+            if "(" not in text:
+                raise
+            found = [text]  # reported when the call is parsed, with the request's other mistakes
+        if not found:
+            raise OptionError(f"the value of {option} is empty", hint="Leave the option out. Is a variable empty?")
+        parts += found
     return parts
 
 

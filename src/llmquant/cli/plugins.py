@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from llmquant.cli.command import Command
 from llmquant.cli.inspect import AsJson, print_json, say
-from llmquant.cli.options import Command
 from llmquant.machine.streams import stdout_to_stderr
 from llmquant.study.neutral import printable
 

@@ -36,7 +36,7 @@ minicpm3 modernbert-decoder moss_transcribe_diarize mpt mvp openai-gpt opt pegas
 roberta roberta-prelayernorm roc_bert roformer smollm3 starcoder2 trocr vaultgemma whisper xglm xlm xlm-roberta
 xlm-roberta-xl xlnet xmod youtu zamba zamba2 zaya
 """
-_ADDRESS = re.compile(r"https?://[^/]+/([^/]+/[^/?#]+)(?:/(?:tree|blob)/([^/?#]+))?")
+_ADDRESS = re.compile(r"https?://[^/]+/([^/?#]+(?:/(?!tree/|blob/)[^/?#]+)?)(?:/(?:tree|blob)/([^/?#]+))?")
 _BLOCK = re.compile(r"\.\d+\.")
 # Not nn.Linear inside a block, by the last part of the layer's name (the last two of GGUF) ...
 _NOT_LINEAR = re.compile(r"(norm|embed|conv|(^|_)ln_|^(gate|router|ffn_gate_inp)$)")
