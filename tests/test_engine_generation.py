@@ -276,7 +276,7 @@ def evaluate(subject, context, cache, tmp_path, monkeypatch):
 
 
 def without_margins(result):
-    return tuple(replace(sample, decision_margin=None) for sample in result.samples)
+    return [replace(sample, decision_margin=None) for sample in result.samples]
 
 
 @pytest.mark.parametrize("given", [{}, {"max_length": 20}, {"batch_size": 3}, {"verify": 0}], ids=str)
