@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -137,6 +138,25 @@ def test_a_task_without_a_margin_is_named():
     found = comparison(labels=(BASELINE, "bnb_8bit"), second=("cola", "mcc", 0.6, 0.0)).recommend()
     assert found.variant == "bnb_8bit"
     assert "but cola mcc did not count, without a margin" in found.reasons
+
+
+@pytest.mark.parametrize("measured_by", ["memory(batch=8)", "latency(batch=8)"])
+def test_what_did_not_fit_under_one_condition_is_not_judged_by_another(measured_by):
+    """The baseline runs out of memory in a batch of 8: its peak and its latency alone are no measure of it."""
+    study = MadeUpStudy()
+    for label in (BASELINE, "bnb_8bit"):
+        mean, samples = scored("coqa", "f1", SCORES[label])
+        study.add(completed(experiment(label, "lm_eval(coqa)"), mean), {"coqa": samples})
+        for name, scale in (("memory", 1), ("latency", 1), (measured_by, 10)):
+            asked = experiment(label, name, hardware=HARDWARE)
+            values = {"weights_bytes": SIZES[label], "decode_peak_bytes": 24 * scale, "decode_ms_per_token": MS[label]}
+            wanted = [metric for metric in values if ("ms" in metric) == name.startswith("latency")]
+            found = [Measurement(name, metric, values[metric] * MIB, "bytes", False) for metric in wanted]
+            small = scale == 1 or label != BASELINE
+            study.add(completed(asked, *found) if small else failed(asked, "out_of_memory", "out of memory"))
+    found = Comparison(study.record, study.runs, study.read).recommend(max_latency=1e12, max_memory="2GiB")
+    assert found.variant == "bnb_8bit"
+    assert re.match("its (memory could not be|latency was not) measured", found.ruled_out[BASELINE])
 
 
 def test_where_no_memory_was_measured_the_proven_variants_are_named():

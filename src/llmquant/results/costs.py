@@ -20,9 +20,10 @@ PER_DOLLAR = "documents_per_dollar"
 PER_DOLLAR_PAID = "documents_per_dollar_paid"
 """The same at what the run cost, with its share of starting and loading."""
 
+MEMORIES = (RUNNING, SERVED)
 _WEIGHTS = {RUNNING: "weights_bytes", SERVED: "weights_served_bytes"}
 PASSES = ("prefill_peak_bytes", "decode_peak_bytes", "encode_query_peak_bytes", "encode_page_peak_bytes")
-_LATENCIES = ("decode_ms_per_token", "query_encode_ms")
+LATENCIES = ("decode_ms_per_token", "query_encode_ms")
 
 
 def running_rows(rows: Sequence[Row]) -> list[Row]:
@@ -81,7 +82,7 @@ def peak_memory(rows: Sequence[Row]) -> float | None:
 
 def latency(rows: Sequence[Row]) -> Row | None:
     """Return the row of a variant's latency, at its slowest conditions: decode per token, or an embedder's query."""
-    for metric in _LATENCIES:
+    for metric in LATENCIES:
         found = [row for row in rows if row.metric == metric and row.value is not None]
         if found:
             return max(found, key=lambda row: row.value or 0.0)
