@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,14 +12,16 @@ import torch
 import transformers
 from PIL import Image
 
-from edits import edit_tensors
+from edits import edit_json, edit_tensors
 from llmquant.embedders.clip.embedder import Clip
 from llmquant.embedders.clip.options import ClipOptions
+from llmquant.embedders.gemma3.options import BiGemma3Options
 from llmquant.errors import ModelError
 from llmquant.models.info import inspect_model
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import ModelRequest
 from tiny_clip import write_clip
+from tiny_gemma3 import write_gemma3
 
 KINDS = ("clip", "siglip", "siglip2")
 TEXTS = ["how many sacks of barley?", "the ledger", "why is the river brown " * 20]
@@ -101,3 +104,30 @@ def test_a_model_of_another_type_is_refused(tiny_model, tmp_path):
     info = inspect_model(ModelRequest(str(tiny_model)), Cache(tmp_path))
     with pytest.raises(ModelError, match="'llama'"):
         ClipOptions("x").info(info)
+
+
+BROKEN = {
+    "image processor": ("*process*", {}, "has no image processor"),
+    "tokenizer": ("token*", {}, "has no tokenizer"),
+    "activation": (None, {"hidden_act": "swooosh"}, "has the activation 'swooosh'"),
+}
+
+
+@pytest.mark.parametrize(("gone", "changes", "words"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("kind", ["clip", "gemma3"])
+def test_files_that_transformers_cannot_load_are_refused_before_the_weights(
+    checkpoints, tmp_path, kind, gone, changes, words
+):
+    """What is missing or unknown is named when a study is planned; without words, CLIP would read every text alike."""
+    folder = tmp_path / "model"
+    if kind == "clip":
+        shutil.copytree(checkpoints / kind, folder)
+    else:
+        write_gemma3(folder)
+    for file in folder.glob(gone) if gone else ():
+        file.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", vision_config=config["vision_config"] | changes)
+    info = inspect_model(ModelRequest(str(folder)), Cache(tmp_path / "inspected"))
+    with pytest.raises(ModelError, match=words):
+        {"clip": ClipOptions, "gemma3": BiGemma3Options}[kind]().check(info, "cpu")

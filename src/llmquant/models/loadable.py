@@ -23,6 +23,7 @@ _WORDS = re.compile(r"tok|tekken|vocab|merges|bpe|spiece|sentencepiece|dict|\.(m
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # Tokenizers of bytes or characters, which have no file of words.
 _WITHOUT_WORDS = ("ByT5", "Canine", "Perceiver")
+_IMAGE_SETTINGS = ("processor_config.json", "preprocessor_config.json")
 _NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -40,6 +41,22 @@ def check_local_files(info: ModelInfo) -> None:
     for name in ("generation_config.json", "tokenizer_config.json"):
         if (info.location / name).is_file():
             read_json(info.location / name)
+
+
+def check_image_files(info: ModelInfo) -> None:
+    """Refuse a folder without a tokenizer or the settings of an image processor; an adapter may bring its own.
+
+    Raises:
+        ModelError: naming what is missing or damaged.
+    """
+    if info.kind != "folder" or info.location is None or info.adapter is not None:
+        return
+    check_local_files(info)
+    if not any((info.location / name).is_file() for name in _IMAGE_SETTINGS):
+        raise ModelError(
+            f"{info.source} has no image processor: neither {' nor '.join(_IMAGE_SETTINGS)} is there",
+            hint="Copy it from the original model: AutoProcessor.from_pretrained(ORIGINAL).save_pretrained(FOLDER).",
+        )
 
 
 def check_type(info: ModelInfo, *, causal: bool) -> None:
@@ -85,6 +102,11 @@ def _check_type(info: ModelInfo, *, causal: bool) -> None:
             f"config.json of {info.source} has the RoPE type {unknown!r}, which transformers {version} does not know",
             hint=_newer(info.config.get("transformers_version"), version) or "Correct rope_type in its config.json.",
         )
+    if unknown := _unknown_activation(info, models):
+        raise ModelError(
+            f"config.json of {info.source} has the activation {unknown!r}, which transformers {version} does not know",
+            hint=_newer(info.config.get("transformers_version"), version) or "Correct it in its config.json.",
+        )
     found = _CAUSAL.search((root / "modeling_auto.py").read_text(encoding="utf-8")) if causal else None
     if found is not None and f'("{kind}", ' not in found[1]:
         raise UnsupportedError(
@@ -94,12 +116,25 @@ def _check_type(info: ModelInfo, *, causal: bool) -> None:
         )
 
 
+def _unknown_activation(info: ModelInfo, models: Path) -> str:
+    """Return the activation function that is nowhere in transformers; ``""`` if all are known."""
+    tables = [info.config, info.text_config, info.config.get("vision_config")]
+    given = [
+        table.get(key) for table in tables if isinstance(table, dict) for key in ("hidden_act", "hidden_activation")
+    ]
+    common = _text(models.parent / "activations.py")
+    for name in dict.fromkeys(name for name in given if isinstance(name, str)):
+        if not any(f'"{name}"' in text for text in itertools.chain([common], map(_text, models.glob("*/*.py")))):
+            return name
+    return ""
+
+
 def _unknown_rope(info: ModelInfo, models: Path) -> str:
     """Return the type of rotary embedding that is nowhere in transformers; ``""`` if all are known."""
     config = info.text_config
     given = [each for key in ("rope_parameters", "rope_scaling") if isinstance(each := config.get(key), dict)]
     tables = [*given, *(inner for each in given for inner in each.values() if isinstance(inner, dict))]  # by layer type
-    common = (models.parent / "modeling_rope_utils.py").read_text(encoding="utf-8")
+    common = _text(models.parent / "modeling_rope_utils.py")
     for kind in dict.fromkeys(str(each.get("rope_type", each.get("type", "default"))) for each in tables):
         if not any(f'"{kind}"' in text for text in itertools.chain([common], map(_text, models.glob("*/*.py")))):
             return kind

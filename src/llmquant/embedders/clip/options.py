@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmquant.errors import ModelError
 from llmquant.models.info import ModelInfo
+from llmquant.models.loadable import check_image_files, check_type
 from llmquant.study.embedding import EmbedderInfo
 
 # The weight that maps a tower into the shared space; its rows are the width. Configurations may omit defaults.
@@ -48,3 +49,12 @@ class ClipOptions:
         if shape is None:
             raise ModelError(f"{model.source} lacks {name}: it cannot encode texts")
         return EmbedderInfo(shape[0], (shape[0],), ("text", "image"), "cosine", self.fusion)
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse files that transformers cannot load.
+
+        Raises:
+            ModelError: naming what is missing or wrong.
+        """
+        check_type(model, causal=False)
+        check_image_files(model)

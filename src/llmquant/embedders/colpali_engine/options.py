@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from llmquant.errors import ModelError, OptionError
 from llmquant.models.info import ModelInfo
+from llmquant.models.loadable import check_image_files
 from llmquant.study.embedding import EmbedderInfo
 
 
@@ -83,6 +84,14 @@ class ColpaliEngineOptions:
             width = int(model.text_config["hidden_size"])
             return EmbedderInfo(width, (width,), ("text", "image"), "cosine", "sum")
         return EmbedderInfo(found.width, (found.width,), ("text", "image"), "maxsim")
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse files that colpali-engine cannot load.
+
+        Raises:
+            ModelError: naming what is missing or damaged.
+        """
+        check_image_files(model)
 
 
 def architecture_of(config: Mapping[str, Any], asked: str, source: str) -> Architecture:  # Any: a JSON object

@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmquant.errors import ModelError, OptionError, UnsupportedError
 from llmquant.models.info import ModelInfo
+from llmquant.models.loadable import check_image_files, check_type
 from llmquant.study.embedding import EmbedderInfo
 
 # The layer that produces the late-interaction vectors, and their width, as in colpali-engine's ColGemma3.
@@ -60,10 +61,11 @@ class BiGemma3Options:
         return EmbedderInfo(width, dims, ("text", "image"), "cosine", self.fusion, self.dim)
 
     def check(self, model: ModelInfo, device: str) -> None:
-        """Refuse a pooling without meaning for Gemma 3.
+        """Refuse a pooling without meaning for Gemma 3, and files that transformers cannot load.
 
         Raises:
             UnsupportedError: for ``cls``.
+            ModelError: naming what is missing or wrong.
         """
         if self.pooling == "cls":
             raise UnsupportedError(
@@ -71,6 +73,8 @@ class BiGemma3Options:
                 "every item would get the same vector",
                 hint="Use last, as released checkpoints do, or mean.",
             )
+        check_type(model, causal=False)
+        check_image_files(model)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,15 @@ class ColGemma3Options:
                 hint=f"Open it with one vector per item: bigemma3(checkpoint={self.checkpoint}).",
             )
         return EmbedderInfo(LATE_WIDTH, (LATE_WIDTH,), ("text", "image"), "maxsim")
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse files that transformers cannot load.
+
+        Raises:
+            ModelError: naming what is missing or wrong.
+        """
+        check_type(model, causal=False)
+        check_image_files(model)
 
 
 def _width(model: ModelInfo) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmquant.errors import ModelError
 from llmquant.models.info import ModelInfo
+from llmquant.models.loadable import check_image_files, check_type
 from llmquant.study.embedding import EmbedderInfo
 
 
@@ -34,3 +35,12 @@ class GmeOptions:
             raise ModelError(f"{model.source} is of type {kind!r}, not 'qwen2_vl'")
         width = int(model.text_config["hidden_size"])
         return EmbedderInfo(width, (width,), ("text", "image"))
+
+    def check(self, model: ModelInfo, device: str) -> None:
+        """Refuse files that transformers cannot load.
+
+        Raises:
+            ModelError: naming what is missing or wrong.
+        """
+        check_type(model, causal=False)
+        check_image_files(model)
