@@ -182,3 +182,9 @@ def context(tmp_path: Path) -> Callable[..., Context]:
         )
 
     return make
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scheduler look as fast as can be."""
+    monkeypatch.setattr("llmquant.running.scheduler._POLL_S", 0.0)

@@ -6,17 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzzing import JSON_VALUES
 from llmquant.errors import OptionError
 from llmquant.study.call import Call
 
 _NAMES = st.from_regex(r"[A-Za-z0-9][\w.-]{0,12}(/[A-Za-z0-9][\w.-]{0,12})?", fullmatch=True)
 _KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-_CALLS = st.builds(Call, _NAMES, st.lists(_JSON, max_size=3).map(tuple), st.dictionaries(_KEYS, _JSON, max_size=3))
+_ARGS = st.lists(JSON_VALUES, max_size=3).map(tuple)
+_CALLS = st.builds(Call, _NAMES, _ARGS, st.dictionaries(_KEYS, JSON_VALUES, max_size=3))
 
 
 @given(_CALLS)

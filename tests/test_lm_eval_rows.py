@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzzing import JSON_VALUES
 from llmquant.errors import OptionError, RunError
 from llmquant.evaluators.lm_eval.options import LmEvalOptions
 from llmquant.plugins.options import build
@@ -63,14 +64,7 @@ def load(options, context):
     return task
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(st.lists(st.dictionaries(st.text(), values, max_size=3), min_size=1, max_size=4))
+@given(st.lists(st.dictionaries(st.text(), JSON_VALUES, max_size=3), min_size=1, max_size=4))
 def test_documents_are_the_rows(tmp_path_factory, rows):
     """Every value of its own type, fields that some rows lack, and nothing beside them."""
     from llmquant.evaluators.lm_eval.documents import read_documents

@@ -12,6 +12,7 @@ from llmquant.errors import ModelError, NotHonouredError, PluginError, SanityErr
 from llmquant.models.info import inspect_model
 from llmquant.quantizers.baseline.options import BaselineOptions
 from llmquant.study.experiment import ModelRequest
+from quantizing import logits
 
 
 @pytest.fixture
@@ -27,13 +28,6 @@ def load(context):
         return load_causal_lm(path, info, quantizer or Baseline(options), options, ctx)
 
     return run
-
-
-def _logits(module):
-    import torch
-
-    with torch.no_grad():
-        return module(torch.arange(3, 20)[None]).logits.float()
 
 
 def test_a_missing_tensor_is_an_error_not_random_numbers(folder, load):
@@ -78,7 +72,7 @@ def test_pickled_weights_load_when_allowed(folder, load, tiny_model):
 
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert torch.equal(_logits(load(folder, allow_pickle=True).module), _logits(load(tiny_model).module))
+    assert torch.equal(logits(load(folder, allow_pickle=True).module), logits(load(tiny_model).module))
 
 
 def test_a_model_is_loaded_for_inference_with_padding(tiny_model, load):

@@ -14,7 +14,7 @@ from llmquant.quantizers.baseline.options import BaselineOptions
 from llmquant.quantizers.bitsandbytes.options import Bnb4bitOptions, Bnb8bitOptions
 from llmquant.storage.cache import Cache
 from llmquant.study.experiment import ModelRequest
-from quantizing import stored_as_said
+from quantizing import EMPTY, stored_as_said
 
 PRESETS = {
     "bf16_baseline": BaselineOptions("bfloat16"),
@@ -215,6 +215,5 @@ def test_a_quantized_checkpoint_is_refused(preset):
 
 def test_a_model_without_linear_layers_is_refused():
     """Nothing to quantize is a refusal, not a result."""
-    info = ModelInfo("m", "sha256:0", (), "folder", None, None, None, {}, (TensorInfo("a", "float32", (2, 2)),), (), 0)
     with pytest.raises(UnsupportedError, match="no linear layers"):
-        Bnb4bitOptions().check(info, "cpu")
+        Bnb4bitOptions().check(EMPTY, "cpu")

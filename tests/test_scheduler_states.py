@@ -21,11 +21,7 @@ from llmquant.study.run import Run
 from made_up import MODEL, evaluator
 from memory_executor import MemoryExecutor, Worker
 
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look as fast as can be."""
-    monkeypatch.setattr("llmquant.running.scheduler._POLL_S", 0.0)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 def planned(*tags: str) -> Planned:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzzing import JSON_VALUES
 from llmquant.errors import OptionError
 from llmquant.evaluators.page_set.pages import list_pages
 from llmquant.evaluators.page_set.queries import read_questions
@@ -33,12 +34,7 @@ def file(tmp_path):
     return write
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-rows = st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=5)
+rows = st.lists(st.dictionaries(st.text(), JSON_VALUES, max_size=4), max_size=5)
 
 
 @given(rows, st.booleans(), st.sampled_from([b"\n", b"\r\n"]), st.sampled_from([b"", BOM]))

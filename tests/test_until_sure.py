@@ -46,10 +46,7 @@ def answers() -> dict[str, np.ndarray]:
     return {BASE: base, EQUAL: base, WORSE: lost, CLOSE: close}
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look as fast as can be."""
-    monkeypatch.setattr("llmquant.running.scheduler._POLL_S", 0.0)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 class Study:
