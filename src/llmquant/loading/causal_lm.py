@@ -18,6 +18,7 @@ from llmquant.errors import (
     NotHonouredError,
     PluginError,
     SanityError,
+    foreign,
 )
 from llmquant.loading.checked_applied import check_applied
 from llmquant.loading.memory import held_bytes, peak_memory, touch_weights
@@ -193,10 +194,12 @@ def keywords_of(quantizer: Quantizer[Any], info: ModelInfo, ctx: Context) -> Loa
     Raises:
         PluginError: if it returns anything but a dictionary.
     """
-    keywords: Any = quantizer.load_kwargs(info, ctx)  # Any: what a third party returned
+    with foreign(f"{class_path(type(quantizer))}: load_kwargs failed"):
+        keywords: Any = quantizer.load_kwargs(info, ctx)  # Any: what a third party returned
     if not isinstance(keywords, Mapping):
-        name = class_path(type(quantizer))
-        raise PluginError(f"{name}: load_kwargs returned {keywords!r}", hint="Return a dictionary.")
+        raise PluginError(
+            f"{class_path(type(quantizer))}: load_kwargs returned {keywords!r}", hint="Return a dictionary."
+        )
     return keywords
 
 
@@ -208,7 +211,8 @@ def make_ready(
 ) -> None:
     """Run the quantizer's preparation of its layers before their first use."""
     if hasattr(quantizer, "after_load"):
-        quantizer.after_load(module, to_save=to_save)
+        with foreign(f"{class_path(type(quantizer))}: after_load failed"):
+            quantizer.after_load(module, to_save=to_save)
         module.eval()  # a new layer is in training mode
 
 
@@ -223,7 +227,8 @@ def read_back(
         NotHonouredError: if the loaded weights are not what the options request.
         PluginError: if the weights contradict the quantizer's answer.
     """
-    applied = quantizer.applied(module)
+    with foreign(f"{class_path(type(quantizer))}: applied failed"):
+        applied = quantizer.applied(module)
     check_applied(applied, module, class_path(type(quantizer)))
     check_honoured(options, applied)
     return applied
@@ -237,7 +242,8 @@ def check_honoured(options: Any, applied: AppliedQuantization) -> None:  # Any: 
         PluginError: if a request is not a field of `AppliedQuantization`.
     """
     where = f"{class_path(type(options))}: requests"
-    requests = options.requests() if hasattr(options, "requests") else {}
+    with foreign(f"{where} failed"):
+        requests = options.requests() if hasattr(options, "requests") else {}
     if not isinstance(requests, Mapping):
         raise PluginError(f"{where} returned {requests!r}", hint="Return a dictionary.")
     unknown = [name for name in requests if not hasattr(applied, name)]

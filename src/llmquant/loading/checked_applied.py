@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from llmquant.errors import PluginError, RequestError
+from llmquant.errors import PluginError
 from llmquant.loading.memory import elements_by_kind, own_tensors
 from llmquant.plugins.quantizer import AppliedQuantization
-from llmquant.study.reading import table
+from llmquant.study.reading import checked_fields
 
 
 def check_applied(applied: Any, module: torch.nn.Module, plugin: str) -> None:  # Any: what a third party returned
@@ -24,10 +24,7 @@ def check_applied(applied: Any, module: torch.nn.Module, plugin: str) -> None:  
     """
     if not isinstance(applied, AppliedQuantization):
         raise PluginError(f"{plugin}: applied() returned {type(applied).__name__}, not AppliedQuantization")
-    try:
-        table(AppliedQuantization, vars(applied), f"{plugin}: applied()")
-    except RequestError as error:
-        raise PluginError(error.message, hint=error.hint) from error
+    checked_fields(applied, f"{plugin}: applied()")
     for check in (_values, _dtypes, _layers, _bits):
         for name, found, hint in check(applied, module):
             raise PluginError(f"{plugin}: applied() says {name} {getattr(applied, name)!r}, and {found}", hint=hint)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from llmquant.errors import PluginError, SanityError, UnsupportedError
+from llmquant.errors import PluginError, SanityError, UnsupportedError, foreign
 from llmquant.loading.causal_lm import keywords_of, make_ready, materialize, read_back
 from llmquant.loading.memory import held_bytes, peak_memory, touch_weights
 from llmquant.loading.strict import warm_imports
@@ -19,7 +19,7 @@ from llmquant.models.hub import download
 from llmquant.plugins.evaluator import LoadStats
 from llmquant.plugins.field_types import class_path
 from llmquant.plugins.quantizer import AppliedQuantization
-from llmquant.retrieval.encode_loop import one_per_item
+from llmquant.retrieval.encode_loop import one_per_item, prepared_item
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.study.experiment import VectorForm, digest_of
 
@@ -86,11 +86,14 @@ def load_embedder(
     keywords = keywords_of(quantizer, info, ctx)
     with peak_memory(ctx.device) as peak:
         started = time.perf_counter()
-        opened = embedder.open(path or ctx.files, info, keywords, ctx)
-        lacks = [name for name in ("module", "prepare", "embed") if not hasattr(opened, name)]
+        with foreign(f"{class_path(type(embedder))}: open failed"):
+            opened = embedder.open(path or ctx.files, info, keywords, ctx)
+            lacks = [name for name in ("module", "prepare", "embed") if not hasattr(opened, name)]
+        found = f"{class_path(type(embedder))}: open returned {type(opened).__name__}, which has no"
         if lacks:
-            name = class_path(type(embedder))
-            raise PluginError(f"{name}: open returned {type(opened).__name__}, which has no {' and no '.join(lacks)}")
+            raise PluginError(f"{found} {' and no '.join(lacks)}")
+        if not isinstance(opened.module, torch.nn.Module):
+            raise PluginError(f"{found} torch.nn.Module as module, but {type(opened.module).__name__}")
         if ctx.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
@@ -147,8 +150,8 @@ def _check_sane(loaded: LoadedEmbedder) -> None:
     embeds, name = loaded.embeds, f"{loaded.info.source} as {loaded.applied.code}"
     if "text" not in embeds.modalities:
         return
-    prepared = [loaded.opened.prepare(text, None, "query") for text in _TEXTS]
-    both = one_per_item(loaded.opened.embed(prepared, "query"), len(prepared))
+    queries = [prepared_item(loaded.opened, text, None, "query") for text in _TEXTS]
+    both = one_per_item(loaded.opened.embed(queries, "query"), len(queries))
     first, second = (np.atleast_2d(vectors) for vectors in both)
     for vectors in (first, second):
         if vectors.shape[1] != embeds.width:

@@ -16,6 +16,7 @@ from llmquant.plugins.registry import Chosen, Registry
 from llmquant.storage.cache import Cache
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import ModelRequest, ModelUse, PluginKind, digest_of, path_of
+from llmquant.study.reading import checked_fields
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # The checkpoint is identified by its content, and the width of truncated vectors does not affect encoding.
@@ -110,6 +111,12 @@ def inspect_embedder(chosen: Chosen, request: ModelRequest, cache: Cache) -> Mod
     embeds = chosen.ask("info", info)
     if embeds is None:
         raise PluginError(f"{use.plugin}: info returned None", hint="Return an EmbedderInfo.")
+    embeds = checked_fields(embeds, f"{use.plugin}: info()")
+    if not (embeds.modalities and 0 < min(embeds.dims, default=0) <= max(embeds.dims) <= embeds.width):
+        raise PluginError(
+            f"{use.plugin}: info() has width {embeds.width}, dims {embeds.dims} and modalities {embeds.modalities}",
+            hint="Give at least one modality, and dims from 1 to the width; (width,) without Matryoshka training.",
+        )
     known: dict[str, Json] = {
         "checkpoint": info.digest,
         "adapter": info.adapter.digest if info.adapter else None,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
+from llmquant.errors import PluginError
 from llmquant.plugins.context import Context, LoadKwargs
 from llmquant.study.embedding import EmbedderInfo, Role
 from llmquant.study.job import Device
+from llmquant.study.reading import brief
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +38,11 @@ class Prepared:
 
     tokens: int
     inputs: Any = field(repr=False)  # Any: each embedder's own
+
+    def __post_init__(self) -> None:
+        tokens: Any = self.tokens  # Any: a third party's value
+        if isinstance(tokens, bool) or not isinstance(tokens, Integral) or int(tokens) < 0:
+            raise PluginError(f"Prepared.tokens is {brief(tokens)}", hint="Give a whole number of tokens.")
 
 
 class OpenEmbedder(Protocol):

@@ -24,6 +24,8 @@ from llmquant.study.job import Device
 from llmquant.study.reading import brief
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from llmquant.retrieval.loaded import LoadedEmbedder
 
 # Default tokens per batch, padding included. On one CPU core batches of 512 to 2048 took all-MiniLM-L6 two thirds of
@@ -132,13 +134,25 @@ def _prepare(opened: OpenEmbedder, item: Item, role: Role) -> Prepared | ItemErr
             from llmquant.retrieval.images import decode  # texts are encoded without Pillow too
 
             image = decode(item.image, item.name)
-        return opened.prepare(item.text, image, role)
+        return prepared_item(opened, item.text, image, role)
     except ItemError as error:
         return error
     except ValueError as error:  # processors raise it for images of extreme shape, and tokenizers for unusual text
         problem = ItemError(f"{item.name} cannot be prepared for this model: {error}")
         problem.__cause__ = error
         return problem
+
+
+def prepared_item(opened: OpenEmbedder, text: str | None, image: Image | None, role: Role) -> Prepared:
+    """Prepare an item.
+
+    Raises:
+        PluginError: if an embedder returns something else.
+    """
+    found: Any = opened.prepare(text, image, role)  # Any: what a third party returned
+    if not isinstance(found, Prepared):
+        raise PluginError(f"prepare returned {brief(found)} ({type(found).__name__})", hint="Return a Prepared.")
+    return found
 
 
 def _embed(

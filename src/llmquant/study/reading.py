@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NewType, TypeVar, Union, get_args, g
 from llmquant.errors import (
     DamagedError,
     OptionError,
+    PluginError,
     RequestError,
     RequestErrors,
     StoreError,
@@ -217,6 +218,18 @@ def table(
             errors.append(error)
     raise_all(errors)
     return found
+
+
+def checked_fields(found: T, where: str) -> T:
+    """Return a dataclass that a third party made, after a check of its fields; lists become tuples.
+
+    Raises:
+        PluginError: naming the first wrong field.
+    """
+    try:
+        return type(found)(**table(type(found), vars(found), where))
+    except RequestError as error:
+        raise PluginError(error.message, hint=error.hint) from error
 
 
 def value_of(hint: Any, value: Any, where: str) -> Any:  # Any: types and what somebody wrote
