@@ -25,6 +25,7 @@ from made_up import realistic_study, small_study, store_of
         (lambda: lq.load(None), "model is None, which is not a model"),
         (lambda: lq.load_embedder("./m", seed=True), "seed must be a whole number, found True"),
         (lambda: lq.quantize("./m", "rtn", 3), "out is 3, not a path"),
+        (lambda: lq.quantize("./m", "rtn", ""), "the name to write to is empty"),
         (lambda: lq.quantize("./m", "rtn", "out", progress=3), "progress is 3, not a function"),
         (lambda: lq.compare("./m", limit="ten"), "limit must be a whole number, found 'ten'"),
         (lambda: lq.compare("./m", fresh="no"), "fresh must be true or false, found 'no'"),
@@ -115,3 +116,14 @@ def test_a_file_that_cannot_be_written_is_refused_first(monkeypatch, capsys, tmp
     with pytest.raises(SystemExit, match="2"):
         main()
     assert problem in capsys.readouterr().err
+
+
+def test_a_negative_age_deletes_nothing(monkeypatch, capsys, tmp_path):
+    """`cache prune --unused-days -1` is a slip, not a wish to delete all."""
+    monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path))
+    (tmp_path / "kind" / ("a" * 32)).mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["llmquant", "cache", "prune", "--unused-days", "-1"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "unused days must be at least 0, found -1" in capsys.readouterr().err
+    assert (tmp_path / "kind" / ("a" * 32)).is_dir()

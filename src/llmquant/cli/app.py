@@ -388,7 +388,8 @@ def main() -> None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         say(f"error: {error.strerror or error}{where}", fg="red", err=True)
-        say("Finished experiments are stored. Fix the problem and run the same command again to continue.", err=True)
+        stored = "Finished experiments are stored. " if sys.argv[1:2] in (["compare"], ["run"], ["demo"]) else ""
+        say(f"{stored}Fix the problem and run the same command again{' to continue' * bool(stored)}.", err=True)
         sys.exit(1)
 
 

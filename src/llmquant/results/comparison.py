@@ -118,14 +118,14 @@ class Comparison:
         """Return the same results, judged at other margins.
 
         Args:
-            margin: the largest acceptable loss: points for shares, for example ``2``; ``"perplexity=2%"``; or
-                ``"bleu=0.5"`` for any other score.
+            margin: the largest acceptable loss, as `compare` takes it.
 
         Raises:
             OptionError: if it is something else, or for a score that was not measured, unless a run failed.
         """
         margins = read_margins(margin)
-        measured = {each.metric for run in self.runs.values() for each in run.measurements}
+        quality = [run for run in self.runs.values() if run.experiment.hardware is None]
+        measured = {each.metric for run in quality for each in run.measurements if each.higher_is_better is not None}
         for name in () if self.failed else margins.keys() - self.record.margins.keys() - measured:
             raise OptionError(f"margin is for {name!r}, which was not measured", hint=nearest(name, measured))
         record = replace(self.record, margins=margins)

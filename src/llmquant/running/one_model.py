@@ -168,6 +168,8 @@ def quantize(
         RunError: if the quantization fails.
         NotHonouredError: if the written checkpoint differs from the request.
     """
+    if not str(out).strip():
+        raise OptionError("the name to write to is empty", hint="Give a new folder or file. Is a variable empty?")
     target = path_of(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RequestError(f"{target} exists and is not empty", hint="Give another name, or delete it first.")

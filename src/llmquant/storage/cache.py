@@ -167,9 +167,14 @@ class Cache:
 
         Returns:
             The entries that were deleted.
+
+        Raises:
+            OptionError: if `unused_days` is below 0.
         """
         from filelock import Timeout
 
+        if unused_days < 0:
+            raise OptionError(f"unused days must be at least 0, found {unused_days:g}", hint="0 deletes all entries.")
         now = time.time()  # an entry of the future was used before the clock was set back
         old = [entry for entry in self.entries() if max(0, now - entry.used_at) >= unused_days * 86400]
         for entry in old:

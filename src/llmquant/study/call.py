@@ -55,7 +55,7 @@ class Call:
         name, bracket, rest = text.partition("(")
         name = name.strip()
         if not name or set(name) & set(')[]{},="'):
-            raise OptionError(f"{text!r} has no plugin name", hint="Write name or name(key=value).")
+            raise OptionError(f"{text!r} has no plugin name", hint="Write one name, or one name(key=value).")
         if not bracket:
             return cls(name)
         if not rest.endswith(")"):
