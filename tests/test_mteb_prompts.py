@@ -117,3 +117,15 @@ def test_models_of_mteb_are_told_the_task(tmp_path, context, models):
     )
     theirs = mteb.evaluate(models["types"], DifferentPairs(), cache=None, co2_tracker=False, show_progress_bar=False)
     assert result.measurements[0].value == pytest.approx(theirs.task_results[0].get_score(), abs=1e-5)
+
+
+def test_documents_longer_than_the_model_reads_are_counted(tmp_path, context, models):
+    """With the document's prompt, of which the model reads 64 tokens in all; the score is that of the cut texts."""
+    opened = OpenSentenceTransformers(models["roles"], dict.fromkeys(ROLES), normalized=True)
+    tokens = len(models["roles"].tokenizer(ROLES["document"])["input_ids"])  # two of them special
+    fits, long = " ".join(["the"] * (64 - tokens)), " ".join(["the"] * (65 - tokens))
+    assert [opened.too_long(text, "document") for text in (fits, long)] == [False, True]
+    corpus = datasets.Dataset.from_dict({"id": ["a", "b", "c", "d"], "text": [fits, long, "ledger", "violin"]})
+    made = split_data(corpus, questions(1), {"q0": {"c": 1}})
+    (result,) = evaluate_task(task("Long", "t2t", {"default": made}), subject_of(tmp_path, opened), context())
+    assert {m.metric: m.value for m in result.measurements}["documents_cut"] == 0.25

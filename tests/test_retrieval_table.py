@@ -112,6 +112,16 @@ def test_items_that_could_not_be_encoded_are_counted_under_the_table(searched):
     assert text.count(f"DocVQA: {said} could not be encoded (every variant)") == 1
 
 
+def test_documents_that_are_cut_are_said_under_the_table():
+    """Their ends have no effect on any score."""
+    record, runs, _ = study(forms=(FULL,), quantizers=("bf16_baseline",))
+    (run,) = runs.values()
+    cut = Measurement("DocVQA", "documents_cut", 0.25, higher_is_better=False, headline=False)
+    found = rows(record, {run.run_id: replace(run, measurements=(*run.measurements, cut))}, None)
+    text = " ".join(render(summary(found, record), 120).split())
+    assert "DocVQA: about 25.0% of the documents are longer than the model reads (every variant)." in text
+
+
 def test_a_benchmark_is_its_mean():
     """Of several tasks the table has the row of their mean, with its interval and verdict."""
     _, _, found = study(tasks=("A", "B", "C", "D"))

@@ -51,6 +51,8 @@ class OpenEmbedder(Protocol):
     An embedder whose `prepare` keeps results on disk also has a method ``uncached()``: it returns the same embedder
     without them, for measurements of time.
 
+    An embedder that cuts long texts has a method ``too_long(text, role)``: it returns whether a text would be cut.
+
     An embedder whose prompts depend on the task has a method ``for_task(task, role)``, with mteb's ``TaskMetadata`` and
     ``None`` for the role of items that are neither queries nor documents. It returns the embedder for this task, and a
     text by which cached vectors are distinguished from those of other tasks, empty if they are those of the role alone.

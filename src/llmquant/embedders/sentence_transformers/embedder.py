@@ -170,6 +170,13 @@ class OpenSentenceTransformers:
         length = 1 + len(text or "") // _LETTERS_PER_TOKEN
         return Prepared(min(length, self.module.max_seq_length or length), text)
 
+    def too_long(self, text: str, role: Role) -> bool:
+        """Return whether a text has more tokens than the model reads, so that its end has no effect."""
+        limit, whole = self.module.max_seq_length, (self._prompts[role] or "") + text
+        if limit is None or len(whole.encode()) < limit // 2:  # special tokens, of which there are few, have no bytes
+            return False
+        return bool(len(self.module.tokenizer(whole, truncation=False, verbose=False)["input_ids"]) > limit)
+
     def embed(self, batch: Sequence[Prepared], role: Role) -> Sequence[NDArray[np.float32]]:
         """Encode a batch with the role's prompt, as ``encode_query`` and ``encode_document`` do."""
         found: dict[int, NDArray[np.float32]] = {}

@@ -35,6 +35,8 @@ _SIMILARITIES = {
 }
 # Number of scores held at a time when all documents are ranked to select a few of them.
 _RANKED = 1 << 24
+# Number of documents whose tokens are counted, which takes less than a second.
+_CUT_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Indexed:
         bytes_per_document: mean bytes per document in the index.
         skipped: why a document could not be encoded, by its id.
         skipped_queries: why a query could not be encoded, by its id; such a query finds nothing.
+        cut: share of the documents whose texts are longer than the embedder reads, of a sample.
     """
 
     split: str
@@ -53,6 +56,7 @@ class Indexed:
     bytes_per_document: float
     skipped: Mapping[str, str]
     skipped_queries: Mapping[str, str]
+    cut: float = 0.0
 
 
 class MtebModel:
@@ -102,9 +106,8 @@ class MtebModel:
         self._ids = np.array(rows.ids, object)[found.kept]
         form, similarity = self._embedder.vectors, self._embedder.embeds.similarity
         self._index = Index.build(found.embeddings, form, similarity, engine=self._engine)
-        self.indexed.append(
-            Indexed(hf_split, hf_subset, len(rows), self._index.bytes_per_document, _named(rows, found), {})
-        )
+        size, cut = self._index.bytes_per_document, self._cut(rows)
+        self.indexed.append(Indexed(hf_split, hf_subset, len(rows), size, _named(rows, found), {}, cut))
 
     def search(
         self,
@@ -196,6 +199,13 @@ class MtebModel:
         """Compare pair by pair; mteb calls this method."""
         pairwise = pairwise_dot_score if self._embedder.embeds.similarity == "dot" else pairwise_cos_sim
         return pairwise(embeddings1, embeddings2)
+
+    def _cut(self, rows: Rows) -> float:
+        opened = self._embedder.opened
+        if not hasattr(opened, "too_long"):
+            return 0.0
+        sample = np.random.default_rng(0).permutation(len(rows))[:_CUT_SAMPLE]
+        return float(np.mean([opened.too_long(rows[number].text or "", "document") for number in sample.tolist()]))
 
     def _encode(
         self,

@@ -143,6 +143,8 @@ def _sizes(task: AbsTask, model: MtebModel) -> list[Measurement]:
     if model.indexed:
         mean = float(np.mean([indexed.bytes_per_document for indexed in model.indexed]))
         found.append(Measurement(name, "bytes_per_document", mean, unit="bytes", higher_is_better=False))
+        if cut := float(np.mean([indexed.cut for indexed in model.indexed])):
+            found.append(Measurement(name, "documents_cut", cut, higher_is_better=False, headline=False))
     for what, skipped in (
         ("documents", [reason for indexed in model.indexed for reason in indexed.skipped]),
         ("queries", [reason for indexed in model.indexed for reason in indexed.skipped_queries]),

@@ -13,6 +13,7 @@ from llmquant.results.row import Row
 from llmquant.study.counting import counted
 
 NOT_ENCODED = "_not_encoded"
+CUT = "documents_cut"
 _ITEM = {"documents": "document", "queries": "query", "items": "item"}
 LATENCIES = ("query_encode_ms", "query_search_ms")
 
@@ -86,18 +87,22 @@ def retrieval_table(blocks: Sequence[Block]) -> Table | None:
 
 
 def not_encoded(blocks: Sequence[Block]) -> list[str]:
-    """Report per task how many items could not be encoded, which is the same for most variants."""
-    alike: dict[str, dict[str, None]] = {}
+    """Report per task what was not encoded, which is the same for most variants."""
+    alike: dict[tuple[str, str], dict[str, None]] = {}
     for block in blocks:
         for row in block.rows:
             if row.metric.endswith(NOT_ENCODED) and row.value is not None:
                 items = counted(int(row.value), _ITEM[row.metric.removesuffix(NOT_ENCODED)])
-                what = f"{row.task}: {items} could not be encoded"
-                alike.setdefault(what, {})[f"{block.model} {row.variant}"] = None
+                said = (f"{row.task}: {items} could not be encoded", "; see the runs' details for the reasons.")
+            elif row.metric == CUT and row.value is not None:
+                said = (f"{row.task}: about {row.value:.1%} of the documents are longer than the model reads", ".")
+            else:
+                continue
+            alike.setdefault(said, {})[f"{block.model} {row.variant}"] = None
     every = sum(len(block.variants) for block in blocks)
     return [
-        f"{what} ({'every variant' if len(who) == every else ', '.join(who)}); see the runs' details for the reasons."
-        for what, who in alike.items()
+        f"{what} ({'every variant' if len(who) == every else ', '.join(who)}){end}"
+        for (what, end), who in alike.items()
     ]
 
 
