@@ -37,6 +37,15 @@ def test_documents_with_an_equal_source_are_a_group(field):
     assert shapes(rows) == (field, [0, 1, 2] * 3)
 
 
+@pytest.mark.parametrize("field", ["story_id", "document_id", "passageId", "dialogue_id"])
+@pytest.mark.parametrize("kind", [int, str])
+def test_the_id_of_a_source_is_enough(field, kind):
+    """However short it is; the id of a row, which no other has, groups nothing."""
+    rows = [{"id": str(n), field: kind(n // 3), "question": f"What is {n}?"} for n in range(9)]
+    assert shapes(rows) == (field, [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert groups_of([{field: kind(n), "question": f"What is {n}?"} for n in range(9)], None) == ("", [""] * 9)
+
+
 def test_a_source_may_be_inside_an_object_or_a_list():
     """As in SQuAD's own layout and in HotpotQA's."""
     assert shapes([{"paragraph": {"context": STORIES[n % 2]}} for n in range(4)]) == ("paragraph.context", [0, 1, 0, 1])

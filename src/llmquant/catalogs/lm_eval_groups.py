@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from llmquant.errors import RunError
 from llmquant.storage.text_files import Row
 
-# Names of fields that hold the source of several questions, and the minimum length of the source.
+# Names of fields that hold the source of several questions or its id, and the minimum length of the source.
 _SOURCE = re.compile(
     r"(\w+_)?(story|passage|contexts?|article|paragraph|premise|document|dialog(ue)?|conversation|transcript"
-    r"|background|support|abstract)(_text)?",
+    r"|background|support|abstract)(_text|_?id)?",
     re.IGNORECASE,
 )
 _SOURCE_LENGTH = 20
@@ -30,8 +30,8 @@ def groups_of(docs: Sequence[Row], field: str | None) -> tuple[str, list[str]]:
     Args:
         docs: documents of one task.
         field: field of the source, such as ``story`` or ``paragraph.context``; ``None`` finds a field that documents
-            share and that is named like a source, or else any long text that not all documents share; among several
-            fields the one with the fewest values.
+            share and that is named like a source or its id, or else any long text that not all documents share; of
+            several fields the one with the fewest values.
 
     Returns:
         The field, ``""`` if documents share none, and each document's group, ``""`` for a document without a group.
@@ -62,8 +62,8 @@ def _texts(doc: Row, above: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             yield from _texts(value, f"{path}.")
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-        if _is_source(path) and value:
-            if len(text) >= _SOURCE_LENGTH:
+        if _is_source(path) and value not in (None, ""):
+            if len(text) >= _SOURCE_LENGTH or path.lower().endswith("id"):
                 yield path, text
         elif isinstance(value, str) and len(value) >= _LENGTH and not _NO_SOURCE.search(path):
             yield path, value
