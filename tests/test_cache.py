@@ -137,6 +137,22 @@ def test_pruning_after_the_clock_was_set_back_keeps_what_was_used(tmp_path):
     assert [entry.path for entry in cache.prune(unused_days=0)] == [path]
 
 
+def test_pruning_keeps_what_a_running_program_uses(tmp_path, caplog):
+    """It says so, and deletes the entry once the program has ended."""
+    cache = Cache(tmp_path / "cache")
+    path, log = cache.get("kind", 1, _write("12345")), tmp_path / "log"
+    code = (
+        "import sys, time; from pathlib import Path; from llmquant.storage.cache import Cache; "
+        "Cache(Path(sys.argv[1])).get('kind', 1, None); Path(sys.argv[2]).touch(); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, cache.root, log]) as process:
+        _wait_for(log)
+        assert cache.prune(unused_days=0) == []
+        process.kill()
+    assert f"{path} is kept, as a running program uses it" in caplog.text
+    assert [entry.path for entry in cache.prune(unused_days=0)] == [path]
+
+
 def test_an_entry_says_what_it_was_made_from(tmp_path):
     """Its maker names it; an entry of an older version has no name."""
     cache = Cache(tmp_path)

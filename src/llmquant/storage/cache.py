@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 # In each entry: the digests of its other files, and data of its maker.
 MANIFEST = "llmquant.json"
 _NAME = "[0-9a-f]{32}"
+# The open manifests of the entries that this process got, locked.
+_KEPT: dict[Path, int] = {}
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class Cache:
                         seal_folder(partial)
         with contextlib.suppress(OSError):  # a cache shared read-only is still a cache
             os.utime(final)
+        with contextlib.suppress(OSError):  # a disk without locks
+            _keep(final)
         return final
 
     def entries(self) -> list[CacheEntry]:
@@ -165,6 +169,8 @@ class Cache:
     def prune(self, *, unused_days: float) -> list[CacheEntry]:
         """Delete entries not used in the last `unused_days`, and partial entries of killed makers.
 
+        An entry that another running process got is kept, with a warning.
+
         Returns:
             The entries that were deleted.
 
@@ -176,7 +182,10 @@ class Cache:
         if unused_days < 0:
             raise OptionError(f"unused days must be at least 0, found {unused_days:g}", hint="0 deletes all entries.")
         now = time.time()  # an entry of the future was used before the clock was set back
+        while _KEPT:
+            os.close(_KEPT.popitem()[1])
         old = [entry for entry in self.entries() if max(0, now - entry.used_at) >= unused_days * 86400]
+        old = [entry for entry in old if not _in_use(entry.path)]
         for entry in old:
             with _lock(entry.path):
                 # Renamed first, so that no process finds a partial entry.
@@ -189,6 +198,25 @@ class Cache:
                 with contextlib.suppress(Timeout), _lock(final, timeout_s=0):  # held: its maker is at work
                     _sweep(final)
         return old
+
+
+def _keep(final: Path) -> None:
+    """Keep an entry from being pruned while this process runs."""
+    if final not in _KEPT:
+        _KEPT[final] = os.open(final / MANIFEST, os.O_RDONLY)
+        fcntl.flock(_KEPT[final], fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _in_use(final: Path) -> bool:
+    try:
+        with (final / MANIFEST).open() as manifest:
+            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("%s is kept, as a running program uses it", final)
+        return True
+    except OSError:  # no manifest, or a disk without locks
+        return False
+    return False
 
 
 def _digests(folder: Path) -> dict[str, str]:
