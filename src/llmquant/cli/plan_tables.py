@@ -95,7 +95,7 @@ def plan_json(
 
 def _documents(experiment: Experiment) -> str:
     """Return which documents of the random order a slice has, and whether they may not be needed."""
-    chosen = None if experiment.documents is None else experiment.documents.slice
+    chosen = experiment.slice
     if chosen is None:
         return ""
     end = "the rest" if chosen.end is None else f"{chosen.end:,}"

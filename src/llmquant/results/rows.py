@@ -318,8 +318,7 @@ def _compare(
     value, baseline = measurement.value, like.value
     found: dict[str, Any] = {"baseline_value": baseline, "difference": value - baseline}
     try:
-        sliced = run.experiment.documents is not None and run.experiment.documents.slice is not None
-        whole = population(run, measurement.task) if sliced else None
+        whole = None if run.experiment.slice is None else population(run, measurement.task)
         paired = pair_samples(measurement, like, samples_of(run.run_id), samples_of(other.run_id), population=whole)
     except DamagedError as error:
         return {**found, "no_interval": error.message}, None

@@ -19,12 +19,11 @@ from llmquant.study.call import Json
 from llmquant.study.experiment import Experiment, RunId
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Measurement, Run, Sample, numbered
-from llmquant.study.slices import Slice
 
 
 def has_slices(record: StudyRecord) -> bool:
     """Return whether a study stops when its verdicts are sure."""
-    return any(_slice(experiment) is not None for experiment in record.experiments)
+    return any(experiment.slice is not None for experiment in record.experiments)
 
 
 def joined(
@@ -42,7 +41,7 @@ def joined(
         known = _known(series, runs)
         shown = known[-1].experiment if known else series[0]
         experiments.append(shown)
-        if known and _slice(shown) is not None:
+        if known and shown.slice is not None:
             parts[shown.run_id] = [run for run in known if run.status == "completed"]
             costs = [cost for e in series if (cost := paid.pop(e.run_id, None)) is not None]
             for experiment in series:
@@ -112,7 +111,7 @@ def _series(record: StudyRecord) -> list[list[Experiment]]:
     """Group the slices of each variant and evaluator, in order; any other experiment is a group of its own."""
     found: dict[RunId, list[Experiment]] = {}
     for experiment in record.experiments:
-        key = experiment.run_id if _slice(experiment) is None else replace(experiment, documents=None).run_id
+        key = experiment.run_id if experiment.slice is None else replace(experiment, documents=None).run_id
         found.setdefault(key, []).append(experiment)
     return list(found.values())
 
@@ -135,7 +134,7 @@ def _ended(known: Sequence[Run], rows: Sequence[Row]) -> bool:
     last = known[-1]
     if last.status == "failed":
         return True
-    chosen = _slice(last.experiment)
+    chosen = last.experiment.slice
     if chosen is None or chosen.end is None:
         return True
     totals = [population(last, measurement.task) for measurement in last.measurements]
@@ -149,10 +148,6 @@ def _is_sure(row: Row) -> bool:
     if row.verdict == "no signal":  # so far
         return row.margin is not None and row.no_worse_than is not None and abs(row.no_worse_than) < row.margin
     return row.verdict not in (None, "undecided")
-
-
-def _slice(experiment: Experiment) -> Slice | None:
-    return None if experiment.documents is None else experiment.documents.slice
 
 
 def _joined(known: Sequence[Run]) -> Run:
@@ -201,7 +196,7 @@ def _in_order(runs: Sequence[Run], samples: Samples) -> dict[str, list[Sample]]:
     """
     found: dict[str, list[Sample]] = {}
     for run in runs:
-        chosen = _slice(run.experiment)
+        chosen = run.experiment.slice
         for task, scored in samples(run.run_id).items():
             total = population(run, task)
             places = [] if chosen is None or total is None else chosen.places(total, run.experiment.seed)

@@ -52,6 +52,5 @@ def _movable(group: Sequence[Experiment], registry: Registry) -> list[Experiment
 
 def _loading(experiment: Experiment) -> str:
     """Return a digest of an experiment's model and quantizer, and of its slice: a later one may not be needed."""
-    chosen = None if experiment.documents is None else experiment.documents.slice
-    start = 0 if chosen is None else chosen.start
+    start = 0 if experiment.slice is None else experiment.slice.start
     return digest_of([experiment.variant.model.identity(), experiment.variant.quantizer.identity(), start])

@@ -293,6 +293,11 @@ class Experiment:
         """Whether the results come from another program's files: only plugins' full names have a slash."""
         return "/" not in self.evaluator.plugin
 
+    @property
+    def slice(self) -> Slice | None:
+        """The slice of the documents that is used; ``None`` for the documents as they come, or none."""
+        return None if self.documents is None else self.documents.slice
+
     @cached_property
     def run_id(self) -> RunId:
         """The run's id: a digest of the request, 20 hexadecimal digits."""
