@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from llmquant.results.row import Row
@@ -20,10 +20,9 @@ PER_DOLLAR = "documents_per_dollar"
 PER_DOLLAR_PAID = "documents_per_dollar_paid"
 """The same at what the run cost, with its share of starting and loading."""
 
-MEMORIES = (RUNNING, SERVED)
 _WEIGHTS = {RUNNING: "weights_bytes", SERVED: "weights_served_bytes"}
 PASSES = ("prefill_peak_bytes", "decode_peak_bytes", "encode_query_peak_bytes", "encode_page_peak_bytes")
-LATENCIES = ("decode_ms_per_token", "query_encode_ms")
+_LATENCIES = ("decode_ms_per_token", "query_encode_ms")
 
 
 def running_rows(rows: Sequence[Row]) -> list[Row]:
@@ -71,22 +70,41 @@ def per_dollar_rows(rows: Sequence[Row], seconds: Mapping[RunId, float]) -> list
     ]
 
 
-def peak_memory(rows: Sequence[Row]) -> float | None:
+def peak_memory(rows: Sequence[Row], everything: Sequence[Row]) -> float | None:
     """Return the peak bytes of a variant's rows, where it is served if it runs dequantized here.
 
     If there are several conditions, this is the largest peak.
+
+    Args:
+        everything: rows of all variants.
+
+    Returns:
+        ``None`` unless it was measured under every condition under which one of them was: a smaller batch needs less.
     """
+    if _conditions(rows, _WEIGHTS) != _conditions(everything, _WEIGHTS):
+        return None
     metric = SERVED if any(row.metric == SERVED for row in rows) else RUNNING
     return max((row.value for row in rows if row.metric == metric and row.value is not None), default=None)
 
 
-def latency(rows: Sequence[Row]) -> Row | None:
-    """Return the row of a variant's latency, at its slowest conditions: decode per token, or an embedder's query."""
-    for metric in LATENCIES:
+def latency(rows: Sequence[Row], everything: Sequence[Row]) -> Row | None:
+    """Return the row of a variant's latency, at its slowest conditions: decode per token, or an embedder's query.
+
+    Args:
+        everything: as in `peak_memory`, and ``None`` is returned in the same case.
+    """
+    for metric in _LATENCIES:
+        if _conditions(rows, [metric]) != _conditions(everything, [metric]):
+            return None
         found = [row for row in rows if row.metric == metric and row.value is not None]
         if found:
             return max(found, key=lambda row: row.value or 0.0)
     return None
+
+
+def _conditions(rows: Sequence[Row], metrics: Collection[str]) -> set[object]:
+    known = [row for row in rows if row.metric in metrics and row.value is not None]
+    return {(row.evaluator_key, *sorted(row.at.items())) for row in known}
 
 
 def _by_evaluator(rows: Sequence[Row]) -> Mapping[tuple[str, str, str], list[Row]]:

@@ -62,8 +62,8 @@ def _of_model(rows: Sequence[Row], seed: int) -> list[ParetoPoint]:
     scales = np.array([1.0, *factors])
     gains = np.array([0.0, *(row.difference or 0.0 for row in pooled.values())]) * scales
     errors = np.array([0.0, *(row.difference_stderr or 0.0 for row in pooled.values())]) * scales
-    memory = [peak_memory(each) for each in own]
-    speed = [None if (row := latency(each)) is None else row.value for each in own]
+    memory = [peak_memory(each, rows) for each in own]
+    speed = [None if (row := latency(each, rows)) is None else row.value for each in own]
     costs = [np.array(values, float) for values in (memory, speed) if None not in values]
     draws = np.random.default_rng(seed).normal(gains, errors, (_DRAWS, len(labels)))
     probability = _front(draws, costs).mean(axis=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from llmquant.errors import OptionError, nearest
 from llmquant.machine.hardware import GIB, GPU_MEMORY_GIB
-from llmquant.results.costs import LATENCIES, MEMORIES, SERVED, latency, peak_memory
+from llmquant.results.costs import SERVED, latency, peak_memory
 from llmquant.results.means import task_of
 from llmquant.results.pooled import is_quality, names, pooled_margin, shown_name
 from llmquant.results.row import Row
@@ -139,7 +139,7 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
     if not any(row.pooled for row in rows):
         return None
     labels = dict.fromkeys(row.variant for row in rows)
-    measured = limits.max_memory is not None or peak_memory(rows) is not None
+    measured = limits.max_memory is not None or peak_memory(rows, rows) is not None
     margin = pooled_margin(rows)
     candidates = [
         _candidate(label, [row for row in rows if row.variant == label], limits, margin, rows, measured=measured)
@@ -170,8 +170,7 @@ def recommend(rows: Sequence[Row], limits: Limits, use: Mapping[str, Sequence[st
 def _candidate(
     label: str, rows: Sequence[Row], limits: Limits, margin: str, everything: Sequence[Row], *, measured: bool
 ) -> _Candidate:
-    memory = peak_memory(rows) if _conditions(rows, MEMORIES) == _conditions(everything, MEMORIES) else None
-    speed = latency(rows) if _conditions(rows, LATENCIES) == _conditions(everything, LATENCIES) else None
+    memory, speed = peak_memory(rows, everything), latency(rows, everything)
     judged = next((row for row in rows if row.pooled), None)
     against: list[str] = []
     relax: list[str] = []
@@ -211,12 +210,6 @@ def _candidate(
     unjudged = tuple({task_of(row): names(row)[0] for row in quality if task_of(row) not in with_margin}.values())
     served = any(row.metric == SERVED for row in rows)
     return _Candidate(label, memory, served, speed, judged, worse, unjudged, tuple(against), tuple(relax))
-
-
-def _conditions(rows: Sequence[Row], metrics: Sequence[str]) -> set[object]:
-    """Return the conditions of a measure: a smaller batch needs less memory, so all variants need the same ones."""
-    known = [row for row in rows if row.metric in metrics and row.value is not None]
-    return {(row.evaluator_key, *sorted(row.at.items())) for row in known}
 
 
 def _unproven(label: str, judged: Row | None, margin: str) -> tuple[str, str]:
