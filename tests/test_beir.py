@@ -139,6 +139,8 @@ def test_a_query_that_is_a_document_does_not_find_itself(tmp_path, context, fold
     path = folder(corpus, [{"_id": "same", "text": "barley"}], [("same", answer, 1)])
     result = evaluate(tmp_path, context(), options(path))
     assert result.details["own_ids_left_out"] == (answer == "other")
+    counts = [m.value for m in result.measurements if m.metric == "own_ids_left_out"]
+    assert counts == ([1] if answer == "other" else [])
     assert json.loads(result.samples[0].answer)[0][0] == first
     assert result.measurements[0].value == 1
 

@@ -16,7 +16,7 @@ from llmquant.plugins.context import Context
 from llmquant.plugins.evaluator import Evaluator
 from llmquant.retrieval.loaded import LoadedEmbedder
 from llmquant.study.experiment import hex_digest
-from llmquant.study.run import Result
+from llmquant.study.run import Measurement, Result
 
 MAIN = "ndcg_at_10"
 
@@ -34,8 +34,11 @@ class Beir(Evaluator[BeirOptions]):
         task, found = beir_task(self.options, ctx)
         sized = replace(subject, batch_tokens=self.options.batch_tokens)
         more = {"own_ids_left_out": task.ignore_identical_ids, "queries_not_judged": found.other_queries}
+        own = sum(query.id in found.corpus for query in found.questions) if task.ignore_identical_ids else 0
         for result in evaluate_task(task, sized, ctx, engine=self.options.engine):
-            yield replace(result, details={**result.details, **more})
+            left_out = Measurement(result.task, "own_ids_left_out", float(own), headline=False)
+            numbers = (*result.measurements, left_out) if own else result.measurements
+            yield replace(result, measurements=numbers, details={**result.details, **more})
 
 
 def beir_task(options: BeirOptions, ctx: Context) -> tuple[AbsTaskRetrieval, BeirSet]:

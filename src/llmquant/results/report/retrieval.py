@@ -14,6 +14,7 @@ from llmquant.study.counting import counted
 
 NOT_ENCODED = "_not_encoded"
 CUT = "documents_cut"
+OWN_IDS = "own_ids_left_out"
 _ITEM = {"documents": "document", "queries": "query", "items": "item"}
 LATENCIES = ("query_encode_ms", "query_search_ms")
 
@@ -96,6 +97,9 @@ def not_encoded(blocks: Sequence[Block]) -> list[str]:
                 said = (f"{row.task}: {items} could not be encoded", "; see the runs' details for the reasons.")
             elif row.metric == CUT and row.value is not None:
                 said = (f"{row.task}: about {row.value:.1%} of the documents are longer than the model reads", ".")
+            elif row.metric == OWN_IDS and row.value is not None:
+                asked = counted(int(row.value), "query")
+                said = (f"{row.task}: {asked} cannot find the document of the same id, as in BEIR", ".")
             else:
                 continue
             alike.setdefault(said, {})[f"{block.model} {row.variant}"] = None
