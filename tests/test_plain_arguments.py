@@ -127,3 +127,14 @@ def test_a_negative_age_deletes_nothing(monkeypatch, capsys, tmp_path):
         main()
     assert "unused days must be at least 0, found -1" in capsys.readouterr().err
     assert (tmp_path / "kind" / ("a" * 32)).is_dir()
+
+
+def test_many_mistakes_of_one_kind_are_one_line():
+    """The tasks of a benchmark that a model cannot do are counted; a few mistakes are each written."""
+    errors = [OptionError(f"task {name!r} holds images", hint="Use another.") for name in "abcdefgh"]
+    other = OptionError("limit is 0")
+    assert str(RequestErrors([*errors, other])) == (
+        "- task 'a' holds images; the same for 'b', 'c', 'd' and 4 more\n  Use another.\n- limit is 0"
+    )
+    assert RequestErrors([*errors, other]).errors == (*errors, other)
+    assert str(RequestErrors(errors[:2])).count("Use another.") == 2

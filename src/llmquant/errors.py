@@ -24,11 +24,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 _MOST_ERRORS = 20
+# More errors than this that differ only in a quoted name are written as one, with so many of the other names.
+_MANY, _NAMED = 5, 3
+_QUOTED = re.compile(r"'[^']*'")
 
 
 class LlmquantError(Exception):
@@ -92,8 +96,21 @@ class RequestErrors(RequestError):
     """
 
     def __init__(self, errors: Sequence[RequestError]) -> None:
-        super().__init__("\n".join(f"- {str(error).replace(chr(10), chr(10) + '  ')}" for error in errors))
+        super().__init__("\n".join(f"- {text.replace(chr(10), chr(10) + '  ')}" for text in _texts(errors)))
         self.errors = tuple(errors)
+
+
+def _texts(errors: Sequence[RequestError]) -> Iterator[str]:
+    """Yield the errors' texts; many that differ only in a quoted name, such as a task's, are one text."""
+    alike: dict[str, list[RequestError]] = {}
+    for error in errors:
+        alike.setdefault(_QUOTED.sub("''", str(error)), []).append(error)
+    for group in alike.values():
+        first, *others = group if len(group) > _MANY else [group[0]]
+        names = [found[0] for error in others if (found := _QUOTED.search(str(error)))]
+        more = f"; the same for {', '.join(names[:_NAMED])} and {len(others) - _NAMED} more" if others else ""
+        yield first.message + more + (f"\n{first.hint}" if first.hint else "")
+        yield from map(str, () if others else group[1:])
 
 
 class PluginError(LlmquantError):

@@ -30,7 +30,7 @@ def announcement(planned: Planned, executor: Executor, store: str) -> list[str]:
     experiments = ("at most " if has_slices(record) else "") + counted(len(record.experiments), "experiment")
     lines = [
         f"{experiments} on {hardware_text(executor.hardware)}; results in {store}",
-        f"{counted(len(compared), 'variant')}: {', '.join(names)}{' per model' if len(names) < len(compared) else ''}",
+        f"{counted(len(names), 'variant')}{' per model' * (len(names) < len(compared))}: {', '.join(names)}",
         f"{counted(len(measured), 'evaluator')}: {', '.join(measured)}",
     ]
     seconds, there = 0.0, memory_bytes(executor)

@@ -40,13 +40,14 @@ def size_tables(sizes: Mapping[str, Sequence[SizeEstimate]]) -> list[Table]:
             if size.peak_bytes is None:
                 reason = size.refused or "the size is not predicted by this quantizer"
                 without.setdefault(reason, []).append(size.quantizer)
-        footnotes = (
-            *(f"Each fits on: {text}" for text in gpus.values() if len(gpus) == 1),
+        explained = (
             "Weights are computed from the tensors' shapes, including block scales and tables; no weights were loaded."
             + " Served: weights in the file or server, where they run dequantized here." * served,
             "Peak: weights, cache and activations for one sequence of 2,048 tokens, plus the CUDA context. "
             f"GPU memory as of {GPU_TABLE_DATE}; 10% of it is kept free.",
         )
+        each_fits = tuple(f"Each fits on: {text}" for text in gpus.values() if len(gpus) == 1)
+        footnotes = (*each_fits, *(explained if source == [*sizes][-1] else ()))
         fits = ["fits on, smallest first"] if len(gpus) > 1 else []
         columns = ("quantizer", "weights MiB", "peak MiB", *(["served MiB"] if served else []), *fits)
         tables.append(Table("predicted sizes", columns, rows, footnotes, source))

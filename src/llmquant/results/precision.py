@@ -27,7 +27,7 @@ class Precision:
     """What the documents of one task can show of a variant without loss, in four of five studies.
 
     Attributes:
-        task: label of the evaluator.
+        task: label of the evaluator, with the model's name if the study has several.
         documents: number of documents; ``None`` for all of an unknown number.
         reachable: smallest margin that so many documents can prove, as a share of 1; ``None`` if unknown.
         margin: the study's margin, as a share of 1.
@@ -71,7 +71,9 @@ def precisions(record: StudyRecord, store: Store) -> list[Precision]:
         documents = min((n for n in (record.limit, total) if n is not None), default=None)
         reach = None if documents is None else reachable_margin(documents, sd, largest=1.0)
         needed = documents_needed(margin, sd, largest=1.0) if margin else None
-        found.append(Precision(experiment.evaluator.label, documents, reach, margin, needed, key in spreads))
+        model = record.model_names[experiment.variant.model.digest]
+        task = experiment.evaluator.label if len(record.model_names) < 2 else f"{model}: {experiment.evaluator.label}"
+        found.append(Precision(task, documents, reach, margin, needed, key in spreads))
     return list(dict.fromkeys(found))
 
 
@@ -101,7 +103,10 @@ def _spreads(
                 sd = math.hypot(row.difference_stderr * math.sqrt(row.pairs), 1 / math.sqrt(row.pairs))
                 key = keys.get(row.run_id)
                 if key is not None:
-                    found[key] = max(found.get(key, (0.0, None)), (sd, row.population), key=lambda each: each[0])
+                    total = row.population
+                    if total is None and (old.limit is None or row.pairs < old.limit):  # it had no more documents
+                        total = row.pairs
+                    found[key] = max(found.get(key, (0.0, None)), (sd, total), key=lambda each: each[0])
     return found
 
 

@@ -137,7 +137,10 @@ def _check(task: MtebTask, model: ModelInfo) -> None:
     if lacking:
         raise UnsupportedError(
             f"mteb: task {task.name!r} holds {' and '.join(task.modalities)}, but {model.source} does not encode "
-            f"{' or '.join(lacking)}"
+            f"{' or '.join(lacking)}",
+            hint="For a text embedder use a task of texts, for example mteb(NanoNFCorpusRetrieval), or beir(FOLDER)."
+            if "image" in lacking
+            else "",
         )
     if model.embeds.similarity == "maxsim" and not task.retrieval:
         raise UnsupportedError(

@@ -100,7 +100,7 @@ def headline(state: Progress) -> str:
     parts = [f"{state.reused + state.completed} of {counted(state.total, 'experiment')} done"]
     parts += [f"{state.reused} reused"] if state.reused else []
     parts += [f"{state.failed} failed"] if state.failed else []
-    if state.remaining_s is not None and state.running:
+    if state.remaining_s is not None and state.remaining_s >= 1 and state.running:
         parts.append(f"about {duration(state.remaining_s)} left")
     return ", ".join(parts)
 
