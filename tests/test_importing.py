@@ -320,10 +320,6 @@ def _first_ten(entries):
     return entries[:10]
 
 
-def _ten(data):
-    data["n-samples"]["arc_easy"]["effective"] = data["results"]["arc_easy"]["sample_len"] = 10
-
-
 def _mean(entries, key):
     return math.fsum(entry[key] for entry in entries) / len(entries)
 
@@ -360,13 +356,6 @@ def test_one_document_gives_no_verdict_of_a_difference(edited, tmp_path):
     row = row_of(found, "nf4", "acc")
     assert row.pairs == 1
     assert row.verdict not in ("better", "worse")
-
-
-def _without(key):
-    def change(entries):
-        return [{name: value for name, value in entry.items() if name != key} for entry in entries]
-
-    return change
 
 
 def _no_likelihoods(entries):

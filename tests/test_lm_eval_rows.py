@@ -97,7 +97,6 @@ def test_a_byte_order_mark_and_crlf_change_nothing(options, context, mark):
 
 
 YES = [{"question": "q", "label": 1}, {"question": "r", "label": 0}]
-LISTS = {"label": '["no", "yes"]', '"{{label}}"': "\"{{['no', 'yes']}}\""}
 
 
 @pytest.mark.parametrize("target", ["label", '"{{label}}"'])
