@@ -127,6 +127,13 @@ def test_missing_config_is_said(folder, cache):
     assert "has no config.json" in _refused(folder, cache)
 
 
+def test_a_sentence_transformers_model_of_an_older_layout_is_told_how_to_become_new(folder, cache):
+    """Its transformer is in a folder of its own."""
+    (folder / "config.json").unlink()
+    (folder / "modules.json").write_text("[]")
+    assert "SentenceTransformer(FOLDER).save_pretrained(NEW)" in _refused(folder, cache)
+
+
 def test_missing_weights_are_said(folder, cache):
     """A configuration alone is no model."""
     (folder / "model.safetensors").unlink()

@@ -190,12 +190,17 @@ def _no_config(folder: Path, names: Collection[str], source: str) -> ModelError:
             f"{source} holds an adapter for {base!r}, not a model",
             hint="Merge it into its base model first: with peft, merge_and_unload() and save_pretrained().",
         )
-    return ModelError(
-        f"{source} has no config.json" + (f"; found {', '.join(sorted(names)[:5])}" if names else " and no other file"),
-        hint=f"Give the file itself: {folder / ggufs[0]}"
-        if ggufs
-        else "A checkpoint folder is what save_pretrained writes.",
-    )
+    hint = "A checkpoint folder is what save_pretrained writes."
+    if ggufs:
+        hint = f"Give the file itself: {folder / ggufs[0]}"
+    elif "modules.json" in names:
+        hint = (
+            "Save a sentence-transformers model of an older layout again: "
+            "SentenceTransformer(FOLDER).save_pretrained(NEW). One without a transformer (StaticEmbedding) cannot be "
+            "quantized."
+        )
+    found = f"; found {', '.join(sorted(names)[:5])}" if names else " and no other file"
+    return ModelError(f"{source} has no config.json{found}", hint=hint)
 
 
 def read_json(path: Path) -> dict[str, Any]:  # Any: a JSON object
