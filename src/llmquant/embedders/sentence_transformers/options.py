@@ -160,7 +160,7 @@ def check_modules(model: ModelInfo) -> None:
                 f"modules.json of {model.source} begins with {kind}, which cannot read texts",
                 hint="Restore its first entry, of type Transformer.",
             )
-        if "trust_remote_code" not in model.flags and not (
+        if not model.trust_remote_code and not (
             str(module.get("type")).startswith("sentence_transformers.") and kind in (*_FIRST, *_AFTER_THE_FIRST)
         ):
             raise ModelError(
@@ -178,7 +178,7 @@ def check_modules(model: ModelInfo) -> None:
                 f"modules.json of {model.source} names the module {path} ({kind}), and {lacks} is missing",
                 hint="Fetch the whole model again, with its folders.",
             )
-        if unknown := _unknown(kind, settings, trusted="trust_remote_code" in model.flags):
+        if unknown := _unknown(kind, settings, trusted=model.trust_remote_code):
             raise ModelError(
                 f"{path}/config.json of {model.source} has the {unknown}, which sentence-transformers would not apply",
                 hint="Use the version of sentence-transformers, or the library, that the model was made with.",
