@@ -80,6 +80,8 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
         RequestError: for one mistake.
         RequestErrors: for several mistakes, all at once.
     """
+    if not isinstance(study, Study):
+        raise OptionError(f"study is {study!r}", hint="Give Study.from_file(path) or Study.of(models, ...).")
     if fresh:
         cache.forget_digests()
     errors: list[RequestError] = _wrong_numbers(study)

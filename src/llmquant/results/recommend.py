@@ -14,6 +14,7 @@ from llmquant.results.pooled import is_quality, names, pooled_margin, shown_name
 from llmquant.results.row import Row
 from llmquant.study.counting import counted
 from llmquant.study.neutral import markdown_text
+from llmquant.study.plain import plain_arguments
 
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": GIB, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _SIZE = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)", re.IGNORECASE)
@@ -34,6 +35,7 @@ class Limits:
     gpu: str = ""
 
     @classmethod
+    @plain_arguments
     def of(
         cls, max_memory: float | str | None = None, max_latency: float | None = None, gpu: str | None = None
     ) -> Limits:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmquant.errors import ItemError
+from llmquant.study.plain import plain_arguments
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Item:
     name: str = ""
 
     @classmethod
-    def from_file(cls, path: Path) -> Item:
+    @plain_arguments
+    def from_file(cls, path: str | Path) -> Item:
         """Read an image file.
 
         Raises:
             ItemError: if the file cannot be read or is empty.
         """
+        path = Path(path)
         try:
             data = path.read_bytes()
         except OSError as error:

@@ -16,7 +16,7 @@ from mteb.similarity_functions import cos_sim, dot_score, pairwise_cos_sim, pair
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
-from llmquant.errors import RunError, UnsupportedError
+from llmquant.errors import OptionError, RunError, UnsupportedError
 from llmquant.evaluators.mteb.items import Rows, batched_items
 from llmquant.retrieval.codecs import Coded
 from llmquant.retrieval.encode import Encoded, encode_some
@@ -252,6 +252,8 @@ def as_mteb(
         engine: the search engine: ``exact``, or the graphs of ``faiss`` and ``usearch``.
         progress: called with (done, total) while items are encoded.
     """
+    if not isinstance(embedder, LoadedEmbedder):
+        raise OptionError(f"embedder is {embedder!r}", hint="Give what lq.load_embedder returned.")
     info, embeds, form = embedder.info, embedder.embeds, embedder.vectors
     made: dict[str, str | int] = {}
     if embedder.applied.method != "none":
