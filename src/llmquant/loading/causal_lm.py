@@ -21,6 +21,7 @@ from llmquant.errors import (
     foreign,
 )
 from llmquant.loading.checked_applied import check_applied
+from llmquant.loading.gguf_rope import restore_rope
 from llmquant.loading.memory import held_bytes, peak_memory, touch_weights
 from llmquant.loading.settings import config_differences, settle, tokenizer_differences
 from llmquant.loading.strict import load_causal, load_strict, warm_imports
@@ -65,7 +66,7 @@ def materialize(info: ModelInfo, cache: Cache, *, modules: bool = False, weights
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependencyError(f"{info.source} needs the package gguf", hint='Run: pip install "llmquant[local]"')
     # The way transformers reads a GGUF file may change between versions.
-    key = {"digest": info.digest, "dtype": "float32", "transformers": transformers.__version__}
+    key = {"digest": info.digest, "dtype": "float32", "rope": "scaled", "transformers": transformers.__version__}
     return cache.get("gguf", key, lambda out: _convert_gguf(gguf, out), name=gguf.name)
 
 
@@ -83,6 +84,7 @@ def _convert_gguf(gguf: Path, out: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"transformers cannot convert {gguf.name}: {error}") from error
+    restore_rope(model.config, gguf)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
