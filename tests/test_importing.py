@@ -240,6 +240,13 @@ def test_the_baseline_is_the_first_unless_named(outputs, tmp_path):
     assert "bf16" in str(error.value)
 
 
+def test_a_margin_is_for_an_imported_score(outputs, tmp_path):
+    """Another one is refused with the scores there are, and nothing is stored."""
+    with pytest.raises(OptionError, match="margin is for 'bleu', which is not measured"):
+        import_results(f"bf16={outputs['bf16'][0]}", margin="bleu=1", store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_one_variant_alone_has_values_and_no_verdict(outputs, tmp_path):
     """Nothing is compared, and nothing fails."""
     found = import_results([f"bf16={outputs['bf16'][0]}"], store=tmp_path / "store")

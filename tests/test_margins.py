@@ -249,5 +249,5 @@ def test_a_largest_loss_for_no_score_is_refused_before_the_start(monkeypatch, ti
     monkeypatch.setenv("LLMQUANT_CACHE", str(tmp_path))
     with open_executor("local(device=cpu)") as executor:
         planned = resolve(Study.of(tiny_model, "bf16_baseline", "memory"), registry(), Cache(tmp_path), executor)
-        with pytest.raises(OptionError, match="margin is for 'f1', which this study does not measure"):
+        with pytest.raises(OptionError, match="margin is for 'f1', which is not measured"):
             Terminal("local", "results", quiet=True, max_loss=["f1=1"]).planned(planned, executor)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmquant.errors import OptionError, nearest
+from llmquant.errors import OptionError, nearest, raise_all
 from llmquant.importers.differences import differences
 from llmquant.importers.files import Imported
 from llmquant.importers.sources import results_at, sources_of
@@ -15,7 +15,7 @@ from llmquant.storage.blanking import blank_secrets
 from llmquant.storage.store import Store
 from llmquant.study.call import Call, Json
 from llmquant.study.experiment import Experiment, ModelUse, PluginUse, Variant, digest_of, hex_digest, visible
-from llmquant.study.margins import read_margins
+from llmquant.study.margins import read_margins, without_score
 from llmquant.study.plain import plain_arguments
 from llmquant.study.record import StudyRecord
 from llmquant.study.run import Run
@@ -74,9 +74,11 @@ def import_results(
         if baseline not in named:
             raise OptionError(f"no variant is called {baseline!r}", hint=nearest(baseline, found))
         baseline = named[baseline].name
+    imported = [each for results in found.values() for each in results]
+    raise_all(without_score(margins, {m.metric for each in imported for m in each.result.measurements}))
     model = _shown(model or _model_of(found[baseline], baseline))
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    labels = _labels([each for results in found.values() for each in results])
+    labels = _labels(imported)
     runs = {
         run.run_id: (run, each)
         for name, results in found.items()

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmquant.errors import OptionError, nearest
+from llmquant.errors import OptionError
 from llmquant.plugins.registry import Chosen
-from llmquant.study.margins import DEFAULT, Margins
+from llmquant.study.margins import DEFAULT, Margins, without_score
 
 
 def unknown_margins(margins: Margins, evaluators: Sequence[Chosen]) -> list[OptionError]:
     """Return errors for margins whose score no evaluator has, as far as that is known before the study runs."""
-    wanted = margins.keys() - DEFAULT.keys()
-    asked = [each.ask("metrics") for each in evaluators if wanted and not each.plugin.spec.hardware]
-    known = {name for names in asked for name in names or ()}
-    return [
-        OptionError(
-            f"margin is for {name!r}, which this study does not measure",
-            hint=nearest(name, known) if known else "Add an evaluator of quality, such as perplexity.",
-        )
-        for name in sorted(wanted - known if None not in asked else ())
-    ]
+    if not margins.keys() - DEFAULT.keys():
+        return []
+    asked = [each.ask("metrics") for each in evaluators if not each.plugin.spec.hardware]
+    return [] if None in asked else without_score(margins, {name for names in asked for name in names})

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import OptionError, RequestError, StoreError, nearest, require_known
+from llmquant.errors import OptionError, RequestError, StoreError, raise_all, require_known
 from llmquant.results.analysis import analyse
 from llmquant.results.costs import per_dollar_rows
 from llmquant.results.pareto import ParetoPoint, pareto
@@ -19,7 +19,7 @@ from llmquant.results.slices import joined, with_needed
 from llmquant.storage.store import Store
 from llmquant.study.counting import counted
 from llmquant.study.experiment import RunId, path_of
-from llmquant.study.margins import loss_margins, read_margins
+from llmquant.study.margins import loss_margins, read_margins, without_score
 from llmquant.study.neutral import json_text
 from llmquant.study.plain import plain_methods
 from llmquant.study.reading import load
@@ -126,8 +126,8 @@ class Comparison:
         margins = read_margins(margin)
         quality = [run for run in self.runs.values() if run.experiment.hardware is None]
         measured = {each.metric for run in quality for each in run.measurements if each.higher_is_better is not None}
-        for name in () if self.failed else margins.keys() - self.record.margins.keys() - measured:
-            raise OptionError(f"margin is for {name!r}, which was not measured", hint=nearest(name, measured))
+        if not self.failed:  # a failed run might have measured others
+            raise_all(without_score({name: margins[name] for name in margins.keys() - self.record.margins}, measured))
         record = replace(self.record, margins=margins)
         return Comparison(record, self.runs, self._samples, self._files, self.dollars, self._prompts)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import TypeAlias
 
-from llmquant.errors import OptionError
+from llmquant.errors import OptionError, nearest
 
 Margins: TypeAlias = Mapping[str, float]
 """By metric, or by `SHARES` and `PERPLEXITIES`, in the units of the metric: 0.02 of a share is 2 points, and 0.02 of a
@@ -71,6 +71,17 @@ def read_margins(values: Sequence[str | float] | str | float | Mapping[str, floa
         texts = [] if values is None else [values] if isinstance(values, str | float | int) else values
         given = dict(_read(str(text)) for text in texts)
     return {**DEFAULT, **given}
+
+
+def without_score(margins: Margins, measured: Set[str]) -> list[OptionError]:
+    """Return an error for each margin that is for a score other than the measured ones."""
+    hint = "Add an evaluator of quality, such as perplexity."
+    return [
+        OptionError(
+            f"margin is for {name!r}, which is not measured", hint=nearest(name, measured) if measured else hint
+        )
+        for name in sorted(margins.keys() - DEFAULT.keys() - measured)
+    ]
 
 
 def loss_margins(max_loss: float | str | Sequence[float | str], margins: Margins) -> Margins:
