@@ -1,4 +1,4 @@
-"""Plugins whose answers are of the wrong kind are refused with the name of the class, the method and the field."""
+"""Plugins are free in what they replace, and answers of the wrong kind are named with class, method and field."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 import leaving
 import llmquant as lq
 from llmquant.errors import LlmquantError, PluginError
+from llmquant.loading.row_independence import check_row_independence
+from llmquant.loading.token_rows import embedding_rows
 from llmquant.planning.lookup import inspect_embedder
 from llmquant.plugins.registry import Chosen, registry
 from llmquant.storage.cache import Cache
@@ -97,3 +99,26 @@ def test_a_quantizer_that_raises_is_named_with_its_method(
     monkeypatch.setattr(leaving.Quantizer, method, fault, raising=False)
     with pytest.raises(LlmquantError, match=rf"leaving:Quantizer: {method} failed: (KeyError: 'odd'|SystemExit: 0)"):
         lq.load(str(tiny_model), "leaving", device="cpu")
+
+
+class _Rounded(torch.nn.Module):
+    """An embedding without a ``weight``."""
+
+    def __init__(self, embedding: torch.nn.Embedding) -> None:
+        super().__init__()
+        self.register_buffer("rows", embedding.weight.detach().to(torch.float8_e5m2))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.embedding(ids, self.rows.float())
+
+
+def test_a_quantizer_may_replace_the_embedding(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """By a layer of its own, which need not have the weight of an ordinary one."""
+
+    def after_load(self: object, module: torch.nn.Module, *, to_save: bool) -> None:
+        module.set_input_embeddings(_Rounded(module.get_input_embeddings()))
+
+    monkeypatch.setattr(leaving.Quantizer, "after_load", after_load, raising=False)
+    subject = lq.load(str(tiny_model), "leaving", device="cpu")
+    assert embedding_rows(subject.module) == len(subject.module.get_input_embeddings().rows)
+    assert check_row_independence(subject, "leaving")

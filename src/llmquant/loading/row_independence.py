@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llmquant.errors import PluginError
+from llmquant.loading.token_rows import embedding_rows
 from llmquant.plugins.evaluator import LoadedModel
 
 _LENGTHS = (6, 11, 16)  # of the checked row, which is padded, and of its company
@@ -55,7 +56,7 @@ def check_row_independence(model: LoadedModel, label: str) -> str:
 def _rows(module: Any, words: int) -> list[torch.Tensor]:  # Any: transformers has no types
     """Return a row of each length."""
     embedding = module.get_input_embeddings()
-    words = min(words, embedding.weight.shape[0])
+    words = min(words, embedding_rows(module))
     row, _, mixed = _spread(words, sum(_LENGTHS)).split(_LENGTHS)
     candidates = _spread(words, _CANDIDATES)
     with torch.no_grad():

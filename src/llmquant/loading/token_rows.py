@@ -23,7 +23,7 @@ def fit_tokens(module: Any, tokenizer: Any, source: str) -> str:  # Any: transfo
     Raises:
         ModelError: if words, or the tokens that begin or end a text, have no row in the embedding.
     """
-    rows = int(module.get_input_embeddings().weight.shape[0])
+    rows = embedding_rows(module)
     outside = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id}
@@ -38,6 +38,12 @@ def fit_tokens(module: Any, tokenizer: Any, source: str) -> str:  # Any: transfo
     if outside:  # only then, because the comparison costs one transfer from the device per batch
         module.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: _check_ids(inputs[0], rows, source))
     return changed
+
+
+def embedding_rows(module: Any) -> int:  # Any: transformers
+    """Count the tokens that have a row in the embedding, which a quantizer may have replaced by a layer of its own."""
+    weight = getattr(module.get_input_embeddings(), "weight", None)
+    return int(module.config.get_text_config().vocab_size if weight is None else weight.shape[0])
 
 
 def leave_open(tokenizer: Any, source: str) -> str:  # Any: transformers

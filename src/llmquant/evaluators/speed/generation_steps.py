@@ -16,6 +16,7 @@ import torch
 from llmquant.engine.support import cache_name
 from llmquant.errors import RunError, first_line
 from llmquant.loading.memory import is_out_of_memory
+from llmquant.loading.token_rows import embedding_rows
 from llmquant.study.call import Json
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def random_prompts(subject: LoadedModel, *, batch: int, tokens: int, seed: int) 
     Returns:
         ``(batch, tokens)`` int64 ids on the subject's device, equal for an equal seed.
     """
-    rows = subject.module.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(subject.module)
     special = set(subject.tokenizer.all_special_ids)
     words = torch.tensor([i for i in range(min(rows, len(subject.tokenizer))) if i not in special])
     generator = torch.Generator().manual_seed(seed)
