@@ -14,4 +14,4 @@ def unknown_margins(margins: Margins, evaluators: Sequence[Chosen]) -> list[Opti
     if not margins.keys() - DEFAULT.keys():
         return []
     asked = [each.ask("metrics") for each in evaluators if not each.plugin.spec.hardware]
-    return [] if None in asked else without_score(margins, {name for names in asked for name in names})
+    return [] if None in asked else without_score(margins, {str(name) for names in asked for name in names})
