@@ -174,7 +174,7 @@ def test_a_margin_for_a_score_that_was_not_measured_is_refused():
     """A misspelt metric is named, instead of a margin that decides nothing."""
     found = compared(study({"lm_eval(t)": {BASELINE: RIGHT, "nf4": changed(5)}}))
     assert found.at_margin("acc=1").rows()
-    with pytest.raises(OptionError, match="'accc', which was not measured"):
+    with pytest.raises(OptionError, match="'accc', which is not measured"):
         found.at_margin("accc=1")
 
 
