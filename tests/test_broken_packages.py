@@ -68,6 +68,7 @@ HOOKS = {
     "presets": (f"return [{_spec('a', presets=['b'])}]", "'a': presets must be a table, found ['b']"),
     "values": (f"return [{_spec('a', presets={'b': 3})}]", "'a': presets.b must be a table, found 3"),
     "requires": (f"return [{_spec('a', requires=['a b'])}]", "'a': requires has 'a b', which is not a valid requ"),
+    "spaces": (f"return [{_spec('my plugin')}]", "'my plugin' is not a valid plugin name"),
     "flag": (f"return [{_spec('a', hardware='yes')}]", "'a': hardware must be true or false, found 'yes'"),
 }
 # Some of what the hook gives is good.
@@ -91,6 +92,7 @@ ENTRIES = {
     "words": ("not a module", "", "the entry point 'not a module' is not a module"),
     "absent": ("in_absent:hooks", "", "AttributeError: module 'in_absent' has no attribute 'hooks'"),
     "exits": ("", "import sys; sys.exit(0)", "SystemExit: 0"),
+    "circular": ("", "import circular_two", "ImportError: cannot import name 'llmquant_register' from partially"),
     "empty": ("", "", "in_empty implements no llmquant hook"),
     "argument": ("", _hook("return []", "known"), "PluginValidationError"),
 }
@@ -143,6 +145,14 @@ def site(tmp_path: Path) -> Path:
     for kind in ("quantizer", "embedder", "executor"):
         install(f"{kind}s", _hook(f"return [{_spec(f'my_{kind}', kind=kind, options='options_wrong:Options')}]"))
         install(f"no_{kind}s", _hook("return None"))
+    (tmp_path / "circular_two.py").write_text("from in_circular import llmquant_register")
+    raising = "class Base(BaseException): ...\nraise Base('theirs')"
+    asked = "class Asked(type):\n    def __getattribute__(cls, name): 1 / 0\nclass Options(metaclass=Asked): ..."
+    for name, source in {"raises": raising, "asked": asked}.items():
+        (tmp_path / f"options_{name}.py").write_text(source)
+        install(name, _hook(f"return [{_spec(name, options=f'options_{name}:Options')}]"))
+    install("damaged", "")
+    (tmp_path / "damaged-1.dist-info" / "METADATA").write_bytes(b"Name: damaged\xff")
     (tmp_path / "kept_options.py").write_text(_OPTIONS.format(fields="a: int = 1"))
     (tmp_path / "kept_heavy.py").write_text(_HEAVY)
     return tmp_path
@@ -163,6 +173,7 @@ def test_every_broken_package_is_a_row_and_the_others_are_listed(site: Path):
     expected = {name: reason for name, (_, reason) in {**HOOKS, **PARTLY}.items()}
     expected |= {name: reason for name, (*_, reason) in ENTRIES.items()}
     expected |= {f"no-{kind}s": "llmquant_register returned None" for kind in ("quantizer", "embedder", "executor")}
+    expected["unknown"] = "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff"  # its name cannot be read
     assert broken.keys() == expected.keys()
     assert {name: broken[name][: len(reason)] for name, reason in expected.items()} == expected
     for name in (*GOOD, *PARTLY, *(name for name, (_, wrong) in FIELDS.items() if not wrong)):
@@ -173,6 +184,7 @@ def test_every_broken_package_is_a_row_and_the_others_are_listed(site: Path):
     for kind in ("quantizer", "embedder", "executor"):
         wrong[f"{kind}s"] = f"{kind}s/my_{kind}: options_wrong:Options: the default of a must"
     wrong |= {"lost": "kept_heavy:Lost cannot be imported: kept_heavy.py defines no 'Lost'"}
+    wrong |= {"raises": "cannot be imported: Base: theirs", "asked": "cannot be read: ZeroDivisionError"}
     wrong |= {"made": "made/made: kept_heavy:Heavy is not a dataclass"}
     wrong |= {"preset": "preset many: a must be a whole number, found 'many'"}
     for name, words in wrong.items():

@@ -6,6 +6,7 @@ package, and does not report a mistyped hook.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import inspect
@@ -88,6 +89,7 @@ def load_entry_points(
             continue
         name = f"{package}:{entry.name}"
         try:
+            version = str(entry.dist.version) if entry.dist else "0"
             found = _load(entry, name, hooks)
         except KeyboardInterrupt:
             raise
@@ -98,7 +100,7 @@ def load_entry_points(
             continue
         for spec in found:
             try:
-                plugin = Plugin(checked_spec(spec), package, entry.dist.version if entry.dist else "0")
+                plugin = Plugin(checked_spec(spec), package, version)
                 _check_names_are_new(plugin, plugins)
             except PluginError as error:
                 broken.append(_broken(name, error))
@@ -109,7 +111,10 @@ def load_entry_points(
 
 def package_of(entry: importlib.metadata.EntryPoint) -> str:
     """Name the distribution an entry point belongs to, normalized."""
-    return canonicalize_name(entry.dist.name) if entry.dist and entry.dist.name else "unknown"
+    with contextlib.suppress(Exception):  # a damaged file of the package's metadata
+        if entry.dist and entry.dist.name:
+            return canonicalize_name(entry.dist.name)
+    return "unknown"
 
 
 def checked_spec(spec: Any) -> PluginSpec:  # Any: what a third party returned

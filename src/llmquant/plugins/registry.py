@@ -189,11 +189,12 @@ class Registry:
                 public method that nothing calls.
         """
         cls: type[Any] = _import(plugin, plugin.spec.options)  # Any: see above
-        try:
-            option_types.check_class(cls)
-        except PluginError as error:
-            raise PluginError(f"{plugin.full_name}: {error.message}", hint=error.hint) from error
-        _check_methods(cls, plugin)
+        with foreign(f"{plugin.full_name}: {plugin.spec.options} cannot be read"):
+            try:
+                option_types.check_class(cls)
+            except PluginError as error:
+                raise PluginError(f"{plugin.full_name}: {error.message}", hint=error.hint) from error
+            _check_methods(cls, plugin)
         if plugin.spec.kind == "embedder" and not ("checkpoint" in cls.__dataclass_fields__ and hasattr(cls, "info")):
             raise PluginError(
                 f"{plugin.full_name}: {plugin.spec.options} has no field checkpoint or no method info",
