@@ -168,6 +168,12 @@ def test_plugins_that_raise_are_rows_of_a_plan(tiny_model, tmp_path, monkeypatch
         ("row_independent", "yes", "returned 'yes' (str)\nIt must return True or False."),
         ("single_file", "x.gguf", "returned 'x.gguf' (str)"),
         ("serving", 3, "returned 3 (int)"),
+        (
+            "parts",
+            ["a", "b"],
+            "returned ['a', 'b'] (list)\nIt must return a list of options of the same class",
+        ),
+        ("for_dims", {"dim": 2}, "returned {'dim': 2} (dict)\nIt must return options of the same class, or None."),
         ("texts", 3, "returned 3 (int)"),
         ("cost", ("many",), "returned ('many',) (tuple)"),
     ],

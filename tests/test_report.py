@@ -617,3 +617,11 @@ def test_splitting_loses_no_column(groups, cells, width):
     for column in columns[1:]:
         assert text.split().count(column.title) == 1
     assert text.split().count("variant") == text.count("\nv ")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1e308, "1.000e+308"), (-2e18, "-2.000e+18"), (9e15, "9,000,000,000,000,000.0")]
+)
+def test_a_number_too_long_for_a_table_has_an_exponent(value: float, shown: str):
+    """From 19 digits on, as a diverged model has it."""
+    assert number(value, 1) == shown

@@ -68,7 +68,8 @@ class Chosen:
         with foreign(f"{self.plugin.full_name}: {method} failed"):
             found = function(*args)
         kind, words = _ANSWERS.get(method, (object, ""))
-        if found is not None and not _is_answer(found, kind):
+        own = {"parts": found, "for_dims": [found]}.get(method, [])
+        if found is not None and not (_is_answer(found, kind) and all(type(o) is type(self.options) for o in own)):
             raise PluginError(
                 f"{self.plugin.full_name}: {method} returned {brief(found)} ({type(found).__name__})",
                 hint=f"It must return {words}.",
@@ -355,10 +356,11 @@ _ANSWERS: Mapping[str, tuple[type, str]] = {
     "check_export": _NOTHING,
     "check_save": _NOTHING,
     "cost": (Cost, "a Cost, or None"),
+    "for_dims": (object, "options of the same class, or None"),
     "hub_rows": (Mapping, "a dictionary, or None"),
     "info": (EmbedderInfo, "an EmbedderInfo"),
     "metrics": (Collection, "a list of metrics, or None"),
-    "parts": (Sequence, "a list of options, or None"),
+    "parts": (Sequence, "a list of options of the same class, or None"),
     "row_independent": (bool, "True or False"),
     "served_bytes": _BYTES,
     "serving": _TEXT,

@@ -186,7 +186,10 @@ _OPTIONAL_FLAG: _Check = (lambda v: v is None or isinstance(v, bool), "True, Fal
 _FIELDS: Mapping[type, Mapping[str, _Check]] = {
     Result: {
         "task": _FILLED,
-        "details": (_is_json, "JSON: a dictionary of texts, numbers, lists and dictionaries"),
+        "details": (
+            _is_json,
+            "JSON: a dictionary of Python's texts, numbers, lists and dictionaries, not of numpy's",
+        ),
         "not_means": (
             lambda v: isinstance(v, Collection) and not isinstance(v, str) and all(map(_is_text, v)),
             "a list of metrics",

@@ -123,6 +123,7 @@ def is_group(row: Sequence[Cell]) -> bool:
 
 _MOST = 6
 _DOUBLE = 17
+_LONG = 1e18
 
 
 def decimals_for(uncertainties: Iterable[float | None], *, least: int = 0) -> int | None:
@@ -147,6 +148,8 @@ def number(value: float, decimals: int, *, sign: bool = False) -> str:
         return "not a number"
     if math.isinf(value):
         return "infinite" if value > 0 else "-infinite"
+    if abs(value) >= _LONG:
+        return f"{value:{'+' if sign else ''}.3e}"
     text = f"{value:{'+' if sign else ''},.{decimals}f}"
     if not any(digit in text for digit in "123456789"):  # a zero has no sign
         return text.lstrip("+-")
