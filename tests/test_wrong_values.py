@@ -22,7 +22,7 @@ def compare(quantizer: str = "bnb_8bit", **more: Any) -> Callable[[str], object]
     [
         (compare(executor=3), 'executor is 3\nGive a name such as "local"'),
         (compare(store=None), "store is None, not a path"),
-        (compare(timeout_s="1h"), "timeout must be a number of seconds above 0, found '1h'"),
+        (compare(timeout_s="1h"), "timeout_s must be a finite number, found '1h'"),
         (compare(margin={"f1": 2}), 'Write margin="f1=2"'),
         (compare("nf4"), "Did you mean 'bnb_4bit_nf4'"),
         (compare(executor="local(device=gpu)"), "Use auto, cpu, cuda, mps"),
