@@ -22,7 +22,7 @@ from llmquant.cli.plan_tables import size_tables
 from llmquant.cli.study_list import study_tables
 from llmquant.errors import ModelError, OptionError, StoreError
 from llmquant.models.info import inspect_model
-from llmquant.planning.defaults import DEFAULT_EVALUATORS, DEFAULT_QUANTIZERS, EMBEDDER_EVALUATORS, EMBEDDER_QUANTIZERS
+from llmquant.planning import defaults
 from llmquant.planning.estimate import SizeEstimate, estimate_size
 from llmquant.planning.resolve import resolve
 from llmquant.plugins.opening import open_executor
@@ -268,10 +268,12 @@ def test_every_place_names_the_defaults(cli: Callable):
     """What is compared and measured without -q and -e stands in the help, the documentation and the docstring."""
     _, out, _ = cli("compare", "--help")
     docs = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
-    for defaults in (DEFAULT_QUANTIZERS, DEFAULT_EVALUATORS, EMBEDDER_QUANTIZERS, EMBEDDER_EVALUATORS):
-        said = ", ".join(str(call).removeprefix("llmquant/") for call in defaults)
+    names = [name for name in vars(defaults) if name.endswith(("_QUANTIZERS", "_EVALUATORS"))]
+    assert len(names) == 5
+    for name in names:
+        said = ", ".join(str(call).removeprefix("llmquant/") for call in getattr(defaults, name))
         assert all(said in " ".join(text.split()) for text in (out, docs, llmquant.compare.__doc__))
-    assert "llmquant/bnb_8bit" in map(str, DEFAULT_QUANTIZERS)
+    assert "llmquant/bnb_8bit" in map(str, defaults.DEFAULT_QUANTIZERS)
 
 
 def _size(name: str, gibibytes: int | None, gpus: tuple[str, ...] = (), refused: str = "") -> SizeEstimate:

@@ -122,3 +122,10 @@ def test_random_vectors_without_a_grid_are_what_they_were(planned):
     """Without widths nothing is widened, and the run has the id that it always had."""
     record = planned(["random"], ["bf16_baseline"], ["query_latency"])
     assert record.experiments[0].variant.model.embedder.options["width"] == 64
+
+
+def test_embedders_of_text_alone_are_measured_on_texts(planned, tmp_path):
+    """Without evaluators, page images are searched only if every embedder reads images."""
+    save_tiny_sentence_transformer(tmp_path / "minilm")
+    for models, benchmark in ((["random"], "ViDoRe"), (["random", str(tmp_path / "minilm")], "NanoBEIR")):
+        assert all(benchmark in found for found in planned(models, ["bf16_baseline"]).benchmarks)

@@ -126,7 +126,8 @@ def compare(
             ``bf16_baseline, bnb_8bit, bnb_4bit_nf4, bnb_4bit_fp4, gptq_4bit_g128, awq_4bit_g128``, without what cannot
             run here (embedders: ``bf16_baseline, bnb_8bit, bnb_4bit_nf4``).
         evaluators: one or several calls such as ``lm_eval(coqa, num_fewshot=2)``; empty for
-            ``lm_eval(coqa), perplexity, memory, latency`` (embedders: ``mteb(ViDoRe(v1)), mteb(ViDoRe(v2))``).
+            ``lm_eval(coqa), perplexity, memory, latency`` (embedders: ``mteb(ViDoRe(v1)),
+            mteb(ViDoRe(v2))``, or ``mteb(NanoBEIR)`` if one encodes no images).
         vectors: storage forms of embedders, for example ``{"dims": [768, 256], "codecs": ["float16", "int8"]}``.
         baseline: quantizer to compare the others with, for example ``fp16_baseline``; ``None`` is the first
             ``*_baseline``.

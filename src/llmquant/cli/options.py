@@ -83,7 +83,7 @@ Evaluators = Annotated[
         metavar="EVALUATORS",
         autocompletion=_completed(_evaluators),
         help='Evaluator, for example memory or "lm_eval(coqa)"; several: a,b or -e a -e b (default: lm_eval(coqa), '
-        "perplexity, memory, latency; embedders: mteb(ViDoRe(v1)), mteb(ViDoRe(v2))).",
+        "perplexity, memory, latency; embedders: mteb(ViDoRe(v1)), mteb(ViDoRe(v2)), or mteb(NanoBEIR) for text).",
     ),
 ]
 Tasks = Annotated[

@@ -16,5 +16,6 @@ DEFAULT_QUANTIZERS = tuple(
 )
 DEFAULT_EVALUATORS = tuple(map(_ours, ("lm_eval(coqa)", "perplexity", "memory", "latency")))
 EMBEDDER_QUANTIZERS = tuple(map(_ours, ("bf16_baseline", "bnb_8bit", "bnb_4bit_nf4")))
-EMBEDDER_EVALUATORS = tuple(map(_ours, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
+PAGE_EVALUATORS = tuple(map(_ours, ("mteb(ViDoRe(v1))", "mteb(ViDoRe(v2))")))
+TEXT_EVALUATORS = (_ours("mteb(NanoBEIR)"),)
 DEFAULT_BASELINE = _ours("bf16_baseline")

@@ -14,8 +14,9 @@ from llmquant.planning.defaults import (
     DEFAULT_BASELINE,
     DEFAULT_EVALUATORS,
     DEFAULT_QUANTIZERS,
-    EMBEDDER_EVALUATORS,
     EMBEDDER_QUANTIZERS,
+    PAGE_EVALUATORS,
+    TEXT_EVALUATORS,
 )
 from llmquant.planning.lookup import inspect_embedder, inspect_subject
 from llmquant.planning.margins import unknown_margins
@@ -88,12 +89,11 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     notes: list[str] = []
     infos = [_try(errors, _inspect, study, request, registry, cache) for request in dict.fromkeys(study.models)]
     known = _once([info for info in infos if info is not None], notes)
-    embedders = bool(known) and all(info.embedder is not None for info in known)
-    defaults = (EMBEDDER_QUANTIZERS, EMBEDDER_EVALUATORS) if embedders else (DEFAULT_QUANTIZERS, DEFAULT_EVALUATORS)
-    quantizers = _choose(registry, "quantizer", study.quantizers or defaults[0], errors, notes)
+    quantizers_if_none, evaluators_if_none = _defaults(known)
+    quantizers = _choose(registry, "quantizer", study.quantizers or quantizers_if_none, errors, notes)
     if not study.quantizers:
         quantizers = _usable(registry, quantizers, known, executor, notes)
-    evaluators = _choose(registry, "evaluator", study.evaluators or defaults[1], errors, notes)
+    evaluators = _choose(registry, "evaluator", study.evaluators or evaluators_if_none, errors, notes)
     baseline = None
     if all(registry.offers("quantizer", call.name) for call in study.quantizers):
         baseline = _try(errors, _baseline, study, registry, quantizers)
@@ -144,6 +144,15 @@ def resolve(study: Study, registry: Registry, cache: Cache, executor: Executor, 
     )
     inputs = {digest: path for chosen in [*quantizers, *parts] for digest, path in input_files(chosen.options).items()}
     return Planned(record, {info.digest: info for info in known}, tuple(quantizers), tuple(parts), inputs)
+
+
+def _defaults(models: Sequence[ModelInfo]) -> tuple[Sequence[Call], Sequence[Call]]:
+    """Return the quantizers and the evaluators for these models: pages only if all of them encode images."""
+    embedders = [info.embeds for info in models if info.embeds is not None]
+    if not embedders or len(embedders) < len(models):
+        return DEFAULT_QUANTIZERS, DEFAULT_EVALUATORS
+    pages = all("image" in each.modalities for each in embedders)
+    return EMBEDDER_QUANTIZERS, PAGE_EVALUATORS if pages else TEXT_EVALUATORS
 
 
 def plan(record: StudyRecord, runs: Mapping[RunId, Run]) -> tuple[Experiment, ...]:
