@@ -6,6 +6,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import llmquant as lq
@@ -21,6 +22,7 @@ from made_up import realistic_study, small_study, store_of
         (lambda: lq.load("./m", seed="a"), "seed must be a whole number, found 'a'"),
         (lambda: lq.load("./m", seed=1.5), "seed must be a whole number, found 1.5"),
         (lambda: lq.load("./m", seed=-1), "seed must be a whole number from 0 to 4294967295, found -1"),
+        (lambda: lq.load("./m", seed=np.int64(-1)), "seed must be a whole number from 0 to 4294967295, found -1"),
         (lambda: lq.load("./m", device=3), "device must be a text, found 3"),
         (lambda: lq.load(None), "model is None, which is not a model"),
         (lambda: lq.load_embedder("./m", seed=True), "seed must be a whole number, found True"),

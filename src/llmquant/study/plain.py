@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from llmquant.errors import OptionError, RequestError, raise_all
+from llmquant.errors import OptionError, RequestError, collecting, raise_all
 from llmquant.study.reading import brief, value_of
 
 P = ParamSpec("P")
@@ -23,6 +23,8 @@ _PLAIN: dict[str, Any] = {  # Any: types, by how annotations write them
 def plain_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Refuse an argument of a wrong type where the annotation is a plain type, a path, or a function.
 
+    Numbers of numpy are passed on as Python's.
+
     Raises:
         RequestError: for a wrong type, or a seed or limit that is out of range; `RequestErrors` for several.
     """
@@ -31,13 +33,14 @@ def plain_arguments(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         errors: list[RequestError] = []
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            try:
-                _check(name, annotations.get(name, ""), value)
-            except RequestError as error:
-                errors.append(error)
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if getattr(value, "shape", None) == ():  # a number of numpy, as from a table
+                bound.arguments[name] = value.item()
+            with collecting(errors):
+                _check(name, annotations.get(name, ""), bound.arguments[name])
         raise_all(errors)
-        return function(*args, **kwargs)
+        return function(*bound.args, **bound.kwargs)
 
     return checked
 
