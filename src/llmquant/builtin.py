@@ -17,7 +17,7 @@ _TORCHAO_LINE = 'pip install "llmquant[torchao]"'
 _GPTQ = 'pip install "llmquant[gptq]"'
 
 _quantizer = partial(PluginSpec, "quantizer", requires=TORCH, install=_LOCAL)
-_evaluator = partial(PluginSpec, "evaluator", requires=("torch>=2.8", "transformers>=5.0"), install=_LOCAL)
+_evaluator = partial(PluginSpec, "evaluator", requires=("torch>=2.8", "transformers>=5.22"), install=_LOCAL)
 _executor = partial(PluginSpec, "executor", accepts=())
 
 QUANTIZERS: tuple[PluginSpec, ...] = (
@@ -217,16 +217,16 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         options="llmquant.evaluators.lm_eval.options:LmEvalOptions",
         target="llmquant.evaluators.lm_eval.evaluator:LmEval",
         # 0.4.12 is the first version whose task manager builds only the requested tasks.
-        requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.0"),
+        requires=("lm-eval>=0.4.12", "torch>=2.8", "transformers>=5.22"),
         documents=True,
-        version="3",  # reads shared prefixes once on a CPU, and ends answers with what is scored
+        version="4",  # models that read padding answer one prompt at a time
     ),
     _evaluator(
         name="perplexity",
         summary="Prediction quality on a text: perplexity, bits per byte and nats per token.",
         options="llmquant.evaluators.perplexity.options:PerplexityOptions",
         target="llmquant.evaluators.perplexity.evaluator:Perplexity",
-        version="2",
+        version="3",  # reads all tokens that a tokenizer puts before a text
     ),
     _evaluator(
         name="fidelity",
@@ -234,6 +234,7 @@ EVALUATORS: tuple[PluginSpec, ...] = (
         options="llmquant.evaluators.fidelity.options:FidelityOptions",
         target="llmquant.evaluators.fidelity.evaluator:Fidelity",
         reference=True,
+        version="2",  # likewise
     ),
     _evaluator(
         name="memory",

@@ -6,7 +6,7 @@ from functools import partial
 
 from llmquant.plugins.spec import PluginSpec
 
-TORCH = ("torch>=2.8", "transformers>=5.0", "accelerate>=1.10", "safetensors>=0.6")
+TORCH = ("torch>=2.8", "transformers>=5.22", "accelerate>=1.10", "safetensors>=0.6")
 _EMBED = 'pip install "llmquant[embed]"'
 # mteb imports sentence-transformers wherever it evaluates.
 _MTEB = (*TORCH, "mteb>=2.26", "sentence-transformers>=6.0", "pillow>=11.3")

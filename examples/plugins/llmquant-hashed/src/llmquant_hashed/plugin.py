@@ -38,7 +38,7 @@ def llmquant_register():
             options="llmquant_hashed.plugin:HashedOptions",
             target="llmquant_hashed.embedder:Hashed",
             accepts=(),
-            requires=("torch>=2.8", "transformers>=5.0"),
+            requires=("torch>=2.8", "transformers>=5.22"),
             install="pip install 'llmquant-hashed' 'llmquant[embed]'",
         )
     ]

@@ -49,7 +49,7 @@ def llmquant_register():
             options="llmquant_repetition.plugin:RepetitionOptions",
             target="llmquant_repetition.evaluator:Repetition",
             documents=True,  # a study's --limit applies
-            requires=("torch>=2.8", "transformers>=5.0"),
+            requires=("torch>=2.8", "transformers>=5.22"),
             install="pip install llmquant-repetition",
         )
     ]

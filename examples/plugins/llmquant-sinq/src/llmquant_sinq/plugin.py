@@ -53,7 +53,7 @@ def llmquant_register():
             target="llmquant_sinq.quantizer:Sinq",
             presets={"sinq_g32": {"group_size": 32}, "sinq_g64": {"group_size": 64}},
             accepts=("causal_lm", "embedder"),
-            requires=("torch>=2.8", "transformers>=5.0"),
+            requires=("torch>=2.8", "transformers>=5.22"),
             install="pip install llmquant-sinq",
         )
     ]

@@ -2,7 +2,7 @@
 
 from llmquant import PluginSpec, hookimpl
 
-NEEDS = {"requires": ("torch>=2.8", "transformers>=5.0"), "install": "pip install llmquant-example 'llmquant[local]'"}
+NEEDS = {"requires": ("torch>=2.8", "transformers>=5.22"), "install": "pip install llmquant-example 'llmquant[local]'"}
 
 
 @hookimpl

@@ -42,7 +42,7 @@ def llmquant_register():
             options="llmquant_newplugin.plugin:NewPluginOptions",
             target="llmquant_newplugin.evaluator:NewPlugin",
             documents=True,  # a study's --limit applies
-            requires=("torch>=2.8", "transformers>=5.0"),
+            requires=("torch>=2.8", "transformers>=5.22"),
             install="pip install llmquant-newplugin",
         )
     ]

@@ -51,7 +51,7 @@ def llmquant_register():
             target="llmquant_newplugin.quantizer:NewPlugin",
             presets={"newplugin_g32": {"group_size": 32}, "newplugin_g64": {"group_size": 64}},
             accepts=("causal_lm", "embedder"),
-            requires=("torch>=2.8", "transformers>=5.0"),
+            requires=("torch>=2.8", "transformers>=5.22"),
             install="pip install llmquant-newplugin",
         )
     ]
