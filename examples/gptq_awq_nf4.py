@@ -84,5 +84,5 @@ frame[frame.metric.isin(["perplexity", "weights_bytes"])][["variant", "metric", 
 # %%
 checkpoints = {run.experiment.variant.quantizer.label: run.provenance["checkpoint"] for run in found.runs.values()}
 for variant, checkpoint in checkpoints.items():
-    if "seconds" in checkpoint:  # it was quantized with calibration
+    if checkpoint:
         print(f"{variant}: {checkpoint['seconds']:.0f} s")

@@ -60,6 +60,11 @@ def test_a_recipe_says_how_a_checkpoint_was_made(make, tiny_model):
     assert set(files) == {path.name for path in tiny_model.iterdir()}
 
 
+def test_a_converted_file_has_no_recipe(tmp_path):
+    """An entry of the cache that no quantizer made says nothing about quantizing."""
+    assert read_recipe(Cache(tmp_path).get("gguf", 1, lambda folder: None, name="model.gguf")) is None
+
+
 def test_a_checkpoint_is_made_in_a_process_of_its_own(make):
     """What a quantization leaves behind cannot show in a measurement."""
     make()

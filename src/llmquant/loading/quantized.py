@@ -85,6 +85,8 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:  # Any: a JSON object
     if not path.is_file():
         return None
     recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))  # Any: see above
+    if "quantizer" not in recipe:  # another entry of the cache, such as a converted .gguf file
+        return None
     return {key: value for key, value in recipe.items() if key != "files"}
 
 

@@ -96,9 +96,7 @@ def with_all_presets(study: Study, *, executor: str | Executor = "local") -> tup
         named = [known.choose("quantizer", Call(name)) for _, name in presets if name not in reasons]
         lacking = [each.use.label for each in named if missing_rows(each) and not is_made(each, cache)]
         if lacking and (offline := unreachable()):
-            reasons |= dict.fromkeys(
-                lacking, f"their calibration text is on the Hub, which cannot be reached: {offline}"
-            )
+            reasons |= dict.fromkeys(lacking, f"calibration text is on the Hub, which cannot be reached: {offline}")
     alike: dict[str, list[str]] = {}
     for name, why in reasons.items():
         alike.setdefault(why, []).append(name)
