@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HTTPError
 
 import llmquant as lq
+from llmquant.evaluators.hub_data import not_fetched
 from llmquant.plugins.context import Context
 from llmquant.plugins.registry import registry
 from llmquant.running import worker
@@ -99,3 +101,12 @@ def test_a_calibration_text_that_is_not_available_ends_the_job_before_anything_i
     """None of the variant's experiments can run, whatever it reads itself."""
     with pytest.raises(lq.errors.OptionError, match="gptq_4bit_g128: the rows of allenai/c4 are not"):
         fetch(experiments("memory", quantizer="gptq_4bit_g128"), context())
+
+
+def test_a_hub_that_does_not_answer_is_a_failure_to_fetch(monkeypatch):
+    """With either of the libraries that the Hub's client uses, by its version; a task's own mistake is none."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(HTTPError) as refused:
+        HfApi("http://127.0.0.1:9").dataset_info("org/texts")
+    assert not_fetched(refused.value)
+    assert not not_fetched(KeyError("question"))

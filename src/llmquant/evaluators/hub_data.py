@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-_FETCHING = ("datasets", "huggingface_hub", "httpx", "requests")
+_FETCHING = ("datasets", "huggingface_hub", "requests")
 
 
 def not_fetched(error: Exception) -> bool:
     """Return whether rows could not be fetched or read, rather than that a task's own code failed."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _FETCHING
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's, by version
+
+    return isinstance(error, OSError | HTTPError) or type(error).__module__.split(".")[0] in _FETCHING
 
 
 @contextlib.contextmanager
